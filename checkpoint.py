@@ -1,0 +1,288 @@
+"""One self-verifying .safetensors file per checkpoint. No pickle, in or out.
+
+    python checkpoint.py FILE        verify a checkpoint and print what is inside
+
+Layout: tensors under `model/<parameter>`, `optim/<parameter>/<slot>` and `rng/<rank>/<generator>`; everything else
+(epoch, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys in
+random order. safetensors has no checksum, so a sha256 over all tensors and the JSON is stored with them and checked
+on every load.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import math
+import os
+import random
+import re
+import shutil
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+FORMAT_VERSION = 1
+_KEY = "nanocaption"
+_BEST = re.compile(r"checkpoint_epoch_(\d+)_val_loss_(\d+\.\d{4})\.safetensors")
+_REQUIRED = ("epoch", "step", "model_state_dict", "optimizer_state_dict", "config", "tokenizer")
+
+
+def save(path: Path | str, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; the file appears complete and verified, or not at all.
+
+    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"},
+        "rng_state_dict" {rank: {generator: tensor}}; every other key must be JSON-ready.
+    Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
+    """
+    path = Path(path)
+    tensors, values = _pack(state)
+    text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)  # safetensors makes it private to the owner
+        load(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """The state `save` was given, verified; tensors on the CPU, independent of the file afterwards.
+
+    Raises ValueError with one line that names the file and the defect; nothing is ever unpickled.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}.")
+    header = read_header(path)
+    try:
+        tensors = safetensors.torch.load(path.read_bytes())
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    digest = header.pop("digest")
+    header.pop("format_version")
+    if _digest(tensors, _canonical(header)) != digest:
+        raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
+    state = _unpack(tensors, header)
+    missing = [key for key in _REQUIRED if key not in state]
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
+    return state
+
+
+def read_header(path: Path | str) -> dict[str, Any]:
+    """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+    except (safetensors.SafetensorError, OSError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    if _KEY not in metadata:
+        raise ValueError(f"{path} is a .safetensors file, but not a nanoCaption checkpoint.")
+    try:
+        header = json.loads(metadata[_KEY])
+        version = header["format_version"]
+        header["digest"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
+    if version != FORMAT_VERSION:
+        raise ValueError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update it.")
+    return header
+
+
+def copy(source: Path, target: Path) -> None:
+    """`target` gets the content of the checkpoint `source`: as a second name of the same file where the disk allows."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def best_name(epoch: int, val_loss: float) -> str:
+    return f"checkpoint_epoch_{epoch}_val_loss_{val_loss:.4f}.safetensors"
+
+
+def best_files(run: Path) -> list[Path]:
+    """The best checkpoints of a run's folder, lowest validation loss first."""
+    found = [(float(m[2]), int(m[1]), path) for path in run.iterdir() if (m := _BEST.fullmatch(path.name))]
+    return [path for _, _, path in sorted(found)]
+
+
+def keep_best(run: Path, number: int) -> None:
+    """Delete all but the `number` best checkpoints of a run. last.safetensors is never touched."""
+    for path in best_files(run)[number:]:
+        path.unlink()
+
+
+def newest_run(output_dir: Path | str, holding: str) -> Path | None:
+    """The run under `output_dir` whose newest file of the pattern `holding` is the newest of all; None without any."""
+    found = [(path.stat().st_mtime, path.parent) for path in Path(output_dir).glob(f"*/{holding}")]
+    return max(found)[1] if found else None
+
+
+def check_fits(model: torch.nn.Module, saved: dict[str, Tensor], origin: str) -> None:
+    """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model."""
+    expected = model.state_dict()
+    problems = [f"lacks {name}" for name in expected.keys() - saved.keys()]
+    problems += [f"has {name}, which the model has not" for name in saved.keys() - expected.keys()]
+    for name in expected.keys() & saved.keys():
+        a, b = saved[name], expected[name]
+        if a.shape != b.shape or a.dtype != b.dtype:
+            problems.append(f"{name} is {tuple(a.shape)} {a.dtype}, must be {tuple(b.shape)} {b.dtype}")
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"{origin} does not fit the model: it {'; it '.join(sorted(problems)[:5])}{more}.")
+
+
+def rng_state() -> dict[str, Tensor]:
+    """The global generators of python, numpy, torch and, where there is one, the current CUDA device, as tensors."""
+    _, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state()
+    state = {
+        "python": torch.tensor(words, dtype=torch.int64),
+        "python_gauss": torch.tensor(math.nan if gauss is None else gauss, dtype=torch.float64),
+        "numpy": torch.from_numpy(keys.astype(np.int64)),
+        "numpy_rest": torch.tensor([position, has_gauss, cached], dtype=torch.float64),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng_state(state: dict[str, Tensor]) -> None:
+    """Restore what rng_state() gave."""
+    gauss = state["python_gauss"].item()
+    random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
+    position, has_gauss, cached = state["numpy_rest"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(position), int(has_gauss), cached))
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+@contextlib.contextmanager
+def run_lock(run: Path) -> Iterator[None]:
+    """Hold a run's folder; a second process gets SystemExit at once. The kernel frees the lock of a killed process."""
+    with open(run / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip()
+            raise SystemExit(f"{run} is in use by {holder}. Wait for it, or set another RUN_NAME.") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def check_writable(folder: Path) -> None:
+    """Raise SystemExit, in the first second of a run, where files cannot be written in `folder` (it is made)."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise SystemExit(f"Cannot write in {folder}: {error.strerror}. Set OUTPUT_DIR to a folder of yours.") from error
+
+
+def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """state -> (tensors by flat name, the rest as JSON-ready values)."""
+    values = dict(state)
+    tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
+    optimizer = values.pop("optimizer_state_dict")
+    for name, slots in optimizer["state"].items():
+        tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
+    for rank, generators in values.pop("rng_state_dict", {}).items():
+        tensors |= {f"rng/{rank}/{name}": tensor for name, tensor in generators.items()}
+    values["optimizer_param_groups"] = optimizer["param_groups"]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, values
+
+
+def _unpack(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+    state = dict(values)
+    model, optimizer, rng = {}, {}, {}
+    for key, tensor in tensors.items():
+        room, _, name = key.partition("/")
+        if room == "model":
+            model[name] = tensor
+        elif room == "optim":
+            parameter, _, slot = name.rpartition("/")
+            optimizer.setdefault(parameter, {})[slot] = tensor
+        elif room == "rng":
+            rank, _, generator = name.partition("/")
+            rng.setdefault(rank, {})[generator] = tensor
+        else:
+            raise ValueError(f"The checkpoint holds an unknown tensor {key!r}.")
+    state["model_state_dict"] = model
+    state["optimizer_state_dict"] = {"state": optimizer, "param_groups": state.pop("optimizer_param_groups", [])}
+    state["rng_state_dict"] = rng
+    return state
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _sync_folder(folder: Path) -> None:
+    # Without this a power loss can undo the rename.
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) != 1 or argv[0] in ("-h", "--help"):
+        raise SystemExit("Usage: python checkpoint.py FILE    verify a checkpoint and print what is inside")
+    try:
+        state = load(argv[0])
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    model = state["model_state_dict"]
+    print(f"{argv[0]}: whole, digest verified")
+    print(f"  epoch {state['epoch']}, step {state['step']}, best validation loss {state.get('best_val_loss')}")
+    print(f"  {len(model)} model tensors, {sum(t.numel() for t in model.values()):,} values")
+    print(f"  optimizer state of {len(state['optimizer_state_dict']['state'])} parameters")
+    print(f"  generators of {len(state['rng_state_dict'])} process(es)")
+    for name, value in sorted(state["config"].items()):
+        print(f"  {name} = {value!r}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,376 @@
+"""Every setting of nanoCaption. Edit the values here, then run `python train.py`.
+
+Three ways to change a setting, each stronger than the one before:
+    1. edit the constant in this file
+    2. name a recipe:      python train.py recipes/flickr8k_vit_tiny.py
+    3. give a flag:        python train.py --batch-size 64 --no-freeze-encoder --resume-checkpoint-path last
+The value `none` on the command line stands for None. `python train.py --help` lists all settings.
+"""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import runpy
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+# --- Data ---
+DATASET: str = "demo"  # "demo" (drawn here), "flickr30k" (downloaded), or a name of your own with RAW_DATA_DIR
+DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
+RAW_DATA_DIR: str | None = None  # folder with your pictures and captions; read, never changed
+HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" is downloaded from
+HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
+DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all
+DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
+NUM_WORKERS: int = 2  # processes that read images; 0 reads in the training process
+CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
+
+# --- Text ---
+VOCAB_SIZE: int = 1000  # byte-level BPE trained on the training captions; 256 bytes and 4 special tokens included
+MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut
+PAD_TOKEN_ID: int = 0
+START_TOKEN_ID: int = 1
+END_TOKEN_ID: int = 2
+UNK_TOKEN_ID: int = 3
+
+# --- Encoder ---
+ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
+FREEZE_ENCODER: bool = False  # keep a pretrained encoder as it is
+IMAGE_SIZE: int | None = 64  # side in pixels of the encoder's input; None = the pretrained encoder's own size
+VIT_PATCH_SIZE: int = 8  # from scratch: one token per patch of this side, pixels
+VIT_STEM: Literal["conv", "patch"] = "conv"  # from scratch: small convolutions (learns faster) or one linear patch map
+VIT_EMBED_DIM: int = 128  # from scratch: width
+VIT_LAYERS: int = 3  # from scratch: depth
+VIT_HEADS: int = 4  # from scratch: attention heads
+
+# --- Decoder ---
+DECODER_EMBED_DIM: int = 128  # width
+DECODER_HEADS: int = 4  # attention heads
+DECODER_LAYERS: int = 3  # depth
+DECODER_FF_DIM: int = 512  # width of the feed-forward layers
+DECODER_DROPOUT: float = 0.1  # on embeddings, attention outputs and feed-forward outputs
+
+# --- Training ---
+SEED: int = 1  # fixes the initial weights, the data order and the dropout
+DEVICE: str = "auto"  # "auto", "cpu", "mps", "cuda" or "cuda:1"
+PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
+NUM_EPOCHS: int = 14  # an epoch visits each image-caption pair once
+BATCH_SIZE: int = 80  # image-caption pairs per forward pass and process
+CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
+GRAD_ACCUM_STEPS: int = 1  # forward passes per optimizer step
+LEARNING_RATE: float = 1.5e-3  # peak rate of all weights that are not the encoder's
+ENCODER_LEARNING_RATE: float | None = None  # peak rate of the encoder; None = LEARNING_RATE
+LR_SCHEDULE: Literal["constant", "linear", "cosine", "step"] = "cosine"  # after the warmup
+WARMUP_STEPS: int = 100  # optimizer steps from WARMUP_LR to LEARNING_RATE
+WARMUP_RATIO: float | None = None  # the warmup as a share of all steps; replaces WARMUP_STEPS
+WARMUP_LR: float = 0.0  # rate at the start of the warmup
+MIN_LR: float = 1e-5  # rate at the end of "linear" and "cosine", floor of "step"
+LR_DECAY_RATE: float = 0.8  # "step": factor applied after every epoch
+WEIGHT_DECAY: float = 0.05  # not on biases, norms and embeddings
+ADAM_BETAS: tuple[float, float] = (0.9, 0.98)
+ADAM_EPS: float = 1e-8
+GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
+LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
+VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
+VALIDATION_SCORE_IMAGES: int = 200  # validation images captioned (greedy) and scored each time; 0 = loss only
+EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the run stops; 0 = never
+
+# --- Runs ---
+OUTPUT_DIR: str = "runs"  # each run gets a folder of its own in here
+RUN_NAME: str | None = None  # name of that folder; None = DATASET and the next free number
+RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last" for the newest one under OUTPUT_DIR
+KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
+LOG_WANDB: bool = False  # copy the log to Weights & Biases
+WANDB_PROJECT: str = "nanocaption"
+WANDB_ENTITY: str | None = None  # None = your default entity
+
+# --- Captioning and scores ---
+EVAL_BATCH_SIZE: int = 50  # images captioned at once
+BEAM_SIZE: int = 3  # 1 = greedy
+LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_PENALTY; larger = longer captions
+
+# What fixes the model and what it reads and writes. It is taken from the checkpoint when one is used, and may
+# not change on a resume.
+CHECKPOINT_SETTINGS = (
+    "DATASET", "DATA_CUTOFF", "DATA_SEED", "VOCAB_SIZE", "MAX_SEQ_LEN",
+    "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
+    "ENCODER_MODEL_NAME", "FREEZE_ENCODER", "IMAGE_SIZE",
+    "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",
+    "DECODER_EMBED_DIM", "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM",
+)  # fmt: skip
+# On top of these, what fixes the course of the training itself.
+RESUME_SETTINGS = (
+    *CHECKPOINT_SETTINGS,
+    "SEED", "BATCH_SIZE", "CAPTIONS_PER_IMAGE", "GRAD_ACCUM_STEPS", "PRECISION", "DECODER_DROPOUT",
+    "LEARNING_RATE", "ENCODER_LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WARMUP_RATIO", "WARMUP_LR", "MIN_LR",
+    "LR_DECAY_RATE", "WEIGHT_DECAY", "ADAM_BETAS", "ADAM_EPS", "GRAD_CLIP_VALUE", "LABEL_SMOOTHING",
+)  # fmt: skip
+
+_AT_LEAST_ONE = (
+    "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
+    "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
+    "GRAD_ACCUM_STEPS", "VALIDATION_INTERVAL", "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
+    "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
+)  # fmt: skip
+_ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
+_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+
+_HINTS = typing.get_type_hints(sys.modules[__name__])
+_TYPES: dict[str, Any] = {name: kind for name, kind in _HINTS.items() if name.isupper() and name[0] != "_"}
+CONSTANTS: dict[str, Any] = {name: globals()[name] for name in _TYPES}
+Settings = dataclasses.make_dataclass("Settings", list(_TYPES.items()), frozen=True)
+Settings.__doc__ = "All settings of config.py, checked, as attributes; frozen."
+
+
+def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
+    """The settings: constants, then `base`, then the recipe and then the flags in argv.
+
+    argv: e.g. sys.argv[1:]; at most one positional, the path of a recipe.
+    base: values by name that replace the constants, e.g. those a checkpoint was trained with; unknown names are left
+        out, so that a checkpoint of an older program still serves.
+    Returns a frozen Settings. Raises SystemExit with every problem found, one line each; --help prints and exits.
+    """
+    values = dict(CONSTANTS)
+    # A value of this file may be wrong as well: it was edited by hand.
+    problems = [problem for name in values for problem in [_type_problem(name, values[name])] if problem]
+    for name, value in (base or {}).items():
+        if name in values:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    recipe, flags, flag_problems = _parse_argv(argv)
+    # After a misspelt flag, "the recipe" may be that flag's value.
+    for name, value in _read_recipe(recipe).items() if recipe and not flag_problems else ():
+        problems += _assign(values, name, value, f"{recipe}: ")
+    for name, value in flags.items():
+        problems += _assign(values, name, value, "")
+    problems += flag_problems
+    if not problems:
+        problems = _range_problems(values) + _cross_problems(values)
+    if problems:
+        raise SystemExit("Settings are not right:\n" + "\n".join(f"  - {problem}" for problem in problems))
+    return Settings(**values)
+
+
+def as_dict(settings: Any) -> dict[str, Any]:
+    """The settings by name."""
+    return dataclasses.asdict(settings)
+
+
+def unchanged_since(saved: dict[str, Any]) -> set[str]:
+    """The settings whose constant in this file is what it was when `saved` (CONSTANTS, through JSON) was stored."""
+    return {name for name, value in CONSTANTS.items() if name in saved and _same(value, saved[name])}
+
+
+def differences(settings: Any, saved: dict[str, Any], names: typing.Iterable[str]) -> list[str]:
+    """"NAME: old -> new" for each of `names` whose value is not the saved one (which went through JSON)."""
+    current = as_dict(settings)
+    pairs = [(name, saved.get(name), current[name]) for name in names]
+    return [f"{name}: {old!r} -> {new!r}" for name, old, new in pairs if not _same(old, new)]
+
+
+def _same(a: Any, b: Any) -> bool:
+    return (list(a) if isinstance(a, tuple) else a) == (list(b) if isinstance(b, tuple) else b)
+
+
+def _assign(values: dict[str, Any], name: str, value: Any, origin: str) -> list[str]:
+    if name not in values:
+        return [f"{origin}{name} is not a setting{_nearest(name, values)}"]
+    if isinstance(value, int) and not isinstance(value, bool) and _accepts(name, float) and not _accepts(name, int):
+        value = float(value)  # LEARNING_RATE = 1 means 1.0
+    problem = _type_problem(name, value)
+    if problem:
+        return [origin + problem]
+    values[name] = value
+    return []
+
+
+def _accepts(name: str, kind: type) -> bool:
+    return kind is _TYPES[name] or kind in typing.get_args(_TYPES[name])
+
+
+def _type_problem(name: str, value: Any) -> str | None:
+    kind = _TYPES[name]
+    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return None
+        elif typing.get_origin(option) is tuple:
+            parts = typing.get_args(option)
+            if isinstance(value, tuple) and len(value) == len(parts) and all(
+                isinstance(v, (int, float)) and not isinstance(v, bool) for v in value
+            ):
+                return None
+        elif type(value) is option or (option is float and type(value) is int):
+            return None
+    return f"{name} = {value!r}: must be {_type_text(kind)}"
+
+
+def _type_text(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_type_text(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "none"}
+    return names[kind]
+
+
+def _range_problems(values: dict[str, Any]) -> list[str]:
+    rules = (
+        (_AT_LEAST_ONE, lambda v: v >= 1, "must be 1 or more"),
+        (_NOT_NEGATIVE, lambda v: 0 <= v < float("inf"), "must be 0 or more, and finite"),
+        (_ABOVE_ZERO, lambda v: 0 < v < float("inf"), "must be above 0, and finite"),
+        (_FRACTIONS, lambda v: 0 <= v < 1, "must be at least 0 and below 1"),
+    )
+    return [
+        f"{name} = {values[name]!r}: {text}"
+        for names, holds, text in rules
+        for name in names
+        if values[name] is not None and not holds(values[name])
+    ]
+
+
+def _cross_problems(values: dict[str, Any]) -> list[str]:
+    v = types.SimpleNamespace(**values)
+    problems = []
+
+    def require(holds: bool, text: str) -> None:
+        if not holds:
+            problems.append(text)
+
+    ids = (v.PAD_TOKEN_ID, v.START_TOKEN_ID, v.END_TOKEN_ID, v.UNK_TOKEN_ID)
+    require(ids == (0, 1, 2, 3), f"PAD, START, END, UNK_TOKEN_ID = {ids}: must be 0, 1, 2, 3, the tokenizer's own")
+    require(v.VOCAB_SIZE >= 260, f"VOCAB_SIZE = {v.VOCAB_SIZE}: needs at least 260 (256 bytes and 4 special tokens)")
+    require(v.MAX_SEQ_LEN >= 3, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: needs at least 3 (<start>, one token, <end>)")
+    require(
+        v.DECODER_EMBED_DIM % v.DECODER_HEADS == 0,
+        f"DECODER_EMBED_DIM = {v.DECODER_EMBED_DIM} must be a multiple of DECODER_HEADS = {v.DECODER_HEADS}",
+    )
+    require(
+        v.BATCH_SIZE >= v.CAPTIONS_PER_IMAGE,
+        f"BATCH_SIZE = {v.BATCH_SIZE} counts captions and must be at least CAPTIONS_PER_IMAGE = {v.CAPTIONS_PER_IMAGE}",
+    )
+    require(
+        v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}"
+    )
+    require(
+        all(0 <= beta < 1 for beta in v.ADAM_BETAS), f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1"
+    )
+    kind, _, number = v.DEVICE.partition(":")
+    require(
+        kind in ("auto", "cpu", "mps", "cuda") and (not number or number.isdigit()),
+        f"DEVICE = {v.DEVICE!r}: must be auto, cpu, mps, cuda or cuda:<number>",
+    )
+    for name in ("DATASET", "RUN_NAME"):
+        text = getattr(v, name)
+        require(
+            text is None or (text not in ("", ".", "..") and not set(text) & set("/\\\0")),
+            f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
+        )
+    if v.ENCODER_MODEL_NAME is None:
+        require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
+        require(
+            v.IMAGE_SIZE is not None and v.IMAGE_SIZE % v.VIT_PATCH_SIZE == 0,
+            f"IMAGE_SIZE = {v.IMAGE_SIZE} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
+        )
+        require(
+            v.VIT_EMBED_DIM % v.VIT_HEADS == 0,
+            f"VIT_EMBED_DIM = {v.VIT_EMBED_DIM} must be a multiple of VIT_HEADS = {v.VIT_HEADS}",
+        )
+        require(
+            v.VIT_STEM == "patch" or v.VIT_PATCH_SIZE in (2, 4, 8, 16, 32),
+            f"VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}: VIT_STEM 'conv' halves the picture each time: 2, 4, 8, 16 or 32",
+        )
+    return problems
+
+
+def _read_recipe(path: str) -> dict[str, Any]:
+    if not Path(path).is_file():
+        raise SystemExit(f"There is no recipe {path!r}. A recipe is a Python file of settings, see recipes/.")
+    try:
+        namespace = runpy.run_path(path)
+    except Exception as error:
+        raise SystemExit(f"The recipe {path!r} does not run: {type(error).__name__}: {error}") from error
+    return {name: value for name, value in namespace.items() if name.isupper()}
+
+
+def _parse_argv(argv: list[str]) -> tuple[str | None, dict[str, Any], list[str]]:
+    """argv -> (recipe path, values by name, problems). Types are checked here, so that all problems come at once."""
+    parser = _parser()
+    known, unknown = parser.parse_known_args(argv)
+    flags, problems = {}, []
+    for name, text in vars(known).items():
+        if name == "recipe" or text is None:
+            continue
+        flags[name] = _from_text(name, text)
+    options = ["--" + name.lower().replace("_", "-") for name in _TYPES]
+    for word in unknown:
+        if word.startswith("--"):
+            problems.append(f"{word} is not a flag{_nearest(word.split('=')[0], options)}")
+        elif not problems:
+            problems.append(f"{word!r} is one word too many: give one recipe, and each flag one value")
+    return known.recipe, flags, problems
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="All settings. [Defaults] are those of config.py; a recipe changes them, a flag has the last word.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),
+    )
+    parser.add_argument("recipe", nargs="?", help="a Python file of settings, e.g. recipes/flickr8k_vit_tiny.py")
+    for section, names in _comments().items():
+        group = parser.add_argument_group(section)
+        for name, comment in names.items():
+            flag = "--" + name.lower().replace("_", "-")
+            text = (comment + " " if comment else "") + f"[{CONSTANTS[name]}]"
+            text = text.replace("%", "%%")
+            if _TYPES[name] is bool:
+                group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+            else:
+                group.add_argument(flag, dest=name, metavar=name.split("_")[-1], help=text)
+    return parser
+
+
+def _from_text(name: str, text: Any) -> Any:
+    """A flag's text as the setting's type; text that does not fit is returned as it is and refused by type."""
+    if isinstance(text, bool) or (text.lower() == "none" and _accepts(name, types.NoneType)):
+        return text if isinstance(text, bool) else None
+    try:
+        if typing.get_origin(_TYPES[name]) is tuple:
+            return tuple(float(part) for part in text.split(","))
+        if _accepts(name, int):
+            return int(text)
+        if _accepts(name, float):
+            return float(text)
+    except ValueError:
+        pass
+    return text
+
+
+def _comments() -> dict[str, dict[str, str]]:
+    """{section: {setting: its comment}}, read from this file, so that the help cannot disagree with it."""
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
+    sections: dict[str, dict[str, str]] = {}
+    starts = {node.lineno: node.target.id for node in ast.parse("\n".join(lines)).body
+              if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name)}  # fmt: skip
+    for number, line in enumerate(lines, start=1):
+        if line.startswith("# --- "):
+            section = line.strip("# -")
+            sections[section] = {}
+        elif starts.get(number) in _TYPES:
+            sections[section][starts[number]] = line.partition("  # ")[2]
+    return sections
+
+
+def _nearest(word: str, choices: typing.Iterable[str]) -> str:
+    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+    return f"; did you mean {close[0]}?" if close else "; `python train.py --help` lists them all"

@@ -1,0 +1,258 @@
+"""Prepared data -> batches of tensors: the one image transform, captions as ids, the epoch's order, feature cache.
+
+The order of an epoch is a pure function of (seed, epoch), so a resume finds its place without replaying anything,
+with any number of workers.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from torchvision.io import ImageReadMode, decode_jpeg, read_file
+from torchvision.transforms.v2 import functional as transforms
+
+Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together), numbers within the data set
+
+
+class Batch(NamedTuple):
+    """N images, B captions, T tokens of the longest caption here, without its <end> or its <start>."""
+
+    images: Tensor  # uint8 (N, 3, S, S); features float16 (N, P, E) where a cache is used
+    decoder_input_tokens: Tensor  # int64 (B, T), <start> first
+    target_tokens: Tensor  # int64 (B, T), <end> last, then padding
+    image_index: Tensor  # int64 (B,), which image each caption belongs to
+
+    def to(self, device: torch.device) -> "Batch":
+        """On `device`; image_index stays on the CPU, where the model looks at it without waiting for the device."""
+        images, inputs, targets = (t.to(device, non_blocking=True) for t in self[:3])
+        return Batch(images, inputs, targets, self.image_index)
+
+
+def load_records(folder: Path | str, split: str, cutoff: int | None = None) -> list[dict[str, Any]]:
+    """The images of a split of a prepared data set: {"file_name", "captions", ...} each, in the set's own order.
+
+    cutoff: only the first so many. Raises ValueError where the split has no image.
+    """
+    path = Path(folder) / "captions.json"
+    records = json.loads(path.read_text(encoding="utf-8"))["images"]
+    chosen = [record for record in records if record["split"] == split]
+    if not chosen:
+        splits = sorted({record["split"] for record in records})
+        raise ValueError(f"{path} has no image of the split {split!r}; it has {', '.join(splits) or 'no images'}.")
+    return chosen[:cutoff]
+
+
+class ImageTextDataset(Dataset):
+    """Pictures with their captions as token ids. Items are chosen by Group, see `epoch_groups`.
+
+    records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
+    image_spec: how the encoder wants its pictures (encoder.read_image_spec).
+    features: (images, P, E), takes the place of the pictures.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict[str, Any]],
+        images_dir: Path | str,
+        token_ids: Sequence[Sequence[Sequence[int]]],
+        image_spec: dict[str, Any],
+        features: np.ndarray | None = None,
+    ):
+        self.paths = [Path(images_dir) / record["file_name"] for record in records]
+        self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
+        self.image_spec = image_spec
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def first(self, number: int) -> "ImageTextDataset":
+        """The same set with only its first `number` images."""
+        part = copy.copy(self)
+        part.paths, part.token_ids = self.paths[:number], self.token_ids[:number]
+        return part
+
+    def __getitem__(self, group: Group) -> tuple[Tensor, list[np.ndarray]]:
+        """(image uint8 (3, S, S) or its features (P, E), the captions' ids)"""
+        image, captions = group
+        if self.features is None:
+            pixels = load_image(self.paths[image], self.image_spec)
+        else:
+            pixels = torch.from_numpy(np.array(self.features[image]))
+        return pixels, [self.token_ids[image][caption] for caption in captions]
+
+
+def collate_fn(items: Sequence[tuple[Tensor, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
+    """Items of ImageTextDataset -> a Batch, padded to its longest caption."""
+    captions = [ids for _, group in items for ids in group]
+    index = [number for number, (_, group) in enumerate(items) for _ in group]
+    length = max((len(ids) for ids in captions), default=1) - 1
+    tokens = np.full((len(captions), length + 1), pad_id, dtype=np.int64)
+    for row, ids in zip(tokens, captions, strict=True):
+        row[: len(ids)] = ids
+    inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
+    # The input never holds <end>: where it stood, nothing real follows.
+    for row, ids in zip(inputs, captions, strict=True):
+        row[len(ids) - 1 :] = pad_id
+    images = torch.stack([pixels for pixels, _ in items])
+    return Batch(images, torch.from_numpy(inputs), torch.from_numpy(targets), torch.tensor(index, dtype=torch.int64))
+
+
+def epoch_groups(caption_counts: Sequence[int], per_image: int, seed: int, epoch: int) -> list[Group]:
+    """Every (image, caption) pair once, in groups of at most `per_image` captions of one image, shuffled.
+
+    A pure function of its arguments; which captions of an image travel together changes from epoch to epoch.
+    """
+    rng = random.Random(f"order-{seed}-{epoch}")
+    groups = []
+    for image, count in enumerate(caption_counts):
+        captions = list(range(count))
+        rng.shuffle(captions)
+        groups += [(image, tuple(captions[i : i + per_image])) for i in range(0, count, per_image)]
+    rng.shuffle(groups)
+    return groups
+
+
+def in_order(caption_counts: Sequence[int]) -> list[Group]:
+    """Every image once with all its captions, in the set's own order: for validation and captioning."""
+    return [(image, tuple(range(count))) for image, count in enumerate(caption_counts)]
+
+
+def epoch_steps(
+    groups: Sequence[Group], batch_size: int, accumulate: int, rank: int = 0, ranks: int = 1
+) -> list[list[list[Group]]]:
+    """The optimizer steps of an epoch for one process: per step its micro-batches, at most `accumulate`, of groups.
+
+    batch_size: groups per micro-batch. A step takes the next ranks * accumulate * batch_size groups, dealt out to the
+    ranks, so that the order of the data does not depend on their number. A rest too small to give every rank something
+    joins the step before. Raises ValueError where there are fewer groups than ranks.
+    """
+    if len(groups) < ranks:
+        raise ValueError(f"{len(groups)} groups of captions cannot be dealt out to {ranks} processes.")
+    per_step = ranks * accumulate * batch_size
+    steps = [list(groups[i : i + per_step]) for i in range(0, len(groups), per_step)]
+    if len(steps[-1]) < ranks:
+        steps[-2] += steps.pop()
+    dealt = [step[rank::ranks] for step in steps]
+    return [chunks(mine, batch_size) for mine in dealt]
+
+
+class _Batches(Sampler):
+    def __init__(self, batches: Sequence[Sequence[Group]]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Sequence[Group]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def make_loader(
+    dataset: ImageTextDataset, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
+) -> DataLoader:
+    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
+    return DataLoader(
+        dataset,
+        batch_sampler=_Batches(batches),
+        collate_fn=collate_fn,
+        num_workers=min(workers, len(batches)),
+        pin_memory=pin_memory,
+        # Making an iterator draws from the global generator otherwise, and so would change the training.
+        generator=torch.Generator(),
+    )
+
+
+def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:
+    return [groups[i : i + size] for i in range(0, len(groups), size)]
+
+
+def load_image(path: Path | str, image_spec: dict[str, Any]) -> Tensor:
+    """The picture as an encoder wants it: uint8 (3, S, S), resized with antialiasing, upright as its EXIF says.
+
+    Raises ValueError with the path where it cannot be read.
+    """
+    try:
+        pixels = _read_rgb(Path(path))
+    except (OSError, RuntimeError, ValueError, Image.DecompressionBombError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(f"The picture {path} cannot be read: {reason}") from error
+    mode = transforms.InterpolationMode(image_spec["interpolation"])
+    side = image_spec["resize"]
+    size = [side] if image_spec["crop"] else [side, side]  # [side]: the shorter side, keeping the shape
+    pixels = transforms.resize(pixels, size, interpolation=mode, antialias=True)
+    return transforms.center_crop(pixels, [image_spec["size"]] * 2) if image_spec["crop"] else pixels
+
+
+def _read_rgb(path: Path) -> Tensor:
+    """uint8 (3, H, W)"""
+    if path.suffix.lower() in (".jpg", ".jpeg"):
+        try:
+            # Resizing a tensor of bytes is about three times as fast as PIL's resize.
+            return decode_jpeg(read_file(str(path)), mode=ImageReadMode.RGB, apply_exif_orientation=True)
+        except RuntimeError:
+            pass  # another format under a wrong name, CMYK, ...: PIL knows more kinds, and has clearer errors
+    with Image.open(path) as image:
+        image = ImageOps.exif_transpose(image)
+        if image.mode in ("I;16", "I;16B", "I;16L", "I"):  # convert("RGB") would turn all of it white
+            image = Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).clip(0, 255).astype(np.uint8))
+        if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+
+def cached_features(
+    folder: Path, split: str, key: str, dataset: ImageTextDataset, encode: Callable[[Tensor], Tensor], workers: int
+) -> np.ndarray:
+    """A frozen encoder's output for every image of `dataset`, float16 (images, P, E), memory-mapped from `folder`.
+
+    Computed now, with a progress bar, unless `folder` holds it for the same split and `key` (see `features_key`).
+    encode: uint8 images (N, 3, S, S) -> features (N, P, E).
+    """
+    from tqdm import tqdm
+
+    path = folder / f"features_{split}_{key[:16]}.npy"
+    if path.is_file():
+        return np.load(path, mmap_mode="r")
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    loader = make_loader(dataset, chunks([(image, ()) for image in range(len(dataset))], 32), workers)
+    store, done = None, 0
+    try:
+        with tqdm(total=len(dataset), desc=f"encoder features, {split}", unit="image", mininterval=1) as bar:
+            for batch in loader:
+                features = encode(batch.images).to(torch.float16).cpu().numpy()
+                if store is None:
+                    shape = (len(dataset), *features.shape[1:])
+                    bar.write(f"Keeping the frozen encoder's output, {2 * np.prod(shape) / 1e9:.2f} GB, in {path}")
+                    store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
+                store[done : done + len(features)] = features
+                done += len(features)
+                bar.update(len(features))
+        store.flush()
+        os.replace(temporary, path)  # under its name the file is always whole
+    finally:
+        temporary.unlink(missing_ok=True)
+    return np.load(path, mmap_mode="r")
+
+
+def features_key(dataset: ImageTextDataset, weights: dict[str, Tensor]) -> str:
+    """sha256 over what the features depend on: encoder weights, image transform, the pictures' names and sizes."""
+    digest = hashlib.sha256(json.dumps(dataset.image_spec, sort_keys=True).encode())
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    for path in dataset.paths:
+        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+    return digest.hexdigest()

@@ -1,0 +1,9 @@
+"""The built-in demo set: drawn scenes, five captions for each, and a check of captions against scenes."""
+
+from demo_set.build import draw_demo_set
+from demo_set.captions import describe_scene
+from demo_set.drawing import draw_scene
+from demo_set.scenes import sample_scene
+from demo_set.truth import TRUTH_KINDS, caption_truth
+
+__all__ = ["TRUTH_KINDS", "caption_truth", "describe_scene", "draw_demo_set", "draw_scene", "sample_scene"]

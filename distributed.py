@@ -1,0 +1,73 @@
+"""Rank, world size, reduce and gather. On one process, without torchrun, every function is a no-op."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start(device_kind: str) -> None:
+    """Join the process group that torchrun announces in the environment; nothing to do on one process."""
+    if world_size_of_environment() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device_kind == "cuda" else "gloo")
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size_of_environment() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Which of this machine's processes this is; names its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over all ranks, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum the gradients over all ranks, in place.
+
+    One flat buffer in a fixed order. DistributedDataParallel regroups its buckets after the first step, so that a
+    resumed run of three or more ranks would sum in another order than the uninterrupted one.
+    """
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    offset = 0
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = flat[offset : offset + gradient.numel()].view_as(gradient)
+        offset += gradient.numel()
+
+
+def gather(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks in one list, rank after rank, on every rank. Rows are plain JSON-like data."""
+    if not dist.is_initialized():
+        return rows
+    gathered: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]

@@ -1,0 +1,1 @@
+from metrics.ptb import ptb_tokenize

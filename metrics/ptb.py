@@ -1,0 +1,169 @@
+"""Penn Treebank tokens for captions, as the Java tokenizer of pycocoevalcap gives them, without Java."""
+
+import re
+import warnings
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+
+from metrics.ptb_characters import shadow
+from metrics.ptb_rules import (
+    ABBREVIATIONS,
+    BEFORE_NUMBER,
+    CAPITAL_ABBREVIATIONS,
+    SMALL_ABBREVIATIONS,
+    SPACES,
+    plain,
+    rules_by_first_character,
+)
+
+# Dropped from the scores. Brackets are escaped in lower case (-lrb-) and so, unlike in Penn Treebank text, stay.
+PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
+
+LINE_ENDS = re.compile("[\r\v\f\u2028\u2029]")
+NEVER_PLAIN = frozenset(
+    "cannot gonna gotta lemme gimme wanna".split()
+    + " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
+)
+# A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks like one
+# of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word whose period
+# depends on the next word) and its caption looks like the third.
+ODD_CHUNK = re.compile(r"<|[^!-~]|[0-9]\)?$")
+ODD_ENDING = re.compile(r"(?:^| )(?:[a-z]\.|(?:art|ca|figs?|nos?|op|pp|prop) \.)$")
+ODD_CAPTION = re.compile(
+    r"<|[^ -~]|[0-9]\)? [0-9]|[A-Za-z]\. *(?:$| [A-Z])|(?i:art|ca|figs?|nos?|op|pp|prop)\.(?: [0-9]|$)"
+)
+CACHE_LIMIT = 500_000
+_chunk_cache: dict[str, str] = {}  # chunk -> kept tokens; a memo, bounded
+_odd_chunk_cache: dict[str, str] = {}  # the same, for chunks whose caption has to be looked at
+
+
+def ptb_tokenize(captions: Sequence[str]) -> list[str]:
+    """The tokens of each caption, lower case, punctuation dropped, joined by single spaces.
+
+    `captions` is one batch, in order: as in the reference, a word at the end of a caption can depend on how the next
+    caption begins ("plan b." keeps its period before "Two men", not before "The dog"). Tokenise the references as one
+    batch and the candidates as another, both in annotation order. Equal to pycocoevalcap 1.2 (CoreNLP 3.4.1), with
+    one deliberate difference: a carriage return, form feed, vertical tab, U+2028 or U+2029 inside a caption is taken
+    as a space, with a warning, where the reference would move all later captions to wrong images.
+    Raises ValueError for anything that is not a string, and for half a surrogate pair.
+    """
+    captions = _clean_lines(captions)
+    cached = _chunk_cache.get
+    tokens: list[str] = []
+    batch: tuple[str, str, list[int]] | None = None
+    reached = 0  # how far into the batch the last token of the captions before this one ran (a tag can cross lines)
+    last = len(captions) - 1
+    for index, caption in enumerate(captions):
+        chunks = caption.split(" ")
+        parts = [cached(chunk) for chunk in chunks]
+        context = index == last or reached or ". ." in caption
+        if None in parts and not context:
+            parts = [_chunk_tokens(chunk) for chunk in chunks]
+            context = any(chunk in _odd_chunk_cache for chunk in chunks) and ODD_CAPTION.search(caption)
+        if context:
+            batch = batch or _batch_text(captions)
+            parts, reached = _scan_caption(batch, index, reached)
+        tokens.append(" ".join(filter(None, parts)))
+    return tokens
+
+
+def _clean_lines(captions: Sequence[str]) -> list[str]:
+    if isinstance(captions, str):
+        raise ValueError(f"captions must be a list of strings, got one string: {captions[:60]!r}")
+    captions = list(captions)
+    for index, caption in enumerate(captions):
+        if not isinstance(caption, str):
+            raise ValueError(f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}")
+    text = "\n".join(captions)
+    if text.count("\n") >= max(1, len(captions)):
+        captions = [caption.replace("\n", " ") for caption in captions]
+    if not text.isascii():
+        _refuse_surrogates(captions)
+    if LINE_ENDS.search(text):
+        odd = sum(LINE_ENDS.search(caption) is not None for caption in captions)
+        warnings.warn(f"{odd} of {len(captions)} captions contain a line separator (such as \\r or U+2028): taken as a "
+                      "space; pycocoevalcap would shift every later caption to a wrong image there", stacklevel=3)
+        captions = [LINE_ENDS.sub(" ", caption) for caption in captions]
+    return captions
+
+
+def _refuse_surrogates(captions: list[str]) -> None:
+    for index, caption in enumerate(captions):
+        try:
+            caption.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"caption {index} contains half a surrogate pair, which is no character: {caption!r:.60}; "
+                             "decode the file as UTF-8") from error
+
+
+def _batch_text(captions: list[str]) -> tuple[str, str, list[int]]:
+    text = "\n".join(captions)
+    return text, shadow(text), [0, *accumulate(len(caption) + 1 for caption in captions)]
+
+
+def _scan_caption(batch: tuple[str, str, list[int]], index: int, reached: int) -> tuple[list[str], int]:
+    """The kept tokens of one caption, and where the next one begins if a token ran past the line end (else 0)."""
+    text, alphabet, starts = batch
+    start, end = starts[index], starts[index + 1] - 1
+    kept = []
+    if reached:
+        kept = [plain(text[start : min(reached, end)])]
+        if reached > end:
+            return kept, reached
+        start = reached
+    tokens, stop = scan(text, alphabet, start, end)
+    if stop > end:
+        tokens[-1] = tokens[-1].split("\n")[0]
+    tokens = " ".join(kept + tokens).rstrip().split(" ")
+    return [token for token in tokens if token not in PUNCTUATION], stop if stop > end else 0
+
+
+def _chunk_tokens(chunk: str) -> str:
+    """The kept tokens of a chunk without spaces that needs no context, joined by spaces."""
+    known = _chunk_cache.get(chunk)
+    if known is None:
+        known = _odd_chunk_cache.get(chunk)
+    if known is not None:
+        return known
+    word = chunk[:-1] if chunk[-1:] in (".", ",") else chunk
+    if word.isascii() and word.isalpha() and len(word) > 1 and word.lower() not in NEVER_PLAIN:
+        kept, odd = word.lower(), False
+    else:
+        tokens, _ = scan(chunk + "\n", shadow(chunk + "\n"), 0, len(chunk))
+        kept = " ".join(token for token in tokens if token not in PUNCTUATION)
+        odd = bool(ODD_CHUNK.search(chunk) or ODD_ENDING.search(" ".join(tokens[-2:])))
+    cache = _odd_chunk_cache if odd else _chunk_cache
+    if len(cache) >= CACHE_LIMIT:
+        cache.clear()
+    cache[chunk] = kept
+    return kept
+
+
+@lru_cache(maxsize=1)
+def _rules() -> dict:
+    return rules_by_first_character()
+
+
+def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], int]:
+    """All tokens of `text[position:end]`, nothing dropped, and where the last match ended.
+
+    `alphabet` is `shadow(text)`; look-ahead sees beyond `end`, and a token may run beyond it.
+    """
+    rules = _rules()
+    tokens: list[str] = []
+    while position < end:
+        longest, best, best_render = position, None, None
+        for match, render in rules.get(alphabet[position], ()):
+            found = match(alphabet, position)
+            if found and found.end() > longest:
+                longest, best, best_render = found.end(), found, render
+        if best is None:
+            spaces = SPACES.match(alphabet, position)
+            position = spaces.end() if spaces else position + 1
+        else:
+            token = best_render(text[position : best.end(1)])
+            if token:
+                tokens.append(token)
+            position = best.end(1)
+    return tokens, position

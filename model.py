@@ -1,0 +1,299 @@
+"""The captioner: an image encoder, and a Transformer decoder that attends to all patch features.
+
+Shapes: N images, B captions (each belongs to one image), T tokens, P patches, E encoder width, D decoder width,
+H heads, V vocabulary, K captions per image being decoded at once (beams).
+
+The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied token embeddings (Press & Wolf 2017).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import encoder as encoders
+
+Cache = list[dict[str, Tensor]]  # per layer: "memory_k/v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
+
+
+class ImageToTextModel(nn.Module):
+    """Images and the tokens so far -> logits of each next token.
+
+    encoder_model_name: Hub id or folder of a pretrained tower; None = a ViT from scratch of the vit_* sizes.
+    encoder_config, image_spec: of a checkpoint, to rebuild a pretrained tower without loading or downloading it.
+    image_size: side of the input in pixels; None = the pretrained encoder's own.
+    Raises ValueError with one line where the encoder cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        decoder_vocab_size: int,
+        decoder_embed_dim: int = 256,
+        decoder_heads: int = 4,
+        decoder_layers: int = 3,
+        decoder_ff_dim: int = 1024,
+        decoder_max_seq_len: int = 40,
+        decoder_dropout: float = 0.1,
+        decoder_pad_idx: int = 0,
+        encoder_model_name: str | None = None,
+        freeze_encoder: bool = False,
+        image_size: int | None = None,
+        vit_patch_size: int = 8,
+        vit_stem: str = "conv",
+        vit_embed_dim: int = 128,
+        vit_layers: int = 3,
+        vit_heads: int = 4,
+        encoder_config: dict[str, Any] | None = None,
+        image_spec: dict[str, Any] | None = None,
+    ):
+        super().__init__()
+        if encoder_model_name is None:
+            image_size = image_size or 64
+            sizes = (image_size, vit_patch_size, vit_stem, vit_embed_dim, vit_layers, vit_heads)
+            self.encoder = encoders.VisionTransformer(*sizes)
+            self.image_spec = encoders.scratch_image_spec(image_size)
+        elif encoder_config is not None and image_spec is not None:
+            self.encoder = encoders.rebuild_pretrained(encoder_config)
+            self.image_spec = image_spec
+        else:
+            self.encoder, self.image_spec = encoders.load_pretrained(encoder_model_name)
+            if image_size is not None:
+                self.image_spec = {**self.image_spec, "size": image_size, "resize": image_size}
+        self.freeze_encoder = freeze_encoder
+        if freeze_encoder:
+            self.encoder.requires_grad_(False)
+        # Some towers (CLIP) give patch features without a final norm.
+        self.memory_norm = nn.LayerNorm(self.encoder.width)
+        self.memory_projection = nn.Linear(self.encoder.width, decoder_embed_dim)
+        self.decoder = Decoder(
+            decoder_vocab_size, decoder_embed_dim, decoder_heads, decoder_layers, decoder_ff_dim,
+            decoder_max_seq_len, decoder_dropout, decoder_pad_idx,
+        )  # fmt: skip
+        self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Linear and embedding weights normal(0, 0.02), biases 0 (GPT-2). A pretrained encoder keeps its weights.
+
+        Layers that write into the residual stream start smaller by sqrt(number of such layers), so that its variance
+        does not grow with depth. A from-scratch encoder's linear layers get Xavier-uniform: its residual stream starts
+        from image statistics, not from 0.02-sized embeddings, and with 0.02 it learned slower.
+        """
+        for module in self.decoder.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        writers = [w for layer in self.decoder.layers for w in (layer.self_out, layer.cross_out, layer.feedforward[2])]
+        for writer in writers:
+            nn.init.normal_(writer.weight, std=0.02 / len(writers) ** 0.5)
+        nn.init.xavier_uniform_(self.memory_projection.weight)
+        nn.init.zeros_(self.memory_projection.bias)
+        if isinstance(self.encoder, encoders.VisionTransformer):
+            for module in self.encoder.modules():
+                if isinstance(module, nn.Linear):
+                    nn.init.xavier_uniform_(module.weight)
+                    nn.init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> "ImageToTextModel":
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()  # a frozen encoder has no dropout
+        return self
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.mean) / self.std
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            return self.encoder(images)
+
+    def forward(self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of `decoder_input_tokens` (B, T).
+
+        images: (N, 3, S, S) as for `encode`, or features (N, P, E) that `encode` gave.
+        image_index: (B,) on the CPU, which image each caption belongs to; None = one caption per image, in order.
+        Padding needs no mask: it stands at the end, where no real token sees it, and the loss leaves it out.
+        """
+        return self.decoder.logits(self.hidden(images, decoder_input_tokens, image_index))
+
+    def hidden(self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """`forward` without the last map: (B, T, D). The loss maps only real tokens to the vocabulary."""
+        memory = self.memory(images)
+        captions, length = decoder_input_tokens.shape
+        if length > self.decoder.max_seq_len:
+            raise ValueError(f"{length} tokens: the decoder holds at most {self.decoder.max_seq_len} (MAX_SEQ_LEN).")
+        rows = len(memory) if image_index is None else len(image_index)
+        if rows != captions:
+            raise ValueError(f"{captions} captions but images for {rows}: give image_index, one entry per caption.")
+        return self.decoder(decoder_input_tokens, memory, image_index)
+
+    def memory(self, images: Tensor) -> Tensor:
+        """Images or features -> what the decoder attends to, (N, P, D)."""
+        features = images if images.ndim == 3 else self.encode(images)
+        return self.memory_projection(self.memory_norm(features.float()))
+
+    @torch.inference_mode()
+    def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The step function that decode.py works with, holding the KV cache of these images.
+
+        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token. `parents` says which row of
+        the step before each row continues; rows stay with their image, so the K captions of image n are rows
+        n*K .. n*K+K-1 and share its cross-attention keys, computed once here.
+        """
+        memory = self.memory(images)
+        cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
+        position = 0
+
+        @torch.inference_mode()
+        def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+            nonlocal position
+            if parents is not None and position:
+                for layer in cache:
+                    layer["k"], layer["v"] = layer["k"][parents], layer["v"][parents]
+            logits = self.decoder.step(tokens, position, cache)
+            position += 1
+            return logits
+
+        return step
+
+    def arguments(self) -> dict[str, Any]:
+        """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
+        if isinstance(self.encoder, encoders.PretrainedTower):
+            return {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
+        return {}
+
+
+def build(config: dict[str, Any], vocab_size: int, arguments: dict[str, Any] | None = None) -> ImageToTextModel:
+    """The model that `config` (settings by name) describes. arguments: of a checkpoint, see `arguments()`."""
+    names = (
+        "ENCODER_MODEL_NAME", "FREEZE_ENCODER", "IMAGE_SIZE",
+        "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",
+        "DECODER_EMBED_DIM", "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "DECODER_DROPOUT",
+    )  # fmt: skip
+    return ImageToTextModel(
+        decoder_vocab_size=vocab_size,
+        decoder_max_seq_len=config["MAX_SEQ_LEN"],
+        decoder_pad_idx=config["PAD_TOKEN_ID"],
+        **{name.lower(): config[name] for name in names},
+        **(arguments or {}),
+    )
+
+
+class Decoder(nn.Module):
+    """Token and position embeddings, `layers` decoder layers, final norm, output map tied to the embeddings."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        width: int,
+        heads: int,
+        layers: int,
+        ff_dim: int,
+        max_seq_len: int,
+        dropout: float,
+        pad: int,
+    ):
+        super().__init__()
+        self.max_seq_len = max_seq_len
+        self.embedding = nn.Embedding(vocab_size, width, padding_idx=pad)
+        self.position_embedding = nn.Embedding(max_seq_len, width)
+        self.dropout = nn.Dropout(dropout)
+        self.layers = nn.ModuleList([DecoderLayer(width, heads, ff_dim, dropout) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, tokens: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+        x = self.dropout(self.embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
+        for layer in self.layers:
+            x = layer(x, memory, image_index)
+        return self.norm(x)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.embedding.weight)
+
+    def step(self, tokens: Tensor, position: int, cache: Cache) -> Tensor:
+        if position >= self.max_seq_len:
+            raise ValueError(f"Token {position + 1}: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
+        x = self.embedding(tokens) + self.position_embedding.weight[position]  # (N*K, D)
+        for layer, layer_cache in zip(self.layers, cache, strict=True):
+            x = layer.step(x, layer_cache)
+        return self.logits(self.norm(x))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, cross-attention over the patches, feed-forward; each pre-norm with a residual."""
+
+    def __init__(self, width: int, heads: int, ff_dim: int, dropout: float):
+        super().__init__()
+        self.heads = heads
+        self.self_norm = nn.LayerNorm(width)
+        self.self_qkv = nn.Linear(width, 3 * width)
+        self.self_out = nn.Linear(width, width)
+        self.cross_norm = nn.LayerNorm(width)
+        self.cross_q = nn.Linear(width, width)
+        self.cross_kv = nn.Linear(width, 2 * width)
+        self.cross_out = nn.Linear(width, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), nn.GELU(), nn.Linear(ff_dim, width))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
+        q, k, v = self._split(self.self_qkv(self.self_norm(x)), 3)  # each (B, H, T, D/H)
+        x = x + self.dropout(self.self_out(_join(F.scaled_dot_product_attention(q, k, v, is_causal=True))))
+        x = x + self.dropout(self.cross_out(self._cross_attention(x, memory, image_index)))
+        return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
+
+    def _cross_attention(self, x: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
+        (q,) = self._split(self.cross_q(self.cross_norm(x)), 1)  # (B, H, T, D/H)
+        k, v = self._split(self.cross_kv(memory), 2)  # (N, H, P, D/H), once per image
+        captions, heads, length, size = q.shape
+        images = len(memory)
+        per_image = _captions_per_image(image_index, images)
+        if per_image is None:
+            index = image_index.to(k.device)
+            return _join(F.scaled_dot_product_attention(q, k[index], v[index]))
+        # Without a mask the tokens of one image's captions are just more queries: no copy of k and v per caption.
+        q = q.view(images, per_image, heads, length, size).transpose(1, 2).reshape(images, heads, -1, size)
+        mixed = F.scaled_dot_product_attention(q, k, v).view(images, heads, per_image, length, size)
+        return mixed.permute(0, 2, 3, 1, 4).reshape(captions, length, heads * size)
+
+    def memory_cache(self, memory: Tensor) -> dict[str, Tensor]:
+        k, v = self._split(self.cross_kv(memory), 2)
+        return {"memory_k": k, "memory_v": v}
+
+    def step(self, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
+        """One new token per row, x (N*K, D); its keys and values are appended to the cache."""
+        rows, width = x.shape
+        q, k, v = self._split(self.self_qkv(self.self_norm(x))[:, None], 3)  # each (N*K, H, 1, D/H)
+        cache["k"] = torch.cat([cache["k"], k], 2) if "k" in cache else k
+        cache["v"] = torch.cat([cache["v"], v], 2) if "v" in cache else v
+        x = x + self.self_out(_join(F.scaled_dot_product_attention(q, cache["k"], cache["v"]))[:, 0])
+        q = self.cross_q(self.cross_norm(x))
+        images = len(cache["memory_k"])
+        q = q.view(images, rows // images, self.heads, -1).transpose(1, 2)  # (N, H, K, D/H)
+        mixed = F.scaled_dot_product_attention(q, cache["memory_k"], cache["memory_v"])
+        x = x + self.cross_out(mixed.transpose(1, 2).reshape(rows, width))
+        return x + self.feedforward(self.feedforward_norm(x))
+
+    def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """(B, L, parts * D) -> `parts` tensors (B, H, L, D/H)."""
+        b, length, width = x.shape
+        return x.view(b, length, parts, self.heads, width // parts // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def _join(x: Tensor) -> Tensor:
+    """(B, H, L, D/H) -> (B, L, D)"""
+    return x.transpose(1, 2).flatten(2)
+
+
+def _captions_per_image(image_index: Tensor | None, images: int) -> int | None:
+    """How many captions each image has, where they stand image after image and all have as many; None otherwise."""
+    if image_index is None:
+        return 1
+    per_image, rest = divmod(len(image_index), images)
+    even = torch.arange(images).repeat_interleave(per_image)
+    return per_image if rest == 0 and torch.equal(image_index, even) else None

@@ -1,0 +1,65 @@
+"""Where a run's numbers go: log.jsonl, which is the truth, and a copy to Weights & Biases."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any, TextIO
+
+import distributed
+
+
+def open_log(path: Path) -> TextIO | None:
+    """log.jsonl, opened to append; None on every process but the first, which alone writes."""
+    return open(path, "a", encoding="utf-8") if distributed.rank() == 0 else None
+
+
+def write(file: TextIO | None, row: dict[str, Any], wandb_run: Any = None) -> None:
+    """Append one row. Its numbers also go to `wandb_run`; trouble there is told once and never stops a run."""
+    if file is None:
+        return
+    file.write(json.dumps(row, ensure_ascii=False) + "\n")
+    file.flush()  # a killed run keeps every row
+    if wandb_run is not None:
+        numbers = {f"{row['type']}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+        try:
+            wandb_run.log({**numbers, "global_step": row.get("step", 0)})
+        except Exception as error:  # whatever its network layer raises
+            _warn_once(f"W&B does not take rows any more ({error}); log.jsonl goes on.")
+
+
+def start_wandb(config: dict[str, Any], project: str, entity: str | None, name: str, run_id: str | None) -> Any:
+    """A W&B run, or None, said in one line, where it cannot be started within seconds.
+
+    run_id: of the run to continue; None starts a new one. Offline mode (WANDB_MODE=offline) needs no login.
+    """
+    if distributed.rank() != 0:
+        return None
+    try:
+        import wandb
+
+        run = wandb.init(
+            project=project, entity=entity, name=name, id=run_id, resume="allow", config=config,
+            settings=wandb.Settings(init_timeout=10, silent=True),
+        )  # fmt: skip
+        run.define_metric("global_step")
+        run.define_metric("*", step_metric="global_step")
+    except Exception as error:  # wandb raises its own errors, the network's and the operating system's
+        console(f"W&B could not be started ({str(error).splitlines()[0]}); the run goes on with log.jsonl alone.")
+        return None
+    console(f"W&B: {run.url or run.dir}")
+    return run
+
+
+def console(text: str) -> None:
+    """Print on the first process only."""
+    if distributed.rank() == 0:
+        print(text, flush=True)
+
+
+_warned: set[str] = set()
+
+
+def _warn_once(text: str) -> None:
+    if text not in _warned:
+        _warned.add(text)
+        print(text, file=sys.stderr, flush=True)

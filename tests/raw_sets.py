@@ -1,0 +1,129 @@
+"""Miniature captioned sets in every raw layout, written as the real ones are, for the tests of the data room."""
+
+import csv
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from PIL import Image
+
+import layouts
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = [f"{number}_{number * 7919:010x}.jpg" for number in range(1000092795, 1000092801)]
+SPLITS = ["train", "train", "train", "train", "val", "test"]
+# commas, quotes, umlauts, an apostrophe: what the CSV readers must not stumble over
+CAPTIONS = {
+    name: [f"A dog, a cat and {count} children .", f'Two men in "Team {count}" shirts look at a café', "dogs racing"]
+    for count, name in enumerate(NAMES)
+}
+
+
+def jpeg(shade: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8), (shade, 2 * shade % 256, 90)).save(file, "JPEG")
+    return file.getvalue()
+
+
+def draw(folder: Path, names: list[str] = NAMES) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for shade, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(20 + shade))
+    return folder
+
+
+def write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text.encode())
+    return path
+
+
+def karpathy_images() -> list[dict]:
+    return [
+        {"filename": name, "split": split, "imgid": number, "sentids": [0, 1, 2],
+         "sentences": [{"raw": text, "tokens": text.split(), "imgid": number, "sentid": k}
+                       for k, text in enumerate(CAPTIONS[name])]}
+        for number, (name, split) in enumerate(zip(NAMES, SPLITS, strict=True))
+    ]  # fmt: skip
+
+
+def write_karpathy(folder: Path) -> None:
+    write(folder / "dataset_flickr30k.json", json.dumps({"images": karpathy_images(), "dataset": "flickr30k"}))
+
+
+def write_csv(path: Path, header: list[str], rows: list[list[str]]) -> None:
+    file = io.StringIO(newline="")
+    csv.writer(file).writerows([header, *rows])
+    write(path, file.getvalue())
+
+
+def pairs() -> list[tuple[str, int, str]]:
+    return [(name, k, text) for name in NAMES for k, text in enumerate(CAPTIONS[name])]
+
+
+def write_jsonl(folder: Path) -> None:
+    lines = [json.dumps({"file_name": name, "captions": CAPTIONS[name], "split": split}, ensure_ascii=False)
+             for name, split in zip(NAMES, SPLITS, strict=True)]
+    write(folder / "captions.jsonl", "\n".join(lines) + "\n\n")
+
+
+def write_plain_csv(folder: Path) -> None:
+    split_of = dict(zip(NAMES, SPLITS, strict=True))
+    rows = [[name, text, split_of[name]] for name, _, text in pairs()]
+    write_csv(folder / "captions.csv", ["filename", "caption", "split"], rows)
+
+
+def write_kaggle_txt(folder: Path) -> None:
+    write_csv(folder / "captions.txt", ["image", "caption"], [[name, text] for name, _, text in pairs()])
+
+
+def write_results(folder: Path) -> None:
+    lines = [f"{name}| {k}| {text}" for name, k, text in pairs()]
+    lines[7] = lines[7].replace("| 1| ", "| 1   ")  # as in the public file
+    write(folder / "results.csv", "image_name| comment_number| comment\r\n" + "\r\n".join(lines))
+
+
+def write_token(folder: Path) -> None:
+    write(folder / "Flickr8k.token.txt", "".join(f"{name}#{k}\t{text}\n" for name, k, text in pairs()))
+    write(folder / "Flickr8k.lemma.token.txt", "".join(f"{name}#{k}\tlemma\n" for name, k, _ in pairs()))
+    for split, word in (("train", "train"), ("val", "dev"), ("test", "test")):
+        names = [name for name, given in zip(NAMES, SPLITS, strict=True) if given == split]
+        write(folder / f"Flickr_8k.{word}Images.txt", "\n".join(names) + "\n")
+
+
+OFFICIAL = {"Karpathy JSON": write_karpathy, "captions.jsonl": write_jsonl, "captions.csv": write_plain_csv,
+            "original .token": write_token}  # fmt: skip
+UNSPLIT = {"Kaggle captions.txt": write_kaggle_txt, "Kaggle results.csv": write_results}
+
+
+def expected_records() -> list[dict]:
+    return [{"file_name": name, "split": split, "captions": CAPTIONS[name]}
+            for name, split in zip(NAMES, SPLITS, strict=True)]  # fmt: skip
+
+def fix_splits(monkeypatch) -> None:
+    """Six pictures are too few to draw from: the hash is replaced by SPLITS in order."""
+    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: dict(zip(NAMES, SPLITS, strict=True))[name])
+
+
+def make_raw(folder: Path, pictures: str = "flickr30k-images") -> Path:
+    draw(folder / pictures)
+    write_karpathy(folder)
+    return folder
+
+
+def listing(folder: Path) -> dict[str, bytes]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+def run_script(tmp_path: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess:
+    """prepare_dataset.py in a process of its own: huggingface_hub reads its variables when it is imported."""
+    clean = {key: value for key, value in os.environ.items() if not re.match("HF_|.*PROXY", key.upper())}
+    clean |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", **environment}
+    command = [sys.executable, "-W", "error", ROOT / "prepare_dataset.py", "--data-dir", tmp_path / "data", *argv]
+    return subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=120)

@@ -1,0 +1,190 @@
+"""Raw layouts: what is recognised, what is repaired, what is refused."""
+
+import json
+import shutil
+
+import pytest
+from raw_sets import (
+    CAPTIONS,
+    NAMES,
+    OFFICIAL,
+    ROOT,
+    UNSPLIT,
+    draw,
+    expected_records,
+    fix_splits,
+    karpathy_images,
+    write,
+    write_csv,
+    write_karpathy,
+    write_results,
+    write_token,
+)
+
+import layouts
+
+FLICKR8K = ROOT.parent / "shared" / "data" / "flickr8k"
+
+
+@pytest.mark.parametrize("name", [*OFFICIAL, *UNSPLIT])
+def test_every_layout_gives_the_same_records(tmp_path, name, monkeypatch):
+    fix_splits(monkeypatch)
+    (OFFICIAL | UNSPLIT)[name](tmp_path)
+    layout = layouts.read_layout(tmp_path, seed=1)
+    assert layout.name == name
+    assert layout.records == expected_records()
+    assert layout.drawn == (name in UNSPLIT)
+    assert str(tmp_path) in layout.why
+
+
+def test_first_layout_in_the_order_is_read_and_the_others_are_named(tmp_path):
+    for writer in (OFFICIAL | UNSPLIT).values():
+        writer(tmp_path)
+    layout = layouts.read_layout(tmp_path, seed=1)
+    assert layout.name == "Karpathy JSON"
+    assert "results.csv" in layout.why and "Flickr8k.token.txt" in layout.why and "lemma" not in layout.why
+
+
+def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatch):
+    fix_splits(monkeypatch)
+    write_results(tmp_path)
+    layout = layouts.read_layout(tmp_path, seed=1)
+    assert any("repaired 1 row (line 9" in note for note in layout.notes)
+    assert layout.records[2]["captions"][1] == CAPTIONS[NAMES[2]][1]
+
+
+def test_restval_counts_as_train_and_other_split_names_are_refused(tmp_path):
+    images = karpathy_images()
+    images[0]["split"] = "restval"
+    path = write(tmp_path / "dataset_coco.json", json.dumps({"images": images}))
+    assert layouts.read_layout(tmp_path, 1).records[0]["split"] == "train"
+    images[0]["split"] = "minival"
+    path.write_text(json.dumps({"images": images}))
+    with pytest.raises(ValueError, match="1 split name .'minival'.*train, val or test"):
+        layouts.read_layout(tmp_path, 1)
+
+
+def test_hashed_splits_stay_when_pictures_are_added_and_are_about_90_5_5():
+    few = [f"{number}.jpg" for number in range(4000)]
+    before = {name: layouts.hashed_split(name, 1) for name in few}
+    rows = [layouts.Row(name, None, ["a dog"]) for name in ["0000.jpg", *few, "zebra.jpg"]]
+    after = {record["file_name"]: record["split"] for record in layouts.clean_records(rows, 1, "here")[0]}
+    assert {name: after[name] for name in few} == before
+    shares = [list(before.values()).count(split) / len(few) for split in layouts.SPLITS]
+    assert shares == pytest.approx([0.90, 0.05, 0.05], abs=0.015)
+    assert any(layouts.hashed_split(name, 2) != split for name, split in before.items())
+
+
+def test_all_captions_of_a_picture_share_its_split(tmp_path):
+    names = [f"{number}.png" for number in range(60)]
+    rows = [[name, f"word {k}"] for k in range(3) for name in names]
+    write_csv(tmp_path / "captions.txt", ["image", "caption"], rows)
+    records = layouts.read_layout(tmp_path, 1).records
+    assert [record["file_name"] for record in records] == names
+    assert all(len(record["captions"]) == 3 for record in records)
+
+
+def test_missing_split_is_kept_and_said(tmp_path):
+    write_token(tmp_path)
+    (tmp_path / "Flickr_8k.testImages.txt").unlink()
+    layout = layouts.read_layout(tmp_path, 1)
+    assert {record["split"] for record in layout.records} == {"train", "val"}
+    assert "the source has no test pictures, kept as it is" in layout.notes
+    assert any(f"1 captioned picture ({NAMES[5]}) in none of the split lists" in note for note in layout.notes)
+
+
+def test_bad_captions_are_dropped_and_counted(tmp_path):
+    images = karpathy_images()
+    images[0]["sentences"] += [{"raw": ""}, {"raw": " \u2028\t"}, {"raw": None}, {"raw": "\ud800"}, "text"]
+    images[1]["sentences"] = [{"raw": 3}]
+    images[2]["sentences"][0]["raw"] = "  two \n lines\u2028here "
+    write(tmp_path / "dataset_mine.json", json.dumps({"images": images}))
+    layout = layouts.read_layout(tmp_path, 1)
+    assert layout.records[0]["captions"] == CAPTIONS[NAMES[0]]
+    assert layout.records[1]["captions"][0] == "two lines here"
+    assert any("dropped 6 captions" in note for note in layout.notes)
+    assert any(f"1 picture ({NAMES[1]}) with no caption left" in note for note in layout.notes)
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg", "", " ", "a\0.jpg", "\ud800.jpg", 7]
+)
+def test_unsafe_file_names_are_refused(name):
+    rows = [layouts.Row("fine/a..b.jpg", "train", ["a dog"])]
+    assert layouts.clean_records(rows, 1, "here")[0][0]["file_name"] == "fine/a..b.jpg"
+    with pytest.raises(ValueError, match=r"here: 1 file name \(.*\) not a plain path"):
+        layouts.clean_records([*rows, layouts.Row(name, "train", ["a dog"])], 1, "here")
+
+
+@pytest.mark.parametrize(("file", "text", "message"), [
+    ("dataset_x.json", '{"images": [', "not whole JSON"),
+    ("dataset_x.json", '{"images": {"a": 1}}', "not in Karpathy's layout"),
+    ("dataset_x.json", '{"images": []}', "gives no picture with a caption"),
+    ("captions.jsonl", '{"image": "a.jpg", "caption": "a"}\n{"image": ', "line 2 is not a JSON object"),
+    ("captions.jsonl", '{"picture": "a.jpg", "caption": "a"}', 'line 1: expected an object with "file_name"'),
+    ("captions.jsonl", '{"image": "a.jpg", "captions": ["a"], "split": "val"}\n' * 2, r"1 id \(a.jpg\) given more"),
+    ("captions.csv", "name;text\na.jpg;a dog\n", "begins with 'name;text': expected a header"),
+    ("captions.csv", "image,caption\na.jpg,a dog, a cat\n", r"1 row \(line 2 \(3 cells\)\)"),
+    ("captions.csv", 'image,caption\na.jpg,"a dog\nb.jpg,a cat\n', "broken quotes"),
+    ("captions.csv", "image,caption,split\na.jpg,a,train\na.jpg,b,val\n", r"1 picture \('a.jpg'\) in two splits"),
+    ("captions.csv", "image,caption,split\na.jpg,a,train\nb.jpg,b,\n", r"1 picture \(b.jpg\) without a split"),
+    ("captions.csv", "image,caption\na.jpg,a dog\n", "1 pictures are too few to draw train and val"),
+    ("captions.csv", "image,caption\na.jpg,\n", "too few|no picture with a caption"),
+    ("results.csv", "image,comment\n", "expected 'image_name| comment_number| comment'"),
+    ("results.csv", "image_name| comment_number| comment\na.jpg a dog\n", r"1 row \(line 2\) not of the form"),
+    ("results.csv", "image_name| comment_number| comment\n" + "a.jpg| 0| dog\n" * 2, r"1 id \(a.jpg\|0\)"),
+    ("x.token", "a.jpg\ta dog\n", r"1 line \(line 1\) not of the form name.jpg#0"),
+    ("x.token", "a.jpg#0\ta dog\na.jpg#0\ta cat\n", r"1 id \(a.jpg#0\) given more than once"),
+])  # fmt: skip
+def test_wrong_caption_files_are_refused_in_one_line(tmp_path, file, text, message):
+    write(tmp_path / file, text)
+    with pytest.raises(ValueError, match=message) as caught:
+        layouts.read_layout(tmp_path, 1)
+    assert "\n" not in str(caught.value) and str(tmp_path / file) in str(caught.value)
+
+
+def test_split_lists_that_contradict_or_name_nothing_are_refused(tmp_path):
+    write_token(tmp_path)
+    write(tmp_path / "Flickr_8k.testImages.txt", "\n")
+    with pytest.raises(ValueError, match="names no picture that has captions, so test would be empty"):
+        layouts.read_layout(tmp_path, 1)
+    write(tmp_path / "Flickr_8k.testImages.txt", f"{NAMES[0]}\n{NAMES[5]}\n")
+    with pytest.raises(ValueError, match="also in another split's list"):
+        layouts.read_layout(tmp_path, 1)
+
+
+def test_latin1_captions_are_refused_with_the_line(tmp_path):
+    (tmp_path / "captions.txt").write_bytes("image,caption\na.jpg,dog\nb.jpg,café\n".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"line 3: not UTF-8 \(byte 0xe9\)"):
+        layouts.read_layout(tmp_path, 1)
+
+
+def test_unknown_and_ambiguous_folders_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="no such folder"):
+        layouts.read_layout(tmp_path / "nowhere", 1)
+    draw(tmp_path / "images")
+    write(tmp_path / "dataset_infos.json", "{}")  # of another library, not Karpathy's
+    with pytest.raises(ValueError, match="no captions in a known layout; give it one of"):
+        layouts.read_layout(tmp_path, 1)
+    write_karpathy(tmp_path)
+    shutil.copy(tmp_path / "dataset_flickr30k.json", tmp_path / "dataset_flickr8k.json")
+    with pytest.raises(ValueError, match="holds 2 files of the layout Karpathy JSON"):
+        layouts.read_layout(tmp_path, 1)
+
+
+@pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs ../shared/data/flickr8k")
+def test_the_three_caption_layouts_of_flickr8k_agree(tmp_path):
+    official = layouts.read_layout(FLICKR8K, 1)
+    assert (official.name, len(official.records)) == ("Karpathy JSON", 7000)
+    assert [sum(r["split"] == split for r in official.records) for split in layouts.SPLITS] == [6000, 1000, 0]
+    captions = {record["file_name"]: record["captions"] for record in official.records}
+    for files in (["captions.txt"], ["Flickr8k.token.txt", "Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt"]):
+        folder = tmp_path / files[0]
+        folder.mkdir()
+        for file in files:
+            shutil.copy(FLICKR8K / file, folder)
+        layout = layouts.read_layout(folder, 1)
+        assert {record["file_name"]: record["captions"] for record in layout.records} == captions
+        if not layout.drawn:
+            splits = {record["file_name"]: record["split"] for record in layout.records}
+            assert splits == {record["file_name"]: record["split"] for record in official.records}

@@ -1,0 +1,342 @@
+"""The result page, the curves and the reading of log.jsonl."""
+
+import html
+import json
+import math
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+import report
+
+CORPUS = {"Bleu_1": 0.6149, "Bleu_2": 0.5, "Bleu_3": 0.4, "Bleu_4": 0.3, "CIDEr": 0.934, "ROUGE_L": 0.55}
+HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> "a" & \'b\' {{cards}}'
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def make_rows(folder: Path, ciders: list[float]) -> list[dict]:
+    folder.mkdir(exist_ok=True)
+    rows = []
+    for i, cider in enumerate(ciders):
+        name = f"p{i}.png"
+        Image.new("RGB", (320, 240), (i % 256, 90, 160)).save(folder / name)
+        rows.append(
+            {"file_name": name, "caption": f"a dog number {i}", "references": ["one dog"], "cider": cider}
+        )
+    return rows
+
+
+def make_history(steps: int = 60, per_epoch: int = 20) -> list[dict]:
+    rows: list[dict] = [{"type": "start", "step": 0}]
+    for step in range(1, steps + 1):
+        rows.append(
+            {"type": "train", "step": step, "epoch": step / per_epoch, "loss": 1 + 4 / step, "lr": 1e-3}
+        )
+        if step % per_epoch == 0:
+            rows.append({"type": "val", "step": step, "epoch": step // per_epoch, "val_loss": 1.5 + 4 / step,
+                         "CIDEr": 0.01 * step})  # fmt: skip
+    return rows
+
+
+def write_page(tmp_path: Path, rows: list[dict], **changes) -> str:
+    arguments = {
+        "title": "run",
+        "scores": {"corpus": CORPUS},
+        "predictions": rows,
+        "images_dir": tmp_path / "images",
+    }
+    report.write_report(tmp_path / "report.html", **{**arguments, **changes})
+    return (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+class Elements(HTMLParser):
+    """Start tags with their attributes, as a browser would see them."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.found.append((tag, dict(attrs)))
+
+    def count(self, tag: str) -> int:
+        return sum(name == tag for name, _ in self.found)
+
+
+def test_text_of_the_data_never_becomes_markup(tmp_path):
+    rows = make_rows(tmp_path / "images", [1.0])
+    calm = Elements(write_page(tmp_path, rows))
+    rows[0].update(caption=HOSTILE, references=[HOSTILE, "x"])
+    scores = {
+        "corpus": {**CORPUS, "<b>": 0.1},
+        "signature": HOSTILE,
+        "split": HOSTILE,
+        "text": {HOSTILE: HOSTILE},
+        "truth": {HOSTILE: {"true": 1, "claims": 2}},
+        HOSTILE: HOSTILE,
+    }
+    page = write_page(tmp_path, rows, title=HOSTILE, scores=scores)
+    hostile = Elements(page)
+    assert calm.count("script") == hostile.count("script") == 1
+    assert calm.count("img") == hostile.count("img") == 1
+    assert not [attrs for _, attrs in hostile.found if any(key.startswith("on") for key in attrs)]
+    assert page.count(html.escape(HOSTILE)) >= 6  # shown as what it is, its placeholder left alone
+
+
+def test_a_hostile_file_name_stays_inside_its_attribute(tmp_path):
+    rows = make_rows(tmp_path / "images", [1.0])
+    name = '" onload="alert(1)'
+    (tmp_path / "images" / "p0.png").rename(tmp_path / "images" / name)
+    rows[0]["file_name"] = name
+    elements = Elements(write_page(tmp_path, rows))
+    assert [attrs["data-name"] for tag, attrs in elements.found if tag == "article"] == [name]
+    assert not [attrs for _, attrs in elements.found if "onload" in attrs]
+
+
+def test_the_page_loads_nothing_from_outside_and_allows_only_its_own_script(tmp_path):
+    page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), history=make_history())
+    links = [a[key] for _, a in Elements(page).found for key in ("src", "href") if key in a]
+    assert links and all(link.startswith("data:image/jpeg;base64,") for link in links)
+    assert not re.search(r"https?:|@import|url\(", page)
+    assert "default-src 'none'" in page and re.search(r"script-src 'sha256-[\w+/]{43}='", page)
+
+
+def test_scores_are_fractions_times_100_with_one_decimal(tmp_path):
+    assert [report.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
+    assert [report.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
+    scores = {"corpus": CORPUS, "leave_one_out": {**CORPUS, "CIDEr": 1.868}, "signature": "bleu|v1"}
+    page = write_page(tmp_path, make_rows(tmp_path / "images", [1.2345]), scores=scores)
+    row = re.search(r'<tr data-metric="CIDEr">.*?</tr>', page)[0]
+    assert re.findall(r"<td>(.*?)</td>", row) == ["93.4", "186.8", "50 %"]
+    assert "<b>123.5</b> CIDEr" in page or "<b>123.4</b> CIDEr" in page
+    assert "bleu|v1" in page and "References against each other" in page
+
+
+def test_without_references_scores_the_table_has_one_column(tmp_path):
+    page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]))
+    assert re.findall(r"<td>(.*?)</td>", re.search(r'<tr data-metric="Bleu_1">.*?</tr>', page)[0]) == ["61.5"]
+    assert "References against each other" not in page
+
+
+def test_truth_rates_say_how_many_of_how_many_and_stand_no_claims(tmp_path):
+    truth = {"things": {"true": 812, "claims": 830}, "relations": {"true": 0, "claims": 0}}
+    page = write_page(
+        tmp_path, make_rows(tmp_path / "images", [1.0]), scores={"corpus": CORPUS, "truth": truth}
+    )
+    assert "97.8 %" in page and "812 of 830 true" in page and "<b>–</b>" in page
+
+
+def test_further_values_of_scores_are_all_shown(tmp_path):
+    assert [report.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
+        "1,234", "10.4", "0.0312", "1,234.5", "true", "[1]", "x"]  # fmt: skip
+    scores = {
+        "corpus": CORPUS,
+        "text": {"mean_length": 10.43},
+        "checkpoint": "best.safetensors",
+        "beam": {"k": 3},
+    }
+    page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), scores=scores)
+    for text in ("Mean length</dt><dd>10.4", "Checkpoint</dt><dd>best.safetensors", "<h2>Beam</h2>"):
+        assert text in page
+
+
+def test_of_many_pictures_the_best_the_worst_and_some_between_are_shown(tmp_path):
+    rows = make_rows(tmp_path / "images", [i / 10 for i in range(30)])
+    elements = Elements(page := write_page(tmp_path, rows, max_images=9))
+    shown = [attrs["data-name"] for tag, attrs in elements.found if tag == "article"]
+    assert shown[:3] == ["p29.png", "p28.png", "p27.png"] and shown[-3:] == ["p2.png", "p1.png", "p0.png"]
+    assert len(set(shown)) == 9 and elements.count("img") == 9
+    assert "9 of 30 pictures" in page and "all 30 pictures" in write_page(tmp_path, rows)
+
+
+@pytest.mark.parametrize("limit", range(1, 12))
+def test_the_cap_holds_and_keeps_the_order(limit):
+    rows = list(range(11))
+    chosen = report.choose_rows(rows, limit)
+    assert len(chosen) == limit and chosen == sorted(set(chosen))
+
+
+def test_pictures_are_embedded_small_upright_and_on_white(tmp_path):
+    picture = Image.new("RGB", (1000, 500), "red")
+    exif = picture.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    picture.save(tmp_path / "turned.jpg", exif=exif)
+    Image.new("RGBA", (600, 600), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert report._thumbnail(tmp_path / "turned.jpg")[1:] == (112, 224)
+    uri, width, height = report._thumbnail(tmp_path / "clear.png")
+    assert (width, height) == (224, 224)
+    data = report.base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    with Image.open(report.io.BytesIO(data)) as image:
+        assert image.format == "JPEG" and min(image.convert("L").tobytes()) > 250
+
+
+def test_a_missing_or_broken_picture_is_named_and_no_page_is_left(tmp_path):
+    rows = make_rows(tmp_path / "images", [1.0, 0.5])
+    (tmp_path / "images" / "p1.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"p1\.png.*unreadable"):
+        write_page(tmp_path, rows)
+    (tmp_path / "images" / "p1.png").unlink()
+    with pytest.raises(ValueError, match=r"p1\.png.*missing"):
+        write_page(tmp_path, rows)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"predictions": []}, "no predictions"),
+        ({"predictions": [{"file_name": "a.png", "caption": "x", "cider": 1.0}]}, r"a\.png.*references"),
+        (
+            {"predictions": [{"file_name": "a.png", "caption": "x", "references": [], "cider": math.nan}]},
+            "nan",
+        ),
+        ({"scores": {"Bleu_1": 0.3}}, "corpus"),
+        ({"max_images": 0}, "max_images is 0"),
+    ],
+)
+def test_wrong_input_is_one_clear_line(tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), **change)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_stutter_or_repeat_a_pair_are_marked(tmp_path):
+    def repeated(text: str) -> list[str]:
+        words = text.split()
+        return [word for word, flag in zip(words, report.repeated_words(words), strict=True) if flag]
+
+    assert repeated("a dog dog runs") == ["dog"]
+    assert repeated("A dog, and a dog") == ["dog"]
+    assert repeated("a red ball and a blue kite near the sea") == []
+    assert repeated("") == [] and repeated("- - -") == []
+    rows = make_rows(tmp_path / "images", [1.0])
+    rows[0]["caption"] = "a <b> <b>"
+    assert "a &lt;b&gt; <mark>&lt;b&gt;</mark>" in write_page(tmp_path, rows)
+
+
+def test_a_caption_with_a_lone_surrogate_does_not_break_the_page(tmp_path):
+    rows = make_rows(tmp_path / "images", [1.0])
+    rows[0]["caption"] = json.loads('"caf\\u00e9 \\ud800"')
+    assert "café \\ud800" in write_page(tmp_path, rows)
+
+
+def test_the_curves_of_the_page_come_from_the_log(tmp_path):
+    rows = make_rows(tmp_path / "images", [1.0])
+    page = write_page(tmp_path, rows, history=make_history())
+    assert page.count("<svg") == 2 and page.count("<circle") == 6
+    assert "epoch 3: 1.567" in page and "epoch 3: 60.0" in page
+    assert write_page(tmp_path, rows).count("<svg") == 0
+    assert "no losses" in write_page(tmp_path, rows, history=[{"type": "start"}])
+
+
+def test_a_resumed_run_draws_only_what_still_holds():
+    old = [{"type": "train", "step": s, "epoch": s / 10, "loss": 9.0} for s in range(1, 31)]
+    new = [{"type": "train", "step": s, "epoch": s / 10, "loss": 1.0} for s in range(11, 16)]
+    curves = report.extract_curves([*old, {"type": "resume", "step": 10}, *new])
+    assert [y for _, y in curves.train] == [9.0] * 10 + [1.0] * 5
+    repeated = report.extract_curves([*old, *new])
+    assert [y for _, y in repeated.train] == [9.0] * 10 + [1.0] * 5 + [9.0] * 15
+
+
+def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
+    history = [*make_history(), {"type": "train", "step": 61, "epoch": 3.05, "loss": math.nan}]
+    curves = report.extract_curves(history)
+    assert len(curves.train) == 60 and curves.note.endswith(": 1")
+    assert curves.note in write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), history=history)
+    assert report.extract_curves(make_history()).note is None
+
+
+def test_smoothing_keeps_a_line_and_flattens_a_spike():
+    line = [(i, 2.0 * i) for i in range(200)]
+    assert all(
+        math.isclose(a[1], b[1], abs_tol=1e-9) for a, b in zip(report.smooth_curve(line), line, strict=True)
+    )
+    spiked = [(i, 11.0 if i == 100 else 0.0) for i in range(200)]
+    assert max(y for _, y in report.smooth_curve(spiked)) == pytest.approx(1.0)
+
+
+def test_ticks_are_few_and_round():
+    assert report.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
+    for low, high in ((0, 1), (0.97, 1.02), (0, 3e5), (-2.5, 7)):
+        ticks = report.nice_ticks(low, high)
+        assert 3 <= len(ticks) <= 8 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
+
+
+@pytest.mark.parametrize("kind", ["both", "val", "one"])
+def test_plot_curves_writes_a_whole_png(tmp_path, kind):
+    history = [row for row in make_history() if kind == "both" or row["type"] == kind]
+    if kind == "one":
+        history = [{"type": "train", "step": 1, "loss": 3.0}]
+    path = tmp_path / "new" / "curves.png"
+    report.plot_curves(history, path, "a $run$ with_signs")
+    with Image.open(path) as image:
+        image.load()
+        assert image.format == "PNG" and image.width > 800
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
+    assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
+
+
+def test_plot_curves_refuses_a_log_without_losses(tmp_path):
+    for history in ([], [{"type": "start", "step": 0}], [{"type": "train", "step": 1, "loss": math.nan}]):
+        with pytest.raises(ValueError, match="no finite loss"):
+            report.plot_curves(history, tmp_path / "c.png", "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_read_log_returns_the_rows_and_leaves_out_a_torn_last_line(tmp_path):
+    path, rows = tmp_path / "log.jsonl", make_history(5)
+    whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    path.write_bytes(whole)
+    assert report.read_log(path) == rows
+    path.write_bytes(whole.removesuffix(b"\n"))  # complete, only its newline is missing
+    assert report.read_log(path) == rows
+    for torn in (b'{"type": "train", "st', b'{"name": "caf\xc3', b"12"):
+        path.write_bytes(whole + torn)
+        assert report.read_log(path) == rows
+
+
+def test_read_log_names_a_broken_line_in_the_middle(tmp_path):
+    path = tmp_path / "log.jsonl"
+    for broken in ('{"type": "tra', "12", "\ufffd"):
+        path.write_text(f'{{"type": "start"}}\n{broken}\n{{"type": "val"}}\n', encoding="utf-8")
+        with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
+            report.read_log(path)
+    path.write_text(
+        '{"type": "start"}\n{"type": "tra\n', encoding="utf-8"
+    )  # its newline says it was not torn
+    with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
+        report.read_log(path)
+    with pytest.raises(ValueError, match="no such log"):
+        report.read_log(tmp_path / "none.jsonl")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
+def test_order_and_filter_of_the_gallery_work_in_a_browser(tmp_path):
+    rows = make_rows(tmp_path / "images", [0.5, 2.0, 1.0, 0.1])
+    rows[0]["caption"], rows[3]["caption"] = HOSTILE, "a cat a cat"
+    write_page(tmp_path, rows, title="calm", history=make_history())
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-sync",
+    ]
+    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
+    address = (tmp_path / "report.html").as_uri() + "#order=repeats&filter=CAT"
+    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
+    seen = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
+    elements = Elements(seen.stdout)
+    cards = [attrs for tag, attrs in elements.found if tag == "article"]
+    assert elements.found[0] == ("html", {"lang": "en", "data-gallery": "ready"})
+    assert [card["data-name"] for card in cards] == ["p3.png", "p0.png", "p1.png", "p2.png"]
+    assert ["hidden" in card for card in cards] == [False, True, True, True]
+    assert "CONSOLE" not in seen.stderr  # errors of the script, and what the page's policy blocked
+    assert "<title>calm</title>" in seen.stdout
