@@ -8,8 +8,6 @@ random order. safetensors has no checksum, so a sha256 over all tensors and the 
 on every load.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import json
 import math
@@ -17,10 +15,7 @@ import os
 import random
 import re
 import shutil
-import socket
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -137,12 +132,6 @@ def keep_best(run: Path, number: int) -> None:
         path.unlink()
 
 
-def newest_run(output_dir: Path | str, holding: str) -> Path | None:
-    """The run under `output_dir` whose newest file of the pattern `holding` is the newest of all; None without any."""
-    found = [(path.stat().st_mtime, path.parent) for path in Path(output_dir).glob(f"*/{holding}")]
-    return max(found)[1] if found else None
-
-
 def check_fits(model: torch.nn.Module, saved: dict[str, Tensor], origin: str) -> None:
     """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model."""
     expected = model.state_dict()
@@ -185,32 +174,6 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-@contextlib.contextmanager
-def run_lock(run: Path) -> Iterator[None]:
-    """Hold a run's folder; a second process gets SystemExit at once. The kernel frees the lock of a killed process."""
-    with open(run / ".lock", "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read().strip()
-            raise SystemExit(f"{run} is in use by {holder}. Wait for it, or set another RUN_NAME.") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
-
-
-def check_writable(folder: Path) -> None:
-    """Raise SystemExit, in the first second of a run, where files cannot be written in `folder` (it is made)."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise SystemExit(f"Cannot write in {folder}: {error.strerror}. Set OUTPUT_DIR to a folder of yours.") from error
-
-
 def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """state -> (tensors by flat name, the rest as JSON-ready values)."""
     values = dict(state)
@@ -246,7 +209,10 @@ def _unpack(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any
 
 
 def _canonical(values: dict[str, Any]) -> str:
-    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    try:
+        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    except TypeError as error:
+        raise ValueError(f"A checkpoint holds tensors and JSON only: {error}.") from error
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:

@@ -32,10 +32,10 @@ CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output 
 # --- Text ---
 VOCAB_SIZE: int = 1000  # byte-level BPE trained on the training captions; 256 bytes and 4 special tokens included
 MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut
-PAD_TOKEN_ID: int = 0
-START_TOKEN_ID: int = 1
-END_TOKEN_ID: int = 2
-UNK_TOKEN_ID: int = 3
+PAD_TOKEN_ID: int = 0  # fills up the shorter captions of a batch; these four ids are the tokenizer's own
+START_TOKEN_ID: int = 1  # the first token of every caption
+END_TOKEN_ID: int = 2  # the last token of every caption
+UNK_TOKEN_ID: int = 3  # never occurs: every byte has a token
 
 # --- Encoder ---
 ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
@@ -71,8 +71,8 @@ WARMUP_LR: float = 0.0  # rate at the start of the warmup
 MIN_LR: float = 1e-5  # rate at the end of "linear" and "cosine", floor of "step"
 LR_DECAY_RATE: float = 0.8  # "step": factor applied after every epoch
 WEIGHT_DECAY: float = 0.05  # not on biases, norms and embeddings
-ADAM_BETAS: tuple[float, float] = (0.9, 0.98)
-ADAM_EPS: float = 1e-8
+ADAM_BETAS: tuple[float, float] = (0.9, 0.98)  # AdamW's decay rates of the mean gradient and of its mean square
+ADAM_EPS: float = 1e-8  # AdamW's guard against division by zero
 GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
 VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
@@ -85,7 +85,7 @@ RUN_NAME: str | None = None  # name of that folder; None = DATASET and the next 
 RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last" for the newest one under OUTPUT_DIR
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
 LOG_WANDB: bool = False  # copy the log to Weights & Biases
-WANDB_PROJECT: str = "nanocaption"
+WANDB_PROJECT: str = "nanocaption"  # where W&B files the run
 WANDB_ENTITY: str | None = None  # None = your default entity
 
 # --- Captioning and scores ---
@@ -140,6 +140,7 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     values = dict(CONSTANTS)
     # A value of this file may be wrong as well: it was edited by hand.
     problems = [problem for name in values for problem in [_type_problem(name, values[name])] if problem]
+    constants_fit = not problems
     for name, value in (base or {}).items():
         if name in values:
             values[name] = tuple(value) if isinstance(value, list) else value
@@ -150,8 +151,11 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     for name, value in flags.items():
         problems += _assign(values, name, value, "")
     problems += flag_problems
-    if not problems:
-        problems = _range_problems(values) + _cross_problems(values)
+    understood = not problems
+    if constants_fit:
+        problems += _range_problems(values)
+    if understood:  # these compare settings with each other: misleading where one of them was not understood
+        problems += _cross_problems(values)
     if problems:
         raise SystemExit("Settings are not right:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return Settings(**values)
@@ -251,7 +255,7 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     require(v.VOCAB_SIZE >= 260, f"VOCAB_SIZE = {v.VOCAB_SIZE}: needs at least 260 (256 bytes and 4 special tokens)")
     require(v.MAX_SEQ_LEN >= 3, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: needs at least 3 (<start>, one token, <end>)")
     require(
-        v.DECODER_EMBED_DIM % v.DECODER_HEADS == 0,
+        _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),
         f"DECODER_EMBED_DIM = {v.DECODER_EMBED_DIM} must be a multiple of DECODER_HEADS = {v.DECODER_HEADS}",
     )
     require(
@@ -278,11 +282,11 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(
-            v.IMAGE_SIZE is not None and v.IMAGE_SIZE % v.VIT_PATCH_SIZE == 0,
+            v.IMAGE_SIZE is not None and _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE),
             f"IMAGE_SIZE = {v.IMAGE_SIZE} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
         )
         require(
-            v.VIT_EMBED_DIM % v.VIT_HEADS == 0,
+            _divides(v.VIT_HEADS, v.VIT_EMBED_DIM),
             f"VIT_EMBED_DIM = {v.VIT_EMBED_DIM} must be a multiple of VIT_HEADS = {v.VIT_HEADS}",
         )
         require(
@@ -290,6 +294,10 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
             f"VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}: VIT_STEM 'conv' halves the picture each time: 2, 4, 8, 16 or 32",
         )
     return problems
+
+
+def _divides(part: int, whole: int) -> bool:
+    return part < 1 or whole % part == 0  # below 1 is told by its own rule
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -322,6 +330,7 @@ def _parse_argv(argv: list[str]) -> tuple[str | None, dict[str, Any], list[str]]
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
+        usage="%(prog)s [recipe] [--setting value ...]",  # argparse's own would list all flags after every mistake
         description="All settings. [Defaults] are those of config.py; a recipe changes them, a flag has the last word.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=120),

@@ -104,6 +104,7 @@ def beam_search(
     first_row = torch.arange(images, device=device)[:, None] * beams  # (N, 1)
     tokens = torch.full((images * beams,), start_id, device=device)
     parents: Tensor | None = None
+    settled = torch.zeros(images, dtype=torch.bool, device=device)
 
     for length in range(1, max_length + 1):
         log_probs = F.log_softmax(step(tokens, parents).float(), -1).view(images, beams, -1)
@@ -118,7 +119,8 @@ def beam_search(
 
         # What ends among the first K, and at the limit everything, is measured against the finished ones.
         rank = torch.arange(best.shape[1], device=device)
-        finishes = (ends | last) & (rank < beams) & (best > floor / 2)
+        # A settled image takes no more, however long the others of its batch go on.
+        finishes = (ends | last) & (rank < beams) & (best > floor / 2) & ~settled[:, None]
         scores = (best / length**length_penalty).masked_fill(~finishes, floor)
         padded = F.pad(ids, (0, max_length - length), value=end_id)
         done_scores, order = torch.cat([done_scores, scores], 1).topk(beams, dim=1)
@@ -130,7 +132,8 @@ def beam_search(
         open_ids = ids.gather(1, order[:, :, None].expand(-1, -1, length))
         parents = (first_row + beam.gather(1, order)).flatten()
         tokens = token.gather(1, order).flatten()
-        if last or bool((open_scores[:, 0] / length**length_penalty <= done_scores[:, -1]).all()):
+        settled |= open_scores[:, 0] / length**length_penalty <= done_scores[:, -1]
+        if last or bool(settled.all()):
             break
 
     results = []

@@ -1,6 +1,7 @@
 """Rank, world size, reduce and gather. On one process, without torchrun, every function is a no-op."""
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -71,3 +72,10 @@ def gather(rows: list[Any]) -> list[Any]:
     gathered: list[list[Any]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]
+
+
+def first_rank_first(make: Callable[[], Any]) -> Any:
+    """Call `make` on the first process, then on the others, which find its result on the disk."""
+    result = make() if rank() == 0 else None
+    barrier()
+    return result if rank() == 0 else make()

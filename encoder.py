@@ -4,11 +4,14 @@ Both map images (N, 3, S, S) to one feature per patch (N, P, E).
 N images, S side in pixels, P patch tokens (class token included where the tower has one), E encoder width.
 """
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 # model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
@@ -21,6 +24,7 @@ _TOWERS = {
     "siglip": ("SiglipVisionModel", {}),
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
+_HINT = "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None needs none."
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
 
 
@@ -98,29 +102,42 @@ class PretrainedTower(nn.Module):
         return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
 
 
-def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
-    """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
+def check_available(name: str) -> str:
+    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded; returns where it lies.
 
-    A folder is read without any request. Raises ValueError with one line where it cannot be loaded.
+    Cheap (reads the config only), so that a mistake shows before a data set is made. A folder costs no request.
     """
     import transformers
 
-    hint = "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None needs none."
-    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise ValueError(f"ENCODER_MODEL_NAME = {name!r}: there is no such folder. {hint}")
-    path = str(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    with _quiet():
-        try:
-            config = transformers.AutoConfig.from_pretrained(path)
-            if config.model_type not in _TOWERS:
-                raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {config.model_type!r} model. {hint}")
-            class_name, arguments = _TOWERS[config.model_type]
-            tower = getattr(transformers, class_name).from_pretrained(path, **arguments)
-            spec = read_image_spec(path, tower.config.image_size)
-        except (OSError, ImportError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {hint}") from error
-    return PretrainedTower(tower), spec
+    path = str(Path(name).expanduser())
+    if name.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r}: there is no such folder. {_HINT}")
+    path = path if Path(path).is_dir() else name
+    with _told_in_one_line(name):
+        model_type = transformers.AutoConfig.from_pretrained(path).model_type
+    if model_type not in _TOWERS:
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {model_type!r} model. {_HINT}")
+    return path
+
+
+def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
+    """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
+
+    Raises ValueError with one line where it cannot be loaded.
+    """
+    import transformers
+
+    path = check_available(name)
+    with _told_in_one_line(name):
+        class_name, arguments = _TOWERS[transformers.AutoConfig.from_pretrained(path).model_type]
+        tower, report = getattr(transformers, class_name).from_pretrained(
+            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+        )
+        # transformers would leave these at random values, and go on.
+        lacking = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+        if lacking:
+            raise ValueError(f"{len(lacking)} of its weights are missing or of another size, e.g. {lacking[0]}.")
+        return PretrainedTower(tower), read_image_spec(path, tower.config.image_size)
 
 
 def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
@@ -170,20 +187,20 @@ def _get(size: Any, key: str) -> int | None:
     return size.get(key) if isinstance(size, dict) else getattr(size, key, None)
 
 
-class _quiet:
-    """Silence the loading report and the progress bar of transformers, restored afterwards."""
+@contextlib.contextmanager
+def _told_in_one_line(name: str) -> Iterator[None]:
+    """Silence transformers' loading report and progress bar; its errors become one ValueError of one line."""
+    from transformers.utils import logging
 
-    def __enter__(self) -> None:
-        from transformers.utils import logging
-
-        self.verbosity = logging.get_verbosity()
-        self.bar = logging.is_progress_bar_enabled()
-        logging.set_verbosity_error()
-        logging.disable_progress_bar()
-
-    def __exit__(self, *_: object) -> None:
-        from transformers.utils import logging
-
-        logging.set_verbosity(self.verbosity)
-        if self.bar:
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ImportError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
             logging.enable_progress_bar()

@@ -81,8 +81,9 @@ def score_captions(
     """
     references = {record["file_name"]: record["captions"] for record in records}
     candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}
-    corpus, per_image = metrics.score_per_image(references, candidates)
-    scores: dict[str, Any] = {"corpus": corpus, "images": len(records), "text": metrics.text_statistics(captions)}
+    corpus, per_image = metrics.score_prepared(metrics.prepare_references(references), candidates)
+    text = metrics.text_statistics(captions)._asdict()
+    scores: dict[str, Any] = {"corpus": corpus, "images": len(records), "text": text}
     if people and all(len(captions) > 1 for captions in references.values()):
         scores["leave_one_out"] = metrics.leave_one_out(references)
     if all("scene" in record for record in records):

@@ -13,6 +13,7 @@ import config
 import dataset as data
 import decode
 import model as models
+import runs
 import tokenizer as tokenizers
 
 
@@ -48,7 +49,7 @@ def find_checkpoint(path: str | None, output_dir: str) -> Path:
         if not Path(path).is_file():
             raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run.")
         return Path(path)
-    run = checkpoint.newest_run(output_dir, "checkpoint_epoch_*.safetensors")
+    run = runs.newest(output_dir, "checkpoint_epoch_*.safetensors")
     if run is None:
         raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
     return checkpoint.best_files(run)[0]

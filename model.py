@@ -1,19 +1,29 @@
 """The captioner: an image encoder, and a Transformer decoder that attends to all patch features.
 
-Shapes: N images, B captions (each belongs to one image), T tokens, P patches, E encoder width, D decoder width,
-H heads, V vocabulary, K captions per image being decoded at once (beams).
+Shapes: N images, B captions (each belongs to one image), T tokens, R real tokens of the batch (padding left out),
+P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
 
 The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied token embeddings (Press & Wolf 2017).
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 import encoder as encoders
+
+
+class Places(NamedTuple):
+    """Where the R real tokens stand in the two padded layouts that attention works on."""
+
+    in_captions: Tensor  # (R,) position in the flattened (B, T)
+    captions: tuple[int, int]  # (B, T)
+    in_images: Tensor  # (R,) position in the flattened (N, Q)
+    images: tuple[int, int]  # (N, Q): Q = most tokens that the captions of one image have together
+
 
 Cache = list[dict[str, Tensor]]  # per layer: "memory_k/v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
 
@@ -76,27 +86,25 @@ class ImageToTextModel(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Linear and embedding weights normal(0, 0.02), biases 0 (GPT-2). A pretrained encoder keeps its weights.
+        """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.
 
-        Layers that write into the residual stream start smaller by sqrt(number of such layers), so that its variance
-        does not grow with depth. A from-scratch encoder's linear layers get Xavier-uniform: its residual stream starts
-        from image statistics, not from 0.02-sized embeddings, and with 0.02 it learned slower.
+        GPT-2's 0.02 suits widths near 768; at 128 it leaves attention flat for several epochs. Layers that write into
+        the residual stream start smaller by sqrt(number of such layers), so that its variance does not grow with depth.
         """
+        width = self.memory_projection.out_features
         for module in self.decoder.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                nn.init.normal_(module.weight, std=0.02)
+                nn.init.normal_(module.weight, std=width**-0.5)
             if isinstance(module, nn.Linear):
                 nn.init.zeros_(module.bias)
         writers = [w for layer in self.decoder.layers for w in (layer.self_out, layer.cross_out, layer.feedforward[2])]
         for writer in writers:
-            nn.init.normal_(writer.weight, std=0.02 / len(writers) ** 0.5)
-        nn.init.xavier_uniform_(self.memory_projection.weight)
-        nn.init.zeros_(self.memory_projection.bias)
-        if isinstance(self.encoder, encoders.VisionTransformer):
-            for module in self.encoder.modules():
-                if isinstance(module, nn.Linear):
-                    nn.init.xavier_uniform_(module.weight)
-                    nn.init.zeros_(module.bias)
+            nn.init.normal_(writer.weight, std=(writer.in_features * len(writers)) ** -0.5)
+        scratch = [] if isinstance(self.encoder, encoders.PretrainedTower) else self.encoder.modules()
+        for module in (self.memory_projection, *scratch):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     def train(self, mode: bool = True) -> "ImageToTextModel":
         super().train(mode)
@@ -116,12 +124,15 @@ class ImageToTextModel(nn.Module):
 
         images: (N, 3, S, S) as for `encode`, or features (N, P, E) that `encode` gave.
         image_index: (B,) on the CPU, which image each caption belongs to; None = one caption per image, in order.
-        Padding needs no mask: it stands at the end, where no real token sees it, and the loss leaves it out.
+        Padding stands at the end, where no real token sees it. It is never computed; its logits are 0.
         """
-        return self.decoder.logits(self.hidden(images, decoder_input_tokens, image_index))
+        hidden = self.hidden(images, decoder_input_tokens, image_index)
+        logits = self.decoder.logits(hidden)  # (R, V)
+        real = (decoder_input_tokens != self.decoder.pad).flatten().nonzero()[:, 0]
+        return _unpack(logits, real, decoder_input_tokens.shape)
 
     def hidden(self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None) -> Tensor:
-        """`forward` without the last map: (B, T, D). The loss maps only real tokens to the vocabulary."""
+        """`forward` without the last map, for the real tokens only, caption after caption: (R, D)."""
         memory = self.memory(images)
         captions, length = decoder_input_tokens.shape
         if length > self.decoder.max_seq_len:
@@ -134,7 +145,7 @@ class ImageToTextModel(nn.Module):
     def memory(self, images: Tensor) -> Tensor:
         """Images or features -> what the decoder attends to, (N, P, D)."""
         features = images if images.ndim == 3 else self.encode(images)
-        return self.memory_projection(self.memory_norm(features.float()))
+        return self.memory_projection(self.memory_norm(features.to(self.memory_norm.weight.dtype)))
 
     @torch.inference_mode()
     def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -199,6 +210,7 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         self.max_seq_len = max_seq_len
+        self.pad = pad
         self.embedding = nn.Embedding(vocab_size, width, padding_idx=pad)
         self.position_embedding = nn.Embedding(max_seq_len, width)
         self.dropout = nn.Dropout(dropout)
@@ -206,10 +218,14 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
-        positions = torch.arange(tokens.shape[1], device=tokens.device)
-        x = self.dropout(self.embedding(tokens) + self.position_embedding(positions))  # (B, T, D)
+        """tokens (B, T), memory (N, P, D) -> hidden states of the real tokens (R, D)."""
+        # In a batch of captions about half the positions are padding. Everything but attention works on the rest.
+        real = tokens != self.pad  # (B, T)
+        places = _places(real, image_index, len(memory))
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)[real]
+        x = self.dropout(self.embedding(tokens[real]) + self.position_embedding(positions))  # (R, D)
         for layer in self.layers:
-            x = layer(x, memory, image_index)
+            x = layer(x, places, memory)
         return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -241,25 +257,18 @@ class DecoderLayer(nn.Module):
         self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), nn.GELU(), nn.Linear(ff_dim, width))
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, x: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
-        q, k, v = self._split(self.self_qkv(self.self_norm(x)), 3)  # each (B, H, T, D/H)
-        x = x + self.dropout(self.self_out(_join(F.scaled_dot_product_attention(q, k, v, is_causal=True))))
-        x = x + self.dropout(self.cross_out(self._cross_attention(x, memory, image_index)))
+    def forward(self, x: Tensor, places: Places, memory: Tensor) -> Tensor:
+        """x: real tokens (R, D), at `places` of their captions and images; memory (N, P, D)."""
+        qkv = _unpack(self.self_qkv(self.self_norm(x)), places.in_captions, places.captions)  # (B, T, 3D)
+        q, k, v = self._split(qkv, 3)  # each (B, H, T, D/H)
+        mixed = _join(F.scaled_dot_product_attention(q, k, v, is_causal=True))  # (B, T, D)
+        x = x + self.dropout(self.self_out(_pack(mixed, places.in_captions)))
+        # All tokens of an image's captions are queries to one set of keys, made once per image.
+        (q,) = self._split(_unpack(self.cross_q(self.cross_norm(x)), places.in_images, places.images), 1)
+        k, v = self._split(self.cross_kv(memory), 2)  # (N, H, P, D/H)
+        mixed = _join(F.scaled_dot_product_attention(q, k, v))  # (N, Q, D)
+        x = x + self.dropout(self.cross_out(_pack(mixed, places.in_images)))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
-
-    def _cross_attention(self, x: Tensor, memory: Tensor, image_index: Tensor | None) -> Tensor:
-        (q,) = self._split(self.cross_q(self.cross_norm(x)), 1)  # (B, H, T, D/H)
-        k, v = self._split(self.cross_kv(memory), 2)  # (N, H, P, D/H), once per image
-        captions, heads, length, size = q.shape
-        images = len(memory)
-        per_image = _captions_per_image(image_index, images)
-        if per_image is None:
-            index = image_index.to(k.device)
-            return _join(F.scaled_dot_product_attention(q, k[index], v[index]))
-        # Without a mask the tokens of one image's captions are just more queries: no copy of k and v per caption.
-        q = q.view(images, per_image, heads, length, size).transpose(1, 2).reshape(images, heads, -1, size)
-        mixed = F.scaled_dot_product_attention(q, k, v).view(images, heads, per_image, length, size)
-        return mixed.permute(0, 2, 3, 1, 4).reshape(captions, length, heads * size)
 
     def memory_cache(self, memory: Tensor) -> dict[str, Tensor]:
         k, v = self._split(self.cross_kv(memory), 2)
@@ -290,10 +299,27 @@ def _join(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def _captions_per_image(image_index: Tensor | None, images: int) -> int | None:
-    """How many captions each image has, where they stand image after image and all have as many; None otherwise."""
+def _unpack(x: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
+    """Rows of the real tokens (R, D) -> their places in a padded layout (*shape, D), zeros elsewhere."""
+    padded = x.new_zeros(shape[0] * shape[1], x.shape[-1])
+    return padded.index_copy(0, index, x).view(*shape, x.shape[-1])
+
+
+def _pack(x: Tensor, index: Tensor) -> Tensor:
+    """The inverse of `_unpack`: a padded layout -> (R, D)."""
+    return x.flatten(0, 1).index_select(0, index)
+
+
+def _places(real: Tensor, image_index: Tensor | None, images: int) -> Places:
+    """real (B, T): which positions hold tokens. image_index (B,): the image of each caption, None = one each."""
+    captions, length = real.shape
     if image_index is None:
-        return 1
-    per_image, rest = divmod(len(image_index), images)
-    even = torch.arange(images).repeat_interleave(per_image)
-    return per_image if rest == 0 and torch.equal(image_index, even) else None
+        image_index = torch.arange(captions)
+    token_image = image_index.to(real.device)[:, None].expand(captions, length)[real]  # (R,)
+    counts = torch.bincount(token_image, minlength=images)  # (N,)
+    longest = max(1, int(counts.max()))
+    order = torch.argsort(token_image, stable=True)
+    rank = torch.empty_like(order)  # of a token among those of its image
+    rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[token_image[order]]
+    in_captions = real.flatten().nonzero()[:, 0]
+    return Places(in_captions, (captions, length), token_image * longest + rank, (images, longest))

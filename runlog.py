@@ -1,6 +1,7 @@
 """Where a run's numbers go: log.jsonl, which is the truth, and a copy to Weights & Biases."""
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any, TextIO
@@ -10,7 +11,13 @@ import distributed
 
 def open_log(path: Path) -> TextIO | None:
     """log.jsonl, opened to append; None on every process but the first, which alone writes."""
-    return open(path, "a", encoding="utf-8") if distributed.rank() == 0 else None
+    if distributed.rank() != 0:
+        return None
+    if path.is_file():
+        # A kill can tear the last line; the next row would join it.
+        whole = path.read_bytes().rpartition(b"\n")
+        os.truncate(path, len(whole[0] + whole[1]))
+    return open(path, "a", encoding="utf-8")
 
 
 def write(file: TextIO | None, row: dict[str, Any], wandb_run: Any = None) -> None:
@@ -44,7 +51,8 @@ def start_wandb(config: dict[str, Any], project: str, entity: str | None, name: 
         run.define_metric("global_step")
         run.define_metric("*", step_metric="global_step")
     except Exception as error:  # wandb raises its own errors, the network's and the operating system's
-        console(f"W&B could not be started ({str(error).splitlines()[0]}); the run goes on with log.jsonl alone.")
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        console(f"W&B could not be started ({reason}); the run goes on with log.jsonl alone.")
         return None
     console(f"W&B: {run.url or run.dir}")
     return run

@@ -55,6 +55,7 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
         "clean_up_tokenization_spaces": False,
+        "split_special_tokens": True,  # "<end>" in a caption is text there as well
     }  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     digest = {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}
@@ -147,5 +148,9 @@ def tokenizer_digest(tokenizer: Tokenizer) -> str:
 
 
 def _with_space(caption: str) -> str:
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as a damaged JSON escape gives
+        raise ValueError(f"The caption {ascii(caption)} is not Unicode text: {error.reason}.") from error
     # add_prefix_space alone would skip a caption that begins with a space, and decode() would then eat that space.
     return " " + caption

@@ -34,6 +34,7 @@ from tqdm import tqdm  # noqa: E402
 import checkpoint  # noqa: E402
 import dataset as data  # noqa: E402
 import distributed  # noqa: E402
+import encoder  # noqa: E402
 import evaluate as evaluation  # noqa: E402
 import inference  # noqa: E402
 import model as models  # noqa: E402
@@ -41,6 +42,7 @@ import optim  # noqa: E402
 import prepare_dataset  # noqa: E402
 import report  # noqa: E402
 import runlog  # noqa: E402
+import runs  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 
 PAD = tokenizers.PAD
@@ -78,21 +80,23 @@ class Progress(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     settings = config.load(argv)
-    saved, folder = None, None
+    saved = None
     if settings.RESUME_CHECKPOINT_PATH is not None:
-        path = resume_path(settings)
-        saved, settings, folder = load_for_resume(path, argv), None, path.parent
-        settings = resumed_settings(saved, argv)
+        path = runs.resume_path(settings)
+        saved, settings = runs.load_for_resume(path, argv)
+    elif settings.ENCODER_MODEL_NAME is not None:
+        encoder.check_available(settings.ENCODER_MODEL_NAME)
     device = inference.pick_device(settings.DEVICE)
     if device.type == "cuda" and settings.DEVICE in ("auto", "cuda"):
         device = torch.device("cuda", distributed.local_rank())
     distributed.start(device.type)
     try:
-        folder = folder or new_run_folder(settings)
-        checkpoint.check_writable(folder)
-        with checkpoint.run_lock(folder) if distributed.rank() == 0 else contextlib.nullcontext():
+        folder = path.parent if saved else runs.new_folder(settings)
+        runs.check_writable(folder)
+        with runs.lock(folder):
             run, progress = prepare(settings, folder, device, saved)
-            fit(run, progress)
+            with run.log or contextlib.nullcontext():
+                fit(run, progress)
     finally:
         distributed.stop()
 
@@ -108,7 +112,7 @@ def prepare(settings: Any, folder: Path, device: torch.device, saved: dict[str, 
     if saved:
         tokenizer, origin = tokenizers.from_json(saved["tokenizer"]), "from the checkpoint"
     else:
-        tokenizer, fresh = first_rank_first(
+        tokenizer, fresh = distributed.first_rank_first(
             lambda: tokenizers.load_or_train(train_captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
         )
         origin = f"trained on {len(train_captions):,} captions" if fresh else "loaded"
@@ -248,10 +252,9 @@ def optimizer_step(run: Run, micro_batches: list[data.Batch], step: int) -> tupl
 
 def caption_loss(model: models.ImageToTextModel, batch: data.Batch, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary."""
-    hidden = model.hidden(batch.images, batch.decoder_input_tokens, batch.image_index)  # (B, T, D)
-    real = batch.target_tokens != PAD  # (B, T)
-    logits = model.decoder.logits(hidden[real])  # (real tokens, V)
-    return F.cross_entropy(logits.float(), batch.target_tokens[real], reduction="sum", label_smoothing=label_smoothing)
+    logits = model.decoder.logits(model.hidden(*batch[:2], batch.image_index))  # (real tokens, V)
+    targets = batch.target_tokens[batch.target_tokens != PAD]
+    return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)
 
 
 @torch.no_grad()
@@ -291,12 +294,15 @@ def validate(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, bool]:
         texts = [found[0].text for found in captions]
         scores, _ = evaluation.score_captions(run.val_records, texts, people=False)
         row |= scores["corpus"]
+        truth = {kind: n["true"] / n["claims"] for kind, n in scores.get("truth", {}).items() if n["claims"]}
+        row |= {f"true_{kind}": share for kind, share in truth.items()}
         samples = [
             {"file_name": record["file_name"], "caption": text}
             for record, text in zip(run.val_records[:3], texts[:3], strict=True)
         ]
         runlog.write(run.log, {"type": "samples", "step": progress.step, "samples": samples})
         text += f", CIDEr {100 * row['CIDEr']:.1f}, BLEU-4 {100 * row['Bleu_4']:.1f} (greedy, {len(texts)} images)"
+        text += "".join(f", true {kind} {share:.0%}" for kind, share in truth.items())
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
     runlog.write(run.log, row, run.wandb_run)
     bar.write(text)
@@ -344,57 +350,9 @@ def restore(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Adam
     return Progress(**{name: saved[name] for name in Progress._fields})
 
 
-def resume_path(settings: Any) -> Path:
-    """The checkpoint RESUME_CHECKPOINT_PATH means. SystemExit where it is not there: never a silent fresh start."""
-    given = settings.RESUME_CHECKPOINT_PATH
-    if given == "last":
-        run = checkpoint.newest_run(settings.OUTPUT_DIR, "last.safetensors")
-        if run is None:
-            raise SystemExit(f"RESUME_CHECKPOINT_PATH = 'last': no run under {settings.OUTPUT_DIR!r} has a checkpoint.")
-        return run / "last.safetensors"
-    if not Path(given).is_file():
-        raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r}: no such file. Give a checkpoint, 'last' or none.")
-    return Path(given)
-
-
-def resumed_settings(saved: dict[str, Any], argv: list[str]) -> Any:
-    """The settings of a resumed run: its own, but for what was changed since: in config.py, by recipe or by flag.
-
-    SystemExit, naming old -> new, where the change would make it another run.
-    """
-    keep = config.unchanged_since(saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH"}
-    settings = config.load(argv, base={name: saved["config"][name] for name in keep})
-    changed = config.differences(settings, saved["config"], config.RESUME_SETTINGS)
-    if changed:
-        raise SystemExit(
-            "A resume continues the same run, so these cannot change (start a fresh run for them):\n"
-            + "\n".join(f"  - {line}" for line in changed)
-        )
-    return settings
-
-
-def new_run_folder(settings: Any) -> Path:
-    """RUN_NAME, which must be new, or the next free number under OUTPUT_DIR; one choice for all ranks."""
-    output = Path(settings.OUTPUT_DIR)
-    name = settings.RUN_NAME
-    if name is None:
-        numbers = [path.name.removeprefix(f"{settings.DATASET}-") for path in output.glob(f"{settings.DATASET}-*")]
-        name = f"{settings.DATASET}-{max((int(n) for n in numbers if n.isdecimal()), default=0) + 1:03d}"
-    elif distributed.rank() == 0 and (output / name).is_dir() and any((output / name).iterdir()):
-        raise SystemExit(f"RUN_NAME = {name!r}: {output / name} holds a run. Resume it, or choose another name.")
-    return output / distributed.gather([name])[0]
-
-
-def load_for_resume(path: Path, argv: list[str]) -> dict[str, Any]:
-    try:
-        return checkpoint.load(path)
-    except ValueError as error:
-        raise SystemExit(f"Cannot resume: {error}") from error
-
-
 def prepare_data(settings: Any) -> Path:
     """The prepared data set, made now where it is missing."""
-    return first_rank_first(lambda: prepare_dataset.prepare_from(settings))
+    return distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
 
 
 def make_datasets(
@@ -417,7 +375,7 @@ def make_datasets(
 
         for split, images in sets.items():
             key = data.features_key(images, model.encoder.state_dict())
-            images.features = first_rank_first(
+            images.features = distributed.first_rank_first(
                 lambda split=split, images=images, key=key: data.cached_features(
                     folder / "cache", split, key, images, encode, settings.NUM_WORKERS
                 )
@@ -469,15 +427,11 @@ def step_seed(*parts: Any) -> int:
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def first_rank_first(make: Callable[[], Any]) -> Any:
-    """Call `make` on the first process, then on the others, which find its result on the disk."""
-    result = make() if distributed.rank() == 0 else None
-    distributed.barrier()
-    return result if distributed.rank() == 0 else make()
-
-
 if __name__ == "__main__":
     try:
         main()
     except ValueError as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("\nStopped. Continue from the last finished epoch: python train.py --resume-checkpoint-path last")
+        raise SystemExit(130) from None

@@ -13,26 +13,28 @@ from metrics.ptb_rules import (
     CAPITAL_ABBREVIATIONS,
     SMALL_ABBREVIATIONS,
     SPACES,
-    plain,
     rules_by_first_character,
+    spaces_kept,
 )
 
-# Dropped from the scores. Brackets are escaped in lower case (-lrb-) and so, unlike in Penn Treebank text, stay.
+# Dropped from the scores. Brackets are escaped in lower case (-lrb-), which the reference misses: they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
 LINE_ENDS = re.compile("[\r\v\f\u2028\u2029]")
+SPLIT_WORDS = "cannot gonna gotta lemme gimme wanna"
 NEVER_PLAIN = frozenset(
-    "cannot gonna gotta lemme gimme wanna".split()
-    + " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
+    " ".join((SPLIT_WORDS, ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
 )
-# A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks like one
-# of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word whose period
-# depends on the next word) and its caption looks like the third.
+# A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks
+# like one of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word
+# whose period depends on the next word) and its caption looks like the third.
 ODD_CHUNK = re.compile(r"<|[^!-~]|[0-9]\)?$")
 ODD_ENDING = re.compile(r"(?:^| )(?:[a-z]\.|(?:art|ca|figs?|nos?|op|pp|prop) \.)$")
 ODD_CAPTION = re.compile(
     r"<|[^ -~]|[0-9]\)? [0-9]|[A-Za-z]\. *(?:$| [A-Z])|(?i:art|ca|figs?|nos?|op|pp|prop)\.(?: [0-9]|$)"
 )
+# No look-ahead tells the end of the batch from a line end after such a word.
+PLAIN_END = re.compile(r"(?:^| )[a-z]{2,} ?\.?$")
 CACHE_LIMIT = 500_000
 _chunk_cache: dict[str, str] = {}  # chunk -> kept tokens; a memo, bounded
 _odd_chunk_cache: dict[str, str] = {}  # the same, for chunks whose caption has to be looked at
@@ -41,26 +43,31 @@ _odd_chunk_cache: dict[str, str] = {}  # the same, for chunks whose caption has 
 def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     """The tokens of each caption, lower case, punctuation dropped, joined by single spaces.
 
-    `captions` is one batch, in order: as in the reference, a word at the end of a caption can depend on how the next
-    caption begins ("plan b." keeps its period before "Two men", not before "The dog"). Tokenise the references as one
-    batch and the candidates as another, both in annotation order. Equal to pycocoevalcap 1.2 (CoreNLP 3.4.1), with
-    one deliberate difference: a carriage return, form feed, vertical tab, U+2028 or U+2029 inside a caption is taken
-    as a space, with a warning, where the reference would move all later captions to wrong images.
-    Raises ValueError for anything that is not a string, and for half a surrogate pair.
+    `captions` is one batch, in order: as in the reference, a word at the end of a caption can depend on how
+    the next caption begins ("plan b." keeps its period before "Two men", not before "The dog"). Tokenise the
+    references as one batch and the candidates as another, both in annotation order. Equal to pycocoevalcap
+    1.2 (CoreNLP 3.4.1), with one deliberate difference: a carriage return, form feed, vertical tab, U+2028 or
+    U+2029 inside a caption is taken as a space, with a warning, where the reference would move all later
+    captions to wrong images. Raises ValueError for anything that is not a string, and for half a surrogate
+    pair.
     """
     captions = _clean_lines(captions)
     cached = _chunk_cache.get
     tokens: list[str] = []
     batch: tuple[str, str, list[int]] | None = None
-    reached = 0  # how far into the batch the last token of the captions before this one ran (a tag can cross lines)
+    reached = 0  # where a token ended that began in an earlier caption: a tag can cross lines
     last = len(captions) - 1
     for index, caption in enumerate(captions):
         chunks = caption.split(" ")
-        parts = [cached(chunk) for chunk in chunks]
-        context = index == last or reached or ". ." in caption
+        parts = list(map(cached, chunks))
+        context = reached or ". ." in caption or (index == last and not PLAIN_END.search(caption))
         if None in parts and not context:
-            parts = [_chunk_tokens(chunk) for chunk in chunks]
-            context = any(chunk in _odd_chunk_cache for chunk in chunks) and ODD_CAPTION.search(caption)
+            odd = False
+            for place, part in enumerate(parts):
+                if part is None:
+                    parts[place] = _chunk_tokens(chunks[place])
+                    odd = odd or chunks[place] in _odd_chunk_cache
+            context = odd and ODD_CAPTION.search(caption)
         if context:
             batch = batch or _batch_text(captions)
             parts, reached = _scan_caption(batch, index, reached)
@@ -74,7 +81,9 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
     captions = list(captions)
     for index, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}")
+            raise ValueError(
+                f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}"
+            )
     text = "\n".join(captions)
     if text.count("\n") >= max(1, len(captions)):
         captions = [caption.replace("\n", " ") for caption in captions]
@@ -82,8 +91,11 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
         _refuse_surrogates(captions)
     if LINE_ENDS.search(text):
         odd = sum(LINE_ENDS.search(caption) is not None for caption in captions)
-        warnings.warn(f"{odd} of {len(captions)} captions contain a line separator (such as \\r or U+2028): taken as a "
-                      "space; pycocoevalcap would shift every later caption to a wrong image there", stacklevel=3)
+        warnings.warn(
+            f"{odd} of {len(captions)} captions contain a line separator (such as \\r or U+2028): taken as a "
+            "space; pycocoevalcap would shift every later caption to a wrong image there",
+            stacklevel=3,
+        )
         captions = [LINE_ENDS.sub(" ", caption) for caption in captions]
     return captions
 
@@ -93,8 +105,10 @@ def _refuse_surrogates(captions: list[str]) -> None:
         try:
             caption.encode()
         except UnicodeEncodeError as error:
-            raise ValueError(f"caption {index} contains half a surrogate pair, which is no character: {caption!r:.60}; "
-                             "decode the file as UTF-8") from error
+            raise ValueError(
+                f"caption {index} contains half a surrogate pair, which is no character: {caption!r:.60}; "
+                "decode the file as UTF-8"
+            ) from error
 
 
 def _batch_text(captions: list[str]) -> tuple[str, str, list[int]]:
@@ -103,19 +117,15 @@ def _batch_text(captions: list[str]) -> tuple[str, str, list[int]]:
 
 
 def _scan_caption(batch: tuple[str, str, list[int]], index: int, reached: int) -> tuple[list[str], int]:
-    """The kept tokens of one caption, and where the next one begins if a token ran past the line end (else 0)."""
+    """The kept tokens of one caption, and where its last token ended if beyond the line end, else 0."""
     text, alphabet, starts = batch
     start, end = starts[index], starts[index + 1] - 1
-    kept = []
-    if reached:
-        kept = [plain(text[start : min(reached, end)])]
-        if reached > end:
-            return kept, reached
-        start = reached
-    tokens, stop = scan(text, alphabet, start, end)
-    if stop > end:
+    carried = [spaces_kept(text[start : min(reached, end)])] if reached else []
+    tokens, stop = scan(text, alphabet, max(start, reached), end)
+    if stop > end and tokens:
         tokens[-1] = tokens[-1].split("\n")[0]
-    tokens = " ".join(kept + tokens).rstrip().split(" ")
+    # Trailing white space of the line goes, as in the reference, even where it belongs to a token.
+    tokens = " ".join(carried + tokens).rstrip().split(" ")
     return [token for token in tokens if token not in PUNCTUATION], stop if stop > end else 0
 
 
@@ -140,8 +150,15 @@ def _chunk_tokens(chunk: str) -> str:
     return kept
 
 
+def clear_cache() -> None:
+    """Forget the tokens of all chunks seen; changes no result, only the time of the next call."""
+    _chunk_cache.clear()
+    _odd_chunk_cache.clear()
+
+
 @lru_cache(maxsize=1)
-def _rules() -> dict:
+def compile_rules() -> dict:
+    """The rules by first character; takes some tens of milliseconds, once, at the first odd word."""
     return rules_by_first_character()
 
 
@@ -150,7 +167,7 @@ def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], 
 
     `alphabet` is `shadow(text)`; look-ahead sees beyond `end`, and a token may run beyond it.
     """
-    rules = _rules()
+    rules = compile_rules()
     tokens: list[str] = []
     while position < end:
         longest, best, best_render = position, None, None

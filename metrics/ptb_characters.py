@@ -1,13 +1,13 @@
 """What the Penn Treebank tokenizer takes each character for.
 
-The rules in `ptb_rules` are written over a small alphabet: ASCII, a few signs that have rules of their own, and one
-stand-in character for each of the kinds below. `shadow` maps a text to that alphabet, character by character, so
-that a match found in the shadow is a slice of the text.
+The rules in `ptb_rules` are written over a small alphabet: ASCII, a few signs that have rules of their own,
+and one stand-in character for each of the kinds below. `shadow` maps a text to that alphabet, character by
+character, so that a match found in the shadow is a slice of the text.
 
-The tables hold what was observed when the reference (CoreNLP 3.4.1) was run, as a program, on every character of the
-Basic Multilingual Plane between two letters, between two digits, and alone. They are older than Python's own
-Unicode data, hence the explicit ranges. Anything absent (emoji, unassigned and private characters, controls)
-separates words and vanishes.
+The tables hold what was observed when the reference (CoreNLP 3.4.1) was run, as a program, on every character
+of the Basic Multilingual Plane between two letters, between two digits, and alone. They are older than
+Python's own Unicode data, hence the explicit ranges. Anything absent (emoji, unassigned and private
+characters, controls) separates words and vanishes.
 """
 
 from functools import lru_cache
@@ -15,10 +15,11 @@ from functools import lru_cache
 LETTER, MARK, DIGIT, SYMBOL, SPACE, DELETED = "\u00e9", "\u0301", "\u0663", "\u2605", "\u2003", "\u0001"
 ASTRAL = "\u0002"  # beyond the Basic Multilingual Plane: vanishes too, but counts as two characters
 
-# Signs that the rules name: no-break space, soft hyphen, quotes, dashes, currency, fractions, superscripts ...
+# Signs that the rules name: no-break space, soft hyphen, currency, fractions, quotes, dashes, superscripts.
 NAMED = (
-    "\u00a0\u00ad\u0085\u0080\u0091\u0092\u0093\u0094\u0096\u0097\u00a2\u00a3\u00a4\u00ab\u00bb\u00bc\u00bd\u00be"
-    "\u2010\u2011\u2013\u2014\u2015\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2026\u2039\u203a\u2044\u2153\u2154"
+    "\u00a0\u00ad\u0080\u0085\u0091\u0092\u0093\u0094\u0096\u0097\u00a2\u00a3\u00a4\u00ab\u00bb"
+    "\u00bc\u00bd\u00be\u2153\u2154\u2010\u2011\u2013\u2014\u2015\u2018\u2019\u201a\u201b\u201c"
+    "\u201d\u201e\u201f\u2026\u2039\u203a\u2044"
     "\u20a0\u20ac\u058a\u066b\u066c\u3001\u00b9\u00b2\u00b3\u2070"
     "\u2074\u2075\u2076\u2077\u2078\u2079\u207a\u207b\u207c\u207d\u207e"
     "\u2080\u2081\u2082\u2083\u2084\u2085\u2086\u2087\u2088\u2089\u208a\u208b\u208c\u208d\u208e"

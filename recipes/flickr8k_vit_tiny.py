@@ -1,0 +1,31 @@
+"""Flickr8k with a frozen ViT-Tiny, on two CPU cores.
+
+    python train.py recipes/flickr8k_vit_tiny.py --raw-data-dir FLICKR8K --encoder-model-name VIT_TINY
+
+FLICKR8K: a folder with the pictures and the captions in any layout that prepare_dataset.py reads (Karpathy's
+dataset_flickr8k.json, Kaggle's captions.txt, the original Flickr8k.token.txt with its split lists).
+VIT_TINY: a ViT-Tiny/16 pretrained on ImageNet, as a folder or a Hub id (e.g. WinKawaks/vit-tiny-patch16-224).
+"""
+
+DATASET = "flickr8k"
+RAW_DATA_DIR = "../shared/data/flickr8k"
+ENCODER_MODEL_NAME = "../shared/data/vit_tiny"
+FREEZE_ENCODER = True
+IMAGE_SIZE = None
+
+VOCAB_SIZE = 4000
+MAX_SEQ_LEN = 32
+
+DECODER_EMBED_DIM = 256
+DECODER_HEADS = 4
+DECODER_LAYERS = 3
+DECODER_FF_DIM = 1024
+DECODER_DROPOUT = 0.2
+
+NUM_EPOCHS = 10
+BATCH_SIZE = 160
+LEARNING_RATE = 1e-3
+WARMUP_RATIO = 0.05
+WEIGHT_DECAY = 0.05
+LABEL_SMOOTHING = 0.1
+NUM_WORKERS = 0

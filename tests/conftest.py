@@ -1,0 +1,36 @@
+"""Shared by the tests: a miniature of the demo set, the flags of a miniature model, and the pictures' own folder."""
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("WANDB_MODE", "disabled")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest  # noqa: E402
+
+import prepare_dataset  # noqa: E402
+
+ROOT = Path(__file__).resolve().parents[1]
+CUTOFF = 24
+
+TINY_MODEL = """
+    --vit-layers 1 --vit-embed-dim 32 --vit-heads 2 --image-size 32 --decoder-layers 1 --decoder-embed-dim 32
+    --decoder-heads 2 --decoder-ff-dim 64 --vocab-size 320 --num-workers 0 --batch-size 20 --warmup-steps 2
+    --validation-score-images 4 --learning-rate 3e-3
+    """
+
+
+@pytest.fixture(scope="session")
+def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A DATA_DIR that holds the first pictures of the demo set, CUTOFF of each split."""
+    folder = tmp_path_factory.mktemp("data")
+    prepare_dataset.prepare("demo", folder, seed=1, cutoff=CUTOFF, workers=1)
+    return folder
+
+
+@pytest.fixture
+def flags(demo_data: Path, tmp_path: Path) -> list[str]:
+    """The flags of a run that takes a second: miniature data, model and output folder."""
+    places = ["--data-dir", str(demo_data), "--output-dir", str(tmp_path / "runs")]
+    return [*places, "--data-cutoff", str(CUTOFF), *TINY_MODEL.split()]

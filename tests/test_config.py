@@ -1,0 +1,206 @@
+"""Settings: what is accepted, in which order, and that every mistake is told at once, in one line each."""
+
+import json
+import subprocess
+import sys
+import typing
+from pathlib import Path
+
+import pytest
+
+import config
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def refusal(*argv: str) -> list[str]:
+    """The lines of the refusal of these arguments, without its heading."""
+    with pytest.raises(SystemExit) as caught:
+        config.load(list(argv))
+    heading, *lines = str(caught.value).splitlines()
+    assert heading == "Settings are not right:"
+    return lines
+
+
+def recipe(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.py"
+    path.write_text(text)
+    return str(path)
+
+
+def test_constants_recipe_and_flags_apply_in_this_order(tmp_path):
+    text = "BATCH_SIZE = 20\nNUM_EPOCHS = 3\nSEED = 5\n"
+    settings = config.load(
+        [recipe(tmp_path, text), "--num-epochs", "4"], base={"SEED": 9, "KEEP_BEST": 7, "BATCH_SIZE": 10}
+    )
+    assert settings.KEEP_BEST == 7  # base over constant
+    assert (settings.BATCH_SIZE, settings.SEED) == (20, 5)  # recipe over base
+    assert settings.NUM_EPOCHS == 4  # flag over recipe
+    assert config.as_dict(config.load([])) == config.CONSTANTS  # nothing was changed for good
+
+
+def test_base_may_come_from_json_and_from_an_older_program():
+    settings = config.load([], base={"ADAM_BETAS": [0.5, 0.6], "A_SETTING_OF_THE_PAST": 1})
+    assert settings.ADAM_BETAS == (0.5, 0.6)
+    assert not hasattr(settings, "A_SETTING_OF_THE_PAST")
+
+
+def test_settings_are_frozen():
+    with pytest.raises(AttributeError):
+        config.load([]).BATCH_SIZE = 3
+
+
+@pytest.mark.parametrize(
+    "argv, name, value",
+    [
+        (["--log-wandb"], "LOG_WANDB", True),
+        (["--no-cache-features"], "CACHE_FEATURES", False),
+        (["--data-cutoff", "5"], "DATA_CUTOFF", 5),
+        (["--encoder-learning-rate", "none"], "ENCODER_LEARNING_RATE", None),
+        (["--run-name", "None"], "RUN_NAME", None),
+        (["--dataset", "none"], "DATASET", "none"),  # a text that cannot be None stays a text
+        (["--adam-betas", "0.8,0.9"], "ADAM_BETAS", (0.8, 0.9)),
+        (["--learning-rate=2e-3"], "LEARNING_RATE", 2e-3),
+        (["--warmup-lr", "0"], "WARMUP_LR", 0.0),
+        (["--lr-schedule", "step"], "LR_SCHEDULE", "step"),
+        (["--device", "cuda:1"], "DEVICE", "cuda:1"),
+    ],
+)
+def test_a_flag_is_read_as_the_type_of_its_setting(argv, name, value):
+    got = getattr(config.load(argv), name)
+    assert got == value and type(got) is type(value)
+
+
+def test_a_whole_number_serves_where_a_fraction_is_meant(tmp_path):
+    settings = config.load([recipe(tmp_path, "LEARNING_RATE = 1\nENCODER_LEARNING_RATE = 0\n")])
+    assert type(settings.LEARNING_RATE) is float and type(settings.ENCODER_LEARNING_RATE) is float
+
+
+def test_all_problems_are_told_at_once(tmp_path):
+    path = recipe(tmp_path, "BATCH_SIZ = 4\nLR_SCHEDULE = 'cosin'\nFREEZE_ENCODER = 1\nSEED = True\n")
+    lines = refusal(path, "--num-epochs", "many", "--warmup-steps", "-1", "--adam-betas", "0.9")
+    text = "\n".join(lines)
+    assert len(lines) == 7
+    assert "BATCH_SIZ is not a setting; did you mean BATCH_SIZE?" in text and path in text
+    assert "LR_SCHEDULE = 'cosin': must be one of 'constant', 'linear', 'cosine', 'step'" in text
+    assert "FREEZE_ENCODER = 1: must be True or False" in text
+    assert "SEED = True: must be a whole number" in text
+    assert "NUM_EPOCHS = 'many': must be a whole number" in text
+    assert "WARMUP_STEPS = -1: must be 0 or more" in text
+    assert "ADAM_BETAS = (0.9,): must be 2 numbers" in text
+
+
+def test_an_unknown_flag_names_the_nearest_and_its_value_is_not_taken_for_a_recipe():
+    lines = refusal("--batch_size", "64", "--learning-rte=1", "--zzz")
+    assert any("--batch_size is not a flag; did you mean --batch-size?" in line for line in lines)
+    assert any("did you mean --learning-rate?" in line for line in lines)
+    assert any("--zzz is not a flag; `python train.py --help`" in line for line in lines)
+    assert len(lines) == 3
+    assert "one word too many" in refusal("a.py", "b.py")[-1]
+
+
+def test_a_recipe_that_is_missing_or_broken_is_one_line(tmp_path):
+    with pytest.raises(SystemExit, match=r"^There is no recipe 'nowhere.py'.*$"):
+        config.load(["nowhere.py"])
+    with pytest.raises(SystemExit, match=r"^The recipe .* does not run: ZeroDivisionError: division by zero$"):
+        config.load([recipe(tmp_path, "SEED = 1 / 0")])
+
+
+def test_a_wrong_constant_is_told_as_well(monkeypatch):
+    monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", "eighty")
+    assert refusal("--seed", "x") == [
+        "  - BATCH_SIZE = 'eighty': must be a whole number",
+        "  - SEED = 'x': must be a whole number",
+    ]
+    monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", 80.0)
+    assert refusal() == ["  - BATCH_SIZE = 80.0: must be a whole number"]
+
+
+@pytest.mark.parametrize(
+    "wrong, right",
+    [
+        ("--vocab-size 259", "--vocab-size 260"),
+        ("--max-seq-len 2", "--max-seq-len 3"),
+        ("--decoder-heads 3", "--decoder-heads 8"),
+        ("--decoder-heads 0", "--decoder-heads 1"),
+        ("--vit-heads 3", "--vit-heads 2"),
+        ("--vit-heads 0", "--vit-heads 1"),
+        ("--vit-patch-size 0", "--vit-patch-size 4"),
+        ("--image-size 60", "--image-size 72"),
+        ("--image-size none", "--image-size none --encoder-model-name a/b"),
+        ("--vit-patch-size 12 --image-size 96", "--vit-patch-size 12 --image-size 96 --vit-stem patch"),
+        ("--batch-size 4", "--batch-size 4 --captions-per-image 4"),
+        ("--min-lr 0.1", "--min-lr 0.1 --learning-rate 0.1"),
+        ("--adam-betas 0.9,1", "--adam-betas 0,0.999"),
+        ("--pad-token-id 7", "--pad-token-id 0"),
+        ("--freeze-encoder", "--freeze-encoder --encoder-model-name a/b"),
+        ("--device gpu", "--device cuda"),
+        ("--device cuda:x", "--device cuda:3"),
+        ("--dataset a/b", "--dataset a.b"),
+        ("--run-name ..", "--run-name b-2"),
+        ("--learning-rate nan", "--learning-rate 1"),
+        ("--learning-rate 0", "--learning-rate 1"),
+        ("--decoder-dropout 1", "--decoder-dropout 0"),
+        ("--warmup-ratio 1.5", "--warmup-ratio none"),
+        ("--length-penalty inf", "--length-penalty 0"),
+        ("--data-cutoff 0", "--data-cutoff none"),
+    ],
+)
+def test_each_rule_refuses_and_lets_pass(wrong, right):
+    name = wrong.split()[0].removeprefix("--").replace("-", "_").upper()
+    lines = refusal(*wrong.split())
+    assert any(name in line or name.replace("_TOKEN", "") in line or "PAD, START" in line for line in lines)
+    config.load(right.split())
+
+
+def test_every_numeric_setting_has_a_range():
+    kinds = {name: typing.get_args(kind) or (kind,) for name, kind in config._TYPES.items()}
+    numeric = {name for name, options in kinds.items() if {int, float} & set(options)}
+    ruled = {*config._AT_LEAST_ONE, *config._NOT_NEGATIVE, *config._ABOVE_ZERO, *config._FRACTIONS}
+    in_cross_rules = {"VOCAB_SIZE", "ADAM_BETAS", "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID"}
+    assert numeric - ruled - in_cross_rules == set()
+    assert ruled | set(config.RESUME_SETTINGS) <= set(config.CONSTANTS)
+
+
+def test_every_setting_stands_in_a_section_with_a_comment():
+    comments = {name: text for names in config._comments().values() for name, text in names.items()}
+    assert list(comments) == list(config.CONSTANTS)
+    assert [name for name, text in comments.items() if not text] == []
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
+def test_every_recipe_of_the_project_loads(path):
+    config.load([str(path)])
+
+
+def test_help_lists_every_flag_and_imports_nothing_heavy():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0
+    for name in config.CONSTANTS:
+        assert "--" + name.lower().replace("_", "-") in done.stdout
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "argparse" in imported  # the report is what it is taken for
+    assert not imported & {"torch", "numpy", "PIL", "transformers", "tokenizers", "wandb", "tqdm"}
+
+
+def test_a_flag_without_its_value_does_not_print_all_flags(capsys):
+    with pytest.raises(SystemExit):
+        config.load(["--batch-size"])
+    text = capsys.readouterr().err
+    assert "--batch-size" in text and len(text.splitlines()) <= 2
+
+
+def test_unchanged_since_and_differences_see_through_json(monkeypatch):
+    saved = json.loads(json.dumps(config.CONSTANTS))
+    assert config.unchanged_since(saved) == set(config.CONSTANTS)
+    monkeypatch.setitem(config.CONSTANTS, "ADAM_BETAS", (0.9, 0.99))
+    monkeypatch.setitem(config.CONSTANTS, "SEED", 3)
+    del saved["KEEP_BEST"]
+    assert set(config.CONSTANTS) - config.unchanged_since(saved) == {"ADAM_BETAS", "SEED", "KEEP_BEST"}
+    settings = config.load([])
+    assert config.differences(settings, saved, ("ADAM_BETAS", "SEED", "BATCH_SIZE")) == [
+        "ADAM_BETAS: [0.9, 0.98] -> (0.9, 0.99)",
+        "SEED: 1 -> 3",
+    ]

@@ -1,0 +1,360 @@
+"""From prepared data to batches: the shift by one, the order of an epoch, every kind of picture, the feature cache."""
+
+import json
+import os
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import dataset as data
+from encoder import read_image_spec, scratch_image_spec
+
+START, END, PAD = 1, 2, 0
+SPEC = scratch_image_spec(16)
+
+
+def pattern(width: int, height: int) -> Image.Image:
+    """A picture with large shapes, fine stripes and soft slopes in different colours."""
+    y, x = np.mgrid[0:height, 0:width]
+    red, green = 255 * x / width, 127 + 120 * np.sin(y / 3.0)
+    blue = np.where((x // 9 + y // 7) % 2, 230, 20)
+    return Image.fromarray(np.stack([red, green, blue], -1).astype(np.uint8))
+
+
+def picture_set(folder, counts, features=None):
+    """A data set of len(counts) pictures; image i has counts[i] captions whose ids name the image and the caption."""
+    for i in range(len(counts)):
+        Image.new("RGB", (20, 16), (10 * i, 100, 200)).save(folder / f"{i}.png")
+    records = [{"file_name": f"{i}.png"} for i in range(len(counts))]
+    token_ids = [[[START, 10 + i, *[50 + c] * (c + 1), END] for c in range(n)] for i, n in enumerate(counts)]
+    return data.ImageTextDataset(records, folder, token_ids, SPEC, features)
+
+
+# --- captions and batches ---
+
+
+def test_inputs_and_targets_are_shifted_by_one():
+    image = torch.zeros(3, 2, 2, dtype=torch.uint8)
+    batch = data.collate_fn([(image, [np.array([1, 7, 8, 9, 2]), np.array([1, 2])]), (image, [np.array([1, 5, 2])])])
+    assert batch.decoder_input_tokens.tolist() == [[1, 7, 8, 9], [1, 0, 0, 0], [1, 5, 0, 0]]
+    assert batch.target_tokens.tolist() == [[7, 8, 9, 2], [2, 0, 0, 0], [5, 2, 0, 0]]
+    assert batch.image_index.tolist() == [0, 0, 1]
+    assert batch.images.shape == (2, 3, 2, 2) and batch.decoder_input_tokens.dtype == torch.int64
+
+
+def test_pictures_without_captions_make_a_batch_too():
+    batch = data.collate_fn([(torch.zeros(3, 2, 2), []), (torch.ones(3, 2, 2), [])])
+    assert len(batch.images) == 2 and len(batch.image_index) == 0
+
+
+def test_batch_keeps_image_index_on_the_cpu(tmp_path):
+    batch = data.collate_fn([picture_set(tmp_path, [2])[(0, (0, 1))]])
+    moved = batch.to(torch.device("meta"))
+    assert moved.images.device.type == "meta" and moved.image_index.device.type == "cpu"
+
+
+def test_a_group_gives_its_own_picture_and_captions(tmp_path):
+    images = picture_set(tmp_path, [3, 2])
+    pixels, captions = images[(1, (1, 0))]
+    assert pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 16)
+    assert pixels[:, 8, 8].tolist() == [10, 100, 200]
+    assert [ids.tolist() for ids in captions] == [[1, 11, 51, 51, 2], [1, 11, 50, 2]]
+    assert len(images.first(1)) == 1 and len(images) == 2
+
+
+def test_load_records_takes_one_split_and_says_which_there_are(tmp_path):
+    rows = [{"file_name": f"{i}.jpg", "split": "train" if i < 3 else "val", "captions": []} for i in range(5)]
+    (tmp_path / "captions.json").write_text(json.dumps({"images": rows}))
+    assert data.load_records(tmp_path, "train") == rows[:3]
+    assert data.load_records(tmp_path, "train", cutoff=2) == rows[:2]
+    with pytest.raises(ValueError, match="no image of the split 'test'; it has train, val"):
+        data.load_records(tmp_path, "test")
+
+
+# --- the order of an epoch ---
+
+RAGGED = [5, 1, 0, 3, 7, 2, 5, 5]
+
+
+@pytest.mark.parametrize("counts", [[5] * 6, RAGGED])
+@pytest.mark.parametrize("per_image", [1, 2, 5])
+def test_an_epoch_visits_every_pair_once(counts, per_image):
+    groups = data.epoch_groups(counts, per_image, seed=3, epoch=1)
+    pairs = [(image, caption) for image, captions in groups for caption in captions]
+    assert sorted(pairs) == [(image, caption) for image, count in enumerate(counts) for caption in range(count)]
+    assert max(len(captions) for _, captions in groups) <= per_image
+    assert all(captions for _, captions in groups)
+
+
+def test_order_is_a_function_of_seed_and_epoch():
+    def order(seed, epoch):
+        return data.epoch_groups([5] * 20, 2, seed, epoch)
+
+    random.seed(1)
+    first = order(1, 0)
+    random.seed(2)
+    assert order(1, 0) == first
+    assert order(1, 1) != first and order(2, 0) != first and order(1, 10) != order(11, 0)
+    assert [image for image, _ in first] != sorted(image for image, _ in first)
+    company = [{(image, frozenset(captions)) for image, captions in order(1, epoch)} for epoch in range(2)]
+    assert company[0] != company[1]  # other captions of an image travel together
+
+
+def test_in_order_gives_every_image_with_all_its_captions():
+    assert data.in_order([2, 0, 1]) == [(0, (0, 1)), (1, ()), (2, (0,))]
+
+
+@pytest.mark.parametrize("number", [1, 7, 24, 25, 26, 47, 48, 49, 50])
+@pytest.mark.parametrize("ranks, accumulate, batch_size", [(1, 1, 4), (1, 3, 4), (2, 1, 3), (3, 2, 4), (4, 1, 2)])
+def test_ranks_share_every_step_completely_and_evenly(number, ranks, accumulate, batch_size):
+    groups = [(i, (0,)) for i in range(number)]
+    if number < ranks:
+        with pytest.raises(ValueError, match=f"{number} groups .* cannot be dealt out to {ranks} processes"):
+            data.epoch_steps(groups, batch_size, accumulate, 0, ranks)
+        return
+    per_rank = [data.epoch_steps(groups, batch_size, accumulate, rank, ranks) for rank in range(ranks)]
+    assert len({len(steps) for steps in per_rank}) == 1  # a rank with a step more would wait for ever
+    seen = []
+    for step in zip(*per_rank, strict=True):
+        mine = [[group for batch in micro_batches for group in batch] for micro_batches in step]
+        assert all(mine)  # every rank takes part in every step
+        assert max(map(len, mine)) - min(map(len, mine)) <= 1
+        assert all(len(batch) <= batch_size for micro_batches in step for batch in micro_batches)
+        assert all(len(micro_batches) <= accumulate + 1 for micro_batches in step)
+        dealt = sorted(group for part in mine for group in part)
+        assert dealt == groups[len(seen) : len(seen) + len(dealt)]  # step by step in the order given
+        seen += dealt
+    assert seen == groups
+
+
+def test_order_does_not_depend_on_the_number_of_ranks():
+    groups = data.epoch_groups([5] * 24, 5, seed=1, epoch=0)
+    alone = data.epoch_steps(groups, 8, 1)
+    together = [data.epoch_steps(groups, 4, 1, rank, 2) for rank in range(2)]
+    for number, (micro_batch,) in enumerate(alone):
+        (first,), (second,) = (steps[number] for steps in together)
+        assert sorted(micro_batch) == sorted([*first, *second])
+
+
+def test_accumulation_makes_fewer_and_larger_steps():
+    groups = [(i, (0,)) for i in range(22)]
+    steps = data.epoch_steps(groups, batch_size=4, accumulate=2)
+    assert [[len(batch) for batch in micro_batches] for micro_batches in steps] == [[4, 4], [4, 4], [4, 2]]
+    assert [group for step in steps for batch in step for group in batch] == groups
+
+
+def test_loader_keeps_the_order_and_leaves_the_global_generators_alone(tmp_path):
+    images = picture_set(tmp_path, [2, 3, 1])
+    batches = [[(2, (0,)), (0, (1, 0))], [(1, (2,))]]
+    before = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
+    loader = data.make_loader(images, batches, workers=0)
+    found = list(loader)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert (random.getstate(), str(np.random.get_state())) == before[1:]
+    assert len(loader) == 2
+    assert found[0].target_tokens[:, 0].tolist() == [12, 10, 10]
+    assert found[0].image_index.tolist() == [0, 1, 1]
+    assert found[1].target_tokens.tolist() == [[11, 52, 52, 52, 2]]
+
+
+def test_worker_processes_give_the_same_batches(tmp_path):
+    images = picture_set(tmp_path, [2, 3, 1])
+    batches = data.chunks(data.epoch_groups([2, 3, 1], 2, seed=1, epoch=0), 2)
+    state = torch.get_rng_state()
+    several = list(data.make_loader(images, batches, workers=2))
+    assert torch.equal(torch.get_rng_state(), state)
+    for one, two in zip(data.make_loader(images, batches, workers=0), several, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+
+
+# --- pictures ---
+
+PREPROCESSORS = {
+    "ViT": {
+        "image_processor_type": "ViTImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "size": {"height": 32, "width": 32}, "resample": 2, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    },
+    "CLIP": {
+        "image_processor_type": "CLIPImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "do_center_crop": True, "size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}, "resample": 3,
+        "image_mean": [0.48, 0.45, 0.4], "image_std": [0.26, 0.27, 0.28],
+    },
+    "DINOv2": {
+        "image_processor_type": "BitImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "do_center_crop": True, "size": {"shortest_edge": 40}, "crop_size": {"height": 32, "width": 32}, "resample": 3,
+        "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225],
+    },
+    "SigLIP": {
+        "image_processor_type": "SiglipImageProcessor", "do_resize": True, "do_rescale": True, "do_normalize": True,
+        "size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", PREPROCESSORS)
+def test_transform_equals_the_image_processor_of_transformers(tmp_path, kind):
+    from transformers import AutoImageProcessor
+
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSORS[kind]))
+    spec = read_image_spec(str(tmp_path), 32)
+    processor = AutoImageProcessor.from_pretrained(tmp_path)
+    for width, height in [(83, 61), (50, 75), (21, 30)]:  # wide, tall, to be enlarged
+        for name in ("a.png", "a.jpg"):
+            pattern(width, height).save(tmp_path / name, **({"quality": 95} if name == "a.jpg" else {}))
+            with Image.open(tmp_path / name) as image:
+                theirs = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+            mean, std = (torch.tensor(spec[key]).view(3, 1, 1) for key in ("mean", "std"))
+            grey_levels = 255 * (theirs * std + mean)
+            ours = data.load_image(tmp_path / name, spec).float()
+            assert ours.shape == (3, 32, 32)
+            assert (ours - grey_levels).abs().max() <= 2
+            assert (ours.roll(1, -1) - grey_levels).abs().max() > 2  # shifted by a pixel it would not pass
+
+
+def save_every_kind(folder) -> dict[str, tuple]:
+    """name -> (file, the colour its middle must have)"""
+    grey16 = Image.fromarray(np.full((40, 40), 200 << 8, dtype=np.uint16))
+    half_red = Image.new("RGBA", (40, 40), (255, 0, 0, 128))
+    palette = Image.new("P", (40, 40), 1)
+    palette.putpalette([0, 0, 0, 30, 160, 70])
+    clear = Image.new("P", (40, 40), 0)
+    clear.putpalette([0, 0, 0, 9, 9, 9])
+    files = {
+        "grey": (Image.new("L", (40, 40), 90), "png", {}, (90, 90, 90)),
+        "grey jpeg": (Image.new("L", (40, 40), 90), "jpg", {}, (90, 90, 90)),
+        "black and white": (Image.new("1", (40, 40), 1), "png", {}, (255, 255, 255)),
+        "palette": (palette, "png", {}, (30, 160, 70)),
+        "palette gif": (palette, "gif", {}, (30, 160, 70)),
+        "transparent palette": (clear, "png", {"transparency": 0}, (255, 255, 255)),
+        "grey alpha": (Image.new("LA", (40, 40), (0, 0)), "png", {}, (255, 255, 255)),
+        "alpha": (half_red, "png", {}, (255, 127, 127)),
+        "16 bit": (grey16, "png", {}, (200, 200, 200)),
+        "16 bit tiff": (grey16, "tif", {}, (200, 200, 200)),
+        "CMYK": (Image.new("CMYK", (40, 40), (0, 255, 255, 0)), "jpg", {}, (255, 0, 0)),
+        "webp": (Image.new("RGB", (40, 40), (10, 20, 200)), "webp", {"lossless": True}, (10, 20, 200)),
+        "tiny": (Image.new("RGB", (1, 1), (1, 2, 3)), "png", {}, (1, 2, 3)),
+        "upper case": (Image.new("RGB", (40, 40), (0, 0, 250)), "JPG", {}, (0, 0, 250)),
+    }
+    found = {}
+    for name, (image, ending, arguments, colour) in files.items():
+        image.save(folder / f"{name}.{ending}", **arguments)
+        found[name] = (folder / f"{name}.{ending}", colour)
+    # the right content under a wrong name
+    half_red.save(folder / "png.png")
+    os.rename(folder / "png.png", folder / "png called.jpg")
+    Image.new("RGB", (40, 40), (0, 120, 0)).save(folder / "jpeg.jpg", quality=95)
+    os.rename(folder / "jpeg.jpg", folder / "jpeg called.png")
+    found |= {"png as jpg": (folder / "png called.jpg", (255, 127, 127))}
+    found |= {"jpg as png": (folder / "jpeg called.png", (0, 120, 0))}
+    return found
+
+
+def test_every_kind_of_picture_comes_out_in_its_colours(tmp_path):
+    for name, (path, colour) in save_every_kind(tmp_path).items():
+        pixels = data.load_image(path, SPEC)
+        assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.uint8, name
+        off = np.abs(np.array(pixels[:, 8, 8].tolist()) - np.array(colour)).max()
+        assert off <= 3, f"{name}: {pixels[:, 8, 8].tolist()} instead of {colour}"
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png"])
+def test_a_picture_stands_upright_as_its_exif_says(tmp_path, ending):
+    image = pattern(60, 40)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn by 90 degrees clockwise to show"
+    sharp = {"quality": 95, "subsampling": 0} if ending == "jpg" else {}
+    image.save(tmp_path / f"turned.{ending}", exif=exif, **sharp)
+    image.rotate(-90, expand=True).save(tmp_path / f"upright.{ending}", **sharp)
+    image.save(tmp_path / f"plain.{ending}", **sharp)
+    spec = {**SPEC, "size": 32, "resize": 32}
+    turned, upright, plain = (
+        data.load_image(tmp_path / f"{name}.{ending}", spec).int() for name in ("turned", "upright", "plain")
+    )
+    assert (turned - upright).abs().float().mean() < 3
+    assert (turned - plain).abs().float().mean() > 30
+
+
+@pytest.mark.parametrize("name", ["no.jpg", "text.jpg", "text.png", "empty.jpg", "cut.jpg", "cut.png", "folder.jpg"])
+def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
+    pattern(300, 300).save(tmp_path / "cut.jpg")
+    pattern(300, 300).save(tmp_path / "cut.png")
+    for cut in ("cut.jpg", "cut.png"):
+        (tmp_path / cut).write_bytes((tmp_path / cut).read_bytes()[:600])
+    (tmp_path / "text.jpg").write_text("not a picture")
+    (tmp_path / "text.png").write_text("not a picture")
+    (tmp_path / "empty.jpg").touch()
+    (tmp_path / "folder.jpg").mkdir()
+    with pytest.raises(ValueError) as caught:
+        data.load_image(tmp_path / name, SPEC)
+    assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+
+
+# --- the feature cache ---
+
+
+class Encoder:
+    """uint8 images -> (N, 4, 2), and how many images it was given; fails at image `fails_at`."""
+
+    def __init__(self, fails_at: int | None = None):
+        self.images, self.fails_at = 0, fails_at
+
+    def __call__(self, images):
+        self.images += len(images)
+        if self.fails_at is not None and self.images > self.fails_at:
+            raise RuntimeError("out of memory")
+        return images.float().mean((2, 3))[:, :2, None].repeat(1, 2, 2) / 255
+
+
+def test_cached_features_are_the_encoders_and_computed_once(tmp_path):
+    counts = [1] * 40  # more than one batch
+    images, encode, folder = picture_set(tmp_path, counts), Encoder(), tmp_path / "cache"
+    first = data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)
+    assert encode.images == 40 and first.shape == (40, 4, 2) and first.dtype == np.float16
+    again = data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)
+    assert encode.images == 40
+    live = np.concatenate([Encoder()(images[(i, ())][0][None]).numpy() for i in range(40)])
+    np.testing.assert_array_equal(first, live.astype(np.float16))
+    np.testing.assert_array_equal(first, again)
+    assert len(np.unique(live[:, 0, 0])) > 20  # the pictures differ, so a mix-up would show
+    images.features = first
+    batch = next(iter(data.make_loader(images, [[(7, (0,)), (3, (0,))]], workers=0)))
+    np.testing.assert_array_equal(batch.images.numpy(), first[[7, 3]])
+
+
+def test_another_key_or_split_is_computed_anew(tmp_path):
+    images, encode, folder = picture_set(tmp_path, [1, 1]), Encoder(), tmp_path / "cache"
+    for split, key in [("train", "a" * 64), ("train", "b" * 64), ("val", "a" * 64)]:
+        before = encode.images
+        data.cached_features(folder, split, key, images, encode, workers=0)
+        assert encode.images == before + 2
+
+
+def test_the_key_follows_weights_transform_and_pictures(tmp_path):
+    images = picture_set(tmp_path, [1, 1])
+    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
+    key = data.features_key(images, weights)
+    assert data.features_key(images, dict(reversed(weights.items()))) == key
+    changed = {name: tensor.clone() for name, tensor in weights.items()}
+    changed["a"][1, 2] += 1e-6 * changed["a"][1, 2]
+    others = [data.features_key(images, changed), data.features_key(images.first(1), weights)]
+    images.image_spec = {**SPEC, "mean": [0.4, 0.5, 0.5]}
+    others.append(data.features_key(images, weights))
+    images.image_spec = SPEC
+    assert data.features_key(images, weights) == key
+    pattern(20, 16).save(tmp_path / "1.png")
+    others.append(data.features_key(images, weights))
+    assert Counter([key, *others]).most_common(1)[0][1] == 1
+
+
+def test_a_crash_in_the_middle_leaves_nothing_that_counts(tmp_path):
+    images, folder = picture_set(tmp_path, [1] * 40), tmp_path / "cache"
+    with pytest.raises(RuntimeError, match="out of memory"):
+        data.cached_features(folder, "train", "a" * 64, images, Encoder(fails_at=32), workers=0)
+    assert list(folder.iterdir()) == []
+    encode = Encoder()
+    assert len(data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)) == 40
+    assert encode.images == 40

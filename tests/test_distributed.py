@@ -1,0 +1,132 @@
+"""Several processes add up to one: gradients, sums, the order of gathered rows; and on one process nothing happens."""
+
+import json
+import os
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+
+import distributed
+
+
+def make_model() -> torch.nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+        sometimes = torch.nn.Linear(4, 3)  # used by the first row alone
+    return torch.nn.ModuleDict({"layers": layers, "sometimes": sometimes}).double()
+
+
+ROWS = 7
+
+
+def loss_of(model: torch.nn.Module, rows: list[int]) -> torch.Tensor:
+    """The sum over some rows of a batch of ROWS."""
+    inputs = torch.randn(ROWS, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))[rows]
+    loss = model["layers"](inputs).pow(2).sum()
+    return loss + model["sometimes"](inputs[:1]).pow(2).sum() if 0 in rows else loss
+
+
+def worker(rank: int, ranks: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {
+        "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }  # fmt: skip
+    distributed.start("cpu")
+    model = make_model()
+    mine = list(range(rank, ROWS, ranks))
+    loss_of(model, mine).backward()
+    before = model["sometimes"].weight.grad is not None
+    distributed.sum_gradients(list(model.parameters()))
+    # each process makes its file a moment after the one before; the first must have been first all the same
+    order = distributed.first_rank_first(lambda: _append(folder, rank))
+    result = {
+        "rank": distributed.rank(), "ranks": distributed.world_size(), "local": distributed.local_rank(),
+        "gradients": [p.grad.tolist() for p in model.parameters()], "had_gradient": before,
+        "sum": distributed.sum_(torch.tensor([float(rank), 1.0])).tolist(),
+        "gathered": distributed.gather([{"rank": rank, "row": row} for row in mine]),
+        "order": order,
+    }  # fmt: skip
+    distributed.barrier()
+    distributed.stop()
+    result["after"] = [distributed.rank(), distributed.world_size()]
+    with open(f"{folder}/{rank}.json", "w") as file:
+        json.dump(result, file)
+
+
+def _append(folder: str, rank: int) -> int:
+    with open(f"{folder}/order", "a") as file:
+        file.write(f"{rank}\n")
+    return rank
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def results(request, tmp_path_factory) -> list[dict]:
+    folder = tmp_path_factory.mktemp("ranks")
+    # Forked: a fresh process would import torch first.
+    multiprocessing.start_processes(
+        worker, (request.param, free_port(), str(folder)), nprocs=request.param, start_method="fork"
+    )
+    found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
+    found[0]["file"] = (folder / "order").read_text().split()
+    return found
+
+
+def test_summed_gradients_are_those_of_the_whole_batch_on_one_process(results):
+    model = make_model()
+    loss_of(model, list(range(ROWS))).backward()
+    expected = [p.grad for p in model.parameters()]
+    for result in results:
+        for gradient, own in zip(expected, result["gradients"], strict=True):
+            torch.testing.assert_close(torch.tensor(own, dtype=torch.float64), gradient, rtol=1e-12, atol=1e-12)
+    assert results[0]["gradients"] == results[1]["gradients"]  # to the bit, or the copies drift apart
+    partial = make_model()
+    loss_of(partial, [0, 2, 4, 6]).backward()
+    assert not torch.allclose(next(partial.parameters()).grad, expected[0])
+
+
+def test_a_parameter_unused_on_one_process_gets_the_others_gradient(results):
+    assert [result["had_gradient"] for result in results] == [True] + [False] * (len(results) - 1)
+
+
+def test_rows_are_gathered_rank_after_rank_on_every_process(results):
+    ranks = len(results)
+    expected = [{"rank": rank, "row": row} for rank in range(ranks) for row in range(rank, ROWS, ranks)]
+    assert all(result["gathered"] == expected for result in results)
+
+
+def test_sums_ranks_and_turns(results):
+    ranks = len(results)
+    for rank, result in enumerate(results):
+        assert (result["rank"], result["ranks"], result["local"]) == (rank, ranks, rank)
+        assert result["sum"] == [sum(range(ranks)), ranks]
+        assert result["order"] == rank and result["after"] == [0, 1]
+    assert results[0]["file"][0] == "0" and len(results[0]["file"]) == ranks
+
+
+def test_on_one_process_everything_is_a_no_op(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.delenv(name, raising=False)
+    distributed.start("cpu")
+    assert not torch.distributed.is_initialized()
+    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
+    distributed.barrier()
+    tensor = torch.tensor([1.0, 2.0])
+    assert distributed.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
+    rows = [{"a": 1}]
+    assert distributed.gather(rows) == rows
+    parameter = torch.nn.Parameter(torch.ones(2))
+    distributed.sum_gradients([parameter])
+    assert parameter.grad is None
+    calls = []
+    assert distributed.first_rank_first(lambda: calls.append(1) or "made") == "made" and calls == [1]
+    distributed.stop()

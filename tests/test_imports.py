@@ -1,0 +1,113 @@
+"""The plan of the house: which room may import which, read from the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# room -> what of ours it may import. Only scripts read config; runs and inference apply it on behalf of scripts.
+ALLOWED = {
+    "config": set(),
+    "tokenizer": set(),
+    "dataset": set(),
+    "encoder": set(),
+    "model": {"encoder"},
+    "decode": set(),
+    "optim": set(),
+    "metrics": set(),
+    "checkpoint": set(),
+    "distributed": set(),
+    "runlog": {"distributed"},
+    "runs": {"checkpoint", "config", "distributed"},
+    "inference": {"checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
+    "report": set(),
+    "demo_set": set(),
+    "layouts": set(),
+    "flickr30k": set(),
+    "prepare_dataset": {"config", "demo_set", "flickr30k", "layouts"},
+    "evaluate": {
+        "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
+        "inference", "demo_set",
+    },
+    "caption": {"config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
+}  # fmt: skip
+ALLOWED["train"] = set(ALLOWED)
+SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption"}
+
+
+def sources(room: str) -> list[Path]:
+    return sorted((ROOT / room).glob("*.py")) if (ROOT / room).is_dir() else [ROOT / f"{room}.py"]
+
+
+def imports(source: str) -> set[str]:
+    """Top-level names of all modules a source imports, inside functions as well."""
+    found = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which room is meant"
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def imports_of(room: str) -> set[str]:
+    return set().union(*(imports(path.read_text(encoding="utf-8")) for path in sources(room))) - {room}
+
+
+def test_the_reader_of_imports_sees_every_form():
+    source = "import a.b, c as d\nfrom e.f import g\ndef h():\n    import i\n    from j import k\n"
+    assert imports(source) == {"a", "c", "e", "i", "j"}
+
+
+def test_the_table_names_every_room():
+    rooms = {path.stem for path in ROOT.glob("*.py")} | {path.parent.name for path in ROOT.glob("*/__init__.py")}
+    assert rooms - {"tests"} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("room", sorted(ALLOWED))
+def test_a_room_imports_only_what_the_table_allows(room):
+    ours = imports_of(room) & set(ALLOWED)
+    assert ours <= ALLOWED[room], f"{room} must not import {sorted(ours - ALLOWED[room])}"
+
+
+def test_nothing_imports_train_and_only_scripts_and_their_helpers_import_config():
+    importers = {name: {room for room in ALLOWED if name in imports_of(room)} for name in ("train", "config")}
+    assert importers["train"] == set()
+    assert importers["config"] <= SCRIPTS | {"runs", "inference"}
+
+
+def test_rooms_import_without_any_circle():
+    order: list[str] = []
+    waiting = {room: imports_of(room) & set(ALLOWED) for room in ALLOWED}
+    while ready := [room for room in waiting if waiting[room] <= set(order)]:
+        order += ready
+        waiting = {room: needs for room, needs in waiting.items() if room not in ready}
+    assert waiting == {}
+
+
+def test_light_rooms_import_nothing_heavy():
+    heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
+    assert imports_of("config") <= set(sys.stdlib_module_names)
+    for room in ("metrics", "layouts", "report", "demo_set", "flickr30k", "prepare_dataset"):
+        assert not imports_of(room) & heavy, room
+    assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
+
+
+def test_light_rooms_stay_light_when_imported():
+    code = (
+        "import sys, config, metrics, layouts, report, flickr30k, prepare_dataset\n"
+        "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'matplotlib'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_no_file_passes_400_lines_by_much():
+    long = {path.name: len(path.read_text().splitlines()) for room in ALLOWED for path in sources(room)}
+    assert {name: lines for name, lines in long.items() if lines > 440} == {}

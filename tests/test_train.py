@@ -1,0 +1,346 @@
+"""The training loop: what it learns, that it repeats itself, resumes exactly, and refuses what is wrong."""
+
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import checkpoint
+import config
+import dataset as data
+import evaluate as evaluation
+import inference
+import train
+from tests.conftest import ROOT
+
+
+def rows(run: Path, kind: str) -> list[dict]:
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["type"] == kind]
+
+
+def losses(run: Path) -> list[float]:
+    return [row["loss"] for row in rows(run, "train")] + [row["val_loss"] for row in rows(run, "val")]
+
+
+def only_run(output: Path) -> Path:
+    (run,) = output.iterdir()
+    return run
+
+
+def test_the_same_seed_gives_the_same_loss_curve_for_any_number_of_workers(flags, tmp_path):
+    for name, more in (("a", []), ("b", ["--num-workers", "2"]), ("other", ["--seed", "2"])):
+        train.main([*flags, "--num-epochs", "2", "--decoder-dropout", "0.2", "--run-name", name, *more])
+    runs = tmp_path / "runs"
+    assert len(losses(runs / "a")) == 14  # 24 images in steps of 4, 2 epochs, 2 validations
+    assert losses(runs / "a") == losses(runs / "b")
+    assert losses(runs / "a") != losses(runs / "other")
+
+
+@pytest.fixture
+def three_epochs(flags, tmp_path) -> Path:
+    """A run of three epochs with dropout, all of whose checkpoints are kept."""
+    args = ["--num-epochs", "3", "--decoder-dropout", "0.2", "--keep-best", "3", "--run-name", "whole"]
+    train.main([*flags, *args])
+    return tmp_path / "runs" / "whole"
+
+
+def resume_copy(run: Path, name: str, epoch: int, change=None) -> Path:
+    """A new run folder that holds only `run`'s best checkpoint of `epoch`, perhaps changed."""
+    folder = run.parent / name
+    folder.mkdir()
+    (source,) = run.glob(f"checkpoint_epoch_{epoch}_*")
+    state = checkpoint.load(source)
+    if change:
+        change(state)
+    checkpoint.save(folder / source.name, state)
+    return folder / source.name
+
+
+def test_resumed_from_the_best_checkpoint_equals_uninterrupted_to_the_bit(three_epochs):
+    resumed = resume_copy(three_epochs, "resumed", 1)
+    # Another process, and none of the run's own flags: they are in the checkpoint.
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), "--resume-checkpoint-path", str(resumed)],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert losses(resumed.parent) == [
+        row["loss"] for row in rows(three_epochs, "train") if row["step"] > 6
+    ] + [row["val_loss"] for row in rows(three_epochs, "val")[1:]]
+    a, b = (checkpoint.load(run / "last.safetensors") for run in (three_epochs, resumed.parent))
+    assert a["epoch"] == b["epoch"] == 3
+    for name, tensor in a["model_state_dict"].items():
+        assert torch.equal(tensor, b["model_state_dict"][name]), name
+    for name, slots in a["optimizer_state_dict"]["state"].items():
+        for slot, tensor in slots.items():
+            assert torch.equal(tensor, b["optimizer_state_dict"]["state"][name][slot]), (name, slot)
+
+
+@pytest.mark.parametrize("lost", ["moments", "step"])
+def test_a_resume_that_loses_something_is_noticed(three_epochs, lost):
+    """The control of the test above: it must be able to fail."""
+
+    def change(state):
+        if lost == "moments":
+            for slots in state["optimizer_state_dict"]["state"].values():
+                slots["exp_avg"].zero_()
+        else:
+            state["step"] += 1  # the dropout and the learning rate of the step after
+
+    resumed = resume_copy(three_epochs, "resumed", 1, change)
+    train.main(["--resume-checkpoint-path", str(resumed)])
+    assert losses(resumed.parent)[1:] != [row["loss"] for row in rows(three_epochs, "train") if row["step"] > 6][1:]
+
+
+def test_last_resumes_the_newest_run_and_more_epochs_continue_it(flags, tmp_path, capsys):
+    train.main([*flags, "--num-epochs", "1", "--lr-schedule", "constant"])
+    train.main([*flags, "--resume-checkpoint-path", "last", "--num-epochs", "2", "--lr-schedule", "constant"])
+    run = only_run(tmp_path / "runs")
+    assert [row["epoch"] for row in rows(run, "val")] == [1, 2]
+    assert len(rows(run, "resume")) == 1
+    train.main([*flags, "--num-epochs", "2", "--lr-schedule", "constant", "--run-name", "whole"])
+    assert losses(run) == losses(tmp_path / "runs" / "whole")
+    before = (run / "last.safetensors").read_bytes()
+    train.main([*flags, "--resume-checkpoint-path", str(run / "last.safetensors"), "--lr-schedule", "constant",
+                "--num-epochs", "2"])  # fmt: skip
+    assert "Already finished" in capsys.readouterr().out
+    assert (run / "last.safetensors").read_bytes() == before
+
+
+def test_a_resume_refuses_what_would_make_it_another_run(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "1"])
+    with pytest.raises(SystemExit) as error:
+        train.main([*flags, "--resume-checkpoint-path", "last", "--weight-decay", "0.3", "--batch-size", "40"])
+    assert "WEIGHT_DECAY: 0.05 -> 0.3" in str(error.value)
+    assert "BATCH_SIZE: 20 -> 40" in str(error.value)
+
+
+def test_a_resume_refuses_other_captions(flags, tmp_path, demo_data):
+    train.main([*flags, "--num-epochs", "1"])
+    other = tmp_path / "other"
+    shutil.copytree(demo_data, other)
+    captions = other / "demo" / "captions.json"
+    captions.write_text(captions.read_text().replace("tree", "bush"))
+    manifest = other / "demo" / "manifest.json"
+    content = json.loads(manifest.read_text())
+    content["captions_sha256"] = __import__("hashlib").sha256(captions.read_bytes()).hexdigest()
+    manifest.write_text(json.dumps(content))
+    with pytest.raises(SystemExit, match="needs the same data"):
+        train.main([*flags, "--data-dir", str(other), "--resume-checkpoint-path", "last", "--num-epochs", "2"])
+
+
+def test_a_fresh_run_never_takes_another_runs_folder(flags, tmp_path):
+    for _ in range(2):
+        train.main([*flags, "--num-epochs", "1", "--validation-score-images", "0"])
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["demo-001", "demo-002"]
+    with pytest.raises(SystemExit, match="holds a run"):
+        train.main([*flags, "--run-name", "demo-001"])
+
+
+def test_it_learns_and_the_best_checkpoint_is_the_lowest_loss(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "6"])
+    run = only_run(tmp_path / "runs")
+    history = [row["val_loss"] for row in rows(run, "val")]
+    assert history[-1] < history[0] - 1
+    best = checkpoint.best_files(run)
+    assert len(best) == 2  # KEEP_BEST
+    assert f"{min(history):.4f}" in best[0].name
+    assert checkpoint.load(best[0])["best_val_loss"] == min(history)
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_validation_follows_its_interval_and_always_the_last_epoch(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "3", "--validation-interval", "2", "--validation-score-images", "0"])
+    assert [row["epoch"] for row in rows(only_run(tmp_path / "runs"), "val")] == [2, 3]
+
+
+def test_patience_stops_the_run(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda run: 1.0)  # the first is the best, the others no better
+    train.main([*flags, "--num-epochs", "9", "--early-stopping-patience", "2", "--validation-score-images", "0"])
+    assert [row["epoch"] for row in rows(only_run(tmp_path / "runs"), "val")] == [1, 2, 3]
+
+
+def test_a_nan_validation_loss_is_never_the_best(flags, tmp_path, monkeypatch):
+    values = iter([math.nan, 2.0, math.nan])
+    monkeypatch.setattr(train, "evaluate", lambda run: next(values))
+    train.main([*flags, "--num-epochs", "3", "--validation-score-images", "0"])
+    (best,) = checkpoint.best_files(only_run(tmp_path / "runs"))
+    assert best.name == "checkpoint_epoch_2_val_loss_2.0000.safetensors"
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_weights_change(flags, tmp_path, monkeypatch):
+    real, calls = train.caption_loss, []
+
+    def spoiled(model, batch, smoothing=0.0):
+        calls.append({name: p.detach().clone() for name, p in model.named_parameters()})
+        loss = real(model, batch, smoothing)
+        return loss * math.nan if len(calls) == 3 else loss
+
+    models = []
+    build = train.models.build
+    monkeypatch.setattr(train.models, "build", lambda *a: models.append(build(*a)) or models[-1])
+    monkeypatch.setattr(train, "caption_loss", spoiled)
+    with pytest.raises(SystemExit, match="Step 3: the loss is nan"):
+        train.main([*flags, "--num-epochs", "1"])
+    assert len(rows(only_run(tmp_path / "runs"), "train")) == 2
+    for name, parameter in models[0].named_parameters():
+        assert torch.equal(parameter, calls[2][name])
+    assert any(not torch.equal(calls[1][name], calls[2][name]) for name in calls[1])  # step 2 did change them
+
+
+@pytest.fixture
+def tiny(flags, demo_data, tmp_path):
+    """(run, settings) of a prepared, untrained miniature."""
+    settings = config.load(flags)
+    (tmp_path / "run").mkdir()
+    run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"), None)
+    return run
+
+
+def test_the_loss_is_the_mean_over_real_tokens_of_the_whole_split(tiny):
+    """Against a loop over single captions that knows neither padding nor batches."""
+    tiny.model.eval()
+    total, count = 0.0, 0
+    for image, captions in enumerate(tiny.val_set.token_ids):
+        pixels, _ = tiny.val_set[(image, ())]
+        for ids in captions:
+            tokens = torch.as_tensor(ids, dtype=torch.long)
+            logits = tiny.model(pixels[None], tokens[None, :-1])[0]
+            total += F.cross_entropy(logits, tokens[1:], reduction="sum").item()
+            count += len(ids) - 1
+    assert train.evaluate(tiny) == pytest.approx(total / count, rel=1e-5)
+
+
+def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tiny):
+    tiny.model.eval().double()  # no dropout
+    groups = data.in_order([5] * 8)
+
+    def gradients(batches) -> dict[str, torch.Tensor]:
+        loader = data.make_loader(tiny.train_set, batches, 0)
+        tiny.model.zero_grad()
+        loss, _, captions = train.optimizer_step(tiny, list(loader), 0)
+        assert captions == 40
+        return {name: p.grad.clone() for name, p in tiny.model.named_parameters()}, loss
+
+    for group in tiny.optimizer.param_groups:
+        group["lr"] = 0.0
+    whole, whole_loss = gradients([groups])
+    parts, parts_loss = gradients([groups[:1], groups[1:6], groups[6:]])  # of unequal size
+    assert parts_loss == pytest.approx(whole_loss, rel=1e-6)
+    for name in whole:
+        torch.testing.assert_close(parts[name], whole[name], rtol=1e-5, atol=1e-9)
+
+
+def test_label_smoothing_and_padding_agree_with_the_library(tiny):
+    tiny.model.eval()
+    batch = next(iter(data.make_loader(tiny.train_set, [data.in_order([5] * 3)], 0)))
+    logits = tiny.model(batch.images, batch.decoder_input_tokens, batch.image_index)
+    expected = F.cross_entropy(
+        logits.flatten(0, 1), batch.target_tokens.flatten(), ignore_index=0, label_smoothing=0.1, reduction="sum"
+    )
+    torch.testing.assert_close(train.caption_loss(tiny.model, batch, 0.1), expected)
+
+
+def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, tmp_path):
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    folder = tmp_path / "vit"
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    args = [*flags, "--num-epochs", "2"]
+    args += ["--encoder-model-name", str(folder), "--freeze-encoder", "--image-size", "none"]
+    train.main([*args, "--run-name", "cached"])
+    train.main([*args, "--no-cache-features", "--run-name", "live"])
+    cached, live = tmp_path / "runs" / "cached", tmp_path / "runs" / "live"
+    assert losses(cached) == pytest.approx(losses(live), rel=1e-3)  # the cache is float16
+    original = ViTModel.from_pretrained(folder, add_pooling_layer=False).state_dict()
+    trained = checkpoint.load(live / "last.safetensors")["model_state_dict"]
+    for name, tensor in original.items():
+        assert torch.equal(trained[f"encoder.tower.{name}"], tensor)
+    shutil.rmtree(folder)  # the checkpoint is enough to caption
+    model, tokenizer = inference.load_model(checkpoint.load(live / "last.safetensors"), torch.device("cpu"))
+    assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 17, 16)
+
+
+def test_separate_learning_rates_reach_their_parameters(tiny, monkeypatch):
+    settings = config.load([], base=config.as_dict(tiny.settings) | {"ENCODER_LEARNING_RATE": 3e-4})
+    seen = {}
+    monkeypatch.setattr(train, "optimizer_step", lambda run, batches, step: (1.0, 1.0, 1))
+    run = tiny._replace(settings=settings)
+    steps = train.epoch_steps(settings, run.train_set, 0)
+    train.train_one_epoch(run, steps, 0, 2, train.tqdm(disable=True))
+    for group in run.optimizer.param_groups:
+        seen.setdefault(group["part"], set()).add(group["lr"])
+    (decoder,), (encoder,) = seen["decoder"], seen["encoder"]
+    assert encoder == pytest.approx(decoder / 10)  # 3e-4 to 3e-3
+
+
+def test_two_processes_train_as_one(flags, tmp_path):
+    """The same global batches: 2 x 10 captions against 20, without dropout."""
+    args = [*flags, "--num-epochs", "1", "--decoder-dropout", "0"]
+    train.main([*args, "--run-name", "one"])
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(ROOT / "train.py"), *args]
+    done = subprocess.run(
+        [*command, "--batch-size", "10", "--run-name", "two"], capture_output=True, text=True, timeout=120,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = tmp_path / "runs" / "one", tmp_path / "runs" / "two"
+    assert losses(two) == pytest.approx(losses(one), rel=1e-4)
+    assert rows(two, "val")[0]["CIDEr"] == pytest.approx(rows(one, "val")[0]["CIDEr"], abs=0.2)
+
+
+def test_half_precision_on_the_cpu_trains(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "2", "--precision", "bf16"])
+    history = losses(only_run(tmp_path / "runs"))
+    assert history[11] < history[0] and all(map(math.isfinite, history))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--resume-checkpoint-path", "nowhere.safetensors"], "no such file"),
+        (["--resume-checkpoint-path", "last"], "no run under"),
+        (["--encoder-model-name", "./no-such-folder"], "there is no such folder"),
+        (["--encoder-model-name", "no-such/model"], "cannot be loaded"),
+        (["--device", "cuda:7"], "CUDA device"),
+        (["--dataset", "mine"], "RAW_DATA_DIR"),
+    ],
+)
+def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(flags, tmp_path, wrong, message):
+    with pytest.raises((SystemExit, ValueError), match=message) as error:
+        train.main([*flags, *wrong])
+    assert "\n" not in str(error.value)
+    assert not list((tmp_path / "runs").glob("*"))
+
+
+def test_the_command_line_shows_one_readable_line_for_a_mistake(flags):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *flags, "--encoder-model-name", "no-such/model"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "ENCODER_MODEL_NAME = 'no-such/model' cannot be loaded" in done.stderr.splitlines()[-1]
+
+
+def test_scores_of_the_references_themselves_are_perfect_and_true(demo_data):
+    records = data.load_records(demo_data / "demo", "val")
+    scores, per_image = evaluation.score_captions(records, [record["captions"][1] for record in records])
+    assert scores["corpus"]["Bleu_4"] == pytest.approx(1.0)
+    assert scores["corpus"]["CIDEr"] > scores["leave_one_out"]["CIDEr"]
+    assert len(per_image) == len(records)
+    assert all(count["true"] == count["claims"] > 0 for count in scores["truth"].values())
+    wrong, _ = evaluation.score_captions(records, [record["captions"][1] for record in records[1:] + records[:1]])
+    assert wrong["truth"]["things"]["true"] < wrong["truth"]["things"]["claims"]
+    assert wrong["corpus"]["CIDEr"] < scores["corpus"]["CIDEr"] / 2
