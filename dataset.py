@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as transforms
 
+KEEP_BYTES = 2**28  # decoded pictures that a data set keeps in memory; the rest is read from the disk every time
+
 Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together), numbers within the data set
 
 
@@ -71,6 +73,7 @@ class ImageTextDataset(Dataset):
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.image_spec = image_spec
         self.features = features
+        self.kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -84,11 +87,16 @@ class ImageTextDataset(Dataset):
     def __getitem__(self, group: Group) -> tuple[Tensor, list[np.ndarray]]:
         """(image uint8 (3, S, S) or its features (P, E), the captions' ids)"""
         image, captions = group
-        if self.features is None:
-            pixels = load_image(self.paths[image], self.image_spec)
-        else:
-            pixels = torch.from_numpy(np.array(self.features[image]))
+        pixels = self._pixels(image) if self.features is None else torch.from_numpy(np.array(self.features[image]))
         return pixels, [self.token_ids[image][caption] for caption in captions]
+
+    def _pixels(self, image: int) -> Tensor:
+        if image in self.kept:
+            return self.kept[image]
+        pixels = load_image(self.paths[image], self.image_spec)
+        if (len(self.kept) + 1) * pixels.numel() <= KEEP_BYTES:
+            self.kept[image] = pixels
+        return pixels
 
 
 def collate_fn(items: Sequence[tuple[Tensor, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:

@@ -198,8 +198,8 @@ def is_whole(folder: Path) -> bool:
 def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict | None:
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
-    Raises ValueError for a set that was made with another cutoff or drawn with another seed, or whose captions.json was
-    edited: making it again would take from others, or from the editor, what they rely on.
+    A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
+    with another seed, or whose captions.json was edited: making it again would take from others what they rely on.
     """
     if not folder.exists():
         return None
@@ -211,12 +211,12 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict |
         print(f"{error}; making it now")
         return None
     made_with, drawn_with = manifest.get("cutoff"), manifest.get("seed")
-    changed = [f"DATA_CUTOFF = {made_with}, now it is {cutoff}"] if made_with != cutoff else []
     if None not in (drawn_with, seed) and drawn_with != seed:  # None: nothing was drawn
-        changed.append(f"DATA_SEED = {drawn_with}, now it is {seed}")
-    if changed:
-        raise ValueError(f"{folder} was made with {' and '.join(changed)}: set it back, take another DATASET or "
-                         f"DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+        raise ValueError(f"{folder} was made with DATA_SEED = {drawn_with}, now it is {seed}: set it back, take "
+                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+    if made_with is not None and (cutoff is None or cutoff > made_with):
+        print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
+        return None
     print(f"{folder} is whole: {counts_line(manifest['counts'])}")
     return manifest
 

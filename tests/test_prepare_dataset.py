@@ -122,13 +122,23 @@ def test_whole_set_is_not_made_again(tmp_path, monkeypatch, capsys):
     assert listing(folder) == before
 
 
-def test_changed_source_cutoff_or_seed_is_an_error_not_a_stale_set(tmp_path, monkeypatch):
+def test_a_smaller_cutoff_uses_the_set_there_is_and_a_larger_one_makes_it_again(tmp_path, capsys):
+    raw = make_raw(tmp_path / "raw")
+    folder = prepare("mine", tmp_path, raw_dir=raw, cutoff=1)
+    assert verify(folder)["counts"]["train"]["images"] == 1
+    prepare("mine", tmp_path, raw_dir=raw)
+    assert "making it again with more" in capsys.readouterr().out
+    whole = listing(folder)
+    assert verify(folder)["counts"]["train"]["images"] > 1
+    prepare("mine", tmp_path, raw_dir=raw, cutoff=1)
+    assert listing(folder) == whole
+
+
+def test_changed_source_or_seed_is_an_error_not_a_stale_set(tmp_path, monkeypatch):
     fix_splits(monkeypatch)
     raw = draw(tmp_path / "raw" / "images").parent
     write_kaggle_txt(raw)
     prepare("mine", tmp_path, raw_dir=raw, seed=1)
-    with pytest.raises(ValueError, match="made with DATA_CUTOFF = None, now it is 2"):
-        prepare("mine", tmp_path, raw_dir=raw, seed=1, cutoff=2)
     with pytest.raises(ValueError, match="made with DATA_SEED = 1, now it is 2"):
         prepare("mine", tmp_path, raw_dir=raw, seed=2)
     with (raw / "captions.txt").open("a") as file:
