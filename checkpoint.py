@@ -28,7 +28,7 @@ from torch import Tensor
 FORMAT_VERSION = 1
 _KEY = "nanocaption"
 _BEST = re.compile(r"checkpoint_epoch_(\d+)_val_loss_(\d+\.\d{4})\.safetensors")
-_REQUIRED = ("epoch", "step", "model_state_dict", "optimizer_state_dict", "config", "tokenizer")
+_REQUIRED = ("epoch", "step", "model_state_dict", "optimizer_state_dict", "config", "config_constants", "tokenizer")
 
 
 def save(path: Path | str, state: dict[str, Any]) -> None:

@@ -257,9 +257,9 @@ def cached_features(
     return np.load(path, mmap_mode="r")
 
 
-def features_key(dataset: ImageTextDataset, weights: dict[str, Tensor]) -> str:
-    """sha256 over what the features depend on: encoder weights, image transform, the pictures' names and sizes."""
-    digest = hashlib.sha256(json.dumps(dataset.image_spec, sort_keys=True).encode())
+def features_key(dataset: ImageTextDataset, weights: dict[str, Tensor], precision: str) -> str:
+    """sha256 over what features depend on: encoder weights, precision, image transform, pictures' names and sizes."""
+    digest = hashlib.sha256(json.dumps([precision, dataset.image_spec], sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

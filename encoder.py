@@ -102,22 +102,40 @@ class PretrainedTower(nn.Module):
         return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
 
 
-def check_available(name: str) -> str:
-    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded; returns where it lies.
+def check_available(name: str) -> tuple[str, bool]:
+    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded.
 
-    Cheap (reads the config only), so that a mistake shows before a data set is made. A folder costs no request.
+    Returns (folder or Hub id, whether only this machine is to be asked: a folder, or no network). Cheap, it reads the
+    config only, so that a mistake shows before a data set is made.
     """
     import transformers
 
     path = str(Path(name).expanduser())
     if name.startswith((".", "/", "~")) and not Path(path).is_dir():
         raise ValueError(f"ENCODER_MODEL_NAME = {name!r}: there is no such folder. {_HINT}")
-    path = path if Path(path).is_dir() else name
+    local = Path(path).is_dir()
+    path = path if local else name
     with _told_in_one_line(name):
-        model_type = transformers.AutoConfig.from_pretrained(path).model_type
+        local = local or not _hub_answers(name)
+        model_type = transformers.AutoConfig.from_pretrained(path, local_files_only=local).model_type
     if model_type not in _TOWERS:
         raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {model_type!r} model. {_HINT}")
-    return path
+    return path, local
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the Hub can be asked for `name` now. One request: the download functions retry for most of a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise
+    except (OSError, httpx.HTTPError):  # no network, HF_HUB_OFFLINE, a server in trouble: what is cached may do
+        return False
+    return True
 
 
 def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
@@ -127,17 +145,18 @@ def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
     """
     import transformers
 
-    path = check_available(name)
+    path, local = check_available(name)
     with _told_in_one_line(name):
-        class_name, arguments = _TOWERS[transformers.AutoConfig.from_pretrained(path).model_type]
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
+        class_name, arguments = _TOWERS[config.model_type]
         tower, report = getattr(transformers, class_name).from_pretrained(
-            path, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
+            path, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
         )
         # transformers would leave these at random values, and go on.
         lacking = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
         if lacking:
             raise ValueError(f"{len(lacking)} of its weights are missing or of another size, e.g. {lacking[0]}.")
-        return PretrainedTower(tower), read_image_spec(path, tower.config.image_size)
+        return PretrainedTower(tower), read_image_spec(path, tower.config.image_size, local)
 
 
 def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
@@ -149,7 +168,7 @@ def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
     return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
 
 
-def read_image_spec(path: str, image_size: int) -> dict[str, Any]:
+def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str, Any]:
     """How an encoder wants its pictures, from its preprocessor file.
 
     Returns {"size", "resize", "crop", "mean", "std", "interpolation"}. size: side in pixels. With crop (CLIP) the
@@ -158,7 +177,7 @@ def read_image_spec(path: str, image_size: int) -> dict[str, Any]:
     """
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(path)
+    processor = AutoImageProcessor.from_pretrained(path, local_files_only=local)
     crop = bool(getattr(processor, "do_center_crop", False))
     size = _get(processor.crop_size if crop else processor.size, "height") or image_size
     shortest = _get(processor.size, "shortest_edge")

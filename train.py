@@ -367,14 +367,15 @@ def make_datasets(
         sets[split] = data.ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
     if settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
         model.eval()
+        dtype = inference.pick_dtype(settings.PRECISION, device)
 
         @torch.no_grad()
         def encode(images: Tensor) -> Tensor:
-            with inference.autocast(device, inference.pick_dtype(settings.PRECISION, device)):
+            with inference.autocast(device, dtype):
                 return model.encode(images.to(device))
 
         for split, images in sets.items():
-            key = data.features_key(images, model.encoder.state_dict())
+            key = data.features_key(images, model.encoder.state_dict(), str(dtype))
             images.features = distributed.first_rank_first(
                 lambda split=split, images=images, key=key: data.cached_features(
                     folder / "cache", split, key, images, encode, settings.NUM_WORKERS

@@ -44,7 +44,7 @@ KINDS: dict[str, Kind] = {
     "snowman": Kind(0.29, 0.44, 0.66, ("white",), 0.81, 0.90),
     "kite": Kind(0.28, 0.40, 0.74, ("red", "orange", "yellow", "green", "blue", "purple", "pink")),
     "balloon": Kind(0.27, 0.39, 0.74, ("red", "orange", "yellow", "green", "blue", "purple", "pink")),
-    "bird": Kind(0.20, 0.31, 1.32, ("red", "yellow", "blue", "black", "white")),
+    "bird": Kind(0.20, 0.31, 1.32, ("black", "white")),
     "sun": Kind(0.20, 0.20, 1.00, ("yellow",)),
     "moon": Kind(0.18, 0.18, 1.00, ("yellow",)),
 }

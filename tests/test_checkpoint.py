@@ -33,6 +33,7 @@ def make_state(**changes) -> dict:
         },
         "rng_state_dict": {"0": checkpoint.rng_state(), "1": {"torch": torch.arange(5, dtype=torch.uint8)}},
         "config": {"SEED": 1, "RUN_NAME": None, "ADAM_BETAS": [0.9, 0.98], "TEXT": "é 🐕 \ud800"},
+        "config_constants": {"SEED": 1},
         "tokenizer": "{\"a\": \"Ġdog\\n\"}",
         **changes,
     }  # fmt: skip

@@ -336,17 +336,18 @@ def test_another_key_or_split_is_computed_anew(tmp_path):
 def test_the_key_follows_weights_transform_and_pictures(tmp_path):
     images = picture_set(tmp_path, [1, 1])
     weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
-    key = data.features_key(images, weights)
-    assert data.features_key(images, dict(reversed(weights.items()))) == key
+    key = data.features_key(images, weights, "fp32")
+    assert data.features_key(images, dict(reversed(weights.items())), "fp32") == key
     changed = {name: tensor.clone() for name, tensor in weights.items()}
     changed["a"][1, 2] += 1e-6 * changed["a"][1, 2]
-    others = [data.features_key(images, changed), data.features_key(images.first(1), weights)]
+    others = [data.features_key(images, changed, "fp32"), data.features_key(images.first(1), weights, "fp32")]
+    others.append(data.features_key(images, weights, "bf16"))
     images.image_spec = {**SPEC, "mean": [0.4, 0.5, 0.5]}
-    others.append(data.features_key(images, weights))
+    others.append(data.features_key(images, weights, "fp32"))
     images.image_spec = SPEC
-    assert data.features_key(images, weights) == key
+    assert data.features_key(images, weights, "fp32") == key
     pattern(20, 16).save(tmp_path / "1.png")
-    others.append(data.features_key(images, weights))
+    others.append(data.features_key(images, weights, "fp32"))
     assert Counter([key, *others]).most_common(1)[0][1] == 1
 
 
