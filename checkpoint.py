@@ -210,7 +210,9 @@ def _unpack(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any
 
 def _canonical(values: dict[str, Any]) -> str:
     try:
-        return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(values, allow_nan=False)
+        # Through JSON once: it makes keys text (id2label of an encoder has numbers), which sorts in another order.
+        return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
     except TypeError as error:
         raise ValueError(f"A checkpoint holds tensors and JSON only: {error}.") from error
 

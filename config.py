@@ -58,11 +58,11 @@ DECODER_DROPOUT: float = 0.0  # on embeddings, attention outputs and feed-forwar
 SEED: int = 1  # fixes the initial weights, the data order and the dropout
 DEVICE: str = "auto"  # "auto", "cpu", "mps", "cuda" or "cuda:1"
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
-NUM_EPOCHS: int = 13  # an epoch visits each image-caption pair once
+NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once
 BATCH_SIZE: int = 80  # image-caption pairs per forward pass and process
 CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
 GRAD_ACCUM_STEPS: int = 1  # forward passes per optimizer step
-LEARNING_RATE: float = 2e-3  # peak rate of all weights that are not the encoder's
+LEARNING_RATE: float = 1e-3  # peak rate of all weights that are not the encoder's
 ENCODER_LEARNING_RATE: float | None = None  # peak rate of the encoder; None = LEARNING_RATE
 LR_SCHEDULE: Literal["constant", "linear", "cosine", "step"] = "cosine"  # after the warmup
 WARMUP_STEPS: int = 100  # optimizer steps from WARMUP_LR to LEARNING_RATE
@@ -83,6 +83,7 @@ EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the
 OUTPUT_DIR: str = "runs"  # each run gets a folder of its own in here
 RUN_NAME: str | None = None  # name of that folder; None = DATASET and the next free number
 RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last" for the newest one under OUTPUT_DIR
+INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights and the tokenizer of this checkpoint
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
 LOG_WANDB: bool = False  # copy the log to Weights & Biases
 WANDB_PROJECT: str = "nanocaption"  # where W&B files the run
@@ -279,6 +280,10 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
             text is None or (text not in ("", ".", "..") and not set(text) & set("/\\\0")),
             f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
         )
+    require(
+        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH is None,
+        "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
+    )
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(

@@ -80,10 +80,12 @@ class Progress(NamedTuple):
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
     settings = config.load(argv)
-    saved = None
+    saved, initial = None, None
     if settings.RESUME_CHECKPOINT_PATH is not None:
         path = runs.resume_path(settings)
         saved, settings = runs.load_for_resume(path, argv)
+    elif settings.INIT_CHECKPOINT_PATH is not None:
+        initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
     elif settings.ENCODER_MODEL_NAME is not None:
         encoder.check_available(settings.ENCODER_MODEL_NAME)
     device = inference.pick_device(settings.DEVICE)
@@ -94,23 +96,30 @@ def main(argv: list[str] | None = None) -> None:
         folder = path.parent if saved else runs.new_folder(settings)
         runs.check_writable(folder)
         with runs.lock(folder):
-            run, progress = prepare(settings, folder, device, saved)
+            run, progress = prepare(settings, folder, device, saved, initial)
             with run.log or contextlib.nullcontext():
                 fit(run, progress)
     finally:
         distributed.stop()
 
 
-def prepare(settings: Any, folder: Path, device: torch.device, saved: dict[str, Any] | None) -> tuple[Run, Progress]:
-    """Data, tokenizer, model and optimizer, fresh or as `saved` has them."""
+def prepare(
+    settings: Any,
+    folder: Path,
+    device: torch.device,
+    saved: dict[str, Any] | None = None,
+    initial: dict[str, Any] | None = None,
+) -> tuple[Run, Progress]:
+    """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
     data_folder = prepare_data(settings)
     records = {split: data.load_records(data_folder, split, settings.DATA_CUTOFF) for split in ("train", "val")}
     captions_sha256 = prepare_dataset.verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
     train_captions = [caption for record in records["train"] for caption in record["captions"]]
-    if saved:
-        tokenizer, origin = tokenizers.from_json(saved["tokenizer"]), "from the checkpoint"
+    source = saved or initial
+    if source:
+        tokenizer, origin = tokenizers.from_json(source["tokenizer"]), "from the checkpoint"
     else:
         tokenizer, fresh = distributed.first_rank_first(
             lambda: tokenizers.load_or_train(train_captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
@@ -121,8 +130,11 @@ def prepare(settings: Any, folder: Path, device: torch.device, saved: dict[str, 
 
     torch.manual_seed(step_seed(settings.SEED, "initial weights"))
     model = models.build(
-        config.as_dict(settings), tokenizer.get_vocab_size(), saved["model_arguments"] if saved else None
+        config.as_dict(settings), tokenizer.get_vocab_size(), source["model_arguments"] if source else None
     ).to(device)
+    if initial:
+        checkpoint.check_fits(model, initial["model_state_dict"], settings.INIT_CHECKPOINT_PATH)
+        model.load_state_dict(initial["model_state_dict"])
     sets = make_datasets(settings, data_folder, records, tokenizer, model, device)
     optimizer = optim.build_optimizer(
         model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,

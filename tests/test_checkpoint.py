@@ -67,6 +67,13 @@ def test_everything_comes_back_bit_for_bit(saved):
     assert not same(loaded["model_state_dict"], changed["model_state_dict"])
 
 
+def test_number_keys_become_text_and_the_file_still_verifies(tmp_path):
+    """The id2label of an encoder's config: 10 sorts after 2 as a number and before it as text."""
+    state = make_state() | {"labels": {2: "cat", 10: "dog"}}
+    checkpoint.save(tmp_path / "a.safetensors", state)
+    assert checkpoint.load(tmp_path / "a.safetensors")["labels"] == {"2": "cat", "10": "dog"}
+
+
 def test_the_same_state_gives_the_same_bytes(tmp_path):
     state = make_state()
     shuffled = dict(reversed(state.items()))

@@ -115,6 +115,20 @@ def test_last_resumes_the_newest_run_and_more_epochs_continue_it(flags, tmp_path
     assert (run / "last.safetensors").read_bytes() == before
 
 
+def test_a_fresh_run_can_start_from_weights_and_their_tokenizer(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "4", "--run-name", "first"])
+    (best, *_) = checkpoint.best_files(tmp_path / "runs" / "first")
+    args = [*flags, "--num-epochs", "1", "--vocab-size", "300", "--init-checkpoint-path", str(best)]
+    train.main([*args, "--run-name", "second"])
+    first, second = rows(tmp_path / "runs" / "first", "train"), rows(tmp_path / "runs" / "second", "train")
+    assert second[0]["step"] == 1 and second[0]["loss"] < first[0]["loss"] - 1
+    a, b = (checkpoint.load(tmp_path / "runs" / name / "last.safetensors") for name in ("first", "second"))
+    assert a["tokenizer"] == b["tokenizer"]
+    with pytest.raises(ValueError, match="does not fit the model"):
+        train.main([*args, "--decoder-embed-dim", "16", "--run-name", "third"])
+    assert not (tmp_path / "runs" / "third").exists()
+
+
 def test_a_resume_refuses_what_would_make_it_another_run(flags, tmp_path):
     train.main([*flags, "--num-epochs", "1"])
     with pytest.raises(SystemExit) as error:
@@ -146,7 +160,7 @@ def test_a_fresh_run_never_takes_another_runs_folder(flags, tmp_path):
 
 
 def test_it_learns_and_the_best_checkpoint_is_the_lowest_loss(flags, tmp_path):
-    train.main([*flags, "--num-epochs", "6"])
+    train.main([*flags, "--num-epochs", "10", "--learning-rate", "1e-2"])
     run = only_run(tmp_path / "runs")
     history = [row["val_loss"] for row in rows(run, "val")]
     assert history[-1] < history[0] - 1
@@ -198,11 +212,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(flags, tmp_pa
 
 @pytest.fixture
 def tiny(flags, demo_data, tmp_path):
-    """(run, settings) of a prepared, untrained miniature."""
+    """A prepared, untrained miniature."""
     settings = config.load(flags)
     (tmp_path / "run").mkdir()
-    run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"), None)
-    return run
+    run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"))
+    with run.log:
+        yield run
 
 
 def test_the_loss_is_the_mean_over_real_tokens_of_the_whole_split(tiny):

@@ -1,0 +1,116 @@
+"""The README's own commands, run in miniature and in their order, as a newcomer would type them."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import metrics
+from tests.conftest import CUTOFF, ROOT, TINY_MODEL
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.startswith("python ")
+]
+# Commands that need the network, other files, or that are tested elsewhere in full.
+NOT_HERE = ("pytest", "recipes/", "flickr30k")
+
+
+def run(command: str, cwd: Path, *more: str) -> str:
+    words = shlex.split(command, comments=True)
+    assert words[0] == "python"
+    script = [str(ROOT / words[1])] if words[1].endswith(".py") else words[1:3]
+    rest = words[2:] if words[1].endswith(".py") else words[3:]
+    done = subprocess.run(
+        [sys.executable, *script, *rest, *more], cwd=cwd, capture_output=True, text=True, timeout=200,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory, demo_data: Path) -> Path:
+    """A working folder as after `python train.py`, with the outputs of the first three commands."""
+    place = tmp_path_factory.mktemp("newcomer")
+    (place / "data").symlink_to(demo_data)
+    return place
+
+
+def test_the_commands_of_the_first_block_work_in_their_order(place):
+    """train, evaluate, caption: a run, its scores and pages, and a caption."""
+    first = [command for command in COMMANDS if not any(word in command for word in NOT_HERE)]
+    assert first[:3] == ["python train.py", "python evaluate.py", "python caption.py data/demo/images/scene_02200.jpg"]
+    out = run(first[0], place, *TINY_MODEL.split(), "--data-cutoff", str(CUTOFF), "--num-epochs", "2")
+    assert "best checkpoint: runs/demo-001/checkpoint_epoch_" in out
+
+    out = run(first[1], place)
+    assert "CIDEr" in out and "true colours" in out and "Only 24 images" in out
+    (folder,) = (place / "runs" / "demo-001").glob("eval_test_*")
+    assert f"{folder.name}/report.html" in out
+    predictions = json.loads((folder / "predictions.json").read_text())
+    assert len(predictions) == CUTOFF and set(predictions[0]) >= {"image_id", "caption"}
+    scores = json.loads((folder / "scores.json").read_text())
+    references: dict[int, list[str]] = {}
+    for row in json.loads((folder / "references.json").read_text())["annotations"]:
+        references.setdefault(row["image_id"], []).append(row["caption"])
+    assert metrics.score(references, {row["image_id"]: row["caption"] for row in predictions}) == scores["corpus"]
+    page = (folder / "report.html").read_text()
+    assert page.count("data:image/jpeg;base64") == CUTOFF and "http://" not in page and "https://" not in page
+
+    picture = "data/demo/images/scene_00050.jpg"
+    assert run(f"python caption.py {picture}", place).startswith(f"{picture}: ")
+    rows = json.loads(run(f"python caption.py {picture} --num-captions 3 --json", place))
+    log_probs = [caption["log_prob"] for caption in rows[0]["captions"]]
+    assert len(log_probs) == 3 and all(value < 0 for value in log_probs)
+
+    resume = "python train.py --resume-checkpoint-path last"
+    assert resume in COMMANDS
+    assert "resumed after epoch 2" in run(resume, place, "--num-epochs", "3")
+
+
+def test_an_own_folder_works_in_the_three_steps(place, demo_data, tmp_path):
+    """captions.csv beside pictures, no split column."""
+    assert "columns `file_name,caption`" in README and "--raw-data-dir FOLDER" in README
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    rows = ["file_name,caption"]
+    for record in json.loads((demo_data / "demo" / "captions.json").read_text())["images"]:
+        name = record["file_name"]
+        (folder / name).write_bytes((demo_data / "demo" / "images" / name).read_bytes())
+        rows += [f'{name},"{caption}"' for caption in record["captions"][:2]]
+    (folder / "captions.csv").write_text("\n".join(rows))
+    before = sorted(path.name for path in folder.iterdir())
+    command = f"python train.py --dataset mine --raw-data-dir {folder} --num-epochs 1"
+    out = run(command, tmp_path, *TINY_MODEL.split())
+    assert "best checkpoint: runs/mine-001/" in out
+    assert sorted(path.name for path in folder.iterdir()) == before
+    assert "CIDEr" in run("python evaluate.py --split val", tmp_path)
+
+
+def test_every_file_the_readme_names_is_there():
+    for name in re.findall(r"`([\w/]+\.(?:py|md|txt|png))`", README) + re.findall(r"\]\(([^)]+\.png)\)", README):
+        if name not in ("curves.png",):
+            assert (ROOT / name).is_file(), name
+
+
+def test_every_flag_the_readme_names_is_one():
+    helps = "".join(
+        subprocess.run(
+            [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        for script in ("train.py", "evaluate.py", "caption.py")
+    )
+    others = {"--nproc-per-node", "--flag"}
+    flags = set(re.findall(r"--[a-z][a-z-]+", README)) - others
+    assert len(flags) > 10
+    for flag in flags:
+        assert re.search(rf"{flag}\b", helps), flag
