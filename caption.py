@@ -27,8 +27,9 @@ _PARSER.add_argument("--json", action="store_true", help="print JSON with log-pr
 
 
 def main(argv: list[str]) -> None:
-    arguments, rest = _PARSER.parse_known_args(argv)
-    settings = config.load(rest)  # --help and mistakes answer before torch is imported
+    own, rest = config.take_settings(argv)
+    arguments = _PARSER.parse_args(rest)
+    settings = config.load(own)  # --help and mistakes answer before torch is imported
     pictures = find_pictures(arguments.pictures)
     if arguments.num_captions < 1:
         raise SystemExit(f"--num-captions {arguments.num_captions}: must be 1 or more")
@@ -37,7 +38,7 @@ def main(argv: list[str]) -> None:
     import inference
 
     path = inference.find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
-    state, settings = inference.load_state(path, rest)
+    state, settings = inference.load_state(path, own)
     device = inference.pick_device(settings.DEVICE)
     model, tokenizer = inference.load_model(state, device)
     records = [{"file_name": str(picture)} for picture in pictures]
@@ -80,5 +81,5 @@ def find_pictures(names: list[str]) -> list[Path]:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error

@@ -121,8 +121,8 @@ def best_name(epoch: int, val_loss: float) -> str:
 
 
 def best_files(run: Path) -> list[Path]:
-    """The best checkpoints of a run's folder, lowest validation loss first."""
-    found = [(float(m[2]), int(m[1]), path) for path in run.iterdir() if (m := _BEST.fullmatch(path.name))]
+    """The best checkpoints of a run's folder, lowest validation loss first, the later one of two equal names."""
+    found = [(float(m[2]), -int(m[1]), path) for path in run.iterdir() if (m := _BEST.fullmatch(path.name))]
     return [path for _, _, path in sorted(found)]
 
 

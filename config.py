@@ -40,7 +40,7 @@ UNK_TOKEN_ID: int = 3  # never occurs: every byte has a token
 # --- Encoder ---
 ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
 FREEZE_ENCODER: bool = False  # keep a pretrained encoder as it is
-IMAGE_SIZE: int | None = 64  # side in pixels of the encoder's input; None = the pretrained encoder's own size
+IMAGE_SIZE: int | None = None  # side in pixels of the encoder's input; None = a pretrained encoder's own, else 64
 VIT_PATCH_SIZE: int = 8  # from scratch: one token per patch of this side, pixels
 VIT_STEM: Literal["conv", "patch"] = "conv"  # from scratch: small convolutions (learns faster) or one linear patch map
 VIT_EMBED_DIM: int = 128  # from scratch: width
@@ -162,6 +162,21 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     return Settings(**values)
 
 
+def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
+    """argv -> (the flags that are settings, with their values; the rest), for a script with arguments of its own."""
+    own, rest, words = [], [], list(argv)
+    while words:
+        word = words.pop(0)
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_").upper()
+        if not word.startswith("--") or (name not in _TYPES and name.removeprefix("NO_") not in _TYPES):
+            rest.append(word)
+            continue
+        own.append(word)
+        if "=" not in word and _TYPES.get(name) not in (bool, None) and words:
+            own.append(words.pop(0))
+    return own, rest
+
+
 def as_dict(settings: Any) -> dict[str, Any]:
     """The settings by name."""
     return dataclasses.asdict(settings)
@@ -175,7 +190,7 @@ def unchanged_since(saved: dict[str, Any]) -> set[str]:
 def differences(settings: Any, saved: dict[str, Any], names: typing.Iterable[str]) -> list[str]:
     """"NAME: old -> new" for each of `names` whose value is not the saved one (which went through JSON)."""
     current = as_dict(settings)
-    pairs = [(name, saved.get(name), current[name]) for name in names]
+    pairs = [(name, saved[name], current[name]) for name in names if name in saved]  # not: settings of later versions
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in pairs if not _same(old, new)]
 
 
@@ -287,8 +302,8 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(
-            v.IMAGE_SIZE is not None and _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE),
-            f"IMAGE_SIZE = {v.IMAGE_SIZE} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
+            _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE or 64),
+            f"IMAGE_SIZE = {v.IMAGE_SIZE or 64} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
         )
         require(
             _divides(v.VIT_HEADS, v.VIT_EMBED_DIM),

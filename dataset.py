@@ -34,9 +34,7 @@ class Batch(NamedTuple):
     image_index: Tensor  # int64 (B,), which image each caption belongs to
 
     def to(self, device: torch.device) -> "Batch":
-        """On `device`; image_index stays on the CPU, where the model looks at it without waiting for the device."""
-        images, inputs, targets = (t.to(device, non_blocking=True) for t in self[:3])
-        return Batch(images, inputs, targets, self.image_index)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
 
 
 def load_records(folder: Path | str, split: str, cutoff: int | None = None) -> list[dict[str, Any]]:
@@ -258,11 +256,12 @@ def cached_features(
 
 
 def features_key(dataset: ImageTextDataset, weights: dict[str, Tensor], precision: str) -> str:
-    """sha256 over what features depend on: encoder weights, precision, image transform, pictures' names and sizes."""
+    """sha256 over what features depend on: weights, precision, image transform, pictures' names, sizes and times."""
     digest = hashlib.sha256(json.dumps([precision, dataset.image_spec], sort_keys=True).encode())
     for name in sorted(weights):
         digest.update(name.encode())
         digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     for path in dataset.paths:
-        digest.update(f"{path.name} {path.stat().st_size}\n".encode())
+        about = path.stat()
+        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ import torch.distributed as dist
 def start(device_kind: str) -> None:
     """Join the process group that torchrun announces in the environment; nothing to do on one process."""
     if world_size_of_environment() > 1 and not dist.is_initialized():
-        dist.init_process_group("nccl" if device_kind == "cuda" else "gloo")
+        # The others wait while the first process downloads a data set or fills the feature cache.
+        dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=timedelta(hours=6))
 
 
 def stop() -> None:

@@ -150,8 +150,9 @@ def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
         class_name, arguments = _TOWERS[config.model_type]
         tower, report = getattr(transformers, class_name).from_pretrained(
-            path, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True, **arguments
-        )
+            path, dtype=torch.float32, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True,
+            **arguments,
+        )  # fmt: skip
         # transformers would leave these at random values, and go on.
         lacking = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
         if lacking:
@@ -216,7 +217,7 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ImportError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ImportError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
     finally:

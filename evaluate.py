@@ -9,6 +9,7 @@ into a folder beside the checkpoint and prints the scores.
 """
 
 import argparse
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -28,7 +29,9 @@ _PARSER.add_argument("--split", default="test", help="which split of the data se
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 
 if __name__ == "__main__":
-    config.load(_PARSER.parse_known_args()[1])  # --help and mistakes answer before torch is imported
+    _own, _rest = config.take_settings(sys.argv[1:])
+    _PARSER.parse_args(_rest)
+    config.load(_own)  # --help and mistakes answer before torch is imported
 
 import dataset as data  # noqa: E402
 import demo_set  # noqa: E402
@@ -38,15 +41,19 @@ import report  # noqa: E402
 
 
 def main(argv: list[str]) -> None:
-    arguments, rest = _PARSER.parse_known_args(argv)
-    path = inference.find_checkpoint(arguments.checkpoint, config.load(rest).OUTPUT_DIR)
-    state, settings = inference.load_state(path, rest)
+    own, rest = config.take_settings(argv)
+    arguments = _PARSER.parse_args(rest)
+    path = inference.find_checkpoint(arguments.checkpoint, config.load(own).OUTPUT_DIR)
+    state, settings = inference.load_state(path, own)
     device = inference.pick_device(settings.DEVICE)
     model, tokenizer = inference.load_model(state, device)
 
     folder = Path(settings.DATA_DIR) / settings.DATASET
     if not (folder / "captions.json").is_file():
         raise SystemExit(f"There is no data set {folder}. Make it: python prepare_dataset.py --dataset {folder.name}")
+    digest = hashlib.sha256((folder / "captions.json").read_bytes()).hexdigest()
+    if state["config"]["DATASET"] == settings.DATASET and digest != state["captions_sha256"]:
+        print(f"Note: {folder} has changed since the training; its pictures may have been seen there.")
     split = arguments.split
     records = data.load_records(folder, split, settings.DATA_CUTOFF)
     images = data.ImageTextDataset(records, folder / "images", [[] for _ in records], model.image_spec)
@@ -65,7 +72,9 @@ def main(argv: list[str]) -> None:
         f"images; beam {settings.BEAM_SIZE}, length penalty {settings.LENGTH_PENALTY}, at most {settings.MAX_SEQ_LEN} "
         f"tokens; {path.name}",
     }
-    label = f"eval_{split}_epoch{state['epoch']}_beam{settings.BEAM_SIZE}"
+    label = f"eval_{split}_epoch{state['epoch']}_beam{settings.BEAM_SIZE}_penalty{settings.LENGTH_PENALTY:g}"
+    if settings.DATA_CUTOFF is not None:
+        label += f"_first{settings.DATA_CUTOFF}"
     output = Path(arguments.output) if arguments.output else path.parent / label
     write_results(output, records, best, per_image, scores, folder / "images", path.parent / "log.jsonl")
     print(scores_table(scores))
@@ -127,7 +136,7 @@ def write_results(
         for _, (record, caption, s) in rows
     ]
     history = report.read_log(log) if log.is_file() else None
-    title = f"Captions of {len(records)} {scores['split']} images"
+    title = f"{log.parent.name}: captions of the {scores['split']} split"
     report.write_report(
         output / "report.html", title=title, scores=scores, predictions=gallery, images_dir=images_dir, history=history
     )
@@ -152,5 +161,5 @@ def scores_table(scores: dict[str, Any]) -> str:
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error

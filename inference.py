@@ -49,10 +49,10 @@ def find_checkpoint(path: str | None, output_dir: str) -> Path:
         if not Path(path).is_file():
             raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run.")
         return Path(path)
-    run = runs.newest(output_dir, "checkpoint_epoch_*.safetensors")
+    run = runs.newest(output_dir)
     if run is None:
         raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
-    return checkpoint.best_files(run)[0]
+    return next(iter(checkpoint.best_files(run)), run / "last.safetensors")
 
 
 def pick_device(name: str) -> torch.device:
@@ -72,7 +72,7 @@ def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     if precision == "auto":
         if device.type != "cuda":
             return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 

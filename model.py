@@ -123,7 +123,7 @@ class ImageToTextModel(nn.Module):
         """Logits (B, T, V) of the token that follows each of `decoder_input_tokens` (B, T).
 
         images: (N, 3, S, S) as for `encode`, or features (N, P, E) that `encode` gave.
-        image_index: (B,) on the CPU, which image each caption belongs to; None = one caption per image, in order.
+        image_index: (B,), which image each caption belongs to; None = one caption per image, in order.
         Padding stands at the end, where no real token sees it. It is never computed; its logits are 0.
         """
         hidden = self.hidden(images, decoder_input_tokens, image_index)

@@ -1,6 +1,7 @@
 """Where a run's numbers go: log.jsonl, which is the truth, and a copy to Weights & Biases."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -24,6 +25,7 @@ def write(file: TextIO | None, row: dict[str, Any], wandb_run: Any = None) -> No
     """Append one row. Its numbers also go to `wandb_run`; trouble there is told once and never stops a run."""
     if file is None:
         return
+    row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has no NaN
     file.write(json.dumps(row, ensure_ascii=False) + "\n")
     file.flush()  # a killed run keeps every row
     if wandb_run is not None:

@@ -26,9 +26,9 @@ def new_folder(settings: Any) -> Path:
     return output / distributed.gather([name])[0]
 
 
-def newest(output_dir: Path | str, holding: str) -> Path | None:
-    """The run under `output_dir` whose newest file of the pattern `holding` is the newest of all; None without any."""
-    found = [(path.stat().st_mtime, path.parent) for path in Path(output_dir).glob(f"*/{holding}")]
+def newest(output_dir: Path | str) -> Path | None:
+    """The run under `output_dir` whose last.safetensors is the newest of all; None without any."""
+    found = [(path.stat().st_mtime, path.parent) for path in Path(output_dir).glob("*/last.safetensors")]
     return max(found)[1] if found else None
 
 
@@ -36,13 +36,24 @@ def resume_path(settings: Any) -> Path:
     """The checkpoint RESUME_CHECKPOINT_PATH means. SystemExit where it is not there: never a silent fresh start."""
     given = settings.RESUME_CHECKPOINT_PATH
     if given == "last":
-        run = newest(settings.OUTPUT_DIR, "last.safetensors")
+        run = newest(settings.OUTPUT_DIR)
         if run is None:
             raise SystemExit(f"RESUME_CHECKPOINT_PATH = 'last': no run under {settings.OUTPUT_DIR!r} has a checkpoint.")
         return run / "last.safetensors"
     if not Path(given).is_file():
         raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r}: no such file. Give a checkpoint, 'last' or none.")
     return Path(given)
+
+
+def load_initial(settings: Any) -> dict[str, Any]:
+    """The checkpoint of INIT_CHECKPOINT_PATH. ValueError, naming old -> new, where the settings want another model."""
+    initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
+    free = ("DATASET", "DATA_CUTOFF", "DATA_SEED", "VOCAB_SIZE", "FREEZE_ENCODER")
+    names = [name for name in config.CHECKPOINT_SETTINGS if name not in free]
+    changed = config.differences(settings, initial["config"], names)
+    if changed:
+        raise ValueError(f"INIT_CHECKPOINT_PATH {settings.INIT_CHECKPOINT_PATH} is another model: {'; '.join(changed)}")
+    return initial
 
 
 def load_for_resume(path: Path, argv: list[str]) -> tuple[dict[str, Any], Any]:
@@ -55,7 +66,7 @@ def load_for_resume(path: Path, argv: list[str]) -> tuple[dict[str, Any], Any]:
         saved = checkpoint.load(path)
     except ValueError as error:
         raise SystemExit(f"Cannot resume: {error}") from error
-    keep = config.unchanged_since(saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH"}
+    keep = config.unchanged_since(saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH"}
     settings = config.load(argv, base={name: saved["config"][name] for name in keep})
     changed = config.differences(settings, saved["config"], config.RESUME_SETTINGS)
     if changed:

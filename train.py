@@ -44,6 +44,7 @@ import report  # noqa: E402
 import runlog  # noqa: E402
 import runs  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
+import training_sets  # noqa: E402
 
 PAD = tokenizers.PAD
 
@@ -85,12 +86,13 @@ def main(argv: list[str] | None = None) -> None:
         path = runs.resume_path(settings)
         saved, settings = runs.load_for_resume(path, argv)
     elif settings.INIT_CHECKPOINT_PATH is not None:
-        initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
+        initial = runs.load_initial(settings)
     elif settings.ENCODER_MODEL_NAME is not None:
         encoder.check_available(settings.ENCODER_MODEL_NAME)
     device = inference.pick_device(settings.DEVICE)
-    if device.type == "cuda" and settings.DEVICE in ("auto", "cuda"):
-        device = torch.device("cuda", distributed.local_rank())
+    if device.type == "cuda" and device.index is None:
+        device = inference.pick_device(f"cuda:{distributed.local_rank()}")
+        torch.cuda.set_device(device)  # NCCL gathers through the current device
     distributed.start(device.type)
     try:
         folder = path.parent if saved else runs.new_folder(settings)
@@ -111,7 +113,7 @@ def prepare(
     initial: dict[str, Any] | None = None,
 ) -> tuple[Run, Progress]:
     """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
-    data_folder = prepare_data(settings)
+    data_folder = distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
     records = {split: data.load_records(data_folder, split, settings.DATA_CUTOFF) for split in ("train", "val")}
     captions_sha256 = prepare_dataset.verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
@@ -135,7 +137,7 @@ def prepare(
     if initial:
         checkpoint.check_fits(model, initial["model_state_dict"], settings.INIT_CHECKPOINT_PATH)
         model.load_state_dict(initial["model_state_dict"])
-    sets = make_datasets(settings, data_folder, records, tokenizer, model, device)
+    sets = training_sets.make(settings, data_folder, records, tokenizer, model, device)
     optimizer = optim.build_optimizer(
         model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,
         fused=device.type in ("cuda", "cpu"),
@@ -152,6 +154,11 @@ def prepare(
     )  # fmt: skip
     half = inference.pick_dtype(settings.PRECISION, device) == torch.float16
     scaler = torch.amp.GradScaler(device.type, enabled=half)
+    if saved and len(saved["rng_state_dict"]) != distributed.world_size():
+        raise SystemExit(
+            f"This run had {len(saved['rng_state_dict'])} process(es), now there are {distributed.world_size()}: the "
+            "batches would be others. Resume with the same number."
+        )
     progress = restore(saved, model, optimizer, scaler) if saved else Progress()
 
     scored = settings.VALIDATION_SCORE_IMAGES
@@ -169,7 +176,7 @@ def fit(run: Run, progress: Progress) -> None:
     settings = run.settings
     if progress.epoch >= settings.NUM_EPOCHS:
         runlog.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
-        return
+    patience = settings.EARLY_STOPPING_PATIENCE
     captions = sum(len(ids) for ids in run.train_set.token_ids)
     bar = tqdm(
         total=captions * settings.NUM_EPOCHS, initial=captions * progress.epoch, unit="caption", smoothing=0.05,
@@ -177,6 +184,9 @@ def fit(run: Run, progress: Progress) -> None:
     )  # fmt: skip
     with bar:
         while progress.epoch < settings.NUM_EPOCHS:
+            if patience and progress.validations_without_gain >= patience:
+                bar.write(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
+                break
             bar.set_description(f"epoch {progress.epoch + 1}/{settings.NUM_EPOCHS}")
             steps = epoch_steps(settings, run.train_set, progress.epoch)
             train_one_epoch(run, steps, progress.epoch, progress.step, bar)
@@ -186,15 +196,11 @@ def fit(run: Run, progress: Progress) -> None:
             if finished or progress.epoch % settings.VALIDATION_INTERVAL == 0:
                 progress, improved = validate(run, progress, bar)
             save(run, progress, improved)
-            patience = settings.EARLY_STOPPING_PATIENCE
-            if patience and progress.validations_without_gain >= patience:
-                bar.write(f"Stopping early: no better validation loss in {patience} validations.")
-                break
     if distributed.rank() == 0:
         curves = run.folder / "curves.png"
         report.plot_curves(report.read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
-        best = checkpoint.best_files(run.folder)
-        print(f"curves: {curves}\nbest checkpoint: {best[0]}\nscores: python evaluate.py --checkpoint {best[0]}")
+        best = next(iter(checkpoint.best_files(run.folder)), run.folder / "last.safetensors")
+        print(f"curves: {curves}\nbest checkpoint: {best}\nscores: python evaluate.py --checkpoint {best}")
     if run.wandb_run is not None:
         run.wandb_run.finish()
 
@@ -209,14 +215,13 @@ def train_one_epoch(
         run.train_set, [batch for step in steps for batch in step], settings.NUM_WORKERS, run.device.type == "cuda"
     )
     batches = iter(loader)
+    encoder_peak = settings.ENCODER_LEARNING_RATE
+    encoder_share = 1.0 if encoder_peak is None else encoder_peak / settings.LEARNING_RATE
     for number, micro_batches in enumerate(steps):
         step = first_step + number
         # Dropout is a function of (seed, step, rank) alone: nothing that ran before can change it.
         torch.manual_seed(step_seed(settings.SEED, step, distributed.rank()))
         lr = run.learning_rate(step)
-        encoder_share = (settings.ENCODER_LEARNING_RATE or settings.LEARNING_RATE) / settings.LEARNING_RATE
-        if settings.ENCODER_LEARNING_RATE == 0:
-            encoder_share = 0.0
         for group in run.optimizer.param_groups:
             group["lr"] = lr * (encoder_share if group["part"] == "encoder" else 1.0)
         start = time.perf_counter()
@@ -259,6 +264,8 @@ def optimizer_step(run: Run, micro_batches: list[data.Batch], step: int) -> tupl
         )
     run.scaler.step(run.optimizer)  # skips the update where fp16 gradients overflowed
     run.scaler.update()
+    if run.scaler.is_enabled() and run.scaler.get_scale() < 2**-10:
+        raise SystemExit(f"Step {step + 1}: fp16 gradients overflow at every scale; set PRECISION = 'fp32' or 'bf16'.")
     return mean_loss, norm, int(captions)
 
 
@@ -276,7 +283,8 @@ def evaluate(run: Run) -> float:
     run.model.eval()
     groups = data.in_order([len(ids) for ids in run.val_set.token_ids])
     mine = groups[distributed.rank() :: distributed.world_size()]
-    loader = data.make_loader(run.val_set, data.chunks(mine, images_per_batch(settings)), settings.NUM_WORKERS)
+    batches = data.chunks(mine, images_per_batch(settings, run.val_set))
+    loader = data.make_loader(run.val_set, batches, settings.NUM_WORKERS)
     totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
     for batch in loader:
         with inference.autocast(run.device, inference.pick_dtype(settings.PRECISION, run.device)):
@@ -355,45 +363,12 @@ def restore(saved: dict[str, Any], model: nn.Module, optimizer: torch.optim.Adam
     checkpoint.check_fits(model, saved["model_state_dict"], "The checkpoint")
     optim.load_state_by_name(optimizer, saved["optimizer_state_dict"])
     model.load_state_dict(saved["model_state_dict"])
-    scaler.load_state_dict(saved["scaler_state_dict"])
+    if saved["scaler_state_dict"]:  # empty where the run did not use fp16
+        scaler.load_state_dict(saved["scaler_state_dict"])
     own = saved["rng_state_dict"].get(str(distributed.rank()))
     if own is not None:
         checkpoint.set_rng_state(own)
     return Progress(**{name: saved[name] for name in Progress._fields})
-
-
-def prepare_data(settings: Any) -> Path:
-    """The prepared data set, made now where it is missing."""
-    return distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
-
-
-def make_datasets(
-    settings: Any, folder: Path, records: dict[str, list], tokenizer: Any, model: nn.Module, device: torch.device
-) -> dict[str, data.ImageTextDataset]:
-    """The train and val sets; their pictures replaced by the encoder's output where that is frozen and cached."""
-    sets = {}
-    for split, rows in records.items():
-        flat = tokenizers.encode_batch(tokenizer, [c for row in rows for c in row["captions"]], settings.MAX_SEQ_LEN)
-        ids = iter(flat)
-        token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
-        sets[split] = data.ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
-    if settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
-        model.eval()
-        dtype = inference.pick_dtype(settings.PRECISION, device)
-
-        @torch.no_grad()
-        def encode(images: Tensor) -> Tensor:
-            with inference.autocast(device, dtype):
-                return model.encode(images.to(device))
-
-        for split, images in sets.items():
-            key = data.features_key(images, model.encoder.state_dict(), str(dtype))
-            images.features = distributed.first_rank_first(
-                lambda split=split, images=images, key=key: data.cached_features(
-                    folder / "cache", split, key, images, encode, settings.NUM_WORKERS
-                )
-            )
-    return sets
 
 
 def setup_wandb(settings: Any, run_name: str, saved: dict[str, Any] | None = None) -> Any:
@@ -419,6 +394,8 @@ def describe(run: Run, progress: Progress, steps_per_epoch: int, total_steps: in
         f"batch: {distributed.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
         f"{steps_per_epoch} steps per epoch, {total_steps} in all, {warmup} of warmup"
     )
+    if warmup >= total_steps:
+        runlog.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     runlog.console(f"run: {run.folder}" + (f", resumed after epoch {progress.epoch}" if progress.step else ""))
     row = {"type": "resume" if progress.step else "start", "step": progress.step, "config": config.as_dict(settings)}
     runlog.write(run.log, row)
@@ -428,11 +405,13 @@ def epoch_steps(settings: Any, train_set: data.ImageTextDataset, epoch: int) -> 
     counts = [len(ids) for ids in train_set.token_ids]
     groups = data.epoch_groups(counts, settings.CAPTIONS_PER_IMAGE, settings.SEED, epoch)
     ranks = (distributed.rank(), distributed.world_size())
-    return data.epoch_steps(groups, images_per_batch(settings), settings.GRAD_ACCUM_STEPS, *ranks)
+    return data.epoch_steps(groups, images_per_batch(settings, train_set), settings.GRAD_ACCUM_STEPS, *ranks)
 
 
-def images_per_batch(settings: Any) -> int:
-    return max(1, settings.BATCH_SIZE // settings.CAPTIONS_PER_IMAGE)
+def images_per_batch(settings: Any, images: data.ImageTextDataset) -> int:
+    """So many images that a batch has about BATCH_SIZE captions."""
+    together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in images.token_ids))
+    return max(1, settings.BATCH_SIZE // together)
 
 
 def step_seed(*parts: Any) -> int:
@@ -443,8 +422,8 @@ def step_seed(*parts: Any) -> int:
 if __name__ == "__main__":
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
-        print("\nStopped. Continue from the last finished epoch: python train.py --resume-checkpoint-path last")
+        print("\nStopped. Once an epoch was finished, this goes on: python train.py --resume-checkpoint-path last")
         raise SystemExit(130) from None

@@ -11,7 +11,6 @@ DATASET = "flickr8k"
 RAW_DATA_DIR = "../shared/data/flickr8k"
 ENCODER_MODEL_NAME = "../shared/data/vit_tiny"
 FREEZE_ENCODER = True
-IMAGE_SIZE = None
 
 VOCAB_SIZE = 4000
 MAX_SEQ_LEN = 32

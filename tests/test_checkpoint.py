@@ -278,7 +278,7 @@ def test_best_checkpoints_are_kept_by_their_loss(tmp_path):
     others = ["last.safetensors", "log.jsonl", "checkpoint_epoch_x_val_loss_1.0000.safetensors"]
     for name in [*names, *others]:
         (tmp_path / name).touch()
-    assert [path.name for path in checkpoint.best_files(tmp_path)] == [names[i] for i in (2, 3, 1, 4, 0)]
+    assert [path.name for path in checkpoint.best_files(tmp_path)] == [names[i] for i in (3, 2, 1, 4, 0)]
     checkpoint.keep_best(tmp_path, 9)
     assert len(list(tmp_path.iterdir())) == 8
     checkpoint.keep_best(tmp_path, 2)

@@ -127,7 +127,6 @@ def test_a_wrong_constant_is_told_as_well(monkeypatch):
         ("--vit-heads 0", "--vit-heads 1"),
         ("--vit-patch-size 0", "--vit-patch-size 4"),
         ("--image-size 60", "--image-size 72"),
-        ("--image-size none", "--image-size none --encoder-model-name a/b"),
         ("--vit-patch-size 12 --image-size 96", "--vit-patch-size 12 --image-size 96 --vit-stem patch"),
         ("--batch-size 4", "--batch-size 4 --captions-per-image 4"),
         ("--min-lr 0.1", "--min-lr 0.1 --learning-rate 0.1"),

@@ -24,6 +24,7 @@ ALLOWED = {
     "runlog": {"distributed"},
     "runs": {"checkpoint", "config", "distributed"},
     "inference": {"checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
+    "training_sets": {"dataset", "distributed", "inference", "model", "tokenizer"},
     "report": set(),
     "demo_set": set(),
     "layouts": set(),

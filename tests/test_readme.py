@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import config
 import metrics
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
@@ -94,6 +95,18 @@ def test_an_own_folder_works_in_the_three_steps(place, demo_data, tmp_path):
     assert "best checkpoint: runs/mine-001/" in out
     assert sorted(path.name for path in folder.iterdir()) == before
     assert "CIDEr" in run("python evaluate.py --split val", tmp_path)
+
+
+def test_every_train_command_and_recipe_has_settings_that_pass():
+    commands = [shlex.split(command)[2:] for command in COMMANDS if command.startswith("python train.py")]
+    assert len(commands) >= 4
+    recipes = [[str(path)] for path in (ROOT / "recipes").glob("*.py")]
+    for words in commands + recipes:
+        config.load([str(ROOT / word) if word.startswith("recipes/") else word for word in words])
+
+
+def test_nothing_in_the_readme_waits_to_be_filled_in():
+    assert "@@" not in README and "TODO" not in README
 
 
 def test_every_file_the_readme_names_is_there():

@@ -48,15 +48,14 @@ def touch(path, seconds):
     os.utime(path, (seconds, seconds))
 
 
-def test_newest_goes_by_the_time_of_the_wanted_file(tmp_path):
-    assert runs.newest(tmp_path / "nowhere", "last.safetensors") is None
+def test_newest_goes_by_the_time_of_the_last_checkpoint(tmp_path):
+    assert runs.newest(tmp_path / "nowhere") is None
     touch(tmp_path / "a" / "last.safetensors", 200)
     touch(tmp_path / "b" / "last.safetensors", 100)
     touch(tmp_path / "c" / "log.jsonl", 300)
-    assert runs.newest(tmp_path, "last.safetensors") == tmp_path / "a"
+    assert runs.newest(tmp_path) == tmp_path / "a"
     touch(tmp_path / "b" / "last.safetensors", 250)
-    assert runs.newest(tmp_path, "last.safetensors") == tmp_path / "b"
-    assert runs.newest(tmp_path, "checkpoint_epoch_*.safetensors") is None
+    assert runs.newest(tmp_path) == tmp_path / "b"
 
 
 def test_a_resume_path_that_is_not_there_is_never_a_fresh_start(tmp_path):

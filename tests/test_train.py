@@ -129,6 +129,29 @@ def test_a_fresh_run_can_start_from_weights_and_their_tokenizer(flags, tmp_path)
     assert not (tmp_path / "runs" / "third").exists()
 
 
+def test_a_run_that_started_from_weights_resumes(flags, tmp_path):
+    train.main([*flags, "--num-epochs", "1", "--run-name", "first"])
+    (best, *_) = checkpoint.best_files(tmp_path / "runs" / "first")
+    train.main([*flags, "--num-epochs", "1", "--run-name", "second", "--init-checkpoint-path", str(best)])
+    last = tmp_path / "runs" / "second" / "last.safetensors"
+    train.main(["--resume-checkpoint-path", str(last), "--num-epochs", "2"])
+    assert checkpoint.load(last)["epoch"] == 2
+
+
+def test_an_early_stopped_run_stays_stopped(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda run: 1.0)
+    args = ["--num-epochs", "9", "--early-stopping-patience", "1", "--validation-score-images", "0"]
+    train.main([*flags, *args])
+    train.main([*flags, *args, "--resume-checkpoint-path", "last"])
+    assert [row["epoch"] for row in rows(only_run(tmp_path / "runs"), "val")] == [1, 2]
+
+
+def test_one_caption_per_picture_still_fills_the_batch(tiny):
+    tiny.train_set.token_ids = [captions[:1] for captions in tiny.train_set.token_ids]
+    steps = train.epoch_steps(tiny.settings, tiny.train_set, 0)
+    assert [sum(len(captions) for batch in step for _, captions in batch) for step in steps] == [20, 4]
+
+
 def test_a_resume_refuses_what_would_make_it_another_run(flags, tmp_path):
     train.main([*flags, "--num-epochs", "1"])
     with pytest.raises(SystemExit) as error:
