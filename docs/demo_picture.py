@@ -25,7 +25,7 @@ def main(results: Path, images: Path, target: Path) -> None:
         picture = Image.open(images / row["file_name"]).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
         sheet.paste(picture, (x, y))
         draw.multiline_text((x, y + SIDE + 8), textwrap.fill(row["caption"], 27), fill="#222", font=font, spacing=3)
-    sheet.quantize(255).save(target, optimize=True)
+    sheet.save(target, optimize=True)
 
 
 if __name__ == "__main__":
