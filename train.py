@@ -127,7 +127,7 @@ def prepare(
             lambda: tokenizers.load_or_train(train_captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
         )
         origin = f"trained on {len(train_captions):,} captions" if fresh else "loaded"
-    tokenizers.self_check(tokenizer)
+    tokenizers.self_check(tokenizer)  # a freshly trained one as well
     runlog.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
 
     torch.manual_seed(step_seed(settings.SEED, "initial weights"))
