@@ -1,6 +1,7 @@
 """A checkpoint put to use: find it, load it, caption pictures with it. Shared by evaluate, caption and train."""
 
 import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,7 +87,7 @@ class CaptionText(NamedTuple):
     score: float  # what the captions of an image are ranked by
 
 
-def caption_images(
+def caption_batches(
     model: models.ImageToTextModel,
     tokenizer: Tokenizer,
     images: data.ImageTextDataset,
@@ -97,21 +98,34 @@ def caption_images(
     device: torch.device,
     precision: str,
     workers: int,
-    progress: str | None = None,
-) -> list[list[CaptionText]]:
-    """Beam-search captions of every image of the data set, in its order; per image the best first."""
+) -> Iterator[list[list[CaptionText]]]:
+    """Beam-search captions of the data set's images in its order, batch by batch; per image the best first."""
     loader = data.make_loader(images, data.chunks([(i, ()) for i in range(len(images))], batch_size), workers)
-    results = []
-    bar = tqdm(total=len(images), desc=progress, unit="image", disable=progress is None, mininterval=1)
-    with bar, autocast(device, pick_dtype(precision, device)):
-        for batch in loader:
-            results += decode.beam_search(
+    for batch in loader:
+        with autocast(device, pick_dtype(precision, device)):
+            results = decode.beam_search(
                 model.start_decoding(batch.images.to(device)), len(batch.images), beam_size,
                 start_id=tokenizers.START, end_id=tokenizers.END, max_length=model.decoder.max_seq_len - 1,
                 length_penalty=length_penalty, device=device,
             )  # fmt: skip
-            bar.update(len(batch.images))
-    return [
-        [CaptionText(tokenizers.decode(tokenizer, found.ids), found.log_prob, found.score) for found in captions]
-        for captions in results
-    ]
+        yield [
+            [CaptionText(tokenizers.decode(tokenizer, found.ids), found.log_prob, found.score) for found in captions]
+            for captions in results
+        ]
+
+
+def caption_images(
+    model: models.ImageToTextModel,
+    tokenizer: Tokenizer,
+    images: data.ImageTextDataset,
+    *,
+    progress: str | None = None,
+    **how: Any,
+) -> list[list[CaptionText]]:
+    """The captions of all batches of `caption_batches(**how)` in one list, with a progress bar if it has a name."""
+    results = []
+    with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None, mininterval=1) as bar:
+        for captions in caption_batches(model, tokenizer, images, **how):
+            results += captions
+            bar.update(len(captions))
+    return results
