@@ -3,11 +3,12 @@
     python checkpoint.py FILE        verify a checkpoint and print what is inside
 
 Layout: tensors under `model/<parameter>`, `optim/<parameter>/<slot>` and `rng/<rank>/<generator>`; everything else
-(epoch, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys in
-random order. safetensors has no checksum, so a sha256 over all tensors and the JSON is stored with them and checked
+(position, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys
+in random order. safetensors has no checksum, so a sha256 over all tensors and the JSON is stored with them and checked
 on every load.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -16,6 +17,8 @@ import random
 import re
 import shutil
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +28,16 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+VERSION = "0.2"  # of nanoCaption, told by every file
 FORMAT_VERSION = 1
 _KEY = "nanocaption"
+_MAX_HEADER = 2**25  # bytes of JSON; a tokenizer of 50,000 tokens takes 3 million
 _BEST = re.compile(r"checkpoint_epoch_(\d+)_val_loss_(\d+\.\d{4})\.safetensors")
-_REQUIRED = ("epoch", "step", "model_state_dict", "optimizer_state_dict", "config", "config_constants", "tokenizer")
+_REQUIRED = {  # key -> type
+    "epoch": int, "step": int, "model_state_dict": dict, "optimizer_state_dict": dict, "config": dict,
+    "config_constants": dict, "tokenizer": str,
+}  # fmt: skip
+_COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row")
 
 
 def save(path: Path | str, state: dict[str, Any]) -> None:
@@ -39,21 +48,21 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
     """
     path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     tensors, values = _pack(state)
     text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # safetensors makes the file private to its owner, whatever the umask says
         safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
+        temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # safetensors makes it private to the owner
         load(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -62,41 +71,71 @@ def load(path: Path | str) -> dict[str, Any]:
     Raises ValueError with one line that names the file and the defect; nothing is ever unpickled.
     """
     path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no checkpoint {path}.")
     header = read_header(path)
     try:
         tensors = safetensors.torch.load(path.read_bytes())
-    except (safetensors.SafetensorError, ValueError) as error:
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     digest = header.pop("digest")
     header.pop("format_version")
     if _digest(tensors, _canonical(header)) != digest:
         raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
-    state = _unpack(tensors, header)
+    state = _unpack(path, tensors, header)
     missing = [key for key in _REQUIRED if key not in state]
     if missing:
         raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
+    for key, kind in _REQUIRED.items():
+        if type(state[key]) is not kind:
+            raise ValueError(f"{path} is damaged: its {key} is a {type(state[key]).__name__}, not a {kind.__name__}.")
+    for key in _COUNTS:
+        value = state.get(key, 0)
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise ValueError(f"{path} is damaged: its {key} is {value!r}, which is not a count.")
     return state
+
+
+def problem_of(path: Path) -> str | None:
+    """What `load` would say against a file; None for a sound one."""
+    try:
+        load(path)
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def read_header(path: Path | str) -> dict[str, Any]:
     """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"There is no checkpoint {path}.")
     try:
-        with safetensors.safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (safetensors.SafetensorError, OSError) as error:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            if length > size - 8:
+                raise ValueError("it ends within its header")
+            if length > _MAX_HEADER:
+                raise ValueError(f"its header claims {length:,} bytes, above the limit of {_MAX_HEADER:,}")
+            entries = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            if not isinstance(entries, dict):
+                raise ValueError("its header is no list of tensors")
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
-    if _KEY not in metadata:
+    metadata = entries.get("__metadata__")
+    if not isinstance(metadata, dict) or _KEY not in metadata:
         raise ValueError(f"{path} is a .safetensors file, but not a nanoCaption checkpoint.")
     try:
-        header = json.loads(metadata[_KEY])
+        header = json.loads(metadata[_KEY], object_pairs_hook=_without_duplicates)
         version = header["format_version"]
         header["digest"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
     if version != FORMAT_VERSION:
-        raise ValueError(f"{path} has format version {version}, this program reads {FORMAT_VERSION}: update it.")
+        writer = header.get("written_by", "another program")
+        raise ValueError(
+            f"{path} was written by {writer} in format version {version}; this program, nanoCaption {VERSION}, reads "
+            f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
+        )
     return header
 
 
@@ -112,8 +151,18 @@ def copy(source: Path, target: Path) -> None:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
-        temporary.unlink(missing_ok=True)
-    _sync_folder(target.parent)
+        temporary.unlink(missing_ok=True)  # rename() leaves it where both names are one file already
+    sync_folder(target.parent)
+
+
+def size_in_bytes(state: dict[str, Any]) -> int:
+    """About how large the file of `state` is."""
+    tensors, _ = _pack(state)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def free_bytes(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
 
 
 def best_name(epoch: int, val_loss: float) -> str:
@@ -126,10 +175,14 @@ def best_files(run: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
-def keep_best(run: Path, number: int) -> None:
-    """Delete all but the `number` best checkpoints of a run. last.safetensors is never touched."""
-    for path in best_files(run)[number:]:
-        path.unlink()
+def check_finite(state: dict[str, Any], origin: str) -> None:
+    """Raise ValueError, naming the tensor, where weights or optimizer state hold NaN or infinity."""
+    named = list(state["model_state_dict"].items())
+    for name, slots in state["optimizer_state_dict"]["state"].items():
+        named += [(f"{slot} of {name}", tensor) for slot, tensor in slots.items()]
+    for name, tensor in named:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{origin} holds values that are not finite, in {name}.")
 
 
 def check_fits(model: torch.nn.Module, saved: dict[str, Tensor], origin: str) -> None:
@@ -162,6 +215,25 @@ def rng_state() -> dict[str, Tensor]:
     return state
 
 
+@contextlib.contextmanager
+def generators_kept() -> Iterator[None]:
+    """Afterwards the global generators are where they were, whatever was drawn, or raised, inside."""
+    state = rng_state()
+    try:
+        yield
+    finally:
+        set_rng_state(state)
+
+
+def check_rng_state(state: dict[str, Tensor], origin: str) -> None:
+    """Raise ValueError unless `state` has the tensors of rng_state(), in their shapes."""
+    expected = rng_state()
+    expected.pop("cuda", None)  # not where a run of a GPU goes on without one, or the other way round
+    for name, tensor in expected.items():
+        if name not in state or state[name].shape != tensor.shape or state[name].dtype != tensor.dtype:
+            raise ValueError(f"{origin} holds no usable state of the generator {name!r}.")
+
+
 def set_rng_state(state: dict[str, Tensor]) -> None:
     """Restore what rng_state() gave."""
     gauss = state["python_gauss"].item()
@@ -187,7 +259,7 @@ def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, values
 
 
-def _unpack(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
     state = dict(values)
     model, optimizer, rng = {}, {}, {}
     for key, tensor in tensors.items():
@@ -201,11 +273,19 @@ def _unpack(tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any
             rank, _, generator = name.partition("/")
             rng.setdefault(rank, {})[generator] = tensor
         else:
-            raise ValueError(f"The checkpoint holds an unknown tensor {key!r}.")
+            raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
     state["model_state_dict"] = model
     state["optimizer_state_dict"] = {"state": optimizer, "param_groups": state.pop("optimizer_param_groups", [])}
     state["rng_state_dict"] = rng
     return state
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json and safetensors both take the last of two equal names without a word.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it holds a name twice")
+    return found
 
 
 def _canonical(values: dict[str, Any]) -> str:
@@ -226,8 +306,8 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return digest.hexdigest()
 
 
-def _sync_folder(folder: Path) -> None:
-    # Without this a power loss can undo the rename.
+def sync_folder(folder: Path) -> None:
+    """Put a folder's entries on the disk: without this a power loss can undo a rename."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -243,10 +323,14 @@ def main(argv: list[str]) -> None:
     except ValueError as error:
         raise SystemExit(str(error)) from error
     model = state["model_state_dict"]
-    print(f"{argv[0]}: whole, digest verified")
-    print(f"  epoch {state['epoch']}, step {state['step']}, best validation loss {state.get('best_val_loss')}")
+    print(f"{argv[0]}: whole, digest verified; {Path(argv[0]).stat().st_size / 1e6:.1f} MB")
+    written = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.get("saved_at", 0)))
+    print(f"  written by {state.get('written_by')}, {written}, on {state.get('environment')}")
+    print(f"  after {state['epoch']} epochs and {state.get('step_in_epoch', 0)} steps: {state['step']} steps in all")
+    print(f"  best validation loss {state.get('best_val_loss')}")
     print(f"  {len(model)} model tensors, {sum(t.numel() for t in model.values()):,} values")
     print(f"  optimizer state of {len(state['optimizer_state_dict']['state'])} parameters")
+    print(f"  tokenizer of {len(json.loads(state['tokenizer'])['model']['vocab'])} tokens")
     print(f"  generators of {len(state['rng_state_dict'])} process(es)")
     for name, value in sorted(state["config"].items()):
         print(f"  {name} = {value!r}")

@@ -27,6 +27,8 @@ HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
 DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all
 DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process
+RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
+RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
 
 # --- Text ---
@@ -58,6 +60,7 @@ DECODER_DROPOUT: float = 0.0  # on embeddings, attention outputs and feed-forwar
 SEED: int = 1  # fixes the initial weights, the data order and the dropout
 DEVICE: str = "auto"  # "auto", "cpu", "mps", "cuda" or "cuda:1"
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
+DETERMINISTIC: bool = False  # only operations that repeat to the bit: for exact resumes on CUDA, where it costs speed
 NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once
 BATCH_SIZE: int = 80  # image-caption pairs per forward pass and process
 CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
@@ -74,6 +77,7 @@ WEIGHT_DECAY: float = 0.05  # not on biases, norms and embeddings
 ADAM_BETAS: tuple[float, float] = (0.9, 0.98)  # AdamW's decay rates of the mean gradient and of its mean square
 ADAM_EPS: float = 1e-8  # AdamW's guard against division by zero
 GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
+MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradient, all skipped, before the run stops
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
 VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
 VALIDATION_SCORE_IMAGES: int = 100  # validation images captioned (greedy) and scored each time; 0 = loss only
@@ -82,7 +86,9 @@ EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the
 # --- Runs ---
 OUTPUT_DIR: str = "runs"  # each run gets a folder of its own in here
 RUN_NAME: str | None = None  # name of that folder; None = DATASET and the next free number
-RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last" for the newest one under OUTPUT_DIR
+RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last": the newest whole one, or else a fresh start
+CHECKPOINT_EVERY_STEPS: int = 0  # save last.safetensors after so many optimizer steps; 0 = by time and epoch only
+CHECKPOINT_EVERY_MINUTES: float = 10.0  # and after so many minutes; 0 = never. Every epoch's end saves as well
 INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights and the tokenizer of this checkpoint
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
 LOG_WANDB: bool = False  # copy the log to Weights & Biases
@@ -103,10 +109,11 @@ CHECKPOINT_SETTINGS = (
     "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",
     "DECODER_EMBED_DIM", "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM",
 )  # fmt: skip
-# On top of these, what fixes the course of the training itself.
+# On top of these, what fixes the course of the training itself. (BATCH_SIZE and GRAD_ACCUM_STEPS may change as long as
+# their product with the number of processes stays.)
 RESUME_SETTINGS = (
     *CHECKPOINT_SETTINGS,
-    "SEED", "BATCH_SIZE", "CAPTIONS_PER_IMAGE", "GRAD_ACCUM_STEPS", "PRECISION", "DECODER_DROPOUT",
+    "SEED", "CAPTIONS_PER_IMAGE", "PRECISION", "DECODER_DROPOUT", "RANDOM_CROP_AREA", "RANDOM_FLIP",
     "LEARNING_RATE", "ENCODER_LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WARMUP_RATIO", "WARMUP_LR", "MIN_LR",
     "LR_DECAY_RATE", "WEIGHT_DECAY", "ADAM_BETAS", "ADAM_EPS", "GRAD_CLIP_VALUE", "LABEL_SMOOTHING",
 )  # fmt: skip
@@ -114,10 +121,12 @@ RESUME_SETTINGS = (
 _AT_LEAST_ONE = (
     "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
     "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
-    "GRAD_ACCUM_STEPS", "VALIDATION_INTERVAL", "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+    "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
+    "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
@@ -281,6 +290,7 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     require(
         v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}"
     )
+    require(0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
     require(
         all(0 <= beta < 1 for beta in v.ADAM_BETAS), f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1"
     )
@@ -296,7 +306,7 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
             f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
         )
     require(
-        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH is None,
+        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),
         "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
     )
     if v.ENCODER_MODEL_NAME is None:

@@ -7,8 +7,10 @@ with any number of workers.
 import copy
 import hashlib
 import json
+import math
 import os
 import random
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +59,7 @@ class ImageTextDataset(Dataset):
     records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
     image_spec: how the encoder wants its pictures (encoder.read_image_spec).
     features: (images, P, E), takes the place of the pictures.
+    augment: changes a picture at random, see `Augment`; only what `at_epoch` gives is changed.
     """
 
     def __init__(
@@ -66,11 +69,14 @@ class ImageTextDataset(Dataset):
         token_ids: Sequence[Sequence[Sequence[int]]],
         image_spec: dict[str, Any],
         features: np.ndarray | None = None,
+        augment: "Augment | None" = None,
     ):
         self.paths = [Path(images_dir) / record["file_name"] for record in records]
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.image_spec = image_spec
         self.features = features
+        self.augment = augment
+        self.epoch: int | None = None
         self.kept: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -82,10 +88,19 @@ class ImageTextDataset(Dataset):
         part.paths, part.token_ids = self.paths[:number], self.token_ids[:number]
         return part
 
+    def at_epoch(self, epoch: int) -> "ImageTextDataset":
+        """The same set as training sees it in `epoch`: with that epoch's augmentation."""
+        part = copy.copy(self)
+        part.epoch = epoch
+        return part
+
     def __getitem__(self, group: Group) -> tuple[Tensor, list[np.ndarray]]:
         """(image uint8 (3, S, S) or its features (P, E), the captions' ids)"""
         image, captions = group
         pixels = self._pixels(image) if self.features is None else torch.from_numpy(np.array(self.features[image]))
+        if self.augment is not None and self.epoch is not None:
+            # A function of seed, epoch and item: which worker reads it, and what it read before, cannot matter.
+            pixels = augmented(pixels, self.augment, random.Random(f"{self.augment.seed}-{self.epoch}-{group}"))
         return pixels, [self.token_ids[image][caption] for caption in captions]
 
     def _pixels(self, image: int) -> Tensor:
@@ -95,6 +110,30 @@ class ImageTextDataset(Dataset):
         if (len(self.kept) + 1) * pixels.numel() <= KEEP_BYTES:
             self.kept[image] = pixels
         return pixels
+
+
+class Augment(NamedTuple):
+    """How training pictures are changed at random."""
+
+    crop_area: float  # a crop takes at least this share of the area; 1 = never cropped
+    flip: bool  # half of the pictures are mirrored
+    seed: int
+
+
+def augmented(pixels: Tensor, how: Augment, rng: random.Random) -> Tensor:
+    """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides.
+
+    The crop's share of the area and its shape (3:4 to 4:3, log-uniform) are drawn as in Szegedy et al. 2015.
+    """
+    size = pixels.shape[-1]
+    if how.crop_area < 1:
+        area, shape = rng.uniform(how.crop_area, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
+        top, left = rng.randint(0, size - height), rng.randint(0, size - width)
+        pixels = transforms.resized_crop(pixels, top, left, height, width, [size, size], antialias=True)
+    if how.flip and rng.random() < 0.5:
+        pixels = pixels.flip(-1)
+    return pixels
 
 
 def collate_fn(items: Sequence[tuple[Tensor, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
@@ -169,16 +208,26 @@ class _Batches(Sampler):
 def make_loader(
     dataset: ImageTextDataset, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
+    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes.
+
+    Workers ignore SIGTERM, SIGINT and SIGUSR1: a signal to the whole group must not take them away before the training
+    process has saved; they end with it.
+    """
     return DataLoader(
         dataset,
         batch_sampler=_Batches(batches),
         collate_fn=collate_fn,
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,
+        worker_init_fn=_ignore_signals,
         # Making an iterator draws from the global generator otherwise, and so would change the training.
         generator=torch.Generator(),
     )
+
+
+def _ignore_signals(_worker: int) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:

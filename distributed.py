@@ -50,6 +50,16 @@ def sum_(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+def max_(*numbers: int) -> list[int]:
+    """The largest value of each number over all ranks: how ranks agree on what one of them was asked to do."""
+    if not dist.is_initialized():
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(numbers, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
 def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     """Sum the gradients over all ranks, in place.
 

@@ -50,10 +50,10 @@ def find_checkpoint(path: str | None, output_dir: str) -> Path:
         if not Path(path).is_file():
             raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run.")
         return Path(path)
-    run = runs.newest(output_dir)
-    if run is None:
+    best = runs.best_of_newest(output_dir)
+    if best is None:
         raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
-    return next(iter(checkpoint.best_files(run)), run / "last.safetensors")
+    return best
 
 
 def pick_device(name: str) -> torch.device:

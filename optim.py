@@ -80,28 +80,45 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     state = optimizer.state_dict()
     names = {i: n for g in state["param_groups"] for i, n in zip(g["params"], g["param_names"], strict=True)}
     groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
-    return {"state": {names[i]: slots for i, slots in state["state"].items()}, "param_groups": groups}
+    by_name = {names[i]: slots for i, slots in state["state"].items()}
+    for group in groups:  # parameters that got no gradient yet have no state; told, so that none is lost unnoticed
+        group["without_state"] = [name for name in group["param_names"] if name not in by_name]
+    return {"state": by_name, "param_groups": groups}
 
 
-def load_state_by_name(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Restore what `state_by_name` gave. Raises ValueError, before anything changes, where names or shapes differ."""
+def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+    """What `state_by_name` gave, for optimizer.load_state_dict.
+
+    Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
+    """
     current = optimizer.state_dict()
-    shapes = {}
-    for group, group_state in zip(optimizer.param_groups, current["param_groups"], strict=True):
-        for name, parameter in zip(group_state["param_names"], group["params"], strict=True):
-            shapes[name] = parameter.shape
-    saved_names = [list(g["param_names"]) for g in saved["param_groups"]]
-    if saved_names != [list(g["param_names"]) for g in current["param_groups"]]:
+    groups = current["param_groups"]
+    saved_names = [list(group["param_names"]) for group in saved["param_groups"]]
+    if saved_names != [list(group["param_names"]) for group in groups]:
         raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
+    position = {n: i for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    without = {name for group in saved["param_groups"] for name in group.get("without_state", position)}
+    lost = position.keys() - without - saved["state"].keys()
+    if lost:
+        raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")
     for name, slots in saved["state"].items():
+        if name not in position or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
+            raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
+        parameter = parameters[position[name]]
         for slot, tensor in slots.items():
-            if name not in shapes or (tensor.ndim and tensor.shape != shapes[name]):
-                raise ValueError(f"The optimizer's {slot} of {name} has the shape {tuple(tensor.shape)}, does not fit.")
-    position = {n: i for g in current["param_groups"] for i, n in zip(g["params"], g["param_names"], strict=True)}
-    groups = [
-        {**group, "betas": tuple(group["betas"]), "params": now["params"]}
-        for group, now in zip(saved["param_groups"], current["param_groups"], strict=True)
+            shape, dtype = ((), torch.float32) if slot == "step" else (parameter.shape, parameter.dtype)
+            if tensor.shape != shape or tensor.dtype != dtype:
+                raise ValueError(
+                    f"The optimizer's {slot} of {name} is {tuple(tensor.shape)} {tensor.dtype}, must be "
+                    f"{tuple(shape)} {dtype}."
+                )
+    merged = [
+        {
+            **{key: value for key, value in group.items() if key != "without_state"},
+            "betas": tuple(group["betas"]),
+            "params": now["params"],
+        }
+        for group, now in zip(saved["param_groups"], groups, strict=True)
     ]
-    optimizer.load_state_dict(
-        {"state": {position[name]: slots for name, slots in saved["state"].items()}, "param_groups": groups}
-    )
+    return {"state": {position[name]: slots for name, slots in saved["state"].items()}, "param_groups": merged}

@@ -1,16 +1,45 @@
 """Where a run's numbers go: log.jsonl, which is the truth, and a copy to Weights & Biases."""
 
+import errno
 import json
 import math
 import os
 import sys
+from io import FileIO
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import distributed
 
+REPLACED = "log_replaced.jsonl"
 
-def open_log(path: Path) -> TextIO | None:
+
+def rewind(path: Path, step: int, epoch: int) -> int:
+    """Move the rows beyond a position (finished steps, finished epochs) from a log to REPLACED beside it.
+
+    A run that goes on from there writes them again. Returns how many were moved; a torn last line is dropped.
+    """
+    if not path.is_file():
+        return 0
+    kept, moved = [], []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue  # torn by a kill
+        of_epoch = row.get("type") in ("val", "samples")
+        beyond = row.get("epoch", 0) > epoch if of_epoch else row.get("step", 0) > step
+        (moved if beyond and row.get("type") not in ("start", "resume", "stop") else kept).append(line)
+    if moved:
+        with open(path.with_name(REPLACED), "ab") as file:
+            file.writelines(moved)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_bytes(b"".join(kept))
+        os.replace(temporary, path)
+    return len(moved)
+
+
+def open_log(path: Path) -> FileIO | None:
     """log.jsonl, opened to append; None on every process but the first, which alone writes."""
     if distributed.rank() != 0:
         return None
@@ -18,16 +47,22 @@ def open_log(path: Path) -> TextIO | None:
         # A kill can tear the last line; the next row would join it.
         whole = path.read_bytes().rpartition(b"\n")
         os.truncate(path, len(whole[0] + whole[1]))
-    return open(path, "a", encoding="utf-8")
+    return open(path, "ab", buffering=0)  # a killed run keeps every row
 
 
-def write(file: TextIO | None, row: dict[str, Any], wandb_run: Any = None) -> None:
+def write(file: FileIO | None, row: dict[str, Any], wandb_run: Any = None) -> None:
     """Append one row. Its numbers also go to `wandb_run`; trouble there is told once and never stops a run."""
     if file is None:
         return
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has no NaN
-    file.write(json.dumps(row, ensure_ascii=False) + "\n")
-    file.flush()  # a killed run keeps every row
+    line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    end = file.seek(0, os.SEEK_END)
+    try:
+        if file.write(line) < len(line):
+            file.truncate(end)  # half a row would join the next one
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        _warn_once(f"WARNING: {file.name} takes no more rows ({error.strerror}); the training goes on without its log.")
     if wandb_run is not None:
         numbers = {f"{row['type']}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
         try:

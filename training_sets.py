@@ -11,6 +11,7 @@ import dataset as data
 import distributed
 import inference
 import model as models
+import runlog
 import tokenizer as tokenizers
 
 
@@ -22,13 +23,19 @@ def make(
     model: models.ImageToTextModel,
     device: torch.device,
 ) -> dict[str, data.ImageTextDataset]:
-    """A data set per split of `records`, made from the prepared data in `folder`."""
+    """A data set per split of `records`, made from the prepared data in `folder`.
+
+    Features of a frozen encoder are cached, but for training pictures that RANDOM_CROP_AREA or RANDOM_FLIP change.
+    """
     sets = {}
+    changes = settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP
+    augment = data.Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED) if changes else None
     for split, rows in records.items():
         flat = tokenizers.encode_batch(tokenizer, [c for row in rows for c in row["captions"]], settings.MAX_SEQ_LEN)
         ids = iter(flat)
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         sets[split] = data.ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
+        sets[split].augment = augment if split == "train" else None
     if settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
         model.eval()
         dtype = inference.pick_dtype(settings.PRECISION, device)
@@ -39,6 +46,9 @@ def make(
                 return model.encode(images.to(device))
 
         for split, images in sets.items():
+            if images.augment is not None:
+                runlog.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+                continue
             key = data.features_key(images, model.encoder.state_dict(), str(dtype))
             images.features = distributed.first_rank_first(
                 lambda split=split, images=images, key=key: data.cached_features(

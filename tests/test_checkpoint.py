@@ -1,10 +1,12 @@
 """A checkpoint comes back bit for bit or is refused by name; a crash while writing leaves the one before."""
 
 import errno
+import json
 import os
 import pickle
 import random
 import stat
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -34,7 +36,7 @@ def make_state(**changes) -> dict:
         "rng_state_dict": {"0": checkpoint.rng_state(), "1": {"torch": torch.arange(5, dtype=torch.uint8)}},
         "config": {"SEED": 1, "RUN_NAME": None, "ADAM_BETAS": [0.9, 0.98], "TEXT": "é 🐕 \ud800"},
         "config_constants": {"SEED": 1},
-        "tokenizer": "{\"a\": \"Ġdog\\n\"}",
+        "tokenizer": '{"model": {"vocab": {"a": 0, "Ġdog\\n": 1, "é": 2}}}',
         **changes,
     }  # fmt: skip
 
@@ -184,10 +186,11 @@ def test_a_future_version_and_missing_parts_are_refused(tmp_path, monkeypatch):
     path = tmp_path / "a.safetensors"
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT_VERSION", 2)
-        checkpoint.save(path, make_state())
-    assert "format version 2, this program reads 1" in refusal(path)
+        checkpoint.save(path, make_state(written_by="nanoCaption 9"))
+    text = refusal(path)
+    assert "written by nanoCaption 9 in format version 2" in text and "reads version 1" in text
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "_REQUIRED", ())
+        patch.setattr(checkpoint, "_REQUIRED", {})
         state = make_state()
         del state["tokenizer"], state["step"]
         checkpoint.save(path, state)
@@ -271,18 +274,99 @@ def test_a_copy_has_the_content_and_stays_when_the_source_moves_on(saved, monkey
     assert sorted(os.listdir(saved.parent)) == sorted([saved.name, target.name])
 
 
-def test_best_checkpoints_are_kept_by_their_loss(tmp_path):
+def test_best_checkpoints_are_listed_by_their_loss(tmp_path):
     losses = [(1, 10.0), (2, 2.5), (3, 2.25), (10, 2.25), (4, 9.0)]
     names = [checkpoint.best_name(epoch, loss) for epoch, loss in losses]
     assert names[1] == "checkpoint_epoch_2_val_loss_2.5000.safetensors"
-    others = ["last.safetensors", "log.jsonl", "checkpoint_epoch_x_val_loss_1.0000.safetensors"]
+    others = ["last.safetensors", "log.jsonl", "checkpoint_epoch_x_val_loss_1.0000.safetensors", f"replaced_{names[0]}"]
     for name in [*names, *others]:
         (tmp_path / name).touch()
     assert [path.name for path in checkpoint.best_files(tmp_path)] == [names[i] for i in (3, 2, 1, 4, 0)]
-    checkpoint.keep_best(tmp_path, 9)
-    assert len(list(tmp_path.iterdir())) == 8
-    checkpoint.keep_best(tmp_path, 2)
-    assert {path.name for path in tmp_path.iterdir()} == {names[2], names[3], *others}
+
+
+# --- hostile headers and values ---
+
+
+def header_and_rest(path) -> tuple[dict, bytes]:
+    whole = path.read_bytes()
+    length = int.from_bytes(whole[:8], "little")
+    return json.loads(whole[8 : 8 + length]), whole[8 + length :]
+
+
+def write_raw(path, header: bytes, rest: bytes, length: int | None = None):
+    path.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header + rest)
+
+
+@pytest.mark.parametrize("length", [2**62, 100_000_001, 2**64 - 1])
+def test_an_absurd_header_length_is_refused_without_memory(saved, length):
+    header, rest = header_and_rest(saved)
+    write_raw(saved, json.dumps(header).encode(), rest, length)
+    assert "ends within its header" in refusal(saved)
+
+
+def test_fifty_megabytes_of_json_are_refused_unread(saved):
+    size = 50_000_000
+    with open(saved, "wb") as file:
+        file.write(size.to_bytes(8, "little"))
+        file.truncate(8 + size)  # a sparse file
+    tracemalloc.start()
+    assert "above the limit" in refusal(saved)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+
+
+def test_a_name_that_stands_twice_is_refused_where_json_takes_the_last(saved):
+    header, rest = header_and_rest(saved)
+    text = json.dumps(header)
+    name = '"model/b.weight": ' + json.dumps(header["model/b.weight"])
+    assert text.count(name) == 1
+    write_raw(saved, text.replace(name, f"{name}, {name}").encode(), rest)
+    assert "holds a name twice" in refusal(saved)
+    write_raw(saved, text.replace('{\\"', '{\\"epoch\\": 1, \\"', 1).encode(), rest)
+    assert "holds a name twice" in refusal(saved)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"step": -1}, "step is -1, which is not a count"),
+        ({"step": 10**18}, "not a count"),
+        ({"step": "12"}, "step is a str, not a int"),
+        ({"step": True}, "step is a bool"),
+        ({"epoch": 1.5}, "epoch is a float"),
+        ({"step_in_epoch": -3}, "step_in_epoch is -3"),
+        ({"nonfinite_in_a_row": None}, "nonfinite_in_a_row is None"),
+        ({"config": []}, "config is a list"),
+        ({"tokenizer": {}}, "tokenizer is a dict"),
+    ],
+)
+def test_tampered_values_with_a_right_digest_are_refused(tmp_path, monkeypatch, change, message):
+    path = tmp_path / "a.safetensors"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load", lambda path: None)  # the check after writing
+        checkpoint.save(path, make_state(**change))
+    assert message in refusal(path)
+
+
+def test_an_unknown_tensor_is_refused(tmp_path, monkeypatch):
+    tensors, values = checkpoint._pack(make_state())
+    tensors["other/x"] = torch.ones(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "_pack", lambda state: (tensors, values))
+        with pytest.raises(ValueError, match="unknown tensor 'other/x'"):
+            checkpoint.save(tmp_path / "a", make_state())
+    assert not (tmp_path / "a").exists()
+
+
+def test_values_that_are_not_finite_are_named():
+    state = make_state()
+    with pytest.raises(ValueError, match="file holds values that are not finite, in limits"):
+        checkpoint.check_finite(state, "file")
+    del state["model_state_dict"]["limits"]
+    checkpoint.check_finite(state, "file")
+    state["optimizer_state_dict"]["state"]["b.weight"]["exp_avg"][1, 1] = float("inf")
+    with pytest.raises(ValueError, match="exp_avg of b.weight"):
+        checkpoint.check_finite(state, "file")
 
 
 # --- use ---
@@ -317,10 +401,22 @@ def test_generators_go_on_where_they_were(tmp_path, odd):
     assert [draws() for _ in range(700)] == expected
 
 
+def test_generators_are_checked_before_they_are_set():
+    state = checkpoint.rng_state()
+    checkpoint.check_rng_state(state, "file")
+    for change in ({"torch": state["torch"][:-1]}, {"python": state["python"].float()}):
+        with pytest.raises(ValueError, match="file holds no usable state of the generator"):
+            checkpoint.check_rng_state(state | change, "file")
+    del state["numpy"]
+    with pytest.raises(ValueError, match="'numpy'"):
+        checkpoint.check_rng_state(state, "file")
+
+
 def test_command_line_tells_what_is_inside_and_whether_it_is_whole(saved, capsys):
     checkpoint.main([str(saved)])
     text = capsys.readouterr().out
-    assert "whole, digest verified" in text and "epoch 3, step 120" in text and "SEED = 1" in text
+    for part in ("whole, digest verified", "after 3 epochs and 0 steps: 120 steps in all", "SEED = 1", "of 3 tokens"):
+        assert part in text
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(SystemExit, match="damaged|readable"):
         checkpoint.main([str(saved)])

@@ -1,5 +1,6 @@
 """The folders of runs: numbers, the lock, what a resume takes over; and the log, torn or whole, with W&B or without."""
 
+import errno
 import json
 import os
 import signal
@@ -42,30 +43,186 @@ def test_a_name_of_ones_own_must_be_free(tmp_path):
         runs.new_folder(named)
 
 
-def touch(path, seconds):
+def small_state(step: int = 1, epoch: int = 0, saved_at: float = 0.0, **more) -> dict:
+    return {
+        "epoch": epoch, "step": step, "saved_at": saved_at, "tokenizer": "{}", "best_val_loss": 2.0,
+        "model_state_dict": {"w": torch.full((2,), float(step))},
+        "optimizer_state_dict": {"state": {}, "param_groups": []},
+        "config": config.as_dict(config.load([])), "config_constants": config.CONSTANTS, **more,
+    }  # fmt: skip
+
+
+def put(path, **state):
     path.parent.mkdir(exist_ok=True)
-    path.touch()
-    os.utime(path, (seconds, seconds))
+    checkpoint.save(path, small_state(**state))
+    return path
 
 
-def test_newest_goes_by_the_time_of_the_last_checkpoint(tmp_path):
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_newest_goes_by_the_checkpoints_own_clock(tmp_path):
     assert runs.newest(tmp_path / "nowhere") is None
-    touch(tmp_path / "a" / "last.safetensors", 200)
-    touch(tmp_path / "b" / "last.safetensors", 100)
-    touch(tmp_path / "c" / "log.jsonl", 300)
+    put(tmp_path / "a" / "last.safetensors", saved_at=200)
+    os.utime(put(tmp_path / "b" / "last.safetensors", saved_at=100), (9e9, 9e9))  # copied later
+    (tmp_path / "c").mkdir()
+    (tmp_path / "c" / "log.jsonl").touch()
     assert runs.newest(tmp_path) == tmp_path / "a"
-    touch(tmp_path / "b" / "last.safetensors", 250)
+    put(tmp_path / "b" / "previous.safetensors", saved_at=300)
     assert runs.newest(tmp_path) == tmp_path / "b"
 
 
-def test_a_resume_path_that_is_not_there_is_never_a_fresh_start(tmp_path):
-    for given in ("last", str(tmp_path / "no.safetensors"), str(tmp_path)):
-        with pytest.raises(SystemExit, match="RESUME_CHECKPOINT_PATH = "):
-            runs.resume_path(settings(tmp_path, "--resume-checkpoint-path", given))
-    touch(tmp_path / "a" / "last.safetensors", 200)
-    assert runs.resume_path(settings(tmp_path, "--resume-checkpoint-path", "last")).parent == tmp_path / "a"
-    path = tmp_path / "a" / "last.safetensors"
-    assert runs.resume_path(settings(tmp_path, "--resume-checkpoint-path", str(path))) == path
+def test_a_run_that_has_just_begun_is_not_what_evaluate_takes(tmp_path):
+    assert runs.best_of_newest(tmp_path) is None
+    only = put(tmp_path / "a" / "last.safetensors", saved_at=100)
+    assert runs.best_of_newest(tmp_path) == only
+    best = put(tmp_path / "a" / checkpoint.best_name(1, 2.0), saved_at=90)
+    put(tmp_path / "b" / "last.safetensors", saved_at=200, step=0)
+    assert runs.best_of_newest(tmp_path) == best
+
+
+def find(tmp_path, given: str, *more: str):
+    argv = ["--output-dir", str(tmp_path), "--resume-checkpoint-path", given, *more]
+    return runs.find_resume(config.load(argv), argv)
+
+
+def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
+    for given in (str(tmp_path / "no.safetensors"), str(tmp_path)):
+        with pytest.raises(SystemExit, match="RESUME_CHECKPOINT_PATH = .*no such file"):
+            find(tmp_path, given)
+    path = put(tmp_path / "a" / "last.safetensors")
+    assert find(tmp_path, str(path))[0].path == path
+    damage(path)
+    with pytest.raises(SystemExit, match=f"Cannot resume: {path} is damaged"):
+        find(tmp_path, str(path))
+
+
+def test_last_without_any_checkpoint_is_a_fresh_start_said_loudly(tmp_path):
+    for more in ([], ["--run-name", "mine"]):
+        resume, notes = find(tmp_path, "last", *more)
+        assert resume is None and "THIS IS A FRESH START" in notes[-1]
+
+
+def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp_path):
+    run = tmp_path / "a"
+    last = put(run / "last.safetensors", step=5, saved_at=5)
+    best = put(run / checkpoint.best_name(1, 2.0), step=7, epoch=1, saved_at=1)  # killed before `last` took its name
+    put(run / "previous.safetensors", step=4, saved_at=9)
+    os.utime(run / "previous.safetensors", (9e9, 9e9))
+    (run / ".last.safetensors.77.tmp").write_bytes(best.read_bytes())  # never a candidate
+    (run / "notes.safetensors").write_bytes(b"x")
+    resume, notes = find(tmp_path, "last")
+    assert (resume.path, resume.state["step"], notes) == (best, 7, [])
+    damage(best)
+    resume, notes = find(tmp_path, "last")
+    assert resume.path == last
+    (note,) = notes
+    assert str(best) in note and "digest" in note
+    last.write_bytes(b"")
+    resume, notes = find(tmp_path, "last")
+    assert resume.path.name == "previous.safetensors" and len(notes) == 2
+    (run / "previous.safetensors").write_bytes(bytes(1000))
+    resume, notes = find(tmp_path, "last")
+    assert resume is None and len(notes) == 4 and "THIS IS A FRESH START" in notes[-1]
+
+
+# --- writing and keeping ---
+
+
+def save(run, step, *, best=False, keep=2, whole=True, loss=2.0):
+    runs.save(run, small_state(step, epoch=step, best_val_loss=loss), best=best, keep=keep, last_is_whole=whole)
+
+
+def steps_of(run) -> dict[str, int]:
+    return {path.name: checkpoint.load(path)["step"] for path in sorted(run.glob("*.safetensors"))}
+
+
+def test_the_checkpoint_before_and_the_best_ones_stay(run):
+    for step, loss in ((1, 5.0), (2, 3.0), (3, 4.0), (4, 2.5), (5, 9.0)):
+        save(run, step, best=step < 5, loss=loss)
+    assert steps_of(run) == {
+        "last.safetensors": 5, "previous.safetensors": 4,
+        "checkpoint_epoch_2_val_loss_3.0000.safetensors": 2, "checkpoint_epoch_4_val_loss_2.5000.safetensors": 4,
+    }  # fmt: skip
+
+
+def test_a_damaged_last_never_displaces_the_whole_one_before(run):
+    save(run, 1)
+    save(run, 2)
+    damage(run / "last.safetensors")
+    save(run, 3, whole=False)
+    assert steps_of(run) == {"last.safetensors": 3, "previous.safetensors": 1}
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_failure_at_any_rename_leaves_two_whole_files(run, monkeypatch, moment):
+    """replace() gives the new file its name, makes `previous`, makes `last`: it fails at each in turn."""
+    save(run, 1)
+    save(run, 2)
+    real, calls = os.replace, []
+
+    def fail(source, target):
+        calls.append(target)
+        if len(calls) == moment + 1:
+            raise OSError(errno.EIO, "Input/output error")
+        real(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="Input/output"):
+            save(run, 3)
+    assert steps_of(run) in ({"last.safetensors": 2, "previous.safetensors": n} for n in (1, 2))
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+    save(run, 3)
+    assert steps_of(run)["last.safetensors"] == 3
+
+
+def test_an_fsync_that_fails_counts_as_a_failed_save(run, monkeypatch):
+    save(run, 1)
+
+    def fail(_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(OSError):
+            save(run, 2, best=True)
+    assert steps_of(run) == {"last.safetensors": 1}
+
+
+def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(run):
+    for step in (1, 2, 3):
+        save(run, step, best=True, keep=9)
+    damaged = run / checkpoint.best_name(1, 2.0)
+    damage(damaged)
+    (run / f"replaced_{damaged.name}").write_text("of another time")
+    names = runs.set_aside(run, (2, 2))
+    assert sorted(names) == [
+        "replaced_2_checkpoint_epoch_1_val_loss_2.0000.safetensors",
+        "replaced_checkpoint_epoch_3_val_loss_2.0000.safetensors", "replaced_last.safetensors",
+    ]  # fmt: skip
+    assert (run / f"replaced_{damaged.name}").read_text() == "of another time"
+    assert runs.newest_whole(run)[0].name == "previous.safetensors"
+    assert runs.set_aside(run, (2, 2)) == []
+
+
+def test_strays_of_a_kill_are_removed_and_nothing_else(run):
+    strays = [".new.safetensors", ".new.safetensors.12.tmp", ".tmpAb3dE6", ".log.jsonl.5.tmp"]
+    others = ["last.safetensors", ".lock", ".tmpfile-of-the-user", "notes.tmp"]
+    for name in strays + others:
+        (run / name).touch()
+    runs.remove_strays(run)
+    assert {path.name for path in run.iterdir()} == {*others, "log.jsonl"}
+
+
+def test_a_disk_without_room_is_told_before_training(tmp_path, monkeypatch):
+    runs.check_space(tmp_path, 1000)
+    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 3_999_999_999)
+    with pytest.raises(SystemExit, match="4.00 GB free; checkpoints of 1.00 GB need 4.00 GB"):
+        runs.check_space(tmp_path, 10**9)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
@@ -86,35 +243,30 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_second_holder_is_refused_and_told_who_holds_it(run):
-    with runs.lock(run):
-        with pytest.raises(SystemExit, match=f"in use by process {os.getpid()} on "), runs.lock(run):
-            raise AssertionError("held twice")
-        with pytest.raises(SystemExit, match=f"process {os.getpid()} "), runs.lock(run):
-            raise AssertionError("the refused one wiped the holder's name")
-    with runs.lock(run):
-        pass
-
-
-def test_a_killed_process_leaves_no_lock(run):
+def test_a_second_holder_is_refused_and_a_killed_one_leaves_no_lock(run):
+    """The holder forks, as it does for workers: what they inherit must not hold the lock on."""
     ready, waiting = os.pipe()
     child = os.fork()
     if child == 0:
         with runs.lock(run):
-            os.write(waiting, b"x")
+            worker = os.fork()
+            if worker:
+                os.write(waiting, str(worker).encode())
             signal.pause()  # until it is killed
-    os.read(ready, 1)
+    worker = int(os.read(ready, 20))
     try:
-        with pytest.raises(SystemExit, match=f"process {child} on "), runs.lock(run):
-            raise AssertionError("held by two processes")
-    finally:
+        for _ in range(2):  # the refused one has not wiped the holder's name
+            with pytest.raises(SystemExit, match=f"in use by process {child} on "), runs.lock(run):
+                raise AssertionError("held by two processes")
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
+        with runs.lock(run):
+            assert f"process {os.getpid()} on" in (run / ".lock").read_text()
+            assert str(child) not in (run / ".lock").read_text().split()
+    finally:
+        os.kill(worker, signal.SIGKILL)
         os.close(ready)
         os.close(waiting)
-    with runs.lock(run):
-        assert f"process {os.getpid()} on" in (run / ".lock").read_text()
-        assert str(child) not in (run / ".lock").read_text().split()
 
 
 def test_an_error_inside_frees_the_lock(run):
@@ -140,53 +292,74 @@ def test_a_run_that_made_nothing_leaves_no_folder_and_any_other_stays(tmp_path, 
 def trained(tmp_path):
     """A checkpoint of a run with some flags: --batch-size 16 --learning-rate 0.002 --num-epochs 3 ..."""
     flags = ["--batch-size", "16", "--learning-rate", "0.002", "--num-epochs", "3", "--adam-betas", "0.8,0.9"]
-    state = {
-        "epoch": 1, "step": 10, "tokenizer": "{}", "model_state_dict": {"w": torch.ones(2)},
-        "optimizer_state_dict": {"state": {}, "param_groups": []},
-        "config": config.as_dict(settings(tmp_path, *flags)), "config_constants": config.CONSTANTS,
-    }  # fmt: skip
-    checkpoint.save(tmp_path / "last.safetensors", state)
-    return tmp_path / "last.safetensors"
+    return put(tmp_path / "run" / "last.safetensors", config=config.as_dict(settings(tmp_path, *flags)))
+
+
+def resume(path, *argv: str) -> runs.Resume:
+    words = ["--resume-checkpoint-path", str(path), *argv]
+    return runs.find_resume(config.load(["--resume-checkpoint-path", str(path)]), words)[0]
 
 
 def test_a_resume_keeps_the_runs_settings_without_its_flags(trained):
-    saved, resumed = runs.load_for_resume(trained, ["--resume-checkpoint-path", str(trained)])
-    assert (resumed.BATCH_SIZE, resumed.LEARNING_RATE, resumed.NUM_EPOCHS) == (16, 0.002, 3)
-    assert resumed.ADAM_BETAS == (0.8, 0.9) and str(trained.parent) == resumed.OUTPUT_DIR
-    assert str(trained) == resumed.RESUME_CHECKPOINT_PATH
-    assert saved["epoch"] == 1
+    found = resume(trained)
+    kept = found.settings
+    assert (kept.BATCH_SIZE, kept.LEARNING_RATE, kept.NUM_EPOCHS) == (16, 0.002, 3)
+    assert kept.ADAM_BETAS == (0.8, 0.9) and str(trained.parents[1]) == kept.OUTPUT_DIR
+    assert str(trained) == kept.RESUME_CHECKPOINT_PATH
+    assert found.state["step"] == 1 and found.notes == []
 
 
-def test_what_does_not_touch_the_course_of_training_may_change(trained, monkeypatch):
+def test_what_does_not_touch_the_course_of_training_may_change_and_is_told(trained, monkeypatch):
     monkeypatch.setitem(config.CONSTANTS, "KEEP_BEST", 9)  # edited in config.py since
-    _, resumed = runs.load_for_resume(trained, ["--num-epochs", "7", "--num-workers", "0", "--device", "cpu"])
-    assert (resumed.NUM_EPOCHS, resumed.NUM_WORKERS, resumed.DEVICE, resumed.KEEP_BEST) == (7, 0, "cpu", 9)
-    assert resumed.BATCH_SIZE == 16
+    found = resume(trained, "--num-epochs", "7", "--num-workers", "3", "--device", "cpu")
+    new = found.settings
+    assert (new.NUM_EPOCHS, new.NUM_WORKERS, new.DEVICE, new.KEEP_BEST) == (7, 3, "cpu", 9)
+    assert new.BATCH_SIZE == 16
+    for line in ("NUM_EPOCHS: 3 -> 7", "NUM_WORKERS: 0 -> 3", "DEVICE: 'auto' -> 'cpu'", "KEEP_BEST: 2 -> 9"):
+        assert f"changed since: {line}" in found.notes
+    assert any("cosine schedule now ends" in note for note in found.notes)
 
 
 def test_what_would_make_it_another_run_is_refused_with_old_and_new(trained, monkeypatch, tmp_path):
-    monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", 40)  # edited in config.py since
+    monkeypatch.setitem(config.CONSTANTS, "CAPTIONS_PER_IMAGE", 4)  # edited in config.py since
     recipe = tmp_path / "recipe.py"
     recipe.write_text("DECODER_LAYERS = 5\n")
     with pytest.raises(SystemExit) as caught:
-        runs.load_for_resume(trained, [str(recipe), "--learning-rate", "0.001", "--num-epochs", "9"])
+        resume(trained, str(recipe), "--learning-rate", "0.001", "--num-epochs", "9")
     heading, *lines = str(caught.value).splitlines()
-    assert "start a fresh run" in heading
+    assert "start a fresh run" in heading and "--init-checkpoint-path" in heading
     assert sorted(lines) == [
-        "  - BATCH_SIZE: 16 -> 40",
+        "  - CAPTIONS_PER_IMAGE: 5 -> 4",
         f"  - DECODER_LAYERS: {config.CONSTANTS['DECODER_LAYERS']} -> 5",
         "  - LEARNING_RATE: 0.002 -> 0.001",
     ]
 
 
+@pytest.mark.parametrize("name", config.RESUME_SETTINGS)
+def test_every_setting_that_fixes_the_course_is_guarded(trained, name):
+    """The saved value is another one, as if the file's run had been started with it."""
+    state = checkpoint.load(trained)
+    state["config"][name] = "something else"
+    state["config_constants"] = config.CONSTANTS | {name: "something else"}
+    checkpoint.save(trained, state)
+    with pytest.raises(SystemExit, match=f"{name}: 'something else' -> "):
+        resume(trained)
+
+
+def test_the_captions_of_a_step_may_be_split_otherwise_but_not_change(trained, monkeypatch):
+    assert resume(trained).notes == []
+    split = resume(trained, "--batch-size", "8", "--grad-accum-steps", "2")
+    assert any("sums may round otherwise" in note for note in split.notes)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert any("Other processes" in note for note in resume(trained, "--batch-size", "8").notes)
+    with pytest.raises(SystemExit, match=r"16 x 1 x 1 -> 16 x 1 x 2 \(the product, 16 captions a step, must stay"):
+        resume(trained)
+    with pytest.raises(SystemExit, match="16 x 1 x 1 -> 8 x 2 x 2"):
+        resume(trained, "--batch-size", "8", "--grad-accum-steps", "2")
+
+
 def test_the_runs_own_flags_may_be_given_again(trained):
-    runs.load_for_resume(trained, ["--learning-rate", "2e-3", "--adam-betas", "0.8,0.9"])
-
-
-def test_a_damaged_checkpoint_cannot_be_resumed(trained):
-    trained.write_bytes(trained.read_bytes()[:-5])
-    with pytest.raises(SystemExit, match=f"Cannot resume: {trained}"):
-        runs.load_for_resume(trained, [])
+    resume(trained, "--learning-rate", "2e-3", "--adam-betas", "0.8,0.9")
 
 
 # --- the log ---
@@ -221,6 +394,32 @@ def test_a_log_of_one_torn_line_begins_anew(tmp_path):
     with runlog.open_log(path) as log:
         runlog.write(log, {"step": 1})
     assert rows(path) == [{"step": 1}]
+
+
+def test_rows_beyond_a_position_are_moved_not_lost(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = [
+        {"type": "start", "step": 0}, {"type": "train", "step": 1}, {"type": "train", "step": 2},
+        {"type": "val", "step": 2, "epoch": 1}, {"type": "train", "step": 3}, {"type": "nonfinite", "step": 4},
+        {"type": "samples", "step": 4, "epoch": 2}, {"type": "stop", "step": 4}, {"type": "resume", "step": 9},
+    ]  # fmt: skip
+    with runlog.open_log(path) as file:
+        for row in log:
+            runlog.write(file, row)
+    assert runlog.rewind(path, step=4, epoch=2) == 0
+    assert runlog.rewind(path, step=4, epoch=1) == 1  # all steps done, not yet validated
+    assert runlog.rewind(path, step=2, epoch=0) == 3
+    assert rows(path) == [log[0], log[1], log[2], log[7], log[8]]
+    assert rows(tmp_path / runlog.REPLACED) == [log[6], log[3], log[4], log[5]]
+    assert runlog.rewind(tmp_path / "none.jsonl", 1, 1) == 0
+
+
+def test_a_full_disk_for_the_log_is_told_once_and_stops_nothing(monkeypatch, capsys):
+    monkeypatch.setattr(runlog, "_warned", set())
+    with open("/dev/full", "ab", buffering=0) as full:
+        for step in range(3):
+            runlog.write(full, {"step": step})
+    assert capsys.readouterr().err.count("takes no more rows") == 1
 
 
 def test_every_row_is_on_the_disk_at_once(tmp_path):

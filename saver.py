@@ -1,0 +1,68 @@
+"""Checkpoints of a run, written by a thread beside the training, which waits for a copy of the tensors only."""
+
+import threading
+from pathlib import Path
+from typing import Any
+
+import checkpoint
+import runs
+
+
+class Saver:
+    """Writes one checkpoint at a time into a run's folder. A failure is kept until `problem` is asked for.
+
+    The thread shares nothing with the training: the state given to `start` must be a copy.
+    """
+
+    def __init__(self, run: Path, keep_best: int):
+        self.run = run
+        self.keep_best = keep_best
+        self.failed = False  # whether the newest attempt failed
+        self._thread: threading.Thread | None = None
+        self._problem: str | None = None
+        self._written: tuple[int, ...] = ()  # the identity of the last.safetensors that was written and verified here
+
+    def start(self, state: dict[str, Any], best: bool) -> None:
+        """Begin to write `state`, also as a best checkpoint; waits for the write before."""
+        self.wait()
+        self._thread = threading.Thread(target=self._write, args=(state, best), name="checkpoint")
+        self._thread.start()
+
+    def wait(self) -> None:
+        """Until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def problem(self) -> str | None:
+        """What went wrong with a write that has ended, told once."""
+        problem, self._problem = self._problem, None
+        return problem
+
+    def _write(self, state: dict[str, Any], best: bool) -> None:
+        last = self.run / runs.LAST
+        try:
+            checkpoint.check_finite(state, "The state to save")
+            trusted = self._written != () and _identity(last) == self._written
+            runs.save(self.run, state, best=best, keep=self.keep_best, last_is_whole=trusted)
+            self._written = _identity(last)
+            self.failed = False
+        except OSError as error:
+            self.failed = True
+            needed = checkpoint.size_in_bytes(state) / 1e6
+            free = checkpoint.free_bytes(self.run) / 1e6
+            self._problem = (
+                f"The checkpoint could not be written to {last} ({error.strerror or error}): it needs {needed:.1f} MB, "
+                f"the disk has {free:.1f} MB free. The checkpoints before it are whole."
+            )
+        except Exception as error:  # a thread's error would end in a traceback that nobody waits for
+            self.failed = True
+            self._problem = f"The checkpoint was not written to {last}: {error}"
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """Another one as soon as the file is replaced or changed; () without a file."""
+    if not path.exists():
+        return ()
+    about = path.stat()
+    return about.st_ino, about.st_size, about.st_mtime_ns

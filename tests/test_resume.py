@@ -1,0 +1,368 @@
+"""Killed at any moment, resumed to the same bits: weights, optimizer, generators, log and captions."""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+
+import checkpoint
+import inference
+import runs
+import signals
+import snapshot
+import step
+import train
+import training_run
+from tests.conftest import CUTOFF, TINY_MODEL
+from tests.processes import end, rows, start, start_ranks, steps_done, wait_for
+
+# Everything that draws at random, in processes of its own; a step takes some milliseconds, an epoch six steps.
+HARD = """
+    --decoder-dropout 0.2 --num-workers 2 --random-crop-area 0.5 --random-flip --checkpoint-every-steps 2
+    --validation-score-images 4 --learning-rate 1e-2 --run-name run --resume-checkpoint-path last
+    """
+
+
+def user_code():
+    """Something of the user's in every step that draws from Python's and NumPy's global generators."""
+    real = step.caption_loss
+
+    def noisy(model, batch, smoothing=0.0):
+        return real(model, batch, smoothing) * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
+
+    step.caption_loss = noisy
+
+
+def arguments(data: Path, output: Path, epochs: int, *more: str) -> list[str]:
+    places = ["--data-dir", str(data), "--output-dir", str(output), "--data-cutoff", str(CUTOFF)]
+    return [*places, *TINY_MODEL.split(), *HARD.split(), "--num-epochs", str(epochs), *more]
+
+
+def fingerprint(run: Path, data: Path) -> dict[str, str]:
+    """Hashes of all that must be equal."""
+    state = checkpoint.load(run / runs.LAST)
+    tensors, _ = checkpoint._pack(state)
+    model, tokenizer = inference.load_model(state, torch.device("cpu"))
+    records = train.data.load_records(data / "demo", "val", CUTOFF)
+    images = train.data.ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
+    captions = inference.caption_images(
+        model, tokenizer, images, batch_size=8, beam_size=3, length_penalty=1.0, device=torch.device("cpu"),
+        precision="fp32", workers=0,
+    )  # fmt: skip
+    series = [
+        {key: value for key, value in row.items() if key != "captions_per_s"}
+        for row in rows(run) if row["type"] in ("train", "val", "samples", "nonfinite")
+    ]  # fmt: skip
+    digest = lambda value: hashlib.sha256(json.dumps(value).encode()).hexdigest()  # noqa: E731
+    groups = {
+        room: checkpoint._digest({n: t for n, t in tensors.items() if n.startswith(room)}, "")
+        for room in ("model/", "optim/", "rng/")
+    }
+    position = [state[name] for name in train.Progress._fields]
+    return {**groups, "position": digest(position), "log": digest(series), "captions": digest(captions)}
+
+
+@pytest.fixture(scope="module")
+def whole(demo_data, tmp_path_factory):
+    """The fingerprint of an uninterrupted run of some epochs, made once."""
+    made = {}
+
+    def run(epochs: int) -> dict[str, str]:
+        if epochs not in made:
+            output = tmp_path_factory.mktemp("whole")
+            process = start(arguments(demo_data, output, epochs), output / "printed", user_code)
+            assert end(process) == 0, (output / "printed").read_text()
+            made[epochs] = fingerprint(output / "run", demo_data)
+        return made[epochs]
+
+    return run
+
+
+def kill_and_resume(data: Path, output: Path, epochs: int, steps: list[int], seed: int, prelude=user_code) -> Path:
+    """Start the same command again and again, killed once its log shows each of `steps`; then let it finish."""
+    print(f"killed at steps {steps}, seed {seed}")
+    rng = random.Random(seed)
+    run = output / "run"
+    for target in steps:
+        process = start(arguments(data, output, epochs), output / "printed", prelude)
+        wait_for(lambda target=target: steps_done(run) >= target, process)
+        time.sleep(0.02 * rng.random())
+        os.kill(process.pid, signal.SIGKILL)  # its workers see for themselves that it is gone
+        assert end(process) in (-signal.SIGKILL, 0)
+    process = start(arguments(data, output, epochs), output / "printed", prelude)
+    assert end(process) == 0, (output / "printed").read_text()
+    return run
+
+
+def test_killed_at_random_steps_equals_uninterrupted(demo_data, tmp_path, whole):
+    seed = random.randrange(10**6)
+    steps = sorted(random.Random(seed).sample(range(1, 18), 4))
+    run = kill_and_resume(demo_data, tmp_path, 3, steps, seed)
+    assert fingerprint(run, demo_data) == whole(3)
+    resumed_at = [row["step"] for row in rows(run, "resume")]
+    assert len(resumed_at) >= 3 and resumed_at == sorted(resumed_at)
+    assert "FRESH START" in (tmp_path / "printed").read_text()
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+@pytest.mark.long
+def test_killed_at_twenty_random_steps_equals_uninterrupted(demo_data, tmp_path, whole):
+    seed = random.randrange(10**6)
+    steps = sorted(random.Random(seed).sample(range(1, 72), 20))
+    run = kill_and_resume(demo_data, tmp_path, 12, steps, seed)
+    assert fingerprint(run, demo_data) == whole(12)
+    assert len(rows(run, "resume")) >= 15
+
+
+def forget_moments():
+    real = snapshot.restore
+
+    def restore(saved, *rest):
+        for slots in saved["optimizer_state_dict"]["state"].values():
+            slots["exp_avg"].zero_()
+        real(saved, *rest)
+
+    snapshot.restore = restore
+
+
+def forget_generators():
+    checkpoint.set_rng_state = lambda state: None
+
+
+def forget_position():
+    """Begin the epoch again, at the right step of the schedule."""
+    real = training_run.restore
+    training_run.restore = lambda *a: real(*a)._replace(step_in_epoch=1)
+
+
+def forget_dropout():
+    """A seed of the process instead of one of the step."""
+    train.step_seed = lambda *parts: os.getpid()
+
+
+def forget_augmentation():
+    train.data.augmented = lambda pixels, how, rng, real=train.data.augmented: real(pixels, how, random.Random())
+
+
+CONTROLS = {  # what a broken resume loses -> what must then differ
+    forget_moments: "model/", forget_generators: "rng/", forget_position: "log", forget_dropout: "model/",
+    forget_augmentation: "model/",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("forget", CONTROLS, ids=lambda forget: forget.__name__)
+def test_a_resume_that_loses_something_is_noticed(demo_data, tmp_path, whole, forget):
+    """The controls of the tests above: each of them must be able to fail."""
+    argv = arguments(demo_data, tmp_path, 2)
+    process = start(argv, tmp_path / "printed", user_code)
+    wait_for(lambda: steps_done(tmp_path / "run") >= 5, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert end(process) == 143
+
+    def broken():
+        user_code()
+        forget()
+
+    process = start(argv, tmp_path / "printed", broken)
+    assert end(process) == 0, (tmp_path / "printed").read_text()
+    found, expected = fingerprint(tmp_path / "run", demo_data), whole(2)
+    assert found[CONTROLS[forget]] != expected[CONTROLS[forget]]
+    assert found["log"] != expected["log"]
+
+
+@pytest.mark.parametrize("moment", ["first step", "last step", "in the validation", "twice in an epoch"])
+def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, whole, moment):
+    """In one process with other workers than `whole`; SIGTERM comes from inside, at the very moment."""
+    steps = {"first step": [1], "last step": [6], "in the validation": [-6], "twice in an epoch": [8, 10]}[moment]
+    argv = arguments(demo_data, tmp_path, 2, "--num-workers", "0")
+
+    def prelude():
+        user_code()
+        write, evaluate = train.runlog.write, train.evaluate
+
+        def stop(step: int) -> None:
+            if step in steps:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        def written(file, row, *rest):
+            write(file, row, *rest)
+            if row["type"] == "train":
+                stop(row["step"])
+
+        def evaluated(run):
+            stop(-steps_done(run.folder))
+            return evaluate(run)
+
+        train.runlog.write, train.evaluate = written, evaluated
+
+    for moment in map(abs, steps):
+        process = start(argv, tmp_path / "printed", prelude)
+        assert end(process) == 143, (tmp_path / "printed").read_text()
+        saved = checkpoint.load(tmp_path / "run" / runs.LAST)
+        assert (saved["step"], saved["epoch"]) == (moment, 0 if moment <= 6 else 1)
+        assert len(rows(tmp_path / "run", "val")) == saved["epoch"]
+    process = start(argv, tmp_path / "printed", user_code)
+    assert end(process) == 0
+    assert fingerprint(tmp_path / "run", demo_data) == whole(2)
+
+
+def ranks_argv(data: Path, output: Path, ranks: int) -> list[str]:
+    argv = arguments(data, output, 2, "--num-workers", "0", "--batch-size", "5", "--grad-accum-steps", "1")
+    return [*argv, "--data-cutoff", str(4 * ranks)]
+
+
+@pytest.mark.parametrize("ranks", [3, pytest.param(2, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)])
+def test_several_processes_resume_exactly(demo_data, tmp_path, ranks):
+    """The signal reaches one rank only: all agree at a step's end."""
+    for name in ("whole", "parts"):
+        output = tmp_path / name
+        output.mkdir()
+        argv = ranks_argv(demo_data, output, ranks)
+        if name == "parts":
+            processes = start_ranks(argv, output / "printed", ranks, user_code)
+            wait_for(lambda output=output: steps_done(output / "run") >= 3, processes[0])
+            os.kill(processes[-1].pid, signal.SIGTERM)
+            assert [end(process) for process in processes] == [143] * ranks, (output / "printed").read_text()
+            assert 3 <= checkpoint.load(output / "run" / runs.LAST)["step"] < 8
+        processes = start_ranks(argv, output / "printed", ranks, user_code)
+        assert [end(process) for process in processes] == [0] * ranks, (output / "printed").read_text()
+    a, b = (fingerprint(tmp_path / name / "run", demo_data) for name in ("whole", "parts"))
+    assert a == b
+
+
+def test_another_number_of_processes_gets_the_same_order_and_is_told(demo_data, tmp_path, monkeypatch, capsys):
+    argv = ranks_argv(demo_data, tmp_path, 2)
+    processes = start_ranks(argv, tmp_path / "printed", 2)
+    wait_for(lambda: steps_done(tmp_path / "run") >= 2, processes[0])
+    os.kill(processes[0].pid, signal.SIGTERM)
+    assert [end(process) for process in processes] == [143, 143]
+    with pytest.raises(SystemExit, match="5 x 1 x 2 -> 5 x 1 x 1 .the product, 10 captions a step"):
+        train.main(argv)
+    train.main([*argv, "--grad-accum-steps", "2", "--resume-checkpoint-path", str(tmp_path / "run" / runs.LAST)])
+    text = capsys.readouterr().out
+    assert "sums may round otherwise" in text and "processes: 2 -> 1: equality" in text
+    alone = ranks_argv(demo_data, tmp_path, 2)
+    alone[alone.index("run")] = "alone"
+    train.main([*alone, "--batch-size", "10", "--resume-checkpoint-path", "none"])
+    losses = [[row["loss"] for row in rows(tmp_path / name, "train")] for name in ("run", "alone")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)  # dropout differs by rank, the data does not
+
+
+def test_one_rank_killed_ends_the_others_and_the_next_start_resumes(demo_data, tmp_path):
+    argv = ranks_argv(demo_data, tmp_path, 2)
+    processes = start_ranks(argv, tmp_path / "printed", 2)
+    wait_for(lambda: steps_done(tmp_path / "run") >= 3, processes[0])
+    os.kill(processes[1].pid, signal.SIGKILL)
+    assert end(processes[1]) == -signal.SIGKILL
+    assert end(processes[0]) > 0
+    processes = start_ranks(argv, tmp_path / "printed", 2)
+    assert [end(process) for process in processes] == [0, 0]
+    assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6, 7, 8][: 2 * 2 * 2]
+
+
+# --- a kill while a checkpoint is written ---
+
+
+def test_killed_while_writing_the_one_before_is_whole(demo_data, tmp_path, whole):
+    """Every write takes its time, so that most kills fall into one."""
+    argv = arguments(demo_data, tmp_path, 2, "--checkpoint-every-steps", "1")
+
+    def slow():
+        user_code()
+        real = safetensors.torch.save_file
+
+        def save_file(tensors, path, metadata):
+            real(tensors, path, metadata)
+            with open(path, "r+b") as file:
+                content = file.read()
+                file.truncate(len(content) // 2)  # torn for a while
+                time.sleep(0.1)
+                file.write(content[len(content) // 2 :]) if file.seek(len(content) // 2) else None
+
+        safetensors.torch.save_file = save_file
+
+    torn = 0
+    for delay in (0.0, 0.03, 0.08):
+        process = start(argv, tmp_path / "printed", slow)
+        before = steps_done(tmp_path / "run")
+        wait_for(lambda before=before: steps_done(tmp_path / "run") > before, process)
+        time.sleep(delay)
+        os.kill(process.pid, signal.SIGKILL)
+        end(process)
+        torn += any(path.name.endswith(".tmp") for path in (tmp_path / "run").iterdir())
+        assert runs.newest_whole(tmp_path / "run")[0] is not None
+    assert torn
+    process = start(argv, tmp_path / "printed", user_code)
+    assert end(process) == 0
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    assert fingerprint(tmp_path / "run", demo_data) == whole(2)
+
+
+@pytest.mark.parametrize("renames", [1, 2, 3, 4])
+def test_killed_between_the_names_of_a_best_checkpoint(demo_data, tmp_path, whole, renames):
+    """A best checkpoint takes four names one after the other; the kill comes after each of them in turn."""
+    argv = arguments(demo_data, tmp_path, 2)
+
+    def deadly():
+        user_code()
+        real, calls = os.replace, []
+
+        def replace(source, target):
+            real(source, target)
+            if steps_done(tmp_path / "run") >= 6 and rows(tmp_path / "run", "val"):
+                calls.append(target)
+                if len(calls) == renames:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        os.replace = replace
+
+    process = start(argv, tmp_path / "printed", deadly)
+    assert end(process) == -signal.SIGKILL
+    process = start(argv, tmp_path / "printed", user_code)
+    assert end(process) == 0, (tmp_path / "printed").read_text()
+    assert rows(tmp_path / "run", "resume")[0]["step"] == 6
+    assert fingerprint(tmp_path / "run", demo_data) == whole(2)
+
+
+# --- going back ---
+
+
+def test_going_back_to_a_best_checkpoint_loses_nothing_of_what_was_beyond(demo_data, tmp_path, whole):
+    process = start(arguments(demo_data, tmp_path, 3), tmp_path / "printed", user_code)
+    assert end(process) == 0
+    run = tmp_path / "run"
+    (first, *_) = run.glob("checkpoint_epoch_2_*")
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    argv = arguments(demo_data, tmp_path, 3, "--resume-checkpoint-path", str(first))
+    process = start(argv, tmp_path / "printed", user_code)
+    assert end(process) == 0
+    assert fingerprint(run, demo_data) == whole(3)  # the same course once more
+    assert (run / "replaced_last.safetensors").read_bytes() == (copy / "last.safetensors").read_bytes()
+    replaced = (run / train.runlog.REPLACED).read_text().splitlines()
+    assert [json.loads(line)["step"] for line in replaced if '"train"' in line] == [13, 14, 15, 16, 17, 18]
+
+
+def test_requests_outside_the_main_thread_change_no_handler():
+    import threading
+
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def run():
+        with signals.catch() as requests:
+            seen.append((requests.stop, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert seen == [(0, before)]
