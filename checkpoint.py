@@ -60,6 +60,8 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
             os.fsync(file.fileno())
         load(temporary)
         os.replace(temporary, path)
+    except safetensors.SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(str(error)) from error
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)

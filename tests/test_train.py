@@ -37,6 +37,13 @@ def only_run(output: Path) -> Path:
     return run
 
 
+@pytest.fixture(autouse=True)
+def no_drawing(request, monkeypatch):
+    """Drawing them takes as long as these runs; one test asks for them."""
+    if "curves" not in request.node.name:
+        monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+
+
 def test_the_same_seed_gives_the_same_loss_curve_for_any_number_of_workers(flags, tmp_path):
     for name, more in (("a", []), ("b", ["--num-workers", "2"]), ("other", ["--seed", "2"])):
         train.main([*flags, "--num-epochs", "2", "--decoder-dropout", "0.2", "--run-name", name, *more])
@@ -165,7 +172,7 @@ def test_a_fresh_run_never_takes_another_runs_folder(flags, tmp_path):
         train.main([*flags, "--run-name", "demo-001"])
 
 
-def test_it_learns_and_the_best_checkpoint_is_the_lowest_loss(flags, tmp_path):
+def test_it_learns_draws_curves_and_the_best_checkpoint_is_the_lowest_loss(flags, tmp_path):
     train.main([*flags, "--num-epochs", "10", "--learning-rate", "1e-2"])
     run = only_run(tmp_path / "runs")
     history = [row["val_loss"] for row in rows(run, "val")]
