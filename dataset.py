@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +20,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision.transforms.v2 import functional as transforms
+
+import signals
 
 KEEP_BYTES = 2**28  # decoded pictures that a data set keeps in memory; the rest is read from the disk every time
 
@@ -208,26 +209,17 @@ class _Batches(Sampler):
 def make_loader(
     dataset: ImageTextDataset, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
 ) -> DataLoader:
-    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes.
-
-    Workers ignore SIGTERM, SIGINT and SIGUSR1: a signal to the whole group must not take them away before the training
-    process has saved; they end with it.
-    """
+    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
     return DataLoader(
         dataset,
         batch_sampler=_Batches(batches),
         collate_fn=collate_fn,
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,
-        worker_init_fn=_ignore_signals,
+        worker_init_fn=signals.leave_to_the_main_process,
         # Making an iterator draws from the global generator otherwise, and so would change the training.
         generator=torch.Generator(),
     )
-
-
-def _ignore_signals(_worker: int) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-        signal.signal(number, signal.SIG_IGN)
 
 
 def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:

@@ -5,6 +5,7 @@ SIGUSR1           save and go on
 Before training has begun there is nothing to save: SIGTERM and Ctrl-C then end the program where it stands.
 """
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -41,8 +42,7 @@ def catch() -> Iterator[Requests]:
         elif not requests.training:
             raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
         elif number == signal.SIGINT == requests.stop:
-            for worker in multiprocessing.active_children():
-                worker.kill()
+            end_workers()
             os._exit(130)
         else:
             requests.stop = number
@@ -57,3 +57,36 @@ def catch() -> Iterator[Requests]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def leave_to_the_main_process(_worker: int) -> None:
+    """In a process that reads pictures: a signal to the whole group must not end it before the main one has saved.
+
+    Such a process ends with its loader, or by `end_workers`: multiprocessing's own SIGTERM would be ignored, and its
+    exit would wait for ever.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register
+def end_workers() -> None:
+    """Before this process ends: kill those that read pictures, and whatever else was to end with it."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a mishap
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+@contextlib.contextmanager
+def deaf_to_children() -> Iterator[None]:
+    """Torch raises wherever the program is when a process that reads pictures has died: not in here."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)

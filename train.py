@@ -105,12 +105,11 @@ def fit(run: Run, progress: Progress) -> None:
         except one_step.HalfUpdate:
             raise  # the weights are between two steps: not saved
         except (Exception, SystemExit) as error:
-            rescue(run, progress, error)
-            if isinstance(error, torch.OutOfMemoryError):
-                raise SystemExit(
-                    f"{run.device} is out of memory with BATCH_SIZE = {settings.BATCH_SIZE} captions at a time. Halve "
-                    "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
-                ) from error
+            with signals.deaf_to_children():
+                rescue(run, progress, error)
+            explanation = explain(run, error)
+            if explanation:
+                raise SystemExit(explanation) from error
             raise
         finally:
             run.requests.training = False
@@ -212,7 +211,7 @@ def evaluate(run: Run) -> float:
     for number in range(rounds):
         stop_if_asked(run)
         if number < len(batches):
-            batch = next(loader)
+            batch = next_batch(loader)
             with inference.autocast(run.device, inference.pick_dtype(settings.PRECISION, run.device)):
                 loss = one_step.caption_loss(run.model, batch.to(run.device))
             totals += torch.tensor([loss.item(), (batch.target_tokens != tokenizers.PAD).sum().item()])
@@ -311,16 +310,28 @@ def setup_wandb(settings: Any, run_name: str, saved: dict[str, Any] | None = Non
 
 
 def next_batch(batches: Iterator[data.Batch]) -> data.Batch:
-    """The next batch. SystemExit, with what to change, where a process that reads pictures has died."""
+    """The next batch; an error in a process that reads pictures is told as if it had been read here."""
     try:
         return next(batches)
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise SystemExit(
+    except (ConnectionError, EOFError) as error:  # what is seen of a dead one, if not torch's own word for it
+        raise RuntimeError(f"DataLoader worker died: {error}") from error
+    except ValueError as error:
+        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+
+
+def explain(run: Run, error: BaseException) -> str | None:
+    """For an error of the machine: what happened and what to change."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
+            "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever we are
+        return (
             f"A process that reads pictures died ({str(error).splitlines()[0]}). Most often the memory they share, "
             "/dev/shm, or the machine's memory was full: lower NUM_WORKERS, 0 reads without such processes."
-        ) from error
+        )
+    return None
 
 
 def report_nonfinite(run: Run, progress: Progress, groups: list[list[data.Group]], found: Any, bar: tqdm) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+import signals
 import train
 
 CONTEXT = multiprocessing.get_context("fork")
@@ -42,7 +43,10 @@ def _main(argv, output, prelude, rank, ranks, port):
         }  # fmt: skip
     if prelude:
         prelude()
-    train.main(argv)
+    try:
+        train.main(argv)
+    finally:
+        signals.end_workers()  # a forked process has no atexit
 
 
 def start_ranks(argv: list[str], output: Path, ranks: int, prelude: Callable[[], None] | None = None) -> list:

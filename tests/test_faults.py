@@ -6,6 +6,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ import checkpoint
 import runs
 import step
 import train
+from tests.conftest import ROOT
 from tests.processes import end, rows, start, steps_done, wait_for
 
 QUICK = "--validation-score-images 0 --run-name run --checkpoint-every-minutes 0 --num-epochs 2"
@@ -42,6 +45,14 @@ def saved(tmp_path: Path) -> dict:
 
 def children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs_on(pid: int) -> bool:
+    """Whether a process is there and not just waiting to be collected."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def at_step(number: int, act) -> None:
@@ -85,7 +96,7 @@ def test_a_signal_with_workers_saves_and_leaves_with_its_status(argv, tmp_path, 
     assert rows(run, "stop")[0]["reason"] == f"stopped by {number.name}"
     assert f"Go on with: python train.py --resume-checkpoint-path {run / runs.LAST}" in printed(tmp_path)
     assert "Traceback" not in printed(tmp_path)
-    assert workers and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert workers and not any(map(runs_on, workers))
 
 
 def test_a_second_ctrl_c_leaves_at_once_without_orphans(argv, tmp_path):
@@ -105,7 +116,9 @@ def test_a_second_ctrl_c_leaves_at_once_without_orphans(argv, tmp_path):
     os.kill(process.pid, signal.SIGINT)
     assert end(process) == 130
     workers = json.loads(seen.read_text())
-    assert workers and not any(Path(f"/proc/{worker}").exists() for worker in workers)
+    assert workers
+    while any(map(runs_on, workers)):  # the kernel takes a moment
+        time.sleep(0.01)
     assert saved(tmp_path)["step"] >= 1
 
 
@@ -169,6 +182,17 @@ def test_sigterm_while_a_checkpoint_is_written_waits_for_it(argv, tmp_path):
     run = tmp_path / "runs" / "run"
     assert saved(tmp_path)["step"] == steps_done(run)
     assert not list(run.glob(".*.tmp"))
+
+
+def test_an_error_with_workers_ends_the_program(argv, tmp_path, demo_data):
+    """The command line: the traceback keeps the loader, its processes ignore SIGTERM, and the exit waits for them."""
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    (data / "demo" / "images" / "scene_00020.jpg").write_bytes(b"")
+    command = [sys.executable, str(ROOT / "train.py"), *argv, "--data-dir", str(data), "--num-workers", "2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 1
+    assert "scene_00020.jpg cannot be read" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
 
 
 # --- the disk ---
@@ -281,6 +305,18 @@ def test_a_dead_worker_is_one_line_about_memory_and_the_steps_are_kept(argv, tmp
     assert end(process) == 1
     text = printed(tmp_path)
     assert "Traceback" not in text and "lower NUM_WORKERS" in text and "/dev/shm" in text
+    assert saved(tmp_path)["step"] == steps_done(tmp_path / "runs" / "run")
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(argv, tmp_path, demo_data, workers):
+    data = tmp_path / "data"
+    shutil.copytree(demo_data, data)
+    (data / "demo" / "images" / "scene_00003.jpg").write_bytes(b"<html>")
+    argv = [*argv, "--data-dir", str(data), "--num-workers", workers]
+    with pytest.raises(ValueError, match="^The picture .*scene_00003.jpg cannot be read: .*") as error:
+        train.main(argv)
+    assert "\n" not in str(error.value)
     assert saved(tmp_path)["step"] == steps_done(tmp_path / "runs" / "run")
 
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "config": set(),
     "tokenizer": set(),
-    "dataset": set(),
+    "dataset": {"signals"},
     "encoder": set(),
     "model": {"encoder"},
     "decode": set(),
