@@ -4,8 +4,8 @@
 
 Layout: tensors under `model/<parameter>`, `optim/<parameter>/<slot>` and `rng/<rank>/<generator>`; everything else
 (position, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys
-in random order. safetensors has no checksum, so a sha256 over all tensors and the JSON is stored with them and checked
-on every load.
+in random order. safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with
+them and checked on every load.
 """
 
 import contextlib
@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ import torch
 from torch import Tensor
 
 VERSION = "0.2"  # of nanoCaption, told by every file
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
 _KEY = "nanocaption"
 _MAX_HEADER = 2**25  # bytes of JSON; a tokenizer of 50,000 tokens takes 3 million
 _BEST = re.compile(r"checkpoint_epoch_(\d+)_val_loss_(\d+\.\d{4})\.safetensors")
@@ -49,6 +50,7 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _check_values(path, state)
     tensors, values = _pack(state)
     text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
     try:
@@ -58,7 +60,7 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
         temporary.chmod(mode)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        load(temporary)
+        _compare(temporary, tensors, text)
         os.replace(temporary, path)
     except safetensors.SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(str(error)) from error
@@ -75,7 +77,8 @@ def load(path: Path | str) -> dict[str, Any]:
     path = Path(path)
     header = read_header(path)
     try:
-        tensors = safetensors.torch.load(path.read_bytes())
+        # Read, not mapped: a file that is cut short later would kill a process that maps it.
+        tensors = safetensors.torch.load_file(path, backend="pread")
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     digest = header.pop("digest")
@@ -83,26 +86,8 @@ def load(path: Path | str) -> dict[str, Any]:
     if _digest(tensors, _canonical(header)) != digest:
         raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
     state = _unpack(path, tensors, header)
-    missing = [key for key in _REQUIRED if key not in state]
-    if missing:
-        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
-    for key, kind in _REQUIRED.items():
-        if type(state[key]) is not kind:
-            raise ValueError(f"{path} is damaged: its {key} is a {type(state[key]).__name__}, not a {kind.__name__}.")
-    for key in _COUNTS:
-        value = state.get(key, 0)
-        if type(value) is not int or not 0 <= value < 2**53:
-            raise ValueError(f"{path} is damaged: its {key} is {value!r}, which is not a count.")
+    _check_values(path, state)
     return state
-
-
-def problem_of(path: Path) -> str | None:
-    """What `load` would say against a file; None for a sound one."""
-    try:
-        load(path)
-    except ValueError as error:
-        return str(error)
-    return None
 
 
 def read_header(path: Path | str) -> dict[str, Any]:
@@ -248,6 +233,20 @@ def set_rng_state(state: dict[str, Tensor]) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
+def _check_values(path: Path, state: dict[str, Any]) -> None:
+    missing = [key for key in _REQUIRED if key not in state]
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
+    for key, kind in _REQUIRED.items():
+        if type(state[key]) is not kind:
+            found = type(state[key]).__name__
+            raise ValueError(f"{path} is not a whole checkpoint: its {key} is a {found}, not a {kind.__name__}.")
+    for key in _COUNTS:
+        value = state.get(key, 0)
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise ValueError(f"{path} is not a whole checkpoint: its {key} is {value!r}, which is not a count.")
+
+
 def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """state -> (tensors by flat name, the rest as JSON-ready values)."""
     values = dict(state)
@@ -300,12 +299,28 @@ def _canonical(values: dict[str, Any]) -> str:
 
 
 def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
+    def of_one(name: str) -> str:
         tensor = tensors[name]
-        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+        content = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{content}\n"
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
+        lines = list(threads.map(of_one, sorted(tensors)))
+    return hashlib.sha256("".join([*lines, text]).encode()).hexdigest()
+
+
+def _compare(path: Path, tensors: dict[str, Tensor], text: str) -> None:
+    """Raise ValueError unless the file holds these very bits: what the disk gives back is what was meant."""
+    written = safetensors.torch.load_file(path)  # mapped: nobody else knows this file
+    with safetensors.safe_open(str(path), framework="pt") as file:
+        same = file.metadata() == {_KEY: text} and written.keys() == tensors.keys()
+    if not same or not all(_same_bits(written[name], tensor) for name, tensor in tensors.items()):
+        raise ValueError(f"{path} reads back otherwise than it was written: the disk or the memory is at fault.")
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]  # NaN equals no NaN
+    return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(bits), b.view(bits))
 
 
 def sync_folder(folder: Path) -> None:

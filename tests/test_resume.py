@@ -227,6 +227,38 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
     assert fingerprint(tmp_path / "run", demo_data) == whole(2)
 
 
+def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
+    """The scale halves where gradients overflow, and doubles after 2,000 steps: set to a few here."""
+
+    def prelude():
+        scaler = torch.amp.GradScaler
+        torch.amp.GradScaler = lambda kind, enabled: scaler(kind, 2.0**24, enabled=enabled, growth_interval=3)
+
+    def stopped():
+        prelude()
+        write = train.runlog.write
+
+        def written(file, row, *rest):
+            write(file, row, *rest)
+            if row["step"] == 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        train.runlog.write = written
+
+    states = []
+    for name, preludes in (("whole", [prelude]), ("parts", [stopped, prelude])):
+        output = tmp_path / name
+        output.mkdir()
+        argv = arguments(demo_data, output, 2, "--num-workers", "0", "--precision", "fp16",
+                         "--validation-score-images", "0")  # fmt: skip
+        statuses = [end(start(argv, output / "printed", before)) for before in preludes]
+        assert statuses == [143, 0][-len(preludes) :], (output / "printed").read_text()
+        states.append((fingerprint(output / "run", demo_data), checkpoint.load(output / "run" / runs.LAST)))
+    assert states[0][0] == states[1][0]
+    assert states[0][1]["scaler_state_dict"] == states[1][1]["scaler_state_dict"]
+    assert states[0][1]["scaler_state_dict"]["scale"] != 2.0**24
+
+
 def ranks_argv(data: Path, output: Path, ranks: int) -> list[str]:
     argv = arguments(data, output, 2, "--num-workers", "0", "--batch-size", "5", "--grad-accum-steps", "1")
     return [*argv, "--data-cutoff", str(4 * ranks)]
@@ -279,6 +311,25 @@ def test_one_rank_killed_ends_the_others_and_the_next_start_resumes(demo_data, t
     processes = start_ranks(argv, tmp_path / "printed", 2)
     assert [end(process) for process in processes] == [0, 0]
     assert [row["step"] for row in rows(tmp_path / "run", "train")] == [1, 2, 3, 4, 5, 6, 7, 8][: 2 * 2 * 2]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(demo_data, tmp_path):
+    def spoiled():
+        real, calls = step.caption_loss, []
+
+        def loss(model, batch, smoothing=0.0):
+            calls.append(1)
+            bad = train.distributed.rank() == 1 and len(calls) == 2
+            return real(model, batch, smoothing) * (float("nan") if bad else 1.0)
+
+        step.caption_loss = loss
+
+    processes = start_ranks(ranks_argv(demo_data, tmp_path, 2), tmp_path / "printed", 2, spoiled)
+    assert [end(process) for process in processes] == [0, 0], (tmp_path / "printed").read_text()
+    (row,) = rows(tmp_path / "run", "nonfinite")
+    assert row["step"] == 2 and len(row["images"]) == 2  # one of each rank
+    losses = [r["loss"] for r in rows(tmp_path / "run", "train")]
+    assert losses[1] is None and None not in losses[:1] + losses[2:]
 
 
 # --- a kill while a checkpoint is written ---
