@@ -308,8 +308,8 @@ def validate(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, bool]:
     text = f"epoch {progress.epoch}: validation loss {val_loss:.4f}" + (" (best)" if improved else "")
     if run.val_records:
         captions = inference.caption_images(
-            run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, beam_size=1,
-            length_penalty=1.0, device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
+            run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, options=inference.GREEDY,
+            device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
         )  # fmt: skip
         texts = [found[0].text for found in captions]
         scores, _ = evaluation.score_captions(run.val_records, texts, people=False)
