@@ -76,7 +76,7 @@ def draw(picture: Image.Image, caption: str, maps: CaptionMaps) -> bytes:
     columns = min(6, len(panels))
     rows = -(-len(panels) // columns)
     ratio = picture.height / picture.width
-    figure = Figure(figsize=(2.1 * columns, (2.1 * ratio + 0.32) * rows + 0.5), dpi=150, layout="constrained")
+    figure = Figure(figsize=(2 * columns, (1.9 * ratio + 0.32) * rows + 0.4), dpi=150, layout="constrained")
     figure.suptitle("\n".join(textwrap.wrap(caption, 16 * columns)), fontsize=12)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:

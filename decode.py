@@ -265,7 +265,7 @@ def _advance(
     done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
 
     totals, order = best.masked_fill(ends, _FLOOR).topk(beams, dim=1)
-    settled = search.settled | last | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
+    settled = search.settled | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
     log_probs, ids, beam = own.gather(1, order), _pick(ids, order), beam.gather(1, order)
     return _Search(totals, log_probs, ids, done_scores, done_log_probs, done_ids, settled), beam
 
