@@ -26,7 +26,7 @@ class Places(NamedTuple):
     images: tuple[int, int]  # (N, Q): Q = most tokens that the captions of one image have together
 
 
-# per layer: "memory_k" (N, H, D/H, P) over sqrt(D/H), "memory_v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
+# per layer: "memory_k" (N, H, D/H, P), "memory_v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
 Cache = list[dict[str, Tensor]]
 
 
@@ -325,8 +325,7 @@ class DecoderLayer(nn.Module):
     def memory_cache(self, memory: Tensor) -> dict[str, Tensor]:
         k, v = self._split(self.cross_kv(memory), 2)
         # One query per row is little for the fused kernel: on a CPU plain products on this layout take 2/3 of its time.
-        k = (k.transpose(-1, -2) / math.sqrt(k.shape[-1])).contiguous()  # (N, H, D/H, P)
-        return {"memory_k": k, "memory_v": v.contiguous()}
+        return {"memory_k": k.transpose(-1, -2).contiguous(), "memory_v": v.contiguous()}
 
     def step(self, x: Tensor, cache: dict[str, Tensor]) -> Tensor:
         """One new token per row, x (N*K, D); its keys and values are appended to the cache."""
@@ -338,7 +337,8 @@ class DecoderLayer(nn.Module):
         q = self.cross_q(self.cross_norm(x))
         images = len(cache["memory_k"])
         q = q.view(images, rows // images, self.heads, -1).transpose(1, 2)  # (N, H, K, D/H)
-        mixed = (q @ cache["memory_k"]).softmax(-1).to(q.dtype) @ cache["memory_v"]  # (N, H, K, D/H)
+        weights = (q / math.sqrt(q.shape[-1]) @ cache["memory_k"]).softmax(-1)  # (N, H, K, P)
+        mixed = weights.to(q.dtype) @ cache["memory_v"]  # (N, H, K, D/H)
         x = x + self.cross_out(mixed.transpose(1, 2).reshape(rows, width))
         return x + self.feedforward(self.feedforward_norm(x))
 
