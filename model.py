@@ -28,8 +28,8 @@ class Places(NamedTuple):
 
 # per layer: "memory_k" (N, H, D/H, P), "memory_v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
 Cache = list[dict[str, Tensor]]
-
-
+# How many images a CPU encodes at a time without gradients: their activations stay in its cache and on pages it already
+# has. 50 images of 224 x 224 in a ViT-Tiny take 15-20 % less time so.
 _CPU_IMAGES = 16
 
 
@@ -120,7 +120,6 @@ class ImageToTextModel(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
-            # A CPU without gradients takes a few at a time: their activations stay in its cache (15 % at 50 pictures).
             few = images.device.type == "cpu" and not torch.is_grad_enabled()
             parts = images.split(_CPU_IMAGES) if few else (images,)
             return torch.cat([self.encoder(self._normalised(part)) for part in parts])
