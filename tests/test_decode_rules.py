@@ -1,11 +1,13 @@
 """Rules of decoding: minimum length, n-gram blocking, diverse groups, ensembles, and sampling's frequencies."""
 
+import importlib.util
 import math
 
 import pytest
 import torch
 
 from decode import Options, beam_search, decode, ensemble, greedy, sample
+from tests.conftest import ROOT
 from tests.test_decode import (
     END,
     LIMITS,
@@ -326,3 +328,13 @@ def test_rules_agree_with_transformers(beams, rules):
     if beams > 1:
         scores = [caption.score for found in ours for caption in found]
         assert scores == pytest.approx(theirs.sequences_scores.tolist(), abs=1e-4)
+
+
+def test_the_benchmark_compares_equal_work():
+    """It raises where the two sides' encoders or numbers of tokens differ; times are not looked at."""
+    spec = importlib.util.spec_from_file_location("benchmark_decoding", ROOT / "benchmarks" / "decoding.py")
+    benchmark = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(benchmark)
+    rows = benchmark.measure(images=2, tokens=3, beams=3, repeats=1)
+    assert [row["name"] for row in rows] == ["beam3_captioning", "beam3_decoder", "encoder"]
+    assert all(set(row) >= {"name", "ours", "peer", "ratio", "unit"} and row["ratio"] > 0 for row in rows)
