@@ -3,12 +3,20 @@
     python caption.py holiday.jpg beach/*.png                 the newest run's best checkpoint
     python caption.py folder/ --num-captions 3 --json
     python caption.py holiday.jpg --checkpoint runs/demo-001/last.safetensors --beam-size 5
+    python caption.py holiday.jpg --num-captions 5 --sample --temperature 0.8
+    python caption.py holiday.jpg --attention words.png       the picture, lit where each word looked
+    find . -name '*.jpg' | python caption.py - --output captions.json
+
+A picture that cannot be read is told on stderr, the others are captioned, and the exit code is 1.
 """
 
 import argparse
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import config
 
@@ -17,69 +25,208 @@ _PARSER = argparse.ArgumentParser(
     prog="caption.py",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="All other flags are settings of config.py: python train.py --help",
+    epilog="All other flags are settings of config.py, e.g. --beam-size, --length-penalty, --min-length, "
+    "--no-repeat-ngram, --seed: python train.py --help",
     allow_abbrev=False,
 )
-_PARSER.add_argument("pictures", nargs="+", help="picture files, or folders of them")
-_PARSER.add_argument("--checkpoint", help="a checkpoint file [the best of the newest run under OUTPUT_DIR]")
+_PARSER.add_argument("pictures", nargs="+", help="picture files, folders of them, or - for a list of paths on stdin")
+_PARSER.add_argument(
+    "--checkpoint",
+    help="a checkpoint file, or several with commas between, whose probabilities are averaged "
+    "[the best of the newest run under OUTPUT_DIR]",
+)
 _PARSER.add_argument("--num-captions", type=int, default=1, help="captions per picture, best first [1]")
+_PARSER.add_argument("--beam-groups", type=int, default=1, help="diverse beam search: groups that avoid each other [1]")
+_PARSER.add_argument(
+    "--diversity-penalty", type=float, default=0.5, help="what a token costs a group that an earlier one took [0.5]"
+)
+_PARSER.add_argument("--sample", action="store_true", help="random captions, not beam search; --seed repeats them")
+_PARSER.add_argument("--temperature", type=float, default=1.0, help="--sample: below 1 likelier captions, 0 greedy [1]")
+_PARSER.add_argument("--top-k", type=int, default=0, help="--sample: among the k likeliest tokens only, 0 = all [0]")
+_PARSER.add_argument("--top-p", type=float, default=1.0, help="--sample: among the likeliest that hold this share [1]")
 _PARSER.add_argument("--json", action="store_true", help="print JSON with log-probabilities instead of text")
+_PARSER.add_argument("--output", help="write the JSON to this file instead")
+_PARSER.add_argument("--attention", help="one picture: draw what each word looked at into this PNG file")
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
+    """Caption what argv names; returns the exit code, 1 where a picture could not be read."""
     own, rest = config.take_settings(argv)
     arguments = _PARSER.parse_args(rest)
     settings = config.load(own)  # --help and mistakes answer before torch is imported
     pictures = find_pictures(arguments.pictures)
-    if arguments.num_captions < 1:
-        raise SystemExit(f"--num-captions {arguments.num_captions}: must be 1 or more")
+    check_arguments(arguments, len(pictures))
+
+    import inference
+
+    paths = inference.find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR)
+    if arguments.attention and len(paths) > 1:
+        raise SystemExit("--attention shows what one model looks at: give one checkpoint")
+    loaded = inference.load_models(paths, own)
+    as_text = not (arguments.json or arguments.output)
+    rows, unreadable = [], 0
+    # Captions that scroll by on a terminal show the progress themselves.
+    bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
+    for picture, found in caption_pictures(loaded, pictures, search_options(arguments, loaded.settings), bar):
+        if found is None:
+            unreadable += 1
+            continue
+        found = found[: arguments.num_captions]
+        for caption in found if as_text else ():
+            print(f"{picture}: {caption.text}")
+        captions = [{"caption": c.text, "log_prob": c.log_prob, "score": c.score} for c in found]
+        rows.append({"file_name": str(picture), "captions": captions})
+        if arguments.attention:
+            write_atomically(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
+    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    if arguments.output:
+        write_atomically(Path(arguments.output), f"{text}\n".encode())
+        print(f"captions of {len(rows)} pictures: {arguments.output}")
+    elif arguments.json:
+        print(text)
+    return 1 if unreadable else 0
+
+
+def check_arguments(arguments: argparse.Namespace, pictures: int) -> None:
+    """Raise SystemExit, with every problem found, for flags that cannot be meant so."""
+    a = arguments
+    rules = [
+        (a.num_captions >= 1, f"--num-captions {a.num_captions}: must be 1 or more"),
+        (a.beam_groups >= 1, f"--beam-groups {a.beam_groups}: must be 1 or more"),
+        (a.diversity_penalty >= 0, f"--diversity-penalty {a.diversity_penalty}: must be 0 or more"),
+        (a.beam_groups > 1 or a.diversity_penalty == 0.5, "--diversity-penalty keeps groups apart: add --beam-groups"),
+        (a.beam_groups == 1 or not a.sample, "--beam-groups belongs to beam search: leave --sample out"),
+        (0 <= a.temperature < float("inf"), f"--temperature {a.temperature}: must be 0 or more, and finite"),
+        (a.top_k >= 0, f"--top-k {a.top_k}: must be 0 (all tokens) or more"),
+        (0 < a.top_p <= 1, f"--top-p {a.top_p}: must be above 0 and at most 1"),
+        (
+            a.sample or (a.temperature, a.top_k, a.top_p) == (1.0, 0, 1.0),
+            "--temperature, --top-k and --top-p change random captions: add --sample",
+        ),
+        (not a.attention or pictures == 1, f"--attention draws one picture: give one, not {pictures}"),
+        (not a.attention or a.attention.endswith(".png"), f"--attention {a.attention}: must end in .png"),
+    ]
+    for flag, name in (("--output", a.output), ("--attention", a.attention)):
+        rules.append((not name or Path(name).parent.is_dir(), f"{flag} {name}: there is no such folder"))
+    problems = [text for holds, text in rules if not holds]
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def search_options(arguments: argparse.Namespace, settings: Any) -> Any:
+    """decode.Options of the settings and the flags: beams enough for the captions asked for, a multiple of groups."""
+    import inference
+
+    options = inference.search_options(settings)
+    if arguments.sample:
+        return options._replace(
+            samples=arguments.num_captions, temperature=arguments.temperature, top_k=arguments.top_k,
+            top_p=arguments.top_p,
+        )  # fmt: skip
+    groups = arguments.beam_groups
+    beams = max(settings.BEAM_SIZE, arguments.num_captions, groups)
+    return options._replace(
+        beam_size=-(-beams // groups) * groups, beam_groups=groups, diversity_penalty=arguments.diversity_penalty
+    )
+
+
+def caption_pictures(
+    loaded: Any, pictures: list[Path], options: Any, progress: bool
+) -> Iterator[tuple[Path, list[Any] | None]]:
+    """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from tqdm import tqdm
 
     import dataset as data
     import inference
 
-    path = inference.find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
-    state, settings = inference.load_state(path, own)
-    device = inference.pick_device(settings.DEVICE)
-    model, tokenizer = inference.load_model(state, device)
-    records = [{"file_name": str(picture)} for picture in pictures]
-    images = data.ImageTextDataset(records, Path(), [[] for _ in records], model.image_spec)
-    captions = inference.caption_images(
-        model, tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
-        beam_size=max(settings.BEAM_SIZE, arguments.num_captions), length_penalty=settings.LENGTH_PENALTY,
-        device=device, precision=settings.PRECISION, workers=settings.NUM_WORKERS if len(pictures) > 50 else 0,
-        progress="captioning" if len(pictures) > 50 else None,
-    )  # fmt: skip
-    chosen = [found[: arguments.num_captions] for found in captions]
-    if arguments.json:
-        rows = [
-            {"file_name": str(p), "captions": [{"caption": c.text, "log_prob": c.log_prob} for c in found]}
-            for p, found in zip(pictures, chosen, strict=True)
-        ]
-        print(json.dumps(rows, indent=1, ensure_ascii=False))
-    else:
-        for picture, found in zip(pictures, chosen, strict=True):
-            for caption in found:
-                print(f"{picture}: {caption.text}")
+    settings, image_spec = loaded.settings, loaded.models[0].image_spec
+    generator = torch.Generator(loaded.device).manual_seed(settings.SEED)
+
+    def read(picture: Path) -> torch.Tensor | None:
+        try:
+            return data.load_image(picture, image_spec)
+        except ValueError as error:
+            bar.write(str(error), file=sys.stderr)
+            return None
+
+    bar = tqdm(total=len(pictures), desc="captioning", unit="image", disable=not progress, mininterval=1)
+    with bar, ThreadPoolExecutor(max(1, settings.NUM_WORKERS)) as readers:
+        for chunk in data.chunks(pictures, settings.EVAL_BATCH_SIZE):
+            pixels = {picture: image for picture, image in zip(chunk, readers.map(read, chunk), strict=True)
+                      if image is not None}  # fmt: skip
+            readable = list(pixels)
+            records = [{"file_name": str(picture)} for picture in readable]
+            images = data.ImageTextDataset(records, Path(), [[] for _ in records], image_spec)
+            images.kept = dict(enumerate(pixels.values()))
+            captions = inference.caption_images(
+                loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
+                device=loaded.device, precision=settings.PRECISION, workers=0, generator=generator,
+            )  # fmt: skip
+            found = dict(zip(readable, captions, strict=True))
+            yield from ((picture, found.get(picture)) for picture in chunk)
+            bar.update(len(chunk))
+
+
+def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
+    """The PNG of attention.draw for one caption (inference.CaptionText) of a picture."""
+    from PIL import Image, ImageOps
+
+    import attention
+    import dataset as data
+    import inference
+
+    model = loaded.models[0]
+    pixels = data.load_image(picture, model.image_spec)
+    (maps,) = inference.attend_maps(model, loaded.tokenizer, pixels[None], [caption.ids])
+    # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
+    factor = 448 / model.image_spec["size"]
+    larger = {name: round(model.image_spec[name] * factor) for name in ("size", "resize")}
+    shown = data.load_image(picture, model.image_spec | larger).permute(1, 2, 0).numpy()
+    drawing = Image.fromarray(shown)
+    if not model.image_spec["crop"]:
+        with Image.open(picture) as original:
+            width, height = ImageOps.exif_transpose(original).size
+        drawing = drawing.resize((448, max(1, round(448 * height / width))))
+    return attention.draw(drawing, caption.text, maps)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write `content` so that `path` holds all of it or what it held before."""
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_bytes(content)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def find_pictures(names: list[str]) -> list[Path]:
-    """Files as named, folders as the pictures in them. SystemExit for a name that leads to none."""
+    """Files as named, folders as the pictures in them, - as the paths on stdin. SystemExit for a name without any."""
     pictures: list[Path] = []
-    for name in map(Path, names):
-        if name.is_dir():
-            found = sorted(path for path in name.iterdir() if path.suffix.lower() in _ENDINGS)
+    for name in names:
+        path = Path(name)
+        if name == "-":
+            pictures += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+        elif path.is_dir():
+            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _ENDINGS)
             if not found:
-                raise SystemExit(f"The folder {str(name)!r} holds no pictures ({', '.join(_ENDINGS)}).")
+                raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(_ENDINGS)}).")
             pictures += found
-        elif name.is_file():
-            pictures.append(name)
+        elif path.is_file():
+            pictures.append(path)
         else:
-            raise SystemExit(f"There is no picture {str(name)!r}.")
+            raise SystemExit(f"There is no picture {name!r}.")
+    if not pictures:
+        raise SystemExit("No picture was named: the list on stdin is empty.")
     return pictures
 
 
 if __name__ == "__main__":
     try:
-        main(sys.argv[1:])
+        code = main(sys.argv[1:])
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
+    raise SystemExit(code)

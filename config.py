@@ -99,6 +99,8 @@ WANDB_ENTITY: str | None = None  # None = your default entity
 EVAL_BATCH_SIZE: int = 50  # images captioned at once
 BEAM_SIZE: int = 3  # 1 = greedy
 LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_PENALTY; larger = longer captions
+MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>
+NO_REPEAT_NGRAM: int = 0  # no sequence of this many tokens occurs twice in a caption; 0 = off
 
 # What fixes the model and what it reads and writes. It is taken from the checkpoint when one is used, and may
 # not change on a resume.
@@ -128,6 +130,7 @@ _NOT_NEGATIVE = (
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
+    "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
 _FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
@@ -279,6 +282,11 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     require(ids == (0, 1, 2, 3), f"PAD, START, END, UNK_TOKEN_ID = {ids}: must be 0, 1, 2, 3, the tokenizer's own")
     require(v.VOCAB_SIZE >= 260, f"VOCAB_SIZE = {v.VOCAB_SIZE}: needs at least 260 (256 bytes and 4 special tokens)")
     require(v.MAX_SEQ_LEN >= 3, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: needs at least 3 (<start>, one token, <end>)")
+    require(
+        max(0, v.MAX_SEQ_LEN - 2) >= v.MIN_LENGTH,
+        f"MIN_LENGTH = {v.MIN_LENGTH}: at most {v.MAX_SEQ_LEN - 2} go between <start> and <end> "
+        f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
+    )
     require(
         _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),
         f"DECODER_EMBED_DIM = {v.DECODER_EMBED_DIM} must be a multiple of DECODER_HEADS = {v.DECODER_HEADS}",

@@ -1,12 +1,19 @@
-"""Choosing a caption's tokens: greedy, beam search and sampling over a step function. Knows ids only.
+"""Choosing a caption's tokens: greedy, beam search, diverse beams, sampling, ensembles. Knows ids only.
 
 step(tokens (R,), parents (R,) or None) -> logits (R, V): feeds one token per row and gives the logits of the next.
 `parents` names the row of the step before that each row continues (None: its own). Rows are grouped by image: with K
 captions at once, image n has the rows n*K .. n*K+K-1.
-N images, K beams, R = N*K rows, V vocabulary, L tokens so far.
+N images, K beams, G groups of K/G beams, R = N*K rows, V vocabulary, L tokens so far (<start> included).
+
+What the numbers of a caption mean, whichever way it was found: log_prob is its log-probability under the model itself
+(of an ensemble: under the averaged probabilities), however the choice was restricted; score is
+log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length and
+n-gram blocking forbid tokens without raising the probability of the rest. Where every token is forbidden, <end> is
+allowed again, so a caption may then be shorter than min_length; no score is ever infinite because of a rule.
 """
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,24 +21,81 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
+_FLOOR = -1e9  # total of a beam that is none: -inf would become NaN in a difference
 
 
 class Caption(NamedTuple):
     ids: list[int]  # without <start> and <end>
-    log_prob: float  # sum over its tokens, <end> included where it was reached
-    score: float  # what captions of one image are ranked by
+    log_prob: float  # sum over its tokens under the model, <end> included where it was reached
+    score: float  # log_prob / length ** length_penalty
+
+
+class Options(NamedTuple):
+    """How captions are chosen: by beam search, or `samples` random ones. See `beam_search` and `sample`."""
+
+    beam_size: int = 1
+    length_penalty: float = 1.0
+    min_length: int = 0
+    no_repeat_ngram: int = 0
+    beam_groups: int = 1
+    diversity_penalty: float = 0.5
+    samples: int = 0  # above 0: this many random captions instead of a search
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+
+def decode(
+    step: Step,
+    images: int,
+    options: Options,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    generator: torch.Generator | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[Caption]]:
+    """The captions of each image as `options` ask for. generator: of the random ones, None = the global one."""
+    o = options
+    limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
+    rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
+    if o.samples:
+        kept = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "generator": generator}
+        return sample(step, images, o.samples, **kept, **rules, **limits)
+    groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
+    return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
+
+
+def ensemble(steps: Sequence[Step]) -> Step:
+    """One step function of several over one vocabulary: the log of the mean of their probabilities."""
+    if len(steps) == 1:
+        return steps[0]
+
+    def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        log_probs = torch.stack([F.log_softmax(member(tokens, parents).float(), -1) for member in steps])  # (M, R, V)
+        return log_probs.logsumexp(0) - math.log(len(steps))
+
+    return step
 
 
 def greedy(
-    step: Step, images: int, *, start_id: int, end_id: int, max_length: int, device: torch.device | str = "cpu"
+    step: Step,
+    images: int,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
+    device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
-    """The likeliest token each time. Returns one list per image, with its one caption.
-
-    max_length: most tokens after <start>, <end> included.
-    """
+    """The likeliest token each time. Returns one list per image, with its one caption; rules as in `beam_search`."""
     return sample(
-        step, images, 1, start_id=start_id, end_id=end_id, max_length=max_length, temperature=0.0, device=device
-    )
+        step, images, 1, start_id=start_id, end_id=end_id, max_length=max_length, temperature=0.0,
+        length_penalty=length_penalty, min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
+    )  # fmt: skip
 
 
 def sample(
@@ -45,33 +109,41 @@ def sample(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
+    length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
     generator: torch.Generator | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
-    """`captions` random captions per image, drawn token by token; per image the likeliest first.
+    """`captions` random captions per image, drawn token by token; per image the best score first.
 
     temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
-    hold that much probability (Holtzman et al. 2020). log_prob is under the model itself, not the changed distribution.
+    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`. All rows share one stream of
+    random numbers, so what is drawn depends on the images of the batch. Two captions of an image may be equal.
+    log_prob is under the model itself, not under the distribution that was drawn from.
     """
     rows = images * captions
-    tokens = torch.full((rows,), start_id, device=device)
+    history = torch.full((rows, 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(rows, dtype=torch.bool, device=device)
     log_prob = torch.zeros(rows, device=device)
-    sequence = []
-    for _ in range(max_length):
-        logits = step(tokens, None).float()
-        tokens = _draw(logits, temperature, top_k, top_p, generator)
+    for length in range(1, max_length + 1):
+        logits = step(history[:, -1], None).float()
+        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
+        allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
+        tokens = _draw(allowed, temperature, top_k, top_p, generator)
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
-        sequence.append(tokens)
+        history = torch.cat([history, tokens[:, None]], 1)
         finished |= tokens == end_id
         if finished.all():
             break
-    ids = torch.stack(sequence, 1).tolist()
-    rows_done = [_caption(row, end_id, lp, lp) for row, lp in zip(ids, log_prob.tolist(), strict=True)]
-    groups = [rows_done[i * captions : (i + 1) * captions] for i in range(images)]
-    return [sorted(group, key=lambda caption: -caption.score) for group in groups]
+    rows_done = [
+        _caption(ids, end_id, total, length_penalty)
+        for ids, total in zip(history[:, 1:].tolist(), log_prob.tolist(), strict=True)
+    ]
+    per_image = [rows_done[i * captions : (i + 1) * captions] for i in range(images)]
+    return [sorted(found, key=lambda caption: -caption.score) for found in per_image]
 
 
 def beam_search(
@@ -83,64 +155,165 @@ def beam_search(
     end_id: int,
     max_length: int,
     length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
+    groups: int = 1,
+    diversity_penalty: float = 0.5,
     device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
-    """The `beams` best captions of each image, best first, by log_prob / length ** length_penalty.
+    """The best `beams` captions of each image, best first, by log_prob / length ** length_penalty.
 
-    length counts the tokens after <start>, <end> included; max_length limits it, and what has no <end> by then counts
-    as it stands. An image is settled when no open beam can still pass its worst finished one, judged at the present
-    length as transformers does (early_stopping=False). beams = 1 is greedy.
+    max_length limits the length, and what has no <end> by then counts as it stands. An image is settled when no open
+    beam can still pass its worst finished one, judged at the present length as transformers does
+    (early_stopping=False). beams = 1 is greedy.
+    min_length: fewest tokens before <end>. no_repeat_ngram: no n tokens occur twice in a caption (0 = off); <start>
+    counts as its first token.
+    groups > 1: diverse beam search (Vijayakumar et al. 2016). The groups go one after the other at every step, and
+    each token costs a group diversity_penalty for every open beam of an earlier group that took it at this step. The
+    costs lead the search of a group and stay with its beams, but are in neither log_prob nor score. First comes the
+    best caption of each group, by score, then the second best of each; two groups may find the same caption.
+    Raises ValueError where the groups do not divide the beams.
     """
+    if groups < 1 or beams % groups:
+        raise ValueError(f"{beams} beams cannot be dealt out to {groups} groups: give a multiple, e.g. {2 * groups}.")
     if beams == 1:
-        return greedy(step, images, start_id=start_id, end_id=end_id, max_length=max_length, device=device)
-    floor = -1e9
-    # One open beam per image at first: K equal ones would find the same caption K times.
-    open_scores = torch.full((images, beams), floor, device=device)
-    open_scores[:, 0] = 0.0
-    open_ids = torch.zeros((images, beams, 0), dtype=torch.long, device=device)
-    done_scores = torch.full((images, beams), floor, device=device)
-    done_log_probs = torch.full((images, beams), floor, device=device)
-    done_ids = torch.full((images, beams, max_length), end_id, dtype=torch.long, device=device)
+        return greedy(
+            step, images, start_id=start_id, end_id=end_id, max_length=max_length, length_penalty=length_penalty,
+            min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
+        )  # fmt: skip
+    width = beams // groups
+    searches = [_start(images, width, start_id, end_id, max_length, device) for _ in range(groups)]
     first_row = torch.arange(images, device=device)[:, None] * beams  # (N, 1)
-    tokens = torch.full((images * beams,), start_id, device=device)
-    parents: Tensor | None = None
-    settled = torch.zeros(images, dtype=torch.bool, device=device)
-
+    tokens, parents = torch.full((images * beams,), start_id, device=device), None
     for length in range(1, max_length + 1):
-        log_probs = F.log_softmax(step(tokens, parents).float(), -1).view(images, beams, -1)
-        vocabulary = log_probs.shape[-1]
-        totals = (open_scores[:, :, None] + log_probs).flatten(1)  # (N, K*V)
-        # 2K candidates: at most K of them end, so K remain to go on.
-        best, index = totals.topk(min(2 * beams, totals.shape[1]), dim=1)
-        beam, token = index // vocabulary, index % vocabulary  # (N, 2K)
-        ids = torch.cat([open_ids.gather(1, beam[:, :, None].expand(-1, -1, length - 1)), token[:, :, None]], 2)
-        ends = token == end_id
-        last = length == max_length
-
-        # What ends among the first K, and at the limit everything, is measured against the finished ones.
-        rank = torch.arange(best.shape[1], device=device)
-        # A settled image takes no more, however long the others of its batch go on.
-        finishes = (ends | last) & (rank < beams) & (best > floor / 2) & ~settled[:, None]
-        scores = (best / length**length_penalty).masked_fill(~finishes, floor)
-        padded = F.pad(ids, (0, max_length - length), value=end_id)
-        done_scores, order = torch.cat([done_scores, scores], 1).topk(beams, dim=1)
-        done_log_probs = torch.cat([done_log_probs, best], 1).gather(1, order)
-        done_ids = torch.cat([done_ids, padded], 1).gather(1, order[:, :, None].expand(-1, -1, max_length))
-
-        going = best.masked_fill(ends, floor)
-        open_scores, order = going.topk(beams, dim=1)
-        open_ids = ids.gather(1, order[:, :, None].expand(-1, -1, length))
-        parents = (first_row + beam.gather(1, order)).flatten()
-        tokens = token.gather(1, order).flatten()
-        settled |= open_scores[:, 0] / length**length_penalty <= done_scores[:, -1]
-        if last or bool(settled.all()):
+        logits = step(tokens, parents).float()
+        log_probs = F.log_softmax(logits, -1)
+        history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
+        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
+        if forbidden is not None:
+            log_probs = log_probs.masked_fill(forbidden, _FLOOR)
+        costs = log_probs.new_zeros(images, logits.shape[-1]) if groups > 1 else None  # (N, V)
+        chosen_rows, chosen_tokens = [], []
+        for group, own in enumerate(log_probs.view(images, groups, width, -1).unbind(1)):  # (N, K/G, V)
+            search, beam = _advance(searches[group], own, costs, length, length == max_length, end_id, length_penalty)
+            token = search.ids[:, :, -1]  # (N, K/G)
+            if costs is not None:
+                counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
+                costs.scatter_add_(1, token, diversity_penalty * counted.float())
+            searches[group] = search
+            chosen_rows.append(first_row + group * width + beam)
+            chosen_tokens.append(token)
+        parents, tokens = torch.cat(chosen_rows, 1).flatten(), torch.cat(chosen_tokens, 1).flatten()
+        if all(bool(search.settled.all()) for search in searches):
             break
+    return _collect(searches, end_id, length_penalty)
 
-    results = []
-    for ids, log_probs, scores in zip(done_ids.tolist(), done_log_probs.tolist(), done_scores.tolist(), strict=True):
-        found = [_caption(*row) for row in zip(ids, [end_id] * beams, log_probs, scores, strict=True)]
-        results.append([caption for caption in found if caption.score > floor / 2])
+
+class _Search(NamedTuple):
+    """One group of K beams of every image: the open ones, and the best K finished ones, best first."""
+
+    totals: Tensor  # (N, K) what is compared: log-probability less the costs of diversity; _FLOOR = no beam
+    log_probs: Tensor  # (N, K)
+    ids: Tensor  # (N, K, L)
+    done_scores: Tensor  # (N, K) totals / length ** length_penalty
+    done_log_probs: Tensor  # (N, K)
+    done_ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
+    settled: Tensor  # (N,)
+
+
+def _start(images: int, beams: int, start_id: int, end_id: int, max_length: int, device: torch.device | str) -> _Search:
+    floor = torch.full((images, beams), _FLOOR, device=device)
+    totals = floor.clone()
+    totals[:, 0] = 0.0  # one open beam per image: K equal ones would find the same caption K times
+    ids = torch.full((images, beams, 1), start_id, device=device)
+    done_ids = torch.full((images, beams, max_length), end_id, device=device)
+    return _Search(
+        totals, totals, ids, floor, floor, done_ids, torch.zeros(images, dtype=torch.bool, device=device)
+    )
+
+
+def _advance(
+    search: _Search,
+    log_probs: Tensor,
+    costs: Tensor | None,
+    length: int,
+    last: bool,
+    end_id: int,
+    length_penalty: float,
+) -> tuple[_Search, Tensor]:
+    """One more token for the beams of a group. log_probs (N, K, V), costs (N, V) of its tokens.
+
+    Returns the search and which of the K beams each open one continues, (N, K).
+    """
+    images, beams, vocabulary = log_probs.shape
+    gains = log_probs if costs is None else log_probs - costs[:, None]
+    # 2K candidates: at most K of them end, so K remain to go on.
+    best, index = (search.totals[:, :, None] + gains).flatten(1).topk(min(2 * beams, beams * vocabulary), dim=1)
+    beam, token = index // vocabulary, index % vocabulary  # (N, 2K)
+    own = search.log_probs.gather(1, beam) + log_probs.flatten(1).gather(1, index)
+    ids = torch.cat([_pick(search.ids, beam), token[:, :, None]], 2)
+    ends = token == end_id
+
+    # What ends among the first K, and at the limit everything, is measured against the finished ones.
+    rank = torch.arange(best.shape[1], device=best.device)
+    # A settled image takes no more, however long the others of its batch go on.
+    finishes = (ends | last) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
+    scores = (best / length**length_penalty).masked_fill(~finishes, _FLOOR)
+    padded = F.pad(ids[:, :, 1:], (0, search.done_ids.shape[2] - length), value=end_id)
+    done_scores, order = torch.cat([search.done_scores, scores], 1).topk(beams, dim=1)
+    done_log_probs = torch.cat([search.done_log_probs, own], 1).gather(1, order)
+    done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
+
+    totals, order = best.masked_fill(ends, _FLOOR).topk(beams, dim=1)
+    settled = search.settled | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
+    log_probs, ids, beam = own.gather(1, order), _pick(ids, order), beam.gather(1, order)
+    return _Search(totals, log_probs, ids, done_scores, done_log_probs, done_ids, settled), beam
+
+
+def _pick(ids: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` (N, J) of ids (N, K, L), (N, J, L)."""
+    return ids.gather(1, index[:, :, None].expand(-1, -1, ids.shape[2]))
+
+
+def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> list[list[Caption]]:
+    """The finished captions per image: the best of each group by score, then the second of each, and so on."""
+    results: list[list[Caption]] = []
+    for image in range(len(searches[0].settled)):
+        ranked: list[tuple[int, float, Caption]] = []
+        for search in searches:
+            rows = (search.done_ids[image], search.done_log_probs[image], search.done_scores[image])
+            found = [
+                _caption(ids, end_id, log_prob, length_penalty)
+                for ids, log_prob, score in zip(*(row.tolist() for row in rows), strict=True)
+                if score > _FLOOR / 2
+            ]
+            found.sort(key=lambda caption: -caption.score)  # the search went by totals that hold the costs
+            ranked += [(place, -caption.score, caption) for place, caption in enumerate(found)]
+        results.append([caption for *_, caption in sorted(ranked, key=lambda entry: entry[:2])])
     return results
+
+
+def _forbidden(history: Tensor, vocabulary: int, end_id: int, too_short: bool, ngram: int) -> Tensor | None:
+    """(R, V) True for tokens that may not follow `history` (R, L); None where all may.
+
+    too_short: <end> may not. A row that would have nothing left may end.
+    """
+    repeats = ngram and history.shape[1] >= ngram
+    if not too_short and not repeats:
+        return None
+    rows = len(history)
+    forbidden = torch.zeros((rows, vocabulary + 1), dtype=torch.bool, device=history.device)
+    if repeats:
+        grams = history.unfold(1, ngram, 1)  # (R, L-n+1, n) all n-grams so far
+        tail = history[:, history.shape[1] - ngram + 1 :]  # (R, n-1) what a new one would begin with
+        met = (grams[:, :, :-1] == tail[:, None]).all(2)
+        # The column after the vocabulary takes the n-grams that begin otherwise.
+        forbidden.scatter_(1, grams[:, :, -1].masked_fill(~met, vocabulary), True)
+    forbidden = forbidden[:, :vocabulary]
+    if too_short:
+        forbidden[:, end_id] = True
+    forbidden[:, end_id] &= ~forbidden.all(1)
+    return forbidden
 
 
 def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
@@ -159,5 +332,7 @@ def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generato
     return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
 
 
-def _caption(ids: list[int], end_id: int, log_prob: float, score: float) -> Caption:
-    return Caption(ids[: ids.index(end_id)] if end_id in ids else ids, log_prob, score)
+def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:
+    """ids: after <start>, up to the length limit, or to <end> with whatever follows it."""
+    length = ids.index(end_id) + 1 if end_id in ids else len(ids)
+    return Caption([token for token in ids[:length] if token != end_id], log_prob, log_prob / length**length_penalty)

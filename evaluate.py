@@ -59,8 +59,8 @@ def main(argv: list[str]) -> None:
     images = data.ImageTextDataset(records, folder / "images", [[] for _ in records], model.image_spec)
     print(f"{path}: epoch {state['epoch']}; captioning {len(records)} images of {settings.DATASET}/{split} on {device}")
     captions = inference.caption_images(
-        model, tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, beam_size=settings.BEAM_SIZE,
-        length_penalty=settings.LENGTH_PENALTY, device=device, precision=settings.PRECISION,
+        model, tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
+        options=inference.search_options(settings), device=device, precision=settings.PRECISION,
         workers=settings.NUM_WORKERS, progress=f"captioning {split}",
     )  # fmt: skip
     best = [row[0].text for row in captions]

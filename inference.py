@@ -1,7 +1,8 @@
 """A checkpoint put to use: find it, load it, caption pictures with it. Shared by evaluate, caption and train."""
 
 import contextlib
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+import attention
 import checkpoint
 import config
 import dataset as data
@@ -42,6 +44,46 @@ def load_model(state: dict[str, Any], device: torch.device) -> tuple[models.Imag
         raise SystemExit(str(error)) from error
     model.load_state_dict(state["model_state_dict"])
     return model.to(device).eval(), tokenizer
+
+
+class Loaded(NamedTuple):
+    """One model or several of an ensemble, in eval mode on `device`, and the settings for using them."""
+
+    models: list[models.ImageToTextModel]
+    tokenizer: Tokenizer
+    states: list[dict[str, Any]]  # the checkpoints, as checkpoint.load gives them
+    settings: Any
+    device: torch.device
+
+
+def load_models(paths: Sequence[Path], argv: list[str]) -> Loaded:
+    """The models of one or several checkpoints. The settings are those of the first, then argv.
+
+    Raises SystemExit with one line where one cannot be used, or where their tokenizers differ: an ensemble averages
+    probabilities of the same tokens.
+    """
+    states, settings = [], None
+    for path in paths:
+        state, own = load_state(path, argv)
+        states.append(state)
+        settings = settings or own
+    device = pick_device(settings.DEVICE)
+    loaded = [load_model(state, device) for state in states]
+    digests = [tokenizers.tokenizer_digest(tokenizer) for _, tokenizer in loaded]
+    for path, digest in zip(paths, digests, strict=True):
+        if digest != digests[0]:
+            raise SystemExit(
+                f"{path} has another tokenizer than {paths[0]}; only models of one tokenizer can be averaged. Train it "
+                f"with the same captions and VOCAB_SIZE, or start it with --init-checkpoint-path {paths[0]}."
+            )
+    return Loaded([model for model, _ in loaded], loaded[0][1], states, settings, device)
+
+
+def find_checkpoints(paths: str | None, output_dir: str) -> list[Path]:
+    """The files of `paths`, separated by commas, or the one that `find_checkpoint` finds. SystemExit where missing."""
+    if paths is None or Path(paths).is_file():
+        return [find_checkpoint(paths, output_dir)]
+    return [find_checkpoint(path, output_dir) for path in paths.split(",")]
 
 
 def find_checkpoint(path: str | None, output_dir: str) -> Path:
@@ -81,41 +123,71 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
 
+GREEDY = decode.Options()
+
+
+def search_options(settings: Any) -> decode.Options:
+    """The beam search that the settings ask for."""
+    return decode.Options(
+        beam_size=settings.BEAM_SIZE, length_penalty=settings.LENGTH_PENALTY, min_length=settings.MIN_LENGTH,
+        no_repeat_ngram=settings.NO_REPEAT_NGRAM,
+    )  # fmt: skip
+
+
 class CaptionText(NamedTuple):
     text: str
     log_prob: float  # sum over its tokens
-    score: float  # what the captions of an image are ranked by
+    score: float  # log_prob / length ** length_penalty, see decode.py
+    ids: list[int]  # its tokens without <start> and <end>
 
 
 def caption_batches(
-    model: models.ImageToTextModel,
+    model: models.ImageToTextModel | Sequence[models.ImageToTextModel],
     tokenizer: Tokenizer,
     images: data.ImageTextDataset,
     *,
     batch_size: int,
-    beam_size: int,
-    length_penalty: float,
+    options: decode.Options,
     device: torch.device,
     precision: str,
     workers: int,
+    generator: torch.Generator | None = None,
 ) -> Iterator[list[list[CaptionText]]]:
-    """Beam-search captions of the data set's images in its order, batch by batch; per image the best first."""
-    loader = data.make_loader(images, data.chunks([(i, ()) for i in range(len(images))], batch_size), workers)
-    for batch in loader:
+    """Captions of the data set's images in its order, batch by batch; per image the best first.
+
+    model: several are averaged (decode.ensemble); each reads the pictures as its own encoder wants them.
+    options: beam search or random captions; generator (on `device`): of the random ones, None = the global one.
+    """
+    members = [model] if isinstance(model, models.ImageToTextModel) else list(model)
+    specs = [member.image_spec for member in members]
+    views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
+    batches = data.chunks([(i, ()) for i in range(len(images))], batch_size)
+    loaders = {view: data.make_loader(_seen_with(images, specs[view]), batches, workers) for view in views}
+    for parts in zip(*loaders.values(), strict=True):
+        pixels = {view: part.images.to(device) for view, part in zip(loaders, parts, strict=True)}
         with autocast(device, pick_dtype(precision, device)):
-            results = decode.beam_search(
-                model.start_decoding(batch.images.to(device)), len(batch.images), beam_size,
-                start_id=tokenizers.START, end_id=tokenizers.END, max_length=model.decoder.max_seq_len - 1,
-                length_penalty=length_penalty, device=device,
+            steps = [member.start_decoding(pixels[view]) for member, view in zip(members, views, strict=True)]
+            results = decode.decode(
+                decode.ensemble(steps), len(parts[0].images), options, start_id=tokenizers.START,
+                end_id=tokenizers.END, max_length=min(member.decoder.max_seq_len for member in members) - 1,
+                generator=generator, device=device,
             )  # fmt: skip
         yield [
-            [CaptionText(tokenizers.decode(tokenizer, found.ids), found.log_prob, found.score) for found in captions]
+            [CaptionText(tokenizers.decode(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in captions]
             for captions in results
         ]
 
 
+def _seen_with(images: data.ImageTextDataset, image_spec: dict[str, Any]) -> data.ImageTextDataset:
+    if images.image_spec == image_spec:
+        return images
+    other = copy.copy(images)
+    other.image_spec, other.kept = image_spec, {}
+    return other
+
+
 def caption_images(
-    model: models.ImageToTextModel,
+    model: models.ImageToTextModel | Sequence[models.ImageToTextModel],
     tokenizer: Tokenizer,
     images: data.ImageTextDataset,
     *,
@@ -129,3 +201,31 @@ def caption_images(
             results += captions
             bar.update(len(captions))
     return results
+
+
+def attend(
+    model: models.ImageToTextModel, tokenizer: Tokenizer, images: torch.Tensor, captions: Sequence[Sequence[int]]
+) -> list[dict[str, Any]]:
+    """What each word of a caption looked at, JSON-ready, see attention.as_json; one entry per caption.
+
+    images: (N, 3, S, S) on any device, as `ImageToTextModel.encode` takes them. captions: N lists of ids without
+    <start> and <end>, the model's own or any others.
+    """
+    return [attention.as_json(seen) for seen in attend_maps(model, tokenizer, images, captions)]
+
+
+def attend_maps(
+    model: models.ImageToTextModel, tokenizer: Tokenizer, images: torch.Tensor, captions: Sequence[Sequence[int]]
+) -> list[attention.CaptionMaps]:
+    """`attend` before its rounding."""
+    if not captions:
+        return []
+    longest = max(1, max(len(ids) for ids in captions))
+    tokens = torch.full((len(captions), longest), tokenizers.PAD)
+    for row, ids in zip(tokens, captions, strict=True):
+        inputs = [tokenizers.START, *ids][: max(1, len(ids))]  # a token is chosen at the place of the one before
+        row[: len(inputs)] = torch.tensor(inputs)
+    weights, side = model.cross_attention(images.to(model.mean.device), tokens.to(model.mean.device))
+    return [
+        attention.word_maps(tokenizer, ids, weights[:, row, : len(ids)].cpu(), side) for row, ids in enumerate(captions)
+    ]

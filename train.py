@@ -256,8 +256,8 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
         return {}, []
     texts: list[str] = []
     for captions in inference.caption_batches(
-        run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, beam_size=1,
-        length_penalty=1.0, device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
+        run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, options=inference.GREEDY,
+        device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
     ):  # fmt: skip
         texts += [found[0].text for found in captions]
         if run.requests.stop:

@@ -142,6 +142,10 @@ def test_a_wrong_constant_is_told_as_well(monkeypatch):
         ("--decoder-dropout 1", "--decoder-dropout 0"),
         ("--warmup-ratio 1.5", "--warmup-ratio none"),
         ("--length-penalty inf", "--length-penalty 0"),
+        ("--min-length -1", "--min-length 0"),
+        ("--min-length 39", "--min-length 38"),
+        ("--min-length 5 --max-seq-len 6", "--min-length 4 --max-seq-len 6"),
+        ("--no-repeat-ngram -1", "--no-repeat-ngram 3"),
         ("--data-cutoff 0", "--data-cutoff none"),
     ],
 )

@@ -23,7 +23,8 @@ ALLOWED = {
     "distributed": set(),
     "runlog": {"distributed"},
     "runs": {"checkpoint", "config", "distributed"},
-    "inference": {"checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
+    "attention": {"tokenizer"},
+    "inference": {"attention", "checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
     "training_sets": {"dataset", "distributed", "inference", "model", "runlog", "tokenizer"},
     "signals": set(),
     "saver": {"checkpoint", "runs"},
@@ -42,7 +43,7 @@ ALLOWED = {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
         "inference", "demo_set",
     },
-    "caption": {"config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
+    "caption": {"attention", "config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
 }  # fmt: skip
 ALLOWED["train"] = set(ALLOWED)
 SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption"}

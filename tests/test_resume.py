@@ -55,7 +55,7 @@ def fingerprint(run: Path, data: Path) -> dict[str, str]:
     records = train.data.load_records(data / "demo", "val", CUTOFF)
     images = train.data.ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
     captions = inference.caption_images(
-        model, tokenizer, images, batch_size=8, beam_size=3, length_penalty=1.0, device=torch.device("cpu"),
+        model, tokenizer, images, batch_size=8, options=inference.decode.Options(beams=3), device=torch.device("cpu"),
         precision="fp32", workers=0,
     )  # fmt: skip
     series = [

@@ -1,0 +1,147 @@
+"""Time of beam search against transformers' VisionEncoderDecoderModel.generate, side by side on the CPU.
+
+    python benchmarks/decoding.py [--images 50] [--tokens 20] [--beams 3] [--repeats 3] [--threads 1]
+
+Both sides have a ViT-Tiny of the same random weights and a decoder of the sizes of recipes/flickr8k_vit_tiny.py; the
+peer's is a GPT-2 with cross-attention, the usual choice. They alternate within one process, and all captions have
+--tokens tokens, so that both take the same number of steps. 20 is about what a batch of 50 needs where captions have
+13.5 tokens on average, as Flickr8k's have: the longest one holds up the rest. Three rows: pixels to captions; the same
+from the encoder's features on, which is what the two do differently; the encoder alone, which is the same network.
+One thread by default: another busy process disturbs it far less than several.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+import config  # noqa: E402
+import decode  # noqa: E402
+import model as models  # noqa: E402
+import tokenizer as tokenizers  # noqa: E402
+
+SPEC = {"size": 224, "resize": 224, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Captioning time against transformers.")
+    parser.add_argument("--images", type=int, default=50)
+    parser.add_argument("--tokens", type=int, default=20)
+    parser.add_argument("--beams", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=1)
+    a = parser.parse_args()
+    print(f"{a.images} images, {a.beams} beams, {a.tokens} tokens, {a.threads} thread(s), median of {a.repeats}")
+    for row in measure(a.images, a.tokens, a.beams, a.repeats, a.threads):
+        low, high = row["range"]
+        print(
+            f"{row['name']:<20} ours {row['ours']:7.3f} {row['unit']}   transformers {row['peer']:7.3f} {row['unit']}"
+            f"   {row['ratio']:4.2f}x faster [{low:.2f} - {high:.2f}]"
+        )
+
+
+def measure(images: int = 50, tokens: int = 20, beams: int = 3, repeats: int = 3, threads: int = 1) -> list[dict]:
+    """[{"name", "ours", "peer", "ratio", "unit", "range"}]: median seconds of each side for the whole batch, and the
+    median of peer / ours over the repeats with its smallest and largest value.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sides = make_sides(images, tokens, beams)
+        times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
+        for repeat in range(repeats + 1):
+            for name, (ours, peer) in sides.items():
+                pair = timed(ours), timed(peer)
+                if repeat:  # the first round warms up
+                    times[name].append(pair)
+    finally:
+        torch.set_num_threads(before)
+    rows = []
+    for name, pairs in times.items():
+        ours, peer = (statistics.median(side) for side in zip(*pairs, strict=True))
+        ratios = [theirs / own for own, theirs in pairs]
+        ends = min(ratios), max(ratios)
+        ratio = statistics.median(ratios)
+        rows.append({"name": name, "ours": ours, "peer": peer, "ratio": ratio, "unit": "s", "range": ends})
+    return rows
+
+
+def make_sides(images: int, tokens: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
+    """name -> (ours, the peer's), each a call that does the work once and gives (images, tokens) ids or features."""
+    from transformers.modeling_outputs import BaseModelOutput
+
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ours, peer, generation = make_models(tokens, beams)
+        pixels = torch.randint(0, 256, (images, 3, SPEC["size"], SPEC["size"]), dtype=torch.uint8)
+    floats = (pixels.float() / 255 - 0.5) / 0.5
+    with torch.inference_mode():
+        features = ours.encode(pixels)
+        if not torch.allclose(features, peer.encoder(floats).last_hidden_state, atol=1e-4):
+            raise SystemExit("the two encoders differ")
+    options = decode.Options(beam_size=beams, min_length=tokens)
+    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": tokens}
+
+    @torch.inference_mode()
+    def caption(source: torch.Tensor) -> torch.Tensor:
+        found = decode.decode(ours.start_decoding(source), images, options, **limits)
+        return torch.tensor([captions[0].ids for captions in found])
+
+    @torch.inference_mode()
+    def generate(**source: object) -> torch.Tensor:
+        return peer.generate(**source, generation_config=generation)[:, 1:]
+
+    sides = {
+        f"beam{beams}_captioning": (lambda: caption(pixels), lambda: generate(pixel_values=floats)),
+        f"beam{beams}_decoder": (
+            lambda: caption(features),
+            lambda: generate(encoder_outputs=BaseModelOutput(last_hidden_state=features.clone())),
+        ),
+    }
+    for name, pair in sides.items():
+        for side in pair:
+            if (shape := tuple(side().shape)) != (images, tokens):
+                raise SystemExit(f"{name}: captions of the shape {shape}, must be {(images, tokens)}")
+    encode = torch.inference_mode()(ours.encode), torch.inference_mode()(peer.encoder)
+    return {**sides, "encoder": (lambda: encode[0](pixels), lambda: encode[1](floats))}
+
+
+def make_models(tokens: int, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
+    """Our model, the peer's, and the peer's GenerationConfig: sizes of the Flickr8k recipe, random weights."""
+    import transformers as t
+
+    settings = config.load([str(ROOT / "recipes" / "flickr8k_vit_tiny.py"), "--max-seq-len", str(tokens + 2)])
+    encoder = t.ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+    decoder = t.GPT2Config(
+        vocab_size=settings.VOCAB_SIZE, n_embd=settings.DECODER_EMBED_DIM, n_layer=settings.DECODER_LAYERS,
+        n_head=settings.DECODER_HEADS, n_inner=settings.DECODER_FF_DIM, n_positions=tokens + 2,
+        bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
+    )  # fmt: skip
+    both = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
+    peer = t.VisionEncoderDecoderModel(both).eval()
+    arguments = {"encoder_config": encoder.to_dict(), "image_spec": SPEC}
+    ours = models.build(config.as_dict(settings), settings.VOCAB_SIZE, arguments).eval()
+    ours.encoder.tower.load_state_dict(peer.encoder.state_dict(), strict=False)
+    generation = t.GenerationConfig(
+        num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, early_stopping=False,
+        decoder_start_token_id=tokenizers.START, bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
+        pad_token_id=tokenizers.PAD,
+    )  # fmt: skip
+    return ours, peer, generation
+
+
+def timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()

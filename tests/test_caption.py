@@ -1,0 +1,232 @@
+"""caption.py and what stands behind it: files, lists and folders in, text, JSON and pictures out; ensembles."""
+
+import io
+import json
+import sys
+
+import pytest
+import torch
+from PIL import Image
+
+import caption
+import checkpoint
+import config
+import dataset as data
+import decode
+import inference
+import tokenizer as tokenizers
+import train
+from tests.conftest import CUTOFF, TINY_MODEL
+
+
+@pytest.fixture(scope="module")
+def runs(demo_data, tmp_path_factory):
+    """Three runs of a second each: b sees larger pictures and has shorter captions than a, c has another tokenizer."""
+    folder = tmp_path_factory.mktemp("runs")
+    common = ["--data-dir", str(demo_data), "--output-dir", str(folder), "--data-cutoff", str(CUTOFF)]
+    common += [*TINY_MODEL.split(), "--num-epochs", "1", "--validation-score-images", "0"]
+    changes = {"c": ["--vocab-size", "300"], "a": [], "b": ["--seed", "2", "--image-size", "48", "--max-seq-len", "20"]}
+    for name, flags in changes.items():
+        train.main([*common, "--run-name", name, *flags])
+    return {name: str(folder / name / "last.safetensors") for name in changes}
+
+
+@pytest.fixture(scope="module")
+def images(demo_data):
+    return sorted(str(path) for path in (demo_data / "demo" / "images").iterdir())[:3]
+
+
+def rows(capsys, *argv: str) -> list[dict]:
+    capsys.readouterr()
+    assert caption.main([*argv, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+# --- in and out ---
+
+
+def test_text_json_and_the_file_tell_the_same(runs, images, tmp_path, capsys, monkeypatch):
+    flags = ["--checkpoint", runs["a"], "--num-captions", "2"]
+    told = rows(capsys, *images, *flags)
+    assert [row["file_name"] for row in told] == images
+    for row in told:
+        assert len(row["captions"]) == 2 and row["captions"][0]["score"] >= row["captions"][1]["score"]
+        assert all(found["log_prob"] < 0 for found in row["captions"])
+    assert caption.main([*images, *flags]) == 0
+    lines = [f"{row['file_name']}: {found['caption']}" for row in told for found in row["captions"]]
+    assert capsys.readouterr().out.splitlines() == lines
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(images) + "\n\n"))
+    output = tmp_path / "captions.json"
+    output.write_text("old")
+    assert caption.main(["-", *flags, "--output", str(output)]) == 0
+    assert json.loads(output.read_text()) == told
+    assert [path.name for path in tmp_path.iterdir()] == ["captions.json"]
+
+
+def test_unreadable_pictures_are_told_and_the_others_captioned(runs, images, tmp_path, capsys, monkeypatch):
+    broken = tmp_path / "broken.jpg"
+    broken.write_text("no picture")
+    missing = tmp_path / "missing.jpg"
+    names = [images[0], str(broken), images[1], str(missing)]
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(names)))
+    flags = ["--checkpoint", runs["a"]]
+    assert caption.main(["-", *flags, "--json"]) == 1
+    out, err = capsys.readouterr()
+    assert [row["file_name"] for row in json.loads(out)] == images[:2]
+    first, second = err.splitlines()
+    assert first.startswith(f"The picture {broken} cannot be read: ") and f"{missing} cannot be read" in second
+    assert json.loads(out) == rows(capsys, *images[:2], *flags)
+    assert caption.main([str(broken), *flags]) == 1 and capsys.readouterr().out == ""
+    with pytest.raises(SystemExit, match="There is no picture"):
+        caption.main([str(missing), *flags])
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
+    with pytest.raises(SystemExit, match="the list on stdin is empty"):
+        caption.main(["-", *flags])
+
+
+def test_batches_and_readers_change_nothing(runs, images, capsys):
+    flags = [*images, "--checkpoint", runs["a"]]
+    one = rows(capsys, *flags, "--eval-batch-size", "1")
+    many = rows(capsys, *flags, "--num-workers", "2")
+    assert [row["captions"][0]["caption"] for row in one] == [row["captions"][0]["caption"] for row in many]
+
+
+def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "captions.json"
+    caption.write_atomically(path, b"old")
+    monkeypatch.setattr(caption.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        caption.write_atomically(path, b"new")
+    assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    "flags, told",
+    [
+        ("--num-captions 0", "--num-captions 0: must be 1 or more"),
+        ("--beam-groups 0", "--beam-groups 0: must be 1 or more"),
+        ("--beam-groups 2 --diversity-penalty -1", "--diversity-penalty -1.0: must be 0 or more"),
+        ("--diversity-penalty 2", "add --beam-groups"),
+        ("--beam-groups 2 --sample", "leave --sample out"),
+        ("--sample --temperature nan", "--temperature nan: must be 0 or more"),
+        ("--sample --top-k -1", "--top-k -1: must be 0"),
+        ("--sample --top-p 0", "--top-p 0.0: must be above 0"),
+        ("--temperature 0.5", "add --sample"),
+        ("--attention words.jpg", "must end in .png"),
+        ("--attention no/words.png", "--attention no/words.png: there is no such folder"),
+        ("--output no/captions.json", "--output no/captions.json: there is no such folder"),
+        ("--attention words.png --num-captions 0 --top-k 3", "--num-captions 0"),
+    ],
+)
+def test_flags_that_cannot_be_meant_so_are_refused_before_any_work(images, flags, told):
+    with pytest.raises(SystemExit) as refused:
+        caption.main([images[0], *flags.split()])
+    assert told in str(refused.value)
+
+
+# --- ways of choosing ---
+
+
+def test_the_flags_reach_the_search(runs, images, capsys):
+    flags = [images[0], "--checkpoint", runs["a"]]
+    plain = rows(capsys, *flags, "--num-captions", "3")[0]["captions"]
+    (varied,) = rows(capsys, *flags, "--no-repeat-ngram", "1")[0]["captions"]
+    assert varied["caption"] not in [found["caption"] for found in plain]
+    (longer,) = rows(capsys, *flags, "--no-repeat-ngram", "1", "--min-length", "36")[0]["captions"]
+    assert longer["log_prob"] < varied["log_prob"] and len(longer["caption"]) > len(varied["caption"])
+    diverse = rows(capsys, *flags, "--num-captions", "3", "--beam-groups", "3", "--diversity-penalty", "9")
+    first = [{found["caption"][:1] for found in captions} for captions in (plain, diverse[0]["captions"])]
+    assert len(first[0]) < len(first[1])
+    penalised = rows(capsys, *flags, "--beam-size", "1", "--length-penalty", "0")[0]["captions"][0]
+    assert penalised["score"] == penalised["log_prob"]
+    with pytest.raises(SystemExit, match="MIN_LENGTH = 39: at most 38 go between"):
+        caption.main([*flags, "--min-length", "39"])
+
+
+def test_sampling_is_repeated_by_its_seed(runs, images, capsys):
+    flags = [*images[:2], "--checkpoint", runs["a"], "--num-captions", "4", "--sample", "--top-k", "50"]
+    one, again, other = (rows(capsys, *flags, "--seed", seed) for seed in ("1", "1", "2"))
+    assert one == again != other
+    assert all(len(row["captions"]) == 4 for row in one)
+    assert len({found["caption"] for found in one[0]["captions"]}) > 1
+    greedy = rows(capsys, *flags[:-2], "--temperature", "0")
+    assert len({found["caption"] for found in greedy[0]["captions"]}) == 1
+
+
+def test_search_options_are_the_settings():
+    flags = ["--beam-size", "4", "--length-penalty", "0.5", "--min-length", "3", "--no-repeat-ngram", "2"]
+    options = inference.search_options(config.load(flags))
+    assert options == decode.Options(4, 0.5, 3, 2)
+    assert decode.Options(beam_size=1) == inference.GREEDY
+
+
+# --- ensembles ---
+
+
+def test_an_ensemble_of_a_model_with_itself_is_the_model(runs, images, capsys):
+    alone = rows(capsys, *images, "--checkpoint", runs["a"])
+    twice = rows(capsys, *images, "--checkpoint", f"{runs['a']},{runs['a']}")
+    for one, two in zip(alone, twice, strict=True):
+        assert one["captions"][0]["caption"] == two["captions"][0]["caption"]
+        assert one["captions"][0]["log_prob"] == pytest.approx(two["captions"][0]["log_prob"], abs=1e-4)
+
+
+def test_members_of_an_ensemble_see_the_pictures_in_their_own_way(runs, images, capsys):
+    pair = rows(capsys, *images, "--checkpoint", f"{runs['a']},{runs['b']}")
+    paths = inference.find_checkpoints(f"{runs['a']},{runs['b']}", "no runs")
+    loaded = inference.load_models(paths, ["--device", "cpu"])
+    assert config.CONSTANTS["SEED"] == loaded.settings.SEED and len(loaded.states) == 2
+    sides = [model.image_spec["size"] for model in loaded.models]
+    assert sides == [32, 48]
+    steps = [
+        model.start_decoding(torch.stack([data.load_image(path, model.image_spec) for path in images]))
+        for model in loaded.models
+    ]
+    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": 19}  # b's, the shorter one
+    expected = decode.decode(decode.ensemble(steps), 3, decode.Options(beam_size=3), **limits)
+    for row, found in zip(pair, expected, strict=True):
+        assert row["captions"][0]["caption"] == tokenizers.decode(loaded.tokenizer, found[0].ids)
+        assert row["captions"][0]["log_prob"] == pytest.approx(found[0].log_prob, abs=1e-5)
+    turned = rows(capsys, *images, "--checkpoint", f"{runs['b']},{runs['a']}")
+    log_probs = [[row["captions"][0]["log_prob"] for row in told] for told in (pair, turned)]
+    assert log_probs[0] == pytest.approx(log_probs[1], abs=1e-4)
+    for name in "ab":
+        alone = rows(capsys, *images, "--checkpoint", runs[name])
+        assert [row["captions"][0]["log_prob"] for row in alone] != pytest.approx(log_probs[0], abs=1e-2)
+
+
+def test_models_of_other_tokenizers_or_missing_files_are_refused_in_one_line(runs, images):
+    with pytest.raises(SystemExit) as refused:
+        caption.main([images[0], "--checkpoint", f"{runs['a']},{runs['c']}"])
+    assert str(refused.value).startswith(f"{runs['c']} has another tokenizer than {runs['a']}")
+    assert "\n" not in str(refused.value)
+    with pytest.raises(SystemExit, match="There is no checkpoint 'nowhere'"):
+        caption.main([images[0], "--checkpoint", f"{runs['a']},nowhere"])
+
+
+# --- attention ---
+
+
+def test_the_attention_of_a_picture_is_drawn(runs, images, tmp_path, capsys):
+    path = tmp_path / "words.png"
+    assert caption.main([images[0], "--checkpoint", runs["a"], "--attention", str(path)]) == 0
+    assert capsys.readouterr().out.startswith(f"{images[0]}: ")
+    with Image.open(path) as drawn:
+        assert drawn.format == "PNG" and len(list(tmp_path.iterdir())) == 1
+    with pytest.raises(SystemExit, match="draws one picture: give one, not 2"):
+        caption.main([*images[:2], "--checkpoint", runs["a"], "--attention", str(path)])
+    with pytest.raises(SystemExit, match="give one checkpoint"):
+        caption.main([images[0], "--checkpoint", f"{runs['a']},{runs['b']}", "--attention", str(path)])
+
+
+def test_captions_carry_the_ids_that_attend_takes(runs, images):
+    model, tokenizer = inference.load_model(checkpoint.load(runs["a"]), torch.device("cpu"))
+    records = [{"file_name": path} for path in images]
+    pictures = data.ImageTextDataset(records, "", [[] for _ in records], model.image_spec)
+    how = {"batch_size": 2, "device": torch.device("cpu"), "precision": "fp32", "workers": 0}
+    found = inference.caption_images(model, tokenizer, pictures, options=inference.GREEDY, **how)
+    pixels = torch.stack([data.load_image(path, model.image_spec) for path in images])
+    seen = inference.attend(model, tokenizer, pixels, [captions[0].ids for captions in found])
+    assert [" ".join(word["text"] for word in entry["words"]) for entry in seen] == [
+        " ".join(captions[0].text.split()) for captions in found
+    ]
