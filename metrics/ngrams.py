@@ -121,7 +121,7 @@ def _sums(bins: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
     return np.bincount(bins, weights, size).astype(np.float64, copy=False)
 
 
-def compare(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) -> Overlap:
+def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) -> Overlap:
     """Compare tokenised `captions` with the references of `images` (image index of each; may repeat)."""
     words = [caption.split() for caption in captions]
     lengths = np.fromiter(map(len, words), np.int64, len(words))
