@@ -66,9 +66,9 @@ def make_batch(rng: random.Random) -> tuple[dict[int, list[str]], list[int], lis
     images, captions = [], []
     for image in rng.sample(list(references), SAMPLED):
         for _ in range(PER_IMAGE):
-            candidate = scoring.make_candidates({image: references[image], -1: rng.choice(list(references.values()))}, rng)
+            other = rng.choice(list(references.values()))
             images.append(image)
-            captions.append(candidate[image])
+            captions.append(scoring.make_candidates({image: references[image], -1: other}, rng)[image])
     return references, images, captions
 
 

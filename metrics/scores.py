@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from metrics import java
-from metrics.ngrams import MAX_ORDER, ReferenceIndex, index_references, overlap_of
+from metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_lengths, index_references, overlap_of
 from metrics.ptb import ptb_tokenize
 
 Id = Hashable
@@ -137,7 +137,8 @@ def measure(
     guesses = np.maximum(0, overlap.lengths[:, None] - np.arange(MAX_ORDER))
     texts = [[" ".join(words) for words in captions] for captions in references.rouge_words]
     return Measured(
-        images, overlap.matches, guesses, overlap.lengths, overlap.closest, overlap.cider, np.array(rouge),
+        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.index, overlap.lengths),
+        overlap.cider, np.array(rouge),
         java.meteor_statistics(texts, tokens) if meteor else None,
         java.spice_scores(texts, tokens) if spice else None,
     )  # fmt: skip
