@@ -11,11 +11,11 @@ JAVA_PROGRAMS = {"METEOR": ", METEOR 1.5", "SPICE": ", SPICE 1.0"}
 
 def read_references(path: Path) -> dict:
     """{image id: [captions]} from a COCO captions file or a plain mapping; ValueError if it is neither."""
-    content = _read_json(path)
+    content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         references: dict = {}
         for entry in content["annotations"]:
-            image, caption = _image_and_caption(entry, path)
+            image, caption = image_and_caption(entry, path)
             references.setdefault(image, []).append(caption)
         return references
     if isinstance(content, dict) and all(isinstance(captions, list) for captions in content.values()):
@@ -27,7 +27,7 @@ def read_references(path: Path) -> dict:
 
 def read_predictions(path: Path) -> dict:
     """{image id: caption} from a COCO results list or a plain mapping. Raises ValueError on a duplicate."""
-    content = _read_json(path)
+    content = read_json(path)
     if isinstance(content, dict) and all(isinstance(caption, str) for caption in content.values()):
         return content
     if not isinstance(content, list):
@@ -37,7 +37,7 @@ def read_predictions(path: Path) -> dict:
         )
     predictions: dict = {}
     for entry in content:
-        image, caption = _image_and_caption(entry, path)
+        image, caption = image_and_caption(entry, path)
         if image in predictions:
             raise ValueError(f"{path} has two captions for image {image!r}: keep one for each image")
         predictions[image] = caption
@@ -58,7 +58,7 @@ def with_ids_of(references: dict, predictions: dict) -> dict:
     return renamed
 
 
-def _image_and_caption(entry: object, path: Path) -> tuple:
+def image_and_caption(entry: object, path: Path) -> tuple:
     if not isinstance(entry, dict) or "image_id" not in entry or "caption" not in entry:
         raise ValueError(f'{path}: each entry needs "image_id" and "caption", got {entry!r:.80}')
     if not isinstance(entry["image_id"], int | str):
@@ -66,7 +66,7 @@ def _image_and_caption(entry: object, path: Path) -> tuple:
     return entry["image_id"], entry["caption"]
 
 
-def _read_json(path: Path) -> object:
+def read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:

@@ -233,8 +233,7 @@ def _join(
 
 
 def closest_lengths(index: ReferenceIndex, lengths: np.ndarray) -> np.ndarray:
-    """(images,) length of each image's reference that is closest to a candidate of `lengths` words; on a tie the shorter.
-    """
+    """(images,) the length of each image's reference closest to its candidate's length; on a tie the shorter."""
     wanted = np.repeat(lengths, np.diff(index.first_caption))
     # One number orders first by distance, then by length.
     scale = int(max(index.lengths.max(), lengths.max())) + 1

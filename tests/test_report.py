@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import report
+import report_html
 
 CORPUS = {"Bleu_1": 0.6149, "Bleu_2": 0.5, "Bleu_3": 0.4, "Bleu_4": 0.3, "CIDEr": 0.934, "ROUGE_L": 0.55}
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> "a" & \'b\' {{cards}}'
@@ -108,8 +109,8 @@ def test_the_page_loads_nothing_from_outside_and_allows_only_its_own_script(tmp_
 
 
 def test_scores_are_fractions_times_100_with_one_decimal(tmp_path):
-    assert [report.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
-    assert [report.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
+    assert [report_html.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
+    assert [report_html.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
     scores = {"corpus": CORPUS, "leave_one_out": {**CORPUS, "CIDEr": 1.868}, "signature": "bleu|v1"}
     page = write_page(tmp_path, make_rows(tmp_path / "images", [1.2345]), scores=scores)
     row = re.search(r'<tr data-metric="CIDEr">.*?</tr>', page)[0]
@@ -133,7 +134,7 @@ def test_truth_rates_say_how_many_of_how_many_and_stand_no_claims(tmp_path):
 
 
 def test_further_values_of_scores_are_all_shown(tmp_path):
-    assert [report.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
+    assert [report_html.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
         "1,234", "10.4", "0.0312", "1,234.5", "true", "[1]", "x"]  # fmt: skip
     scores = {
         "corpus": CORPUS,
@@ -209,7 +210,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, change, message):
 def test_words_that_stutter_or_repeat_a_pair_are_marked(tmp_path):
     def repeated(text: str) -> list[str]:
         words = text.split()
-        return [word for word, flag in zip(words, report.repeated_words(words), strict=True) if flag]
+        return [word for word, flag in zip(words, report_html.repeated_words(words), strict=True) if flag]
 
     assert repeated("a dog dog runs") == ["dog"]
     assert repeated("A dog, and a dog") == ["dog"]
@@ -262,9 +263,9 @@ def test_smoothing_keeps_a_line_and_flattens_a_spike():
 
 
 def test_ticks_are_few_and_round():
-    assert report.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert report_html.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
     for low, high in ((0, 1), (0.97, 1.02), (0, 3e5), (-2.5, 7)):
-        ticks = report.nice_ticks(low, high)
+        ticks = report_html.nice_ticks(low, high)
         assert 3 <= len(ticks) <= 8 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
 
 
