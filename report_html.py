@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 
 METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "METEOR", "ROUGE_L": "ROUGE-L",
                  "CIDEr": "CIDEr", "SPICE": "SPICE"}
+TEXT_LABELS = {"distinct_1": "Distinct words per word", "distinct_2": "Distinct pairs per pair",
+               "mean_length": "Words per caption", "vocabulary": "Different words", "repetition": "Repeat themselves",
+               "empty": "Empty captions", "seen": "In the training captions, word for word"}
 GROUP_LABELS = {"corpus": "Model", "leave_one_out": "References against each other"}
 Points = list[tuple[float, float]]
 
@@ -89,8 +92,10 @@ def format_score(value: object) -> str:
     return f"{100 * value:.1f}" if is_finite(value) else "–"
 
 
-def format_value(value: object) -> str:
+def format_value(value: object, key: str = "", group: str = "") -> str:
     """Any JSON value for reading: 1234 -> "1,234", 10.43 -> "10.4", 0.03 -> "0.03"; others as JSON."""
+    if group == "text" and key in ("repetition", "seen") and is_finite(value):
+        return f"{100 * value:.1f} %"
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
     if isinstance(value, int) and not isinstance(value, bool):
@@ -102,8 +107,8 @@ def is_finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _label(key: str) -> str:
-    text = key.replace("_", " ")
+def _label(key: str, group: str = "") -> str:
+    text = TEXT_LABELS[key] if group == "text" and key in TEXT_LABELS else key.replace("_", " ")
     return html.escape(text[:1].upper() + text[1:])
 
 
@@ -119,7 +124,7 @@ def scores_html(scores: dict) -> str:
     lists["details"] = {name: value for name, value in rest.items() if not isinstance(value, dict)}
     text = ""
     for name, group in lists.items():
-        rows = "".join(f"<dt>{_label(key)}</dt><dd>{html.escape(format_value(value))}</dd>"
+        rows = "".join(f"<dt>{_label(key, name)}</dt><dd>{html.escape(format_value(value, key, name))}</dd>"
                        for key, value in group.items())
         text += f"<h2>{_label(name)}</h2><dl>{rows}</dl>" if rows else ""
     return "\n".join(panels + ([f'<section class="panel">{text}</section>'] if text else []))
@@ -128,14 +133,13 @@ def scores_html(scores: dict) -> str:
 def _metrics_html(groups: dict[str, dict], intervals: dict[str, Sequence[float]]) -> str:
     metrics = list(METRIC_LABELS) + [key for key in groups["corpus"] if key not in METRIC_LABELS]
     heads = [GROUP_LABELS.get(name) or _label(name) for name in groups]
-    if intervals:
-        heads.insert(1, "95 % interval")
+    heads[0] += "<br>95 % interval" if intervals else ""
     heads += ["Model as share of references"] if "leave_one_out" in groups else []
     rows = []
     for key in metrics:
         cells = [format_score(group.get(key)) for group in groups.values()]
         if key in intervals:
-            cells.insert(1, " to ".join(format_score(end) for end in intervals[key]))
+            cells[0] += f"<small>{'–'.join(format_score(end) for end in intervals[key])}</small>"
         if "leave_one_out" in groups:
             own, theirs = groups["corpus"].get(key), groups["leave_one_out"].get(key)
             known = is_finite(own) and is_finite(theirs) and theirs > 0

@@ -143,7 +143,7 @@ def test_further_values_of_scores_are_all_shown(tmp_path):
         "beam": {"k": 3},
     }
     page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), scores=scores)
-    for text in ("Mean length</dt><dd>10.4", "Checkpoint</dt><dd>best.safetensors", "<h2>Beam</h2>"):
+    for text in ("Words per caption</dt><dd>10.4", "Checkpoint</dt><dd>best.safetensors", "<h2>Beam</h2>"):
         assert text in page
 
 
@@ -230,9 +230,9 @@ def test_a_caption_with_a_lone_surrogate_does_not_break_the_page(tmp_path):
 def test_the_curves_of_the_page_come_from_the_log(tmp_path):
     rows = make_rows(tmp_path / "images", [1.0])
     page = write_page(tmp_path, rows, history=make_history())
-    assert page.count("<svg") == 2 and page.count("<circle") == 6
+    assert page.count("<svg") == 3 and page.count("<circle") == 6
     assert "epoch 3: 1.567" in page and "epoch 3: 60.0" in page
-    assert write_page(tmp_path, rows).count("<svg") == 0
+    assert write_page(tmp_path, rows).count("<svg") == 1  # the lengths
     assert "no losses" in write_page(tmp_path, rows, history=[{"type": "start"}])
 
 
