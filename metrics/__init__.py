@@ -22,9 +22,9 @@ images, whose references give the document frequencies; and a caption's tokens c
 it, so order matters, rarely.
 """
 
+from metrics.bootstrap import Difference, compare, differences_table, intervals
 from metrics.diversity import TextStatistics, text_statistics
 from metrics.files import references_digest, require_same_references, signature
-from metrics.intervals import Difference, compare, differences_table, intervals
 from metrics.ptb import ptb_tokenize
 from metrics.scores import (
     Measured,
