@@ -110,8 +110,10 @@ def evaluate(arguments: argparse.Namespace, own: list[str], path: Path, reuse: b
     scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"{decoding} | {made_by}")}
     rows = gallery_rows(split.records, captions, per_image)
     shown = report.shown_rows(rows)
-    for row, weights in zip(shown, _attention(model, tokenizer, split, shown, device, settings), strict=True):
-        row |= {"attention": weights} if weights else {}
+    for row, maps in zip(shown, _attention(model, tokenizer, split, shown, device, settings), strict=True):
+        # A token that holds half a character has no text of its own, so that its word cannot be found.
+        if maps and "".join(word["text"] for word in maps["words"]) == "".join(row["caption"].split()):
+            row["attention"] = maps
     finish(output, split, captions, per_image, scores, rows, path.parent / "log.jsonl")
     return output
 
