@@ -45,8 +45,10 @@ class Page:
             self.rest += part
         message, _, self.rest = self.rest.partition(b"\0")
         event = json.loads(message)
-        if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded"):
-            self.errors.append(json.dumps(event["params"])[:500])
+        params = event.get("params", {})
+        level = params.get("entry", {}).get("level") or params.get("type")  # of the log, of console.error
+        if event.get("method") == "Runtime.exceptionThrown" or level == "error":
+            self.errors.append(json.dumps(params)[:500])
         return event
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
