@@ -15,6 +15,7 @@ import numpy as np
 
 MAX_ORDER = 4
 _END = np.array([np.iinfo(np.int64).max])
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number near 2**64 over the golden ratio: spreads keys over all bits
 _SHIFT = 32  # key = (id of the first n-1 words << _SHIFT) | id of the last word
 
 
@@ -27,9 +28,11 @@ class ReferenceIndex(NamedTuple):
     lengths: np.ndarray  # (captions,) number of words
     keys: tuple[np.ndarray, ...]  # per order int64, sorted; the position of a key is its n-gram's id in its order.
     # Like group_keys closed by _END, so that a search always ends on a key.
+    slots: tuple[np.ndarray, ...]  # per order int32, see _slots_of
     first_gram: np.ndarray  # (5,) id of the first n-gram of each order; the last one is G
     idf: np.ndarray  # (G,) float64: ln(images) - ln(images whose references contain it)
     group_keys: np.ndarray  # (groups,) int64, sorted: image * G + id
+    first_group: np.ndarray  # (images + 1,) first group of each image
     group_starts: np.ndarray  # (groups + 1,) first pair of each group
     group_max: np.ndarray  # (groups,) largest count of the n-gram in one reference of the image
     pair_caption: np.ndarray  # (pairs,) caption index
@@ -63,8 +66,9 @@ def index_references(captions: Sequence[str], first_caption: np.ndarray) -> Refe
         tables.append(table)
     first_gram = np.concatenate(([0], np.cumsum([len(table) for table in tables])))
     closed = tuple(np.concatenate((table, _END)) for table in tables)
+    slots = tuple(map(_slots_of, closed))
     pairs = _pairs(np.concatenate(grams), np.concatenate(places), first_caption, int(first_gram[-1]))
-    return ReferenceIndex(dict(vocabulary), first_caption, lengths, closed, first_gram,
+    return ReferenceIndex(dict(vocabulary), first_caption, lengths, closed, slots, first_gram,
                           *_weighted(*pairs, first_caption, first_gram))  # fmt: skip
 
 
@@ -76,6 +80,21 @@ def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     ids = np.empty_like(by_key)
     ids[by_key] = np.cumsum(new) - 1
     return keys[new], ids
+
+
+def _slots_of(table: np.ndarray) -> np.ndarray:
+    """A hash table of the keys before _END: in each slot the place of its key, or -1; where several keys belong into
+    it, -2 - the place of one of them. At most a quarter is taken, so that one look mostly settles where a key is."""
+    slots = np.full(4 << len(table).bit_length(), -1, np.int32)
+    slot, place = _slot(table[:-1], slots), np.arange(len(table) - 1, dtype=np.int32)
+    slots[slot] = place
+    shared = slot[slots[slot] != place]
+    slots[shared] = np.minimum(slots[shared], -2 - slots[shared])
+    return slots
+
+
+def _slot(keys: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    return ((keys.view(np.uint64) * _SPREAD) >> np.uint64(65 - len(slots).bit_length())).view(np.int64)
 
 
 def _pairs(
@@ -106,7 +125,8 @@ def _weighted(
     norms = np.sqrt(_sums(caption * MAX_ORDER + order[gram], weight * weight, int(first_caption[-1]) * MAX_ORDER))
     largest = np.maximum.reduceat(count, start) if len(start) else count
     keys, starts = np.concatenate((group[start], _END)), np.append(start, len(group))
-    return idf, keys, starts, largest, caption, count, norms.reshape(-1, MAX_ORDER)
+    first_group = np.searchsorted(keys[:-1], np.arange(images + 1) * grams)
+    return idf, keys, first_group, starts, largest, caption, count, norms.reshape(-1, MAX_ORDER)
 
 
 def _keys(
@@ -151,9 +171,7 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     idf[known] = index.idf[gram]
     row = candidate * MAX_ORDER + order
     norms = np.sqrt(_sums(row, (tf * idf) ** 2, len(words) * MAX_ORDER)).reshape(-1, MAX_ORDER)
-    wanted = images[candidate[known]] * len(index.idf) + gram
-    group = np.searchsorted(index.group_keys, wanted)
-    hit = np.flatnonzero(index.group_keys[group] == wanted)
+    group, hit = _find_groups(index, images[candidate[known]], gram)
     entries = tuple(values[known[hit]] for values in (candidate, order, tf, idf))
     products, matches = _join(index, group[hit], entries, (cell_start - first, len(cell_caption)))
     both = norms[cell_candidate] * index.norms[cell_caption]
@@ -171,43 +189,58 @@ def _counted(
     """
     ids = _word_ids(index.vocabulary, words, int(lengths.sum()))
     caption_at = np.repeat(np.arange(len(words)), lengths)
-    starts, prefix, shorter = np.arange(len(ids)), None, 0
+    starts, prefix = np.arange(len(ids)), None
     grams, places = [], []
     for order, table in enumerate(index.keys, start=1):
         starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
         # For single words the key is the id.
-        prefix = keys if order == 1 else _ids_of(table, keys, shorter)
-        shorter = len(table) - 1
+        prefix = keys if order == 1 else _ids_of(table, index.slots[order - 1], keys)
         grams.append(prefix)
-        places.append(caption_at[starts] * MAX_ORDER + (order - 1))
+        places.append(caption_at[starts] << 2 | (order - 1))  # four orders: two bits
     gram = np.concatenate(grams)
     bits = int(gram.max(initial=0)).bit_length()
     keys, counts = np.unique(np.concatenate(places) << bits | gram, return_counts=True)
     place = keys >> bits
-    return place // MAX_ORDER, place % MAX_ORDER, keys & ((1 << bits) - 1), counts.astype(np.float64)
+    return place >> 2, place & 3, keys & ((1 << bits) - 1), counts.astype(np.float64)
 
 
 def _word_ids(vocabulary: dict[str, int], words: list[list[str]], total: int) -> np.ndarray:
-    distinct = dict.fromkeys(chain.from_iterable(words))
-    ids = np.fromiter(map(vocabulary.get, distinct, repeat(-1)), np.int64, len(distinct))
+    ids = np.fromiter(map(vocabulary.get, chain.from_iterable(words), repeat(-1)), np.int64, total)
     strangers = np.flatnonzero(ids < 0)
-    ids[strangers] = len(vocabulary) + np.arange(len(strangers))
-    known = dict(zip(distinct, ids.tolist(), strict=True))
-    return np.fromiter(map(known.__getitem__, chain.from_iterable(words)), np.int64, total)
+    if len(strangers):
+        flat, fresh = list(chain.from_iterable(words)), {}
+        for place in strangers.tolist():
+            ids[place] = fresh.setdefault(flat[place], len(vocabulary) + len(fresh))
+    return ids
 
 
-def _ids_of(table: np.ndarray, keys: np.ndarray, shorter: int) -> np.ndarray:
+def _ids_of(table: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> np.ndarray:
     """The n-gram ids of `keys`: their place in the sorted `table`; strangers get ids behind it.
 
-    shorter: how many n-grams one word shorter the references have; what extends a stranger is one, too.
+    A binary search would miss the cache at nearly every step; it is left for keys that share their slot with another.
     """
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    end = np.searchsorted(distinct, shorter << _SHIFT)
-    place = np.full(len(distinct), len(table) - 1)
-    place[:end] = np.searchsorted(table, distinct[:end])  # in sorted order the search stays in the cache
-    stranger = np.flatnonzero(table[place] != distinct)
-    place[stranger] = len(table) - 1 + np.arange(len(stranger))
-    return place[inverse]
+    place = slots[_slot(keys, slots)].astype(np.int64)
+    shared = place < -1
+    place = np.where(shared, -2 - place, place)
+    search = np.flatnonzero(shared & (table[place] != keys))
+    place[search] = np.searchsorted(table, keys[search])
+    stranger = np.flatnonzero(table[place] != keys)  # an empty slot, -1, leads to _END
+    place[stranger] = np.unique(keys[stranger], return_inverse=True)[1] + (len(table) - 1)
+    return place
+
+
+def _find_groups(index: ReferenceIndex, images: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each (image, n-gram), and which of them are there."""
+    distinct = np.unique(images)
+    first, size = index.first_group[distinct], np.diff(index.first_group)[distinct]
+    # The groups of these images alone fit into the cache.
+    rows = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    keys = np.append(index.group_keys[rows], _END)
+    wanted = images * len(index.idf) + gram
+    place = np.searchsorted(keys, wanted)
+    there = np.flatnonzero(keys[place] == wanted)
+    place[there] = rows[place[there]]
+    return place, there
 
 
 def _join(
