@@ -52,6 +52,7 @@ import inference  # noqa: E402
 import metrics  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
+import tokenizer as tokenizers  # noqa: E402
 
 
 class Split(NamedTuple):
@@ -279,9 +280,20 @@ def _attention(
 ) -> list[dict[str, Any] | None]:
     """For each row of the gallery where the model looked, word by word, as report.write_report wants "attention".
 
-    To be completed with inference.attend; until then no caption has a map.
+    The captions are cut into tokens anew, which nearly always gives the model's own.
     """
-    return [None for _ in rows]
+    if not hasattr(inference, "attend"):
+        return [None for _ in rows]
+    found = []
+    for part in data.chunks(rows, settings.EVAL_BATCH_SIZE):
+        paths = [split.folder / "images" / row["file_name"] for row in part]
+        pixels = torch.stack([data.load_image(path, model.image_spec) for path in paths])
+        ids = [tokenizers.encode(tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
+        with inference.autocast(device, inference.pick_dtype(settings.PRECISION, device)):
+            maps = inference.attend(model, tokenizer, pixels, ids)
+        boxes = [report.seen_part(path, model.image_spec) for path in paths]
+        found += [one | {"box": box} for one, box in zip(maps, boxes, strict=True)]
+    return found
 
 
 def _signature(split: Split, scores: dict[str, Any], origin: str) -> str:

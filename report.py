@@ -215,6 +215,19 @@ def choose_rows(ranked: list, limit: int) -> list:
     return ranked[:ends] + spread + ranked[len(ranked) - ends:]
 
 
+def seen_part(path: Path, image_spec: dict) -> list[float]:
+    """[left, top, right, bottom] of what an encoder sees of a picture, as fractions, for the "box" of its maps.
+
+    image_spec: with "crop" the shorter side is resized to "resize" pixels and the middle "size" of it is cut out.
+    """
+    if not image_spec["crop"]:
+        return [0.0, 0.0, 1.0, 1.0]
+    with Image.open(path) as image:
+        sides = ImageOps.exif_transpose(image).size
+    across, down = (image_spec["size"] / (side / min(sides) * image_spec["resize"]) for side in sides)
+    return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
+
+
 def _thumbnail(path: Path) -> tuple[str, int, int]:
     """(data URI of a small JPEG, width, height): upright by its EXIF tag, transparent parts white."""
     if not path.is_file():

@@ -462,3 +462,13 @@ def test_the_page_works_in_a_browser(tmp_path):
         assert len(page.errors) == 1  # so it would have been seen
     with Image.open(tmp_path / "False.png") as light, Image.open(tmp_path / "True.png") as dark:
         assert light.convert("L").getpixel((2, 2)) > 200 > 60 > dark.convert("L").getpixel((2, 2))
+
+
+def test_the_part_an_encoder_sees_is_the_middle_of_what_it_crops(tmp_path):
+    Image.new("RGB", (300, 200)).save(tmp_path / "wide.png")
+    whole = {"crop": False, "resize": 64, "size": 64}
+    assert report.seen_part(tmp_path / "wide.png", whole) == [0, 0, 1, 1]
+    cut = {"crop": True, "resize": 224, "size": 224}
+    assert report.seen_part(tmp_path / "wide.png", cut) == pytest.approx([1 / 6, 0, 5 / 6, 1])
+    smaller = report.seen_part(tmp_path / "wide.png", cut | {"resize": 256})
+    assert smaller == pytest.approx([1 / 6 + 1 / 24, 1 / 16, 5 / 6 - 1 / 24, 15 / 16])
