@@ -2,10 +2,15 @@
 
     python evaluate.py                                        the newest run's best checkpoint, test split
     python evaluate.py --checkpoint runs/demo-001/last.safetensors --split val
+    python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
+    python evaluate.py --predictions anyones.json             score captions of any model, without one
+    python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
+    torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
 
 Writes predictions.json (COCO results layout), references.json (COCO annotations layout), scores.json and report.html
-into a folder beside the checkpoint and prints the scores.
+into a folder beside the checkpoint and prints the scores, each with its 95 % bootstrap interval. What was captioned is
+kept there until all is done: an evaluation that was stopped goes on where it was.
 """
 
 import argparse
@@ -13,7 +18,7 @@ import hashlib
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import config
 
@@ -24,138 +29,302 @@ _PARSER = argparse.ArgumentParser(
     epilog="All other flags are settings of config.py: python train.py --help",
     allow_abbrev=False,
 )
-_PARSER.add_argument("--checkpoint", help="a checkpoint file [the best of the newest run under OUTPUT_DIR]")
+_PARSER.add_argument("--checkpoint", help="a file, or several with commas between: an ensemble [the newest run's best]")
 _PARSER.add_argument("--split", default="test", help="which split of the data set to caption [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
+_PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
+_PARSER.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test B minus A over the same images")
+_PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
+_PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
+_PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
 
 if __name__ == "__main__":
     _own, _rest = config.take_settings(sys.argv[1:])
     _PARSER.parse_args(_rest)
     config.load(_own)  # --help and mistakes answer before torch is imported
 
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
 import dataset as data  # noqa: E402
 import demo_set  # noqa: E402
+import distributed  # noqa: E402
 import inference  # noqa: E402
 import metrics  # noqa: E402
 import report  # noqa: E402
+import results  # noqa: E402
+import tokenizer as tokenizers  # noqa: E402
+
+
+class Split(NamedTuple):
+    name: str
+    folder: Path  # of the prepared data set
+    records: list[dict[str, Any]]
+    training: list[str] | None  # the captions of the training split, if there is one
 
 
 def main(argv: list[str]) -> None:
     own, rest = config.take_settings(argv)
     arguments = _PARSER.parse_args(rest)
-    path = inference.find_checkpoint(arguments.checkpoint, config.load(own).OUTPUT_DIR)
-    state, settings = inference.load_state(path, own)
-    device = inference.pick_device(settings.DEVICE)
-    model, tokenizer = inference.load_model(state, device)
+    if arguments.json and not arguments.compare:
+        raise SystemExit("--json goes with --compare; the scores of one model are in scores.json")
+    if arguments.compare and (arguments.output or arguments.predictions or arguments.checkpoint):
+        raise SystemExit("--compare names both sides itself: leave out --checkpoint, --predictions and --output")
+    try:
+        if arguments.compare:
+            compare(arguments, own)
+        elif arguments.predictions:
+            score_file(arguments, own)
+        else:
+            evaluate(arguments, own, inference.find_checkpoints(arguments.checkpoint, config.load(own).OUTPUT_DIR))
+    finally:
+        distributed.stop()
 
-    folder = Path(settings.DATA_DIR) / settings.DATASET
-    if not (folder / "captions.json").is_file():
-        raise SystemExit(f"There is no data set {folder}. Make it: python prepare_dataset.py --dataset {folder.name}")
-    digest = hashlib.sha256((folder / "captions.json").read_bytes()).hexdigest()
-    if state["config"]["DATASET"] == settings.DATASET and digest != state["captions_sha256"]:
-        print(f"Note: {folder} has changed since the training; its pictures may have been seen there.")
-    split = arguments.split
-    records = data.load_records(folder, split, settings.DATA_CUTOFF)
-    images = data.ImageTextDataset(records, folder / "images", [[] for _ in records], model.image_spec)
-    print(f"{path}: epoch {state['epoch']}; captioning {len(records)} images of {settings.DATASET}/{split} on {device}")
-    captions = inference.caption_images(
-        model, tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
-        options=inference.search_options(settings), device=device, precision=settings.PRECISION,
-        workers=settings.NUM_WORKERS, progress=f"captioning {split}",
-    )  # fmt: skip
-    best = [row[0].text for row in captions]
 
-    scores, per_image = score_captions(records, best)
-    scores |= {
-        "split": split,
-        "signature": f"nanoCaption metrics (PTB tokens, CIDEr = CIDEr-D); {settings.DATASET}/{split}, {len(records)} "
-        f"images; beam {settings.BEAM_SIZE}, length penalty {settings.LENGTH_PENALTY}, at most {settings.MAX_SEQ_LEN} "
-        f"tokens; {path.name}",
-    }
-    label = f"eval_{split}_epoch{state['epoch']}_beam{settings.BEAM_SIZE}_penalty{settings.LENGTH_PENALTY:g}"
-    if settings.DATA_CUTOFF is not None:
-        label += f"_first{settings.DATA_CUTOFF}"
-    output = Path(arguments.output) if arguments.output else path.parent / label
-    write_results(output, records, best, per_image, scores, folder / "images", path.parent / "log.jsonl")
-    print(scores_table(scores))
-    print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
+def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], reuse: bool = False) -> Path:
+    """Caption with one checkpoint, or with several as an ensemble; score, write and print.
+
+    Returns the results folder. With `reuse`, results that are there are taken.
+    """
+    device = _join_processes(config.load(own))
+    loaded = inference.load_models(paths, own)
+    settings, states = loaded.settings, loaded.states
+    split = load_split(settings, arguments.split, states[0]["config"])
+    results.check_records(split.records, split.folder / "images")
+    digest = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
+    output = Path(arguments.output) if arguments.output else paths[0].parent / _label(settings, split, states)
+    made_by = " + ".join(f"{path.name} {results.digest(path)}" for path in paths)
+    key = results.digest(made_by, _decoding(settings), digest, split.name, len(split.records))
+    if reuse and (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key:
+        return output
+
+    first = distributed.rank() == 0
+    if first:
+        trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
+        if any(state["captions_sha256"] != digest for state in trained_here):
+            print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
+        print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
+              f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
+    captions = caption_split(loaded, split, output, key)
+    if not first:
+        return output
+    scores, per_image = score_captions(
+        split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
+    )
+    decoding = ", ".join(f"{name} {value}" for name, value in _decoding(settings).items())
+    scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"{decoding} | {made_by}")}
+    rows = gallery_rows(split.records, captions, per_image)
+    shown = report.shown_rows(rows)
+    for row, maps in zip(shown, _attention(loaded, split, shown), strict=True):
+        # A token that holds half a character has no text of its own, so that its word cannot be found.
+        if maps and "".join(word["text"] for word in maps["words"]) == "".join(row["caption"].split()):
+            row["attention"] = maps
+    finish(output, split, captions, per_image, scores, rows, paths[0].parent / "log.jsonl")
+    return output
+
+
+def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
+    """Score the captions of a predictions file, of whatever model, on a split."""
+    settings, path = config.load(own), Path(arguments.predictions)
+    split = load_split(settings, arguments.split, config.as_dict(settings))
+    results.check_records(split.records, split.folder / "images")
+    captions = results.read_predictions(path, split.records)
+    scores, per_image = score_captions(
+        split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
+    )
+    made_by = f"{path.name} {results.digest(path)}"
+    scores |= {"split": split.name, "signature": _signature(split, scores, f"captions of {made_by}")}
+    output = Path(arguments.output) if arguments.output else path.parent / f"eval_{split.name}_{path.stem}"
+    rows = gallery_rows(split.records, captions, per_image)
+    finish(output, split, captions, per_image, scores, rows, path.parent / "log.jsonl")
+
+
+def compare(arguments: argparse.Namespace, own: list[str]) -> None:
+    """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
+    places = [
+        evaluate(arguments, own, [Path(name)], reuse=True) if name.endswith(".safetensors") else Path(name)
+        for name in arguments.compare
+    ]
+    if distributed.rank() != 0:
+        return
+    read = [results.read_results(place) for place in places]
+    differences, references = results.compare_results(*read, arguments.meteor, arguments.spice)
+    signature = metrics.signature(references, differences)
+    print(f"\nfirst:  {places[0]}\nsecond: {places[1]}\n{metrics.differences_table(differences)}\n{signature}")
+    if len(references) < results.FEW_IMAGES:
+        print(f"Only {len(references)} images: a difference would have to be large to show here.")
+    if arguments.json:
+        rows = {name: row._asdict() for name, row in differences.items()}
+        content = {"first": str(places[0]), "second": str(places[1]), "differences": rows, "signature": signature}
+        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+def caption_split(loaded: inference.Loaded, split: Split, output: Path, key: str) -> list[str]:
+    """The best caption of every image of the split, in order; on every process, each of which captions its share.
+
+    Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
+    """
+    if distributed.rank() == 0:
+        results.tidy_kept(output, key)
+    distributed.barrier()
+    kept = results.read_kept(output, key)
+    distributed.barrier()  # all have read before the first one writes
+    left = [i for i in range(len(split.records)) if i not in kept]
+    mine = left[distributed.rank() :: distributed.world_size()]
+    records = [split.records[i] for i in mine]
+    images = data.ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+    if kept and distributed.rank() == 0:
+        print(f"{len(kept)} captions are there from a start that was stopped")
+    quiet = distributed.rank() != 0 or not mine
+    bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
+    rows: list[dict[str, Any]] = []
+    with (output / f"captions-{distributed.rank()}.jsonl").open("w", encoding="utf-8") as file, bar:
+        file.write(json.dumps({"key": key}) + "\n")
+        for captions in _caption_batches(loaded, images) if mine else ():
+            places = mine[len(rows) : len(rows) + len(captions)]
+            batch = [{"image": i, "caption": row[0].text} for i, row in zip(places, captions, strict=True)]
+            file.write("".join(json.dumps(row) + "\n" for row in batch))
+            file.flush()
+            rows += batch
+            bar.update(len(batch))
+    found = kept | {row["image"]: row["caption"] for row in distributed.gather(rows)}
+    return [found[i] for i in range(len(split.records))]
 
 
 def score_captions(
-    records: list[dict[str, Any]], captions: list[str], people: bool = True
+    records: list[dict[str, Any]],
+    captions: list[str],
+    people: bool = True,
+    training: list[str] | None = None,
+    meteor: bool = False,
+    spice: bool = False,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Scores of one caption per record against its references: (scores.json content, per-image values in order).
 
-    "leave_one_out", with `people`, is what the references score against each other; "truth" is there for drawn scenes.
+    "leave_one_out", with `people`, is what the references score against each other; "truth" and "confusions" are
+    there for drawn scenes; `training` gives the share of captions that stand in it.
     """
     references = {record["file_name"]: record["captions"] for record in records}
     candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}
-    corpus, per_image = metrics.score_prepared(metrics.prepare_references(references), candidates)
-    text = metrics.text_statistics(captions)._asdict()
-    scores: dict[str, Any] = {"corpus": corpus, "images": len(records), "text": text}
+    measured = metrics.measure(metrics.prepare_references(references), candidates, meteor, spice)
+    corpus, per_image = metrics.total(measured)
+    text = metrics.text_statistics(captions, training=training)._asdict()
+    scores: dict[str, Any] = {
+        "corpus": corpus, "intervals": metrics.intervals(measured), "images": len(records),
+        "text": {name: value for name, value in text.items() if value is not None},
+    }  # fmt: skip
     if people and all(len(captions) > 1 for captions in references.values()):
         scores["leave_one_out"] = metrics.leave_one_out(references)
     if all("scene" in record for record in records):
-        totals = {kind: {"true": 0, "claims": 0} for kind in demo_set.TRUTH_KINDS}
-        for record, caption in zip(records, captions, strict=True):
-            for kind, (true, claims) in demo_set.caption_truth(caption, record["scene"]).items():
-                totals[kind]["true"] += true
-                totals[kind]["claims"] += claims
-        scores["truth"] = totals
+        scenes = [record["scene"] for record in records]
+        scores["truth"] = demo_set.total_truth(captions, scenes)
+        scores["confusions"] = demo_set.total_confusions(captions, scenes)
     return scores, [per_image[record["file_name"]] for record in records]
 
 
-def write_results(
-    output: Path,
-    records: list[dict[str, Any]],
-    captions: list[str],
-    per_image: list[dict[str, float]],
-    scores: dict[str, Any],
-    images_dir: Path,
-    log: Path,
-) -> None:
-    """predictions.json, references.json, scores.json and report.html in `output`."""
-    output.mkdir(parents=True, exist_ok=True)
-    rows = list(enumerate(zip(records, captions, per_image, strict=True)))
-    predictions = [
-        {"image_id": i, "caption": caption, "file_name": record["file_name"]} for i, (record, caption, _) in rows
+def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
+    """The split to score, and the captions of the training split of `trained`, the settings of the training."""
+    folder = Path(settings.DATA_DIR) / settings.DATASET
+    if not (folder / "captions.json").is_file():
+        raise SystemExit(f"There is no data set {folder}. Make it: python prepare_dataset.py --dataset {folder.name}")
+    records = data.load_records(folder, name, settings.DATA_CUTOFF)
+    origin = Path(settings.DATA_DIR) / trained["DATASET"] / "captions.json"
+    rows = [row for row in _read(origin)["images"] if row["split"] == "train"] if origin.is_file() else []
+    training = [caption for row in rows[: trained["DATA_CUTOFF"]] for caption in row["captions"]]
+    return Split(name, folder, records, training or None)
+
+
+def gallery_rows(
+    records: list[dict[str, Any]], captions: list[str], per_image: list[dict[str, float]]
+) -> list[dict[str, Any]]:
+    """One row per image, as report.write_report wants them."""
+    return [
+        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
+        for record, caption, own in zip(records, captions, per_image, strict=True)
     ]
-    references = {
-        "images": [{"id": i, "file_name": record["file_name"]} for i, (record, _, _) in rows],
-        "annotations": [
-            {"id": len(records) * n + i, "image_id": i, "caption": text}
-            for i, (record, _, _) in rows
-            for n, text in enumerate(record["captions"])
-        ],
-    }
-    for name, content in (("predictions", predictions), ("references", references), ("scores", scores)):
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        (output / f"{name}.json").write_text(text, encoding="utf-8")
-    gallery = [
-        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": s["CIDEr"]}
-        for _, (record, caption, s) in rows
-    ]
-    history = report.read_log(log) if log.is_file() else None
-    title = f"{log.parent.name}: captions of the {scores['split']} split"
+
+
+def finish(
+    output: Path, split: Split, captions: list[str], per_image: list[dict[str, float]], scores: dict[str, Any],
+    rows: list[dict[str, Any]], log: Path,
+) -> None:  # fmt: skip
+    """Write the results folder, print the table."""
+    results.write_results(output, split.records, captions, per_image, scores)
     report.write_report(
-        output / "report.html", title=title, scores=scores, predictions=gallery, images_dir=images_dir, history=history
-    )
+        output / "report.html", title=f"{log.parent.resolve().name}: captions of the {split.name} split",
+        scores=scores, predictions=rows, images_dir=split.folder / "images",
+        history=report.read_log(log) if log.is_file() else None,
+    )  # fmt: skip
+    results.drop_kept(output)
+    print(results.scores_table(scores))
+    print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
 
 
-def scores_table(scores: dict[str, Any]) -> str:
-    """The scores as lines of text, times 100 as the field prints them."""
-    humans = scores.get("leave_one_out")
-    lines = [f"\n{'':10}{'model':>8}" + (f"{'people':>10}   (each reference against the others)" if humans else "")]
-    for name, value in scores["corpus"].items():
-        lines.append(f"{name:10}{100 * value:8.1f}" + (f"{100 * humans[name]:10.1f}" if humans else ""))
-    if humans and humans["CIDEr"] > 0:
-        lines.append(f"CIDEr is {scores['corpus']['CIDEr'] / humans['CIDEr']:.0%} of what people reach")
-    for kind, count in scores.get("truth", {}).items():
-        share = f"{count['true'] / count['claims']:.1%}" if count["claims"] else "none named"
-        lines.append(f"true {kind:10} {share} of {count['claims']} named")
-    if scores["images"] < 100:
-        lines.append(f"Only {scores['images']} images: these scores are rough, CIDEr above all.")
-    return "\n".join([*lines, scores.get("signature", "")])
+def _caption_batches(loaded: inference.Loaded, images: data.ImageTextDataset) -> Any:
+    settings = loaded.settings
+    return inference.caption_batches(
+        loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
+        options=inference.search_options(settings), device=loaded.device, precision=settings.PRECISION,
+        workers=settings.NUM_WORKERS,
+    )  # fmt: skip
+
+
+def _decoding(settings: Any) -> dict[str, Any]:
+    """Every setting that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
+    dtype = inference.pick_dtype(settings.PRECISION, inference.pick_device(settings.DEVICE))
+    return {
+        "beam": settings.BEAM_SIZE, "length penalty": settings.LENGTH_PENALTY, "longest": settings.MAX_SEQ_LEN,
+        "shortest": settings.MIN_LENGTH, "no repeated n-gram": settings.NO_REPEAT_NGRAM,
+        "precision": str(dtype).removeprefix("torch."),
+    }  # fmt: skip
+
+
+def _attention(loaded: inference.Loaded, split: Split, rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+    """For each row of the gallery where the model looked, word by word, as report.write_report wants "attention".
+
+    None for each where several models voted. The captions are cut into tokens anew, which nearly always gives the
+    model's own.
+    """
+    if len(loaded.models) > 1:
+        return [None for _ in rows]
+    (model,), settings, found = loaded.models, loaded.settings, []
+    for part in data.chunks(rows, settings.EVAL_BATCH_SIZE):
+        paths = [split.folder / "images" / row["file_name"] for row in part]
+        pixels = torch.stack([data.load_image(path, model.image_spec) for path in paths])
+        ids = [tokenizers.encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
+        with inference.autocast(loaded.device, inference.pick_dtype(settings.PRECISION, loaded.device)):
+            maps = inference.attend(model, loaded.tokenizer, pixels, ids)
+        boxes = [report.seen_part(path, model.image_spec) for path in paths]
+        found += [one | {"box": box} for one, box in zip(maps, boxes, strict=True)]
+    return found
+
+
+def _signature(split: Split, scores: dict[str, Any], origin: str) -> str:
+    """One line: two scores compare where it is equal up to the part that is meant to differ."""
+    references = {record["file_name"]: record["captions"] for record in split.records}
+    return f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {origin}"
+
+
+def _label(settings: Any, split: Split, states: list[dict[str, Any]]) -> str:
+    label = f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
+    label += f"_beam{settings.BEAM_SIZE}_penalty{settings.LENGTH_PENALTY:g}"
+    for name, value in (("min", settings.MIN_LENGTH), ("ngram", settings.NO_REPEAT_NGRAM)):
+        label += f"_{name}{value}" if value else ""
+    return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
+
+
+def _join_processes(settings: Any) -> torch.device:
+    """The device of this process; joins the group if torchrun started several."""
+    device = inference.pick_device(settings.DEVICE)
+    if device.type == "cuda" and device.index is None and distributed.world_size_of_environment() > 1:
+        device = inference.pick_device(f"cuda:{distributed.local_rank()}")
+        torch.cuda.set_device(device)  # NCCL gathers through the current device
+    distributed.start(device.type)
+    return device
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -8,20 +8,19 @@ import hashlib
 import html
 import io
 import json
-import math
 import os
 import re
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image, ImageOps
 
+import report_html
+from report_html import Points
+
 TEMPLATE = Path(__file__).with_name("report_template.html")
+MAX_IMAGES = 200
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
-METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "ROUGE_L": "ROUGE-L", "CIDEr": "CIDEr"}
-GROUP_LABELS = {"corpus": "Model", "leave_one_out": "References against each other"}
-Points = list[tuple[float, float]]
 
 
 class Curves(NamedTuple):
@@ -79,7 +78,7 @@ def extract_curves(history: list[dict]) -> Curves:
     train = [(row["epoch"] if in_epochs else row["step"], row.get("loss")) for row in train_rows]
     val = [(row["step"] * per_step, row.get("val_loss")) for row in val_rows]
     cider = [(row["step"] * per_step, row["CIDEr"]) for row in val_rows if "CIDEr" in row]
-    kept = [[(x, y) for x, y in points if _is_finite(y)] for points in (train, val, cider)]
+    kept = [[(x, y) for x, y in points if report_html.is_finite(y)] for points in (train, val, cider)]
     lost = len(train + val + cider) - sum(map(len, kept))
     return Curves("epoch" if in_epochs else "step", kept[0], smooth_curve(kept[0]), kept[1],
                   [(x, 100 * y) for x, y in kept[2]], f"left out, as not finite: {lost}" if lost else None)
@@ -123,7 +122,7 @@ def plot_curves(history: list[dict], path: Path | str, title: str) -> None:
             point = best(points, key=lambda p: p[1])
             panel.annotate(form.format(point[1]), point, xytext=(0, 7), textcoords="offset points",
                            ha="center", fontsize=9, weight="bold", color=color)
-        panel.set_ylim(*_y_range(points if panel is not panels[0] else curves.smooth + curves.val))
+        panel.set_ylim(*report_html.y_range(points if panel is not panels[0] else curves.smooth + curves.val))
         panel.set_title(name, loc="left", fontsize=10, color="#444444")
         panel.set_xlabel(curves.x_label, fontsize=9, color="#666666")
         panel.tick_params(labelsize=9, colors="#666666", length=0)
@@ -137,30 +136,26 @@ def plot_curves(history: list[dict], path: Path | str, title: str) -> None:
     _write_atomic(Path(path), buffer.getvalue())
 
 
-def _y_range(points: Points) -> tuple[float, float]:
-    ys = [y for _, y in points]
-    margin = 0.1 * (max(ys) - min(ys)) or 0.1 * abs(ys[0]) or 1.0
-    return min(ys) - margin, max(ys) + margin
-
-
 def write_report(path: Path | str, *, title: str, scores: dict, predictions: list[dict],
-                 images_dir: Path | str, history: list[dict] | None = None, max_images: int = 200) -> None:
+                 images_dir: Path | str, history: list[dict] | None = None, max_images: int = MAX_IMAGES) -> None:
     """Write one self-contained HTML page (no network, light and dark): scores, curves, gallery of captions.
 
     scores: as in scores.json, fractions (0.61 is shown as 61.0); "corpus" is needed, other groups are shown.
     predictions: rows with "file_name" (below images_dir), "caption", "references" (list of str), "cider" (a
-    fraction); other keys are ignored. Of more than max_images rows the best, the worst and evenly spaced ones
-    between are shown, and the page says so. history: rows of log.jsonl, for the curves. Text of the data is
-    escaped. The file appears complete or not at all.
+    fraction); optional "attention" {"rows": r, "cols": c, "words": [{"text", "weights": r * c numbers 0..255}, ...]},
+    where the model looked for each word of the caption, row by row from the top left, and in it "box": the part of
+    the picture the grid covers, [left, top, right, bottom] as fractions. Other keys are ignored. Of more than
+    max_images rows the best, the worst and evenly spaced ones between are shown, and the page says so. history: rows
+    of log.jsonl, for the curves. Text of the data is escaped. The file appears complete or not at all.
 
-    Raises ValueError for incomplete rows and for shown pictures that are missing or unreadable.
+    Raises ValueError for incomplete rows, maps of other words, and for shown pictures that are missing or unreadable.
     """
     if not isinstance(scores.get("corpus"), dict):
         raise ValueError('scores has no "corpus" group of metrics; give the contents of scores.json')
     if max_images < 1:
         raise ValueError(f"max_images is {max_images}, but must be at least 1")
     total = len(predictions)
-    shown = choose_rows(list(enumerate(rank_predictions(predictions), start=1)), max_images)
+    shown = _choose(predictions, max_images)
     pictures = [_thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown]
     aspects = sorted(width / height for _, width, height in pictures)
     template = TEMPLATE.read_text(encoding="utf-8")
@@ -171,17 +166,29 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
         "title": html.escape(title),
         "subtitle": html.escape(f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures"),
         "signature": html.escape(str(scores.get("signature", ""))),
-        "scores": _scores_html(scores),
-        "charts": _charts_html(history),
+        "scores": report_html.scores_html(scores),
+        "charts": _charts_html(history) + report_html.distributions_html(predictions),
+        "confusions": report_html.confusions_html(scores.get("confusions") or {}),
+        "hint": " Point at a word, tap it or move there with Tab and the arrow keys, to see where the model looked."
+                if any(row.get("attention") for _, row in shown) else "",
         "counted": f"all {total:,} pictures" if len(shown) == total else
                    f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
         "aspect": f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
-        "cards": "\n".join(_card_html(row, picture, rank, total)
+        "cards": "\n".join(report_html.card_html(row, picture, rank, total)
                            for (rank, row), (picture, _, _) in zip(shown, pictures, strict=True)),
     }
     # One pass: a caption that holds "{{cards}}" stays text.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
     _write_atomic(Path(path), page.encode("utf-8", "backslashreplace"))
+
+
+def shown_rows(predictions: list[dict], max_images: int = MAX_IMAGES) -> list[dict]:
+    """The rows that write_report puts into the gallery, e.g. to add "attention" to them alone."""
+    return [row for _, row in _choose(predictions, max_images)]
+
+
+def _choose(predictions: list[dict], max_images: int) -> list[tuple[int, dict]]:
+    return choose_rows(list(enumerate(rank_predictions(predictions), start=1)), max_images)
 
 
 def rank_predictions(predictions: list[dict]) -> list[dict]:
@@ -193,7 +200,7 @@ def rank_predictions(predictions: list[dict]) -> list[dict]:
         if missing:
             raise ValueError(f"prediction {number} ({row.get('file_name', 'no file name')}) has no "
                              f"{', '.join(missing)}; give rows with file_name, caption, references and cider")
-        if not _is_finite(row["cider"]):
+        if not report_html.is_finite(row["cider"]):
             raise ValueError(f"prediction {number} ({row['file_name']}): cider {row['cider']!r} is no number")
     return sorted(predictions, key=lambda row: (-row["cider"], row["file_name"]))
 
@@ -208,16 +215,17 @@ def choose_rows(ranked: list, limit: int) -> list:
     return ranked[:ends] + spread + ranked[len(ranked) - ends:]
 
 
-def repeated_words(words: Sequence[str]) -> list[bool]:
-    """For each word: does it stutter ("dog dog") or end a pair that stood there already ("a dog, a dog")?"""
-    plain = [re.sub(r"\W", "", word).casefold() for word in words]
-    seen: set[tuple[str, str]] = set()
-    flags = []
-    for before, word in zip(["", *plain], plain, strict=False):
-        flags.append(bool(word) and (word == before or (before, word) in seen))
-        if before:
-            seen.add((before, word))
-    return flags
+def seen_part(path: Path, image_spec: dict) -> list[float]:
+    """[left, top, right, bottom] of what an encoder sees of a picture, as fractions, for the "box" of its maps.
+
+    image_spec: with "crop" the shorter side is resized to "resize" pixels and the middle "size" of it is cut out.
+    """
+    if not image_spec["crop"]:
+        return [0.0, 0.0, 1.0, 1.0]
+    with Image.open(path) as image:
+        sides = ImageOps.exif_transpose(image).size
+    across, down = (image_spec["size"] / (side / min(sides) * image_spec["resize"]) for side in sides)
+    return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
 
 
 def _thumbnail(path: Path) -> tuple[str, int, int]:
@@ -238,95 +246,6 @@ def _thumbnail(path: Path) -> tuple[str, int, int]:
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *flat.size
 
 
-def _card_html(row: dict, picture: str, rank: int, total: int) -> str:
-    words = row["caption"].split()
-    flags = repeated_words(words)
-    caption = " ".join(f"<mark>{html.escape(word)}</mark>" if flag else html.escape(word)
-                       for word, flag in zip(words, flags, strict=True))
-    references = "".join(f'<li dir="auto">{html.escape(text)}</li>' for text in row["references"])
-    name = html.escape(row["file_name"])
-    share = 100 * (total - rank) // max(total - 1, 1)
-    return (f'<article class="card" data-cider="{row["cider"]:.6f}" data-words="{len(words)}" '
-            f'data-repeats="{sum(flags)}" data-name="{name}">'
-            f'<div class="picture"><img src="{picture}" alt="picture {name}"></div>'
-            f'<div class="said"><p class="caption" dir="auto">{caption or "<em>empty caption</em>"}</p>'
-            f'<p class="score" style="--share:{share}%">'
-            f'<span><b>{format_score(row["cider"])}</b> CIDEr</span> '
-            f'<small>rank {rank:,}<i> of {total:,}</i></small></p></div>'
-            f'<ul class="references">{references}</ul><p class="name">{name}</p></article>')
-
-
-def format_score(value: object) -> str:
-    """A fraction as the field writes scores: 0.934 -> "93.4"; a dash for what is not a finite number."""
-    return f"{100 * value:.1f}" if _is_finite(value) else "–"
-
-
-def format_value(value: object) -> str:
-    """Any JSON value for reading: 1234 -> "1,234", 10.43 -> "10.4", 0.03 -> "0.03"; others as JSON."""
-    if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _label(key: str) -> str:
-    text = key.replace("_", " ")
-    return html.escape(text[:1].upper() + text[1:])
-
-
-def _scores_html(scores: dict) -> str:
-    """Groups of metrics as columns of one table, "truth" as bars, all else as lists of names and values."""
-    apart = ("truth", "images", "split", "signature")
-    rest = {name: value for name, value in scores.items() if name not in apart}
-    groups = {name: value for name, value in rest.items()
-              if name == "corpus" or isinstance(value, dict) and METRIC_LABELS.keys() & value.keys()}
-    panels = [_metrics_html(groups)] + ([_truth_html(scores["truth"])] if scores.get("truth") else [])
-    lists = {name: value for name, value in rest.items() if name not in groups and isinstance(value, dict)}
-    lists["details"] = {name: value for name, value in rest.items() if not isinstance(value, dict)}
-    text = ""
-    for name, group in lists.items():
-        rows = "".join(f"<dt>{_label(key)}</dt><dd>{html.escape(format_value(value))}</dd>"
-                       for key, value in group.items())
-        text += f"<h2>{_label(name)}</h2><dl>{rows}</dl>" if rows else ""
-    return "\n".join(panels + ([f'<section class="panel">{text}</section>'] if text else []))
-
-
-def _metrics_html(groups: dict[str, dict]) -> str:
-    metrics = list(METRIC_LABELS) + [key for key in groups["corpus"] if key not in METRIC_LABELS]
-    heads = [GROUP_LABELS.get(name) or _label(name) for name in groups]
-    heads += ["Model as share of references"] if "leave_one_out" in groups else []
-    rows = []
-    for key in metrics:
-        cells = [format_score(group.get(key)) for group in groups.values()]
-        if "leave_one_out" in groups:
-            own, theirs = groups["corpus"].get(key), groups["leave_one_out"].get(key)
-            known = _is_finite(own) and _is_finite(theirs) and theirs > 0
-            cells.append(f"{100 * own / theirs:.0f} %" if known else "–")
-        if any(key in group for group in groups.values()):
-            label = METRIC_LABELS.get(key) or html.escape(key)
-            rows.append(f'<tr data-metric="{html.escape(key)}"><th scope="row">{label}</th>'
-                        f'<td>{"</td><td>".join(cells)}</td></tr>')
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    return (f'<section class="panel"><h2>Scores</h2><div class="scroll"><table><thead><tr><td></td>'
-            f'{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></section>')
-
-
-def _truth_html(truth: dict[str, dict]) -> str:
-    rows = []
-    for name, counts in truth.items():
-        true, claims = counts["true"], counts["claims"]
-        share = f"{100 * true / claims:.1f} %" if claims else "–"
-        rows.append(f'<li><span>{_label(name)}</span><b>{share}</b>'
-                    f'<i style="--share:{100 * true / max(claims, 1):.2f}%"></i>'
-                    f'<small>{true:,} of {claims:,} true</small></li>')
-    return f'<section class="panel"><h2>True claims</h2><ul class="truth">{"".join(rows)}</ul></section>'
-
-
 def _charts_html(history: list[dict] | None) -> str:
     curves = extract_curves(history or [])
     lines = {"raw": curves.train, "train": curves.smooth, "val": curves.val}
@@ -334,57 +253,14 @@ def _charts_html(history: list[dict] | None) -> str:
     if curves.train or curves.val:
         names = (("train", "training, smoothed"), ("val", "validation"))
         legend = "".join(f'<span class="{name}">{text}</span>' for name, text in names if lines[name])
-        charts.append(("Loss per token", legend, _svg(lines, min, "{:.3f}", curves.x_label)))
+        charts.append(("Loss per token", legend, report_html.svg(lines, min, "{:.3f}", curves.x_label)))
     if curves.cider:
-        charts.append(("Validation CIDEr", "", _svg({"cider": curves.cider}, max, "{:.1f}", curves.x_label)))
+        charts.append(("Validation CIDEr", "", report_html.svg({"cider": curves.cider}, max, "{:.1f}", curves.x_label)))
     note = curves.note
     if history and not charts:
         note = "The log holds no losses that can be drawn."
     return "".join(f'<figure class="panel"><figcaption><h2>{name}</h2>{legend}</figcaption>{svg}</figure>'
                    for name, legend, svg in charts) + (f'<p class="note">{note}</p>' if note else "")
-
-
-def _svg(lines: dict[str, Points], best: Callable, form: str, x_label: str) -> str:
-    """A chart of 380 x 220 units, coloured by the page's CSS; dots and the best value on the last line."""
-    left, right, top, bottom = 38, 372, 8, 182
-    read = [point for name, line in lines.items() if name != "raw" for point in line]
-    low, high = _y_range(read)
-    x_high = max(x for x, _ in read) or 1
-
-    def place(point: tuple[float, float]) -> tuple[float, float]:
-        y = min(max(point[1], low), high)  # a spike of the raw losses ends at the frame
-        return left + point[0] / x_high * (right - left), bottom - (y - low) / (high - low) * (bottom - top)
-
-    out = []
-    for tick in nice_ticks(low, high):
-        y = place((0, tick))[1]
-        out.append(f'<line x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>'
-                   f'<text class="y" x="{left - 8}" y="{y + 4:.1f}">{tick:.6g}</text>')
-    out += [f'<text class="x" x="{place((tick, 0))[0]:.1f}" y="{bottom + 17}">{tick:,.6g}</text>'
-            for tick in nice_ticks(0, x_high)]
-    out.append(f'<text class="x" x="{(left + right) / 2}" y="{bottom + 34}">{x_label}</text>')
-    for name, line in lines.items():
-        thin = line[::1 + len(line) // 500]  # the chart is a few hundred pixels wide
-        coordinates = " ".join("{:.1f},{:.1f}".format(*place(point)) for point in thin)
-        out.append(f'<polyline class="{name}" points="{coordinates}"/>')
-    for point in line:
-        x, y = place(point)
-        out.append(f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3">'
-                   f'<title>{x_label} {point[0]:.4g}: {form.format(point[1])}</title></circle>')
-    if line:
-        point = best(line, key=lambda p: p[1])
-        x, y = place(point)
-        out.append(f'<text class="x best {name}" x="{min(x, right - 12):.1f}" y="{y - 7:.1f}">'
-                   f'{form.format(point[1])}</text>')
-    return f'<svg viewBox="0 0 380 220" role="img">{"".join(out)}</svg>'
-
-
-def nice_ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers (1, 2 or 5 times a power of ten apart) within [low, high]; low < high."""
-    rough = (high - low) / 7
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * 0.999)
-    return [i * step for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _write_atomic(path: Path, data: bytes) -> None:

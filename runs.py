@@ -1,7 +1,7 @@
 """The folders of runs under OUTPUT_DIR: their names, lock and checkpoints, and what a resume takes over.
 
 A run's folder holds last.safetensors, previous.safetensors (the one before it), the best checkpoints by validation
-loss, log.jsonl and, while it runs, the lock.
+loss, best_cider.safetensors, log.jsonl and, while it runs, the lock.
 """
 
 import contextlib
@@ -10,7 +10,7 @@ import os
 import re
 import socket
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ import checkpoint
 import config
 import distributed
 
-LAST, PREVIOUS, _NEW = "last.safetensors", "previous.safetensors", ".new.safetensors"
+LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
+_NEW = ".new.safetensors"
 _STRAY = re.compile(r"\..+\.tmp|\.tmp\w{6}|\.new\.safetensors")  # the second: safetensors' own writer
 
 
@@ -131,10 +132,10 @@ def lock(run: Path) -> Iterator[None]:
 # --- Checkpoints of a run ---
 
 
-def save(run: Path, state: dict[str, Any], *, best: bool, keep: int, last_is_whole: bool) -> None:
+def save(run: Path, state: dict[str, Any], *, names: Sequence[str], keep: int, last_is_whole: bool) -> None:
     """Write `state` as the run's last.safetensors; the one before becomes previous.safetensors.
 
-    best: give it its best name, too, and keep only the `keep` best ones of the run.
+    names: further names to give it, as one of the best. keep: how many best ones by validation loss stay in the run.
     last_is_whole: whether the present last.safetensors is known to be sound. If not it is verified first, and a
         damaged one does not displace the previous one: two whole checkpoints stay.
     Every name appears complete or not at all; old files go only after the new one is verified. Raises as
@@ -143,17 +144,16 @@ def save(run: Path, state: dict[str, Any], *, best: bool, keep: int, last_is_who
     new, last = run / _NEW, run / LAST
     try:
         checkpoint.save(new, state)
-        if best:
-            checkpoint.copy(new, run / checkpoint.best_name(state["epoch"], state["best_val_loss"]))
+        for name in names:
+            checkpoint.copy(new, run / name)
         if last.exists() and (last_is_whole or _defect(last) is None):
             checkpoint.copy(last, run / PREVIOUS)
         os.replace(new, last)
     finally:
         new.unlink(missing_ok=True)
     checkpoint.sync_folder(run)
-    if best:
-        for path in checkpoint.best_files(run)[keep:]:
-            path.unlink()
+    for path in checkpoint.best_files(run)[keep:]:
+        path.unlink()
 
 
 def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
@@ -204,7 +204,7 @@ def position(state: dict[str, Any]) -> tuple[int, int]:
 
 def _checkpoints(run: Path) -> list[Path]:
     """The run's checkpoint files by name: last, previous, best ones."""
-    names = [run / LAST, run / PREVIOUS]
+    names = [run / LAST, run / PREVIOUS, run / BEST_CIDER]
     return [path for path in names if path.is_file()] + checkpoint.best_files(run)
 
 

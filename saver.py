@@ -1,6 +1,7 @@
 """Checkpoints of a run, written by a thread beside the training, which waits for a copy of the tensors only."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,10 @@ class Saver:
         self._problem: str | None = None
         self._written: tuple[int, ...] = ()  # the identity of the last.safetensors that was written and verified here
 
-    def start(self, state: dict[str, Any], best: bool) -> None:
-        """Begin to write `state`, also as a best checkpoint; waits for the write before."""
+    def start(self, state: dict[str, Any], names: Sequence[str] = ()) -> None:
+        """Begin to write `state`, also under further `names`; waits for the write before."""
         self.wait()
-        self._thread = threading.Thread(target=self._write, args=(state, best), name="checkpoint")
+        self._thread = threading.Thread(target=self._write, args=(state, names), name="checkpoint")
         self._thread.start()
 
     def wait(self) -> None:
@@ -39,12 +40,12 @@ class Saver:
         problem, self._problem = self._problem, None
         return problem
 
-    def _write(self, state: dict[str, Any], best: bool) -> None:
+    def _write(self, state: dict[str, Any], names: Sequence[str]) -> None:
         last = self.run / runs.LAST
         try:
             checkpoint.check_finite(state, "The state to save")
             trusted = self._written != () and _identity(last) == self._written
-            runs.save(self.run, state, best=best, keep=self.keep_best, last_is_whole=trusted)
+            runs.save(self.run, state, names=names, keep=self.keep_best, last_is_whole=trusted)
             self._written = _identity(last)
             self.failed = False
         except OSError as error:

@@ -20,7 +20,7 @@ if __name__ == "__main__":
 import contextlib  # noqa: E402
 import math  # noqa: E402
 import time  # noqa: E402
-from collections.abc import Iterator  # noqa: E402
+from collections.abc import Iterator, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
@@ -94,8 +94,8 @@ def fit(run: Run, progress: Progress) -> None:
                     if boundary(run, progress, time.monotonic() - saved_at):
                         save(run, progress)
                         saved_at = time.monotonic()
-                progress, improved = finish_epoch(run, progress, bar)
-                save(run, progress, improved, wait=progress.epoch == settings.NUM_EPOCHS)
+                progress, names = finish_epoch(run, progress, bar)
+                save(run, progress, names, wait=progress.epoch == settings.NUM_EPOCHS)
                 saved_at = time.monotonic()
         except signals.Stopped as stopped:
             save(run, progress, wait=True)
@@ -219,12 +219,12 @@ def evaluate(run: Run) -> float:
     return loss / tokens
 
 
-def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, bool]:
-    """Validate where it is time to; returns (progress with one more epoch, whether the loss is the best so far)."""
+def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, list[str]]:
+    """Validate where it is time to; returns (progress with one more epoch, names for it as one of the best)."""
     settings = run.settings
     done = progress._replace(epoch=progress.epoch + 1, step_in_epoch=0)
     if done.epoch != settings.NUM_EPOCHS and done.epoch % settings.VALIDATION_INTERVAL:
-        return done, False
+        return done, []
     if settings.NUM_WORKERS:
         run.saver.wait()
     with checkpoint.generators_kept():  # whether and how often it validates does not change the training
@@ -236,6 +236,10 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, boo
         done = done._replace(best_val_loss=val_loss, validations_without_gain=0)
     else:
         done = done._replace(validations_without_gain=done.validations_without_gain + 1)
+    names = [checkpoint.best_name(done.epoch, val_loss)] if improved else []
+    if scored and (done.best_cider is None or scored["CIDEr"] > done.best_cider):
+        done = done._replace(best_cider=scored["CIDEr"])
+        names.append(runs.BEST_CIDER)
     row = {"type": "val", "step": done.step, "epoch": done.epoch, "val_loss": val_loss, **scored}
     text = f"epoch {done.epoch}: validation loss {val_loss:.4f}" + (" (best)" if improved else "")
     if scored:
@@ -247,7 +251,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, boo
     runlog.write(run.log, row, run.wandb_run)
     if distributed.rank() == 0:
         bar.write(text)
-    return done, improved
+    return done, names
 
 
 def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
@@ -271,8 +275,8 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
     return scores["corpus"] | truth, samples
 
 
-def save(run: Run, progress: Progress, best: bool = False, wait: bool = False) -> None:
-    """Save the run where it stands, beside the training unless it should `wait`; all ranks together.
+def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = False) -> None:
+    """Save the run where it stands, also under `names`; beside the training, unless it should `wait`. All ranks together.
 
     Raises SystemExit where it waited in vain: what could not be saved would be lost.
     """
@@ -282,7 +286,7 @@ def save(run: Run, progress: Progress, best: bool = False, wait: bool = False) -
         tell_problem(run)
         run_id = run.wandb_run.id if run.wandb_run is not None else None
         values = {**progress._asdict(), **run.about, "wandb_run_id": run_id}
-        run.saver.start(snapshot.take(run.model, run.optimizer, run.scaler, generators, values), best)
+        run.saver.start(snapshot.take(run.model, run.optimizer, run.scaler, generators, values), names)
     if wait:
         run.saver.wait()
         distributed.barrier()  # or torchrun would end the first rank with the others

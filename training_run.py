@@ -57,6 +57,7 @@ class Progress(NamedTuple):
     step: int = 0  # finished optimizer steps
     step_in_epoch: int = 0  # of these, in the epoch that is not finished
     best_val_loss: float | None = None
+    best_cider: float | None = None  # greedy, over the first VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
 

@@ -105,7 +105,7 @@ def _ours(path: Path, take: Callable[[], dict[str, Any]]) -> None:
 
 
 def _stall(writer: saver.Saver, take: Callable[[], dict[str, Any]]) -> None:
-    writer.start(take(), False)
+    writer.start(take())
 
 
 def _save_and_sync(state: dict[str, Any], path: Path) -> None:

@@ -19,8 +19,9 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -38,36 +39,47 @@ def main() -> None:
     start = time.perf_counter()
     ptb.compile_rules()
     print(f"compiling the token rules, once in a process: {1000 * (time.perf_counter() - start):.0f} ms")
-    reference = load_reference()
-    for images in args.images:
-        source, references = load_references(images)
-        candidates = make_candidates(references, random.Random(0))
-        print(
-            f"\n{len(references)} images x {len(next(iter(references.values())))} references ({source}), "
-            f"{args.repeats} alternating repeats, median [range]"
-        )
-        compare(references, candidates, reference, args.repeats)
+    for row in measure(args.images, args.repeats, verbose=True):
+        ratio = f"   {row['ratio']:5.1f}x faster [{row['lowest']:.1f} - {row['highest']:.1f}]" if row["ratio"] else ""
+        print(f"{row['name']:<24}{row['ours']:8.4f} s{ratio}")
 
 
-def compare(references: dict, candidates: dict, reference: Callable | None, repeats: int) -> None:
-    times: dict[str, list[float]] = {"pycocoevalcap": [], "cold": [], "prepared": []}
+def measure(images: Sequence[int] = (1000, 5000), repeats: int = 5, verbose: bool = False) -> list[dict[str, Any]]:
+    """[{"name", "ours", "peer", "ratio", "unit", "lowest", "highest"}]: medians over alternating repeats.
+
+    names: scoring_<images>x5_cold and _prepared. peer and the ratios are None without Java or pycocoevalcap.
+    """
+    reference, rows = load_reference(), []
+    for number in images:
+        source, references = load_references(number)
+        times = compare(references, make_candidates(references, random.Random(0)), reference, repeats)
+        if verbose:
+            peer = f"; pycocoevalcap {statistics.median(times['peer']):.4f} s" if times["peer"] else ""
+            print(f"{number} images ({source}), {repeats} alternating repeats{peer}")
+        for kind in ("cold", "prepared"):
+            ratios = [peer / own for peer, own in zip(times["peer"], times[kind], strict=False)]
+            rows.append({
+                "name": f"scoring_{number}x5_{kind}", "ours": statistics.median(times[kind]),
+                "peer": statistics.median(times["peer"]) if ratios else None,
+                "ratio": statistics.median(ratios) if ratios else None, "unit": "s",
+                "lowest": min(ratios, default=None), "highest": max(ratios, default=None),
+            })  # fmt: skip
+    return rows
+
+
+def compare(references: dict, candidates: dict, reference: Callable | None, repeats: int) -> dict[str, list[float]]:
+    """Times of both sides, which must give the same scores."""
+    times: dict[str, list[float]] = {"peer": [], "cold": [], "prepared": []}
     for _ in range(repeats):
         if reference is not None:
-            theirs = timed(times["pycocoevalcap"], lambda: reference(references, candidates))
+            theirs = timed(times["peer"], lambda: reference(references, candidates))
         ptb.clear_cache()
         ours = timed(times["cold"], lambda: score_prepared(prepare_references(references), candidates).corpus)
         prepared = prepare_references(references)
         again = timed(times["prepared"], lambda kept=prepared: score_prepared(kept, candidates).corpus)
         if again != ours or (reference is not None and max(abs(ours[k] - theirs[k]) for k in ours) > 1e-9):
             raise SystemExit(f"scores differ: {ours} {again} {theirs}")
-    for name, values in times.items():
-        if not values:
-            continue
-        line = f"{name:<14}{statistics.median(values):8.4f} s"
-        if reference is not None and name != "pycocoevalcap":
-            ratios = [a / b for a, b in zip(times["pycocoevalcap"], values, strict=True)]
-            line += f"   {statistics.median(ratios):5.1f}x faster [{min(ratios):.1f} - {max(ratios):.1f}]"
-        print(line)
+    return times
 
 
 def timed(into: list[float], call: Callable[[], dict]) -> dict:

@@ -1,10 +1,11 @@
-"""`python -m metrics references.json predictions.json [--json out.json]`: score anyone's captions."""
+"""`python -m metrics references.json predictions.json`: score anyone's captions, or compare two models' captions."""
 
 import argparse
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 FEW_IMAGES = 100
 EPILOG = """
@@ -12,7 +13,8 @@ references:  a COCO captions file {"annotations": [{"image_id": 1, "caption": ".
              or a mapping {"1": ["...", "..."], ...}
 predictions: a COCO results list [{"image_id": 1, "caption": "..."}, ...], or a mapping {"1": "...", ...}
 
-Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java.
+Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java, except for --meteor and
+--spice. Beside each score stand the 95 % bootstrap interval over images; it does not hold other training seeds.
 """
 
 
@@ -25,117 +27,75 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("references", type=Path, help="JSON file of the reference captions")
     parser.add_argument("predictions", type=Path, help="JSON file with one caption for each image")
-    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the scores to this file")
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="a second predictions file: test the difference")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
+    parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
+    parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
     args = parser.parse_args(argv)
     try:
-        report(args.references, args.predictions, args.json)
+        result = compare(args) if args.compare else report(args)
+        if args.json is not None:
+            args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
         print(f"python -m metrics: {error}", file=sys.stderr)
         return 1
     return 0
 
 
-def report(references_path: Path, predictions_path: Path, out: Path | None) -> None:
-    """Print the table; with `out`, write {"Bleu_1": ..., ..., "images": n} there.
+def report(args: argparse.Namespace) -> dict[str, Any]:
+    """Print the scores; returns {"Bleu_1": ..., ..., "images": n, "intervals": ..., "signature": ...}.
 
     Raises ValueError on bad files, OSError on unreadable ones.
     """
-    from metrics import prepare_references, score_prepared, text_statistics
+    import metrics
+    from metrics import files
 
-    references = read_references(references_path)
-    predictions = with_ids_of(references, read_predictions(predictions_path))
-    scores = score_prepared(prepare_references(references), predictions).corpus
-    statistics = text_statistics([predictions[image] for image in references])
+    references = files.read_references(args.references)
+    predictions = files.with_ids_of(references, files.read_predictions(args.predictions))
+    measured = metrics.measure(metrics.prepare_references(references), predictions, args.meteor, args.spice)
+    scores, spread = metrics.total(measured).corpus, metrics.intervals(measured)
+    statistics = metrics.text_statistics([predictions[image] for image in references])
+    line = metrics.signature(references, scores)
     print(
         f"{len(references)} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
         "document frequencies are those of these references"
     )
     for name, value in scores.items():
-        print(f"{name:<12}{value:8.4f}")
+        print(f"{name:<12}{value:8.4f}   {spread[name][0]:.4f} to {spread[name][1]:.4f}")
     for name, value in statistics._asdict().items():
-        print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
-    if len(references) < FEW_IMAGES:
+        if value is not None:
+            print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
+    print(line)
+    _warn_of_few(len(references))
+    return {**scores, "images": len(references), "intervals": spread, "signature": line}
+
+
+def compare(args: argparse.Namespace) -> dict[str, Any]:
+    """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
+    import metrics
+    from metrics import files
+
+    references = files.read_references(args.references)
+    prepared = metrics.prepare_references(references)
+    measured = [
+        metrics.measure(prepared, files.with_ids_of(references, files.read_predictions(path)), args.meteor, args.spice)
+        for path in (args.predictions, args.compare)
+    ]
+    differences = metrics.compare(*measured)
+    print(f"first:  {args.predictions}\nsecond: {args.compare}\n{metrics.differences_table(differences)}")
+    print(line := metrics.signature(references, differences))
+    _warn_of_few(len(references))
+    rows = {name: row._asdict() for name, row in differences.items()}
+    return {**rows, "images": len(references), "signature": line}
+
+
+def _warn_of_few(images: int) -> None:
+    if images < FEW_IMAGES:
         print(
-            f"warning: {len(references)} images are few (under {FEW_IMAGES}): one image more or less changes "
+            f"warning: {images} images are few (under {FEW_IMAGES}): one image more or less changes "
             "every digit printed here",
             file=sys.stderr,
         )
-    if out is not None:
-        out.write_text(json.dumps({**scores, "images": len(references)}, indent=2) + "\n", encoding="utf-8")
-
-
-def read_references(path: Path) -> dict:
-    """{image id: [captions]} from a COCO captions file or a plain mapping; ValueError if it is neither."""
-    content = _read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        references: dict = {}
-        for entry in content["annotations"]:
-            image, caption = _image_and_caption(entry, path)
-            references.setdefault(image, []).append(caption)
-        return references
-    if isinstance(content, dict) and all(isinstance(captions, list) for captions in content.values()):
-        return content
-    raise ValueError(
-        f'{path} is no reference file: expected {{"annotations": [...]}} or {{image id: [captions]}}'
-    )
-
-
-def read_predictions(path: Path) -> dict:
-    """{image id: caption} from a COCO results list or a plain mapping. Raises ValueError on a duplicate."""
-    content = _read_json(path)
-    if isinstance(content, dict) and all(isinstance(caption, str) for caption in content.values()):
-        return content
-    if not isinstance(content, list):
-        raise ValueError(
-            f'{path} is no predictions file: expected [{{"image_id": 1, "caption": "..."}}, ...] or '
-            "{image id: caption}"
-        )
-    predictions: dict = {}
-    for entry in content:
-        image, caption = _image_and_caption(entry, path)
-        if image in predictions:
-            raise ValueError(f"{path} has two captions for image {image!r}: keep one for each image")
-        predictions[image] = caption
-    return predictions
-
-
-def with_ids_of(references: dict, predictions: dict) -> dict:
-    """Predictions keyed as the references: a mapping has text keys where a COCO list may have numbers."""
-    by_text = {str(image): image for image in references}
-    renamed: dict = {}
-    for image, caption in predictions.items():
-        name = by_text.get(str(image), image)
-        if name in renamed:
-            raise ValueError(
-                f"two captions for image {image!r}, as a number and as text: keep one for each image"
-            )
-        renamed[name] = caption
-    return renamed
-
-
-def _image_and_caption(entry: object, path: Path) -> tuple:
-    if not isinstance(entry, dict) or "image_id" not in entry or "caption" not in entry:
-        raise ValueError(f'{path}: each entry needs "image_id" and "caption", got {entry!r:.80}')
-    if not isinstance(entry["image_id"], int | str):
-        raise ValueError(f"{path}: image_id must be a number or a string, got {entry['image_id']!r:.80}")
-    return entry["image_id"], entry["caption"]
-
-
-def _read_json(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
-
-
-def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:
-    """A JSON object with a key twice would silently keep only the last value."""
-    result = dict(pairs)
-    if len(result) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"a JSON object has the key {twice!r} twice: keep one caption for each image")
-    return result
 
 
 if __name__ == "__main__":

@@ -1,40 +1,43 @@
 """N-gram tables over integer word ids: the one join from which BLEU and CIDEr-D both fall out.
 
 N-grams get ids by ranking pairs: an n-gram is the pair (id of its first n-1 words, last word), so that every
-order costs one sort of int64 keys and no tuple or string is ever built. References are indexed once per
-order, sorted by (n-gram, image, caption); candidates find their rows by binary search.
+order costs one sort of int64 keys and no tuple or string is ever built. The references are one table over all
+orders, sorted by (image, n-gram, caption): a few candidates touch only the rows of their own images, and find
+them by binary search.
 """
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain
+from itertools import chain, repeat
 from typing import NamedTuple
 
 import numpy as np
 
 MAX_ORDER = 4
+_END = np.array([np.iinfo(np.int64).max])
+_SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number near 2**64 over the golden ratio: spreads keys over all bits
 _SHIFT = 32  # key = (id of the first n-1 words << _SHIFT) | id of the last word
 
 
-class OrderTable(NamedTuple):
-    """All n-grams of one order in the references. One *pair* is an n-gram in a caption, one *group* an n-gram
-    in an image; pairs are sorted by (n-gram, caption), so the pairs of a group are neighbours."""
+class ReferenceIndex(NamedTuple):
+    """All n-grams of the references. One *pair* is an n-gram in a caption, one *group* an n-gram in an image;
+    the pairs of a group are neighbours. G n-grams, those of one order after those of the order before."""
 
-    keys: np.ndarray  # (n-grams,) int64, sorted; the position of a key is the id of its n-gram
-    idf: np.ndarray  # (n-grams,) float64: ln(images) - ln(images whose references contain it)
-    group_keys: np.ndarray  # (groups,) int64, sorted: id * images + image
+    vocabulary: dict[str, int]
+    first_caption: np.ndarray  # (images + 1,) index of each image's first caption
+    lengths: np.ndarray  # (captions,) number of words
+    keys: tuple[np.ndarray, ...]  # per order int64, sorted; the position of a key is its n-gram's id in its order.
+    # Like group_keys closed by _END, so that a search always ends on a key.
+    slots: tuple[np.ndarray, ...]  # per order int32, see _slots_of
+    first_gram: np.ndarray  # (5,) id of the first n-gram of each order; the last one is G
+    idf: np.ndarray  # (G,) float64: ln(images) - ln(images whose references contain it)
+    group_keys: np.ndarray  # (groups,) int64, sorted: image * G + id
+    first_group: np.ndarray  # (images + 1,) first group of each image
     group_starts: np.ndarray  # (groups + 1,) first pair of each group
     group_max: np.ndarray  # (groups,) largest count of the n-gram in one reference of the image
     pair_caption: np.ndarray  # (pairs,) caption index
     pair_count: np.ndarray  # (pairs,) float64: count of the n-gram in the caption
-    norms: np.ndarray  # (captions,) float64: length of the caption's tf-idf vector
-
-
-class ReferenceIndex(NamedTuple):
-    vocabulary: dict[str, int]
-    first_caption: np.ndarray  # (images + 1,) index of each image's first caption
-    lengths: np.ndarray  # (captions,) number of words
-    orders: tuple[OrderTable, ...]
+    norms: np.ndarray  # (captions, 4) float64: length of the caption's tf-idf vector of each order
 
 
 class Overlap(NamedTuple):
@@ -42,7 +45,6 @@ class Overlap(NamedTuple):
 
     matches: np.ndarray  # (candidates, 4) float64: n-grams found, clipped by the largest count in a reference
     lengths: np.ndarray  # (candidates,) int64: words
-    closest: np.ndarray  # (candidates,) int64: length of the reference closest in length, shorter on a tie
     cider: np.ndarray  # (candidates,) float64: CIDEr-D
 
 
@@ -53,16 +55,78 @@ def index_references(captions: Sequence[str], first_caption: np.ndarray) -> Refe
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
     ids = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(words)), np.int64, int(lengths.sum()))
-    images = len(first_caption) - 1
-    image_of = np.repeat(np.arange(images), np.diff(first_caption))
     caption_at = np.repeat(np.arange(len(words)), lengths)
     starts, prefix = np.arange(len(ids)), None
-    orders = []
+    tables, grams, places = [], [], []
     for order in range(1, MAX_ORDER + 1):
         starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
-        table, prefix = _order_table(keys, caption_at[starts], image_of, images)
-        orders.append(table)
-    return ReferenceIndex(dict(vocabulary), first_caption, lengths, tuple(orders))
+        table, prefix = _ranked(keys)
+        grams.append(prefix + sum(map(len, tables)))
+        places.append(caption_at[starts])
+        tables.append(table)
+    first_gram = np.concatenate(([0], np.cumsum([len(table) for table in tables])))
+    closed = tuple(np.concatenate((table, _END)) for table in tables)
+    slots = tuple(map(_slots_of, closed))
+    pairs = _pairs(np.concatenate(grams), np.concatenate(places), first_caption, int(first_gram[-1]))
+    return ReferenceIndex(dict(vocabulary), first_caption, lengths, closed, slots, first_gram,
+                          *_weighted(*pairs, first_caption, first_gram))  # fmt: skip
+
+
+def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct keys, sorted, and the place in them of each key."""
+    by_key = np.argsort(keys, kind="stable")
+    keys = keys[by_key]
+    new = _changes(keys)
+    ids = np.empty_like(by_key)
+    ids[by_key] = np.cumsum(new) - 1
+    return keys[new], ids
+
+
+def _slots_of(table: np.ndarray) -> np.ndarray:
+    """A hash table of the keys before _END: in each slot the place of its key, or -1; where several keys belong into
+    it, -2 - the place of one of them. At most a quarter is taken, so that one look mostly settles where a key is."""
+    slots = np.full(4 << len(table).bit_length(), -1, np.int32)
+    slot, place = _slot(table[:-1], slots), np.arange(len(table) - 1, dtype=np.int32)
+    slots[slot] = place
+    shared = slot[slots[slot] != place]
+    slots[shared] = np.minimum(slots[shared], -2 - slots[shared])
+    return slots
+
+
+def _slot(keys: np.ndarray, slots: np.ndarray) -> np.ndarray:
+    return ((keys.view(np.uint64) * _SPREAD) >> np.uint64(65 - len(slots).bit_length())).view(np.int64)
+
+
+def _pairs(
+    gram: np.ndarray, caption: np.ndarray, first_caption: np.ndarray, grams: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (image, n-gram, caption), sorted: (image * grams + gram), caption and count of each."""
+    counts = np.diff(first_caption)
+    image = np.repeat(np.arange(len(counts)), counts)[caption]
+    most = int(counts.max())
+    keys = np.sort((image * grams + gram) * most + (caption - first_caption[image]))
+    start = np.flatnonzero(_changes(keys))
+    group, place = np.divmod(keys[start], most)
+    image = group // max(1, grams)
+    return group, first_caption[image] + place, np.diff(start, append=len(keys)).astype(np.float64)
+
+
+def _weighted(
+    group: np.ndarray, caption: np.ndarray, count: np.ndarray, first_caption: np.ndarray, first_gram: np.ndarray
+) -> tuple[np.ndarray, ...]:
+    """The fields of ReferenceIndex from `idf` on."""
+    images, grams = len(first_caption) - 1, int(first_gram[-1])
+    start = np.flatnonzero(_changes(group))
+    gram = group % max(1, grams)
+    documents = np.bincount(gram[start], minlength=grams)
+    idf = np.log(float(images)) - np.log(np.maximum(1.0, documents))
+    order = np.repeat(np.arange(MAX_ORDER), np.diff(first_gram))
+    weight = count * idf[gram]
+    norms = np.sqrt(_sums(caption * MAX_ORDER + order[gram], weight * weight, int(first_caption[-1]) * MAX_ORDER))
+    largest = np.maximum.reduceat(count, start) if len(start) else count
+    keys, starts = np.concatenate((group[start], _END)), np.append(start, len(group))
+    first_group = np.searchsorted(keys[:-1], np.arange(images + 1) * grams)
+    return idf, keys, first_group, starts, largest, caption, count, norms.reshape(-1, MAX_ORDER)
 
 
 def _keys(
@@ -78,39 +142,6 @@ def _keys(
     return starts, prefix, (prefix << _SHIFT) | ids[starts + (order - 1)]
 
 
-def _order_table(
-    keys: np.ndarray, captions: np.ndarray, image_of: np.ndarray, images: int
-) -> tuple[OrderTable, np.ndarray]:
-    """The table of one order, and the n-gram id at each position."""
-    by_key = np.argsort(keys, kind="stable")  # positions come in caption order, and so stay within a key
-    keys, caption = keys[by_key], captions[by_key]
-    image = image_of[caption]
-    new_gram = _changes(keys)
-    new_group = new_gram | _changes(image)
-    new_pair = new_gram | _changes(caption)
-    gram = np.cumsum(new_gram) - 1
-    ids = np.empty_like(gram)
-    ids[by_key] = gram
-    pair_start = np.flatnonzero(new_pair)
-    pair_count = np.diff(pair_start, append=len(keys)).astype(np.float64)
-    group_start = np.flatnonzero(new_group)
-    group_starts = np.append(np.searchsorted(pair_start, group_start), len(pair_start))
-    documents = np.bincount(gram[group_start]) if len(keys) else np.zeros(0)
-    idf = np.log(float(images)) - np.log(np.maximum(1.0, documents))
-    pair_caption, weight = caption[pair_start], pair_count * idf[gram[pair_start]]
-    table = OrderTable(
-        keys=keys[new_gram],
-        idf=idf,
-        group_keys=gram[group_start] * images + image[group_start],
-        group_starts=group_starts,
-        group_max=np.maximum.reduceat(pair_count, group_starts[:-1]) if len(keys) else pair_count,
-        pair_caption=pair_caption,
-        pair_count=pair_count,
-        norms=np.sqrt(_sums(pair_caption, weight * weight, len(image_of))),
-    )
-    return table, ids
-
-
 def _changes(values: np.ndarray) -> np.ndarray:
     """True where a value differs from the one before it, and at the first."""
     return np.concatenate((np.ones(min(1, len(values)), bool), values[1:] != values[:-1]))
@@ -121,12 +152,10 @@ def _sums(bins: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
     return np.bincount(bins, weights, size).astype(np.float64, copy=False)
 
 
-def compare(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) -> Overlap:
+def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) -> Overlap:
     """Compare tokenised `captions` with the references of `images` (image index of each; may repeat)."""
     words = [caption.split() for caption in captions]
     lengths = np.fromiter(map(len, words), np.int64, len(words))
-    ids = _word_ids(index.vocabulary, words, int(lengths.sum()))
-    caption_at = np.repeat(np.arange(len(words)), lengths)
     # One cell per (candidate, reference of its image).
     first = index.first_caption[images]
     count = index.first_caption[images + 1] - first
@@ -135,92 +164,110 @@ def compare(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) 
     cell_candidate = np.repeat(np.arange(len(words)), count)
     difference = np.maximum(lengths - 1, 0)[cell_candidate] - np.maximum(index.lengths[cell_caption] - 1, 0)
     penalty = np.exp(-(difference.astype(np.float64) ** 2) / (2 * 6.0**2))
-    similarity = np.zeros(len(cell_caption))
-    cells = (cell_start - first, len(cell_caption))
-    matches = np.zeros((len(words), MAX_ORDER))
-    starts, prefix = np.arange(len(ids)), None
-    for order, table in enumerate(index.orders, start=1):
-        starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
-        prefix = _ids_of(table.keys, keys)
-        candidate, gram, tf = _counted(caption_at[starts], prefix, len(words))
-        counts = (candidate, gram, tf)
-        products, matches[:, order - 1] = _join(table, counts, images, len(index.first_caption) - 1, cells)
-        known = gram < len(table.keys)
-        idf = np.full(len(gram), np.log(float(len(index.first_caption) - 1)))  # strangers are in no image
-        idf[known] = table.idf[gram[known]]
-        norms = np.sqrt(_sums(candidate, (tf * idf) ** 2, len(words)))
-        both = norms[cell_candidate] * table.norms[cell_caption]
-        similarity += np.divide(products, both, out=products, where=both != 0)
+    candidate, order, gram, tf = _counted(index, words, lengths)
+    known = np.flatnonzero(gram < np.diff(index.first_gram)[order])
+    gram = gram[known] + index.first_gram[order[known]]
+    idf = np.full(len(tf), np.log(float(len(index.first_caption) - 1)))  # strangers are in no image
+    idf[known] = index.idf[gram]
+    row = candidate * MAX_ORDER + order
+    norms = np.sqrt(_sums(row, (tf * idf) ** 2, len(words) * MAX_ORDER)).reshape(-1, MAX_ORDER)
+    group, hit = _find_groups(index, images[candidate[known]], gram)
+    entries = tuple(values[known[hit]] for values in (candidate, order, tf, idf))
+    products, matches = _join(index, group[hit], entries, (cell_start - first, len(cell_caption)))
+    both = norms[cell_candidate] * index.norms[cell_caption]
+    similarity = np.divide(products, both, out=products, where=both != 0).sum(1)
     cider = _sums(cell_candidate, similarity * penalty, len(words)) / MAX_ORDER / count * 10.0
-    closest = _closest(index, cell_start, cell_caption, lengths[cell_candidate])
-    return Overlap(matches, lengths, closest, cider)
-
-
-def _word_ids(vocabulary: dict[str, int], words: list[list[str]], total: int) -> np.ndarray:
-    ids = list(map(vocabulary.get, chain.from_iterable(words)))
-    if None in ids:
-        fresh: dict[str, int] = {}
-        ids = [
-            fresh.setdefault(word, len(vocabulary) + len(fresh)) if known is None else known
-            for known, word in zip(ids, chain.from_iterable(words), strict=True)
-        ]
-    return np.array(ids, np.int64) if total else np.zeros(0, np.int64)
-
-
-def _ids_of(table: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The n-gram ids of `keys`: their place in the sorted `table`; strangers get ids behind it."""
-    distinct, inverse = np.unique(keys, return_inverse=True)
-    place = np.searchsorted(table, distinct)  # in sorted order the search stays in the cache
-    stranger = place == len(table)
-    stranger[~stranger] = table[place[~stranger]] != distinct[~stranger]
-    place[stranger] = len(table) + np.arange(np.count_nonzero(stranger))
-    return place[inverse]
+    return Overlap(matches, lengths, cider)
 
 
 def _counted(
-    candidate: np.ndarray, gram: np.ndarray, candidates: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distinct (candidate, n-gram) and how often each occurs, sorted by n-gram as the tables are."""
-    keys, counts = np.unique(gram * candidates + candidate, return_counts=True)
-    return keys % candidates, keys // candidates, counts.astype(np.float64)
+    index: ReferenceIndex, words: list[list[str]], lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Distinct (candidate, order, n-gram), sorted: candidate, order - 1, id within the order, and count.
+
+    The ids of n-grams that no reference has lie behind those of the references.
+    """
+    ids = _word_ids(index.vocabulary, words, int(lengths.sum()))
+    caption_at = np.repeat(np.arange(len(words)), lengths)
+    starts, prefix = np.arange(len(ids)), None
+    grams, places = [], []
+    for order, table in enumerate(index.keys, start=1):
+        starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
+        # For single words the key is the id.
+        prefix = keys if order == 1 else _ids_of(table, index.slots[order - 1], keys)
+        grams.append(prefix)
+        places.append(caption_at[starts] << 2 | (order - 1))  # four orders: two bits
+    gram = np.concatenate(grams)
+    bits = int(gram.max(initial=0)).bit_length()
+    keys, counts = np.unique(np.concatenate(places) << bits | gram, return_counts=True)
+    place = keys >> bits
+    return place >> 2, place & 3, keys & ((1 << bits) - 1), counts.astype(np.float64)
+
+
+def _word_ids(vocabulary: dict[str, int], words: list[list[str]], total: int) -> np.ndarray:
+    ids = np.fromiter(map(vocabulary.get, chain.from_iterable(words), repeat(-1)), np.int64, total)
+    strangers = np.flatnonzero(ids < 0)
+    if len(strangers):
+        flat, fresh = list(chain.from_iterable(words)), {}
+        for place in strangers.tolist():
+            ids[place] = fresh.setdefault(flat[place], len(vocabulary) + len(fresh))
+    return ids
+
+
+def _ids_of(table: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> np.ndarray:
+    """The n-gram ids of `keys`: their place in the sorted `table`; strangers get ids behind it.
+
+    A binary search would miss the cache at nearly every step; it is left for keys that share their slot with another.
+    """
+    place = slots[_slot(keys, slots)].astype(np.int64)
+    shared = place < -1
+    place = np.where(shared, -2 - place, place)
+    search = np.flatnonzero(shared & (table[place] != keys))
+    place[search] = np.searchsorted(table, keys[search])
+    stranger = np.flatnonzero(table[place] != keys)  # an empty slot, -1, leads to _END
+    place[stranger] = np.unique(keys[stranger], return_inverse=True)[1] + (len(table) - 1)
+    return place
+
+
+def _find_groups(index: ReferenceIndex, images: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each (image, n-gram), and which of them are there."""
+    distinct = np.unique(images)
+    first, size = index.first_group[distinct], np.diff(index.first_group)[distinct]
+    # The groups of these images alone fit into the cache.
+    rows = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    keys = np.append(index.group_keys[rows], _END)
+    wanted = images * len(index.idf) + gram
+    place = np.searchsorted(keys, wanted)
+    there = np.flatnonzero(keys[place] == wanted)
+    place[there] = rows[place[there]]
+    return place, there
 
 
 def _join(
-    table: OrderTable,
-    counts: tuple[np.ndarray, np.ndarray, np.ndarray],
-    images: np.ndarray,
-    image_count: int,
-    cells: tuple[np.ndarray, int],
+    index: ReferenceIndex, group: np.ndarray, entries: tuple[np.ndarray, ...], cells: tuple[np.ndarray, int]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of min(h, r) * r * idf^2 for each cell, and the clipped matches of each candidate.
+    """Sum of min(h, r) * r * idf^2: (cells, 4), and the clipped matches: (candidates, 4).
 
-    `counts` are candidate, n-gram and count of each distinct pair; `cells` the number to add to a caption's
-    index to get its cell, for each candidate, and how many cells there are.
+    `group` is the group of each (candidate, n-gram) that is in a reference, `entries` are its candidate, order - 1,
+    count and idf; `cells` the number to add to a caption's index to get its cell, for each candidate, and how many
+    cells there are.
     """
-    known = counts[1] < len(table.keys)
-    candidate, gram, tf = (values[known] for values in counts)
-    wanted = gram * image_count + images[candidate]
-    group = np.searchsorted(table.group_keys, wanted)
-    found = group < len(table.group_keys)
-    found[found] = table.group_keys[group[found]] == wanted[found]
-    candidate, gram, tf, group = candidate[found], gram[found], tf[found], group[found]
-    matches = _sums(candidate, np.minimum(tf, table.group_max[group]), len(images))
-    first = table.group_starts[group]
-    size = table.group_starts[group + 1] - first
+    candidate, order, tf, idf = entries
+    clipped = np.minimum(tf, index.group_max[group])
+    matches = _sums(candidate * MAX_ORDER + order, clipped, len(cells[0]) * MAX_ORDER)
+    first = index.group_starts[group]
+    size = index.group_starts[group + 1] - first
     pair = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
-    count = table.pair_count[pair]
-    weight = np.minimum(np.repeat(tf, size), count) * count * np.repeat(table.idf[gram] ** 2, size)
-    cell = table.pair_caption[pair] + np.repeat(cells[0][candidate], size)
-    return _sums(cell, weight, cells[1]), matches
+    count = index.pair_count[pair]
+    weight = np.minimum(np.repeat(tf, size), count) * count * np.repeat(idf**2, size)
+    cell = index.pair_caption[pair] + np.repeat(cells[0][candidate], size)
+    products = _sums(cell * MAX_ORDER + np.repeat(order, size), weight, cells[1] * MAX_ORDER)
+    return products.reshape(-1, MAX_ORDER), matches.reshape(-1, MAX_ORDER)
 
 
-def _closest(
-    index: ReferenceIndex, cell_start: np.ndarray, cell_caption: np.ndarray, lengths: np.ndarray
-) -> np.ndarray:
-    """Length of the reference closest in length to each candidate; on a tie the shorter."""
-    reference = index.lengths[cell_caption]
-    if not len(reference):
-        return reference
+def closest_lengths(index: ReferenceIndex, lengths: np.ndarray) -> np.ndarray:
+    """(images,) the length of each image's reference closest to its candidate's length; on a tie the shorter."""
+    wanted = np.repeat(lengths, np.diff(index.first_caption))
     # One number orders first by distance, then by length.
-    scale = int(max(reference.max(), lengths.max())) + 1
-    return np.minimum.reduceat(np.abs(reference - lengths) * scale + reference, cell_start) % scale
+    scale = int(max(index.lengths.max(), lengths.max())) + 1
+    return np.minimum.reduceat(np.abs(index.lengths - wanted) * scale + index.lengths, index.first_caption[:-1]) % scale

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from metrics.ngrams import MAX_ORDER, ReferenceIndex, compare, index_references
+from metrics import java
+from metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_lengths, index_references, overlap_of
 from metrics.ptb import ptb_tokenize
 
 Id = Hashable
@@ -27,6 +28,20 @@ class References(NamedTuple):
 class Scores(NamedTuple):
     corpus: dict[str, float]
     per_image: dict[Id, dict[str, float]]
+
+
+class Measured(NamedTuple):
+    """What each of N images adds to the corpus scores; any corpus score is a function of sums over images."""
+
+    images: list[Id]
+    matches: np.ndarray  # (N, 4) float64: clipped n-gram matches
+    guesses: np.ndarray  # (N, 4) int64: n-grams of the caption
+    lengths: np.ndarray  # (N,) int64: words of the caption
+    closest: np.ndarray  # (N,) int64: words of the reference closest in length
+    cider: np.ndarray  # (N,) float64
+    rouge: np.ndarray  # (N,) float64
+    meteor: np.ndarray | None = None  # (N, 23) float64: java.meteor_statistics
+    spice: np.ndarray | None = None  # (N,) float64: java.spice_scores
 
 
 def score(
@@ -94,32 +109,68 @@ def score_prepared(references: References, candidates: Mapping[Id, str]) -> Scor
     Values as in `score`; the corpus CIDEr and ROUGE_L are the means over images, BLEU is not. Raises
     ValueError as `score` does.
     """
+    return total(measure(references, candidates))
+
+
+def measure(
+    references: References, candidates: Mapping[Id, str], meteor: bool = False, spice: bool = False
+) -> Measured:
+    """What each image adds to the scores, in the order of `references`: for `total`, `intervals`, `compare`.
+
+    METEOR and SPICE are computed by their Java programs, see metrics/java.py. Raises ValueError as `score` does,
+    and where these programs are missing.
+    """
     _require_same_images(references.position, candidates)
     for image, text in candidates.items():
         _require_text(text, "the caption", image)
     images = list(references.position)
     tokens = references.tokenize([candidates[image] for image in images])
-    overlap = compare(references.index, tokens, np.arange(len(images)))
+    overlap = overlap_of(references.index, tokens, np.arange(len(images)))
     if len(images) == 1:
         warnings.warn(
-            "CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=2
+            "CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3
         )
-    rouge = np.array(
-        [
-            _rouge_l(caption.split(" "), words)
-            for caption, words in zip(tokens, references.rouge_words, strict=True)
-        ]
-    )
+    rouge = [
+        _rouge_l(caption.split(" "), words)
+        for caption, words in zip(tokens, references.rouge_words, strict=True)
+    ]
     guesses = np.maximum(0, overlap.lengths[:, None] - np.arange(MAX_ORDER))
-    bleu = bleu_scores(overlap.matches, guesses, overlap.lengths, overlap.closest)
-    corpus = bleu_scores(
-        overlap.matches.sum(0, keepdims=True), guesses.sum(0, keepdims=True),
-        overlap.lengths.sum(keepdims=True), overlap.closest.sum(keepdims=True),
-    )[0]  # fmt: skip
-    totals = [*corpus.tolist(), float(overlap.cider.mean()), float(rouge.mean())]
-    table = np.column_stack((bleu, overlap.cider, rouge)).tolist()
-    per_image = {image: dict(zip(NAMES, row, strict=True)) for image, row in zip(images, table, strict=True)}
-    return Scores(dict(zip(NAMES, totals, strict=True)), per_image)
+    texts = [[" ".join(words) for words in captions] for captions in references.rouge_words]
+    return Measured(
+        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.index, overlap.lengths),
+        overlap.cider, np.array(rouge),
+        java.meteor_statistics(texts, tokens) if meteor else None,
+        java.spice_scores(texts, tokens) if spice else None,
+    )  # fmt: skip
+
+
+def names_of(measured: Measured) -> list[str]:
+    return [*NAMES, *["METEOR"] * (measured.meteor is not None), *["SPICE"] * (measured.spice is not None)]
+
+
+def total(measured: Measured) -> Scores:
+    """The corpus scores and those of each image."""
+    columns, names = columns_of(measured), names_of(measured)
+    corpus = scores_of(columns.sum(0, keepdims=True), len(columns), names)[0].tolist()
+    rows = zip(measured.images, scores_of(columns, 1, names).tolist(), strict=True)
+    per_image = {image: dict(zip(names, row, strict=True)) for image, row in rows}
+    return Scores(dict(zip(names, corpus, strict=True)), per_image)
+
+
+def columns_of(measured: Measured) -> np.ndarray:
+    """(images, 12 or more) float64: everything whose sums over images make the corpus scores."""
+    return np.column_stack([part for part in measured[1:] if part is not None]).astype(np.float64)
+
+
+def scores_of(sums: np.ndarray, images: int, names: Sequence[str]) -> np.ndarray:
+    """Rows of sums over so many images each -> (rows, names) scores in the order of names_of."""
+    bleu = bleu_scores(sums[:, :4], sums[:, 4:8], sums[:, 8], sums[:, 9])
+    scores = [bleu, sums[:, 10:12] / images]
+    if "METEOR" in names:
+        scores.append(java.meteor_scores(sums[:, 12 : 12 + java.METEOR_COLUMNS]))
+    if "SPICE" in names:
+        scores.append(sums[:, -1] / images)
+    return np.column_stack(scores)
 
 
 def cider_rewards(references: References, images: Sequence[Id], captions: Sequence[str]) -> np.ndarray:
@@ -135,7 +186,7 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
     if strangers:
         raise ValueError(f"image {strangers[0]!r} has no references: prepare them with the others")
     places = np.array([references.position[image] for image in images], np.int64)
-    return compare(references.index, references.tokenize(list(captions)), places).cider
+    return overlap_of(references.index, references.tokenize(list(captions)), places).cider
 
 
 def leave_one_out(
@@ -215,11 +266,15 @@ def _require_same_images(position: dict[Id, int], candidates: Mapping[Id, str]) 
     if unknown:
         raise ValueError(
             f"{len(unknown)} of {len(candidates)} predictions are for images without references, the first "
-            f"{unknown[0]!r}: check that both files are of one split and that ids have one type"
+            f"{_few(unknown)}: check that both files are of one split and that ids have one type"
         )
     missing = [image for image in position if image not in candidates]
     if missing:
         raise ValueError(
-            f"{len(missing)} of {len(position)} images have no prediction, the first {missing[0]!r}: "
+            f"{len(missing)} of {len(position)} images have no prediction, the first {_few(missing)}: "
             "predict a caption for each, or remove their references"
         )
+
+
+def _few(images: list[Id]) -> str:
+    return ", ".join(map(repr, images[:3]))

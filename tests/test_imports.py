@@ -34,14 +34,16 @@ ALLOWED = {
         "checkpoint", "config", "dataset", "distributed", "inference", "model", "optim", "prepare_dataset", "runlog",
         "runs", "saver", "signals", "snapshot", "tokenizer", "training_sets",
     },
-    "report": set(),
+    "report": {"report_html"},
+    "report_html": set(),
+    "results": {"metrics", "report"},
     "demo_set": set(),
     "layouts": set(),
     "flickr30k": set(),
     "prepare_dataset": {"config", "demo_set", "flickr30k", "layouts"},
     "evaluate": {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
-        "inference", "demo_set",
+        "inference", "demo_set", "results",
     },
     "caption": {"attention", "config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
 }  # fmt: skip
@@ -103,14 +105,14 @@ def test_rooms_import_without_any_circle():
 def test_light_rooms_import_nothing_heavy():
     heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
     assert imports_of("config") <= set(sys.stdlib_module_names)
-    for room in ("metrics", "layouts", "report", "demo_set", "flickr30k", "prepare_dataset"):
+    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "prepare_dataset"):
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 
 
 def test_light_rooms_stay_light_when_imported():
     code = (
-        "import sys, config, metrics, layouts, report, flickr30k, prepare_dataset\n"
+        "import sys, config, metrics, layouts, report, results, flickr30k, prepare_dataset\n"
         "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'matplotlib'}"
         " & set(sys.modules)))"
     )

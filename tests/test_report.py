@@ -1,11 +1,10 @@
 """The result page, the curves and the reading of log.jsonl."""
 
+import base64
 import html
 import json
 import math
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,10 +12,11 @@ import pytest
 from PIL import Image
 
 import report
+import report_html
+from tests.browser import CHROMIUM, browser
 
 CORPUS = {"Bleu_1": 0.6149, "Bleu_2": 0.5, "Bleu_3": 0.4, "Bleu_4": 0.3, "CIDEr": 0.934, "ROUGE_L": 0.55}
 HOSTILE = '<script>document.title="owned"</script><img src=x onerror=alert(1)> "a" & \'b\' {{cards}}'
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
 def make_rows(folder: Path, ciders: list[float]) -> list[dict]:
@@ -108,8 +108,8 @@ def test_the_page_loads_nothing_from_outside_and_allows_only_its_own_script(tmp_
 
 
 def test_scores_are_fractions_times_100_with_one_decimal(tmp_path):
-    assert [report.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
-    assert [report.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
+    assert [report_html.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
+    assert [report_html.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
     scores = {"corpus": CORPUS, "leave_one_out": {**CORPUS, "CIDEr": 1.868}, "signature": "bleu|v1"}
     page = write_page(tmp_path, make_rows(tmp_path / "images", [1.2345]), scores=scores)
     row = re.search(r'<tr data-metric="CIDEr">.*?</tr>', page)[0]
@@ -133,7 +133,7 @@ def test_truth_rates_say_how_many_of_how_many_and_stand_no_claims(tmp_path):
 
 
 def test_further_values_of_scores_are_all_shown(tmp_path):
-    assert [report.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
+    assert [report_html.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
         "1,234", "10.4", "0.0312", "1,234.5", "true", "[1]", "x"]  # fmt: skip
     scores = {
         "corpus": CORPUS,
@@ -142,7 +142,7 @@ def test_further_values_of_scores_are_all_shown(tmp_path):
         "beam": {"k": 3},
     }
     page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), scores=scores)
-    for text in ("Mean length</dt><dd>10.4", "Checkpoint</dt><dd>best.safetensors", "<h2>Beam</h2>"):
+    for text in ("Words per caption</dt><dd>10.4", "Checkpoint</dt><dd>best.safetensors", "<h2>Beam</h2>"):
         assert text in page
 
 
@@ -209,7 +209,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, change, message):
 def test_words_that_stutter_or_repeat_a_pair_are_marked(tmp_path):
     def repeated(text: str) -> list[str]:
         words = text.split()
-        return [word for word, flag in zip(words, report.repeated_words(words), strict=True) if flag]
+        return [word for word, flag in zip(words, report_html.repeated_words(words), strict=True) if flag]
 
     assert repeated("a dog dog runs") == ["dog"]
     assert repeated("A dog, and a dog") == ["dog"]
@@ -229,9 +229,9 @@ def test_a_caption_with_a_lone_surrogate_does_not_break_the_page(tmp_path):
 def test_the_curves_of_the_page_come_from_the_log(tmp_path):
     rows = make_rows(tmp_path / "images", [1.0])
     page = write_page(tmp_path, rows, history=make_history())
-    assert page.count("<svg") == 2 and page.count("<circle") == 6
+    assert page.count("<svg") == 3 and page.count("<circle") == 6
     assert "epoch 3: 1.567" in page and "epoch 3: 60.0" in page
-    assert write_page(tmp_path, rows).count("<svg") == 0
+    assert write_page(tmp_path, rows).count("<svg") == 1  # the lengths
     assert "no losses" in write_page(tmp_path, rows, history=[{"type": "start"}])
 
 
@@ -262,9 +262,9 @@ def test_smoothing_keeps_a_line_and_flattens_a_spike():
 
 
 def test_ticks_are_few_and_round():
-    assert report.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert report_html.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
     for low, high in ((0, 1), (0.97, 1.02), (0, 3e5), (-2.5, 7)):
-        ticks = report.nice_ticks(low, high)
+        ticks = report_html.nice_ticks(low, high)
         assert 3 <= len(ticks) <= 8 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
 
 
@@ -316,27 +316,159 @@ def test_read_log_names_a_broken_line_in_the_middle(tmp_path):
         report.read_log(tmp_path / "none.jsonl")
 
 
+# --- intervals, distributions, confusions, maps ---
+
+
+def test_intervals_stand_under_the_model_s_scores(tmp_path):
+    scores = {"corpus": CORPUS, "intervals": {"CIDEr": [0.9, 0.9712]}, "leave_one_out": CORPUS}
+    page = write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), scores=scores)
+    row = re.search(r'<tr data-metric="CIDEr">.*?</tr>', page)[0]
+    assert re.findall(r"<td>(.*?)</td>", row) == ["93.4<small>90.0–97.1</small>", "93.4", "100 %"]
+    assert "95 % interval" in page
+
+
+def test_histograms_count_every_picture_also_those_not_shown(tmp_path):
+    rows = make_rows(tmp_path / "images", [0.1] * 5 + [0.3] * 4 + [2.0])
+    rows[0]["caption"] = "one"
+    page = write_page(tmp_path, rows, max_images=2)
+    assert "<title>1 words: 10.0 %</title>" in page and "<title>4 words: 90.0 %</title>" in page
+    assert "<title>CIDEr from 10: 50.0 %</title>" in page and "<title>CIDEr from 200: 10.0 %</title>" in page
+
+
+def test_confusions_are_a_table_of_colours_and_a_list_of_mistaken_things(tmp_path):
+    confusions = {
+        "colours": [("red", "red", 8), ("red", "pink", 2), ("blue", "<b>", 1)],
+        "things": [("car", "car", 5), ("kite", "balloon", 3), ("nothing", "sun", 1)],
+    }
+    page = write_page(
+        tmp_path, make_rows(tmp_path / "images", [1.0]), scores={"corpus": CORPUS, "confusions": confusions}
+    )
+    assert "8 of 11 right" in page and 'title="red, said pink: 2"' in page and "said &lt;b&gt;: 1" in page
+    assert "5 of 9 right" in page and "<span>balloon</span><small>kite</small>" in page
+    assert 'class="matrix"' not in write_page(tmp_path, make_rows(tmp_path / "images", [1.0]))
+
+
+def with_maps(row: dict, rows: int = 2, cols: int = 3) -> dict:
+    """The row with maps that are bright at one place only, for word n at place n."""
+    words = [
+        {"text": text, "weights": [255 if i == n else 0 for i in range(rows * cols)]}
+        for n, text in enumerate(row["caption"].split())
+    ]
+    return row | {"attention": {"rows": rows, "cols": cols, "words": words}}
+
+
+def test_maps_are_kept_as_bytes_beside_the_words_they_belong_to(tmp_path):
+    (row,) = make_rows(tmp_path / "images", [1.0])
+    row["caption"] = "a <b> dog <b>, it <b>"
+    page = write_page(tmp_path, [with_maps(row)])
+    card = next(attrs for tag, attrs in Elements(page).found if tag == "article")
+    maps = base64.b64decode(card["data-maps"])
+    assert card["data-grid"] == "2,3" and card["data-box"] == "0,0,1,1"
+    assert [maps[6 * n : 6 * n + 6].index(255) for n in range(6)] == list(range(6))
+    words = [attrs for tag, attrs in Elements(page).found if tag == "button"]
+    assert [word["data-n"] for word in words] == list("012345") and [word["tabindex"] for word in words].count("0") == 1
+    assert re.sub(r"<[^>]*>", "", re.search(r'<p class="caption".*?</p>', page)[0]) == html.escape(row["caption"])
+    assert "Point at a word" in page and "Point at a word" not in write_page(tmp_path, [row])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda maps: maps["words"][1].update(weights=[1] * 5), "'dog' needs 2 x 3 weights from 0 to 255, it has 5"),
+        (lambda maps: maps["words"][0].update(weights=[256] * 6), "weights from 0 to 255"),
+        (lambda maps: maps["words"][1].update(text="cat"), "'cat' is not the next word"),
+        (lambda maps: maps["words"].pop(1), "'number' is not the next word"),
+    ],
+)
+def test_maps_of_other_words_or_sizes_are_refused(tmp_path, change, message):
+    (row,) = make_rows(tmp_path / "images", [1.0])
+    row = with_maps(row)
+    change(row["attention"])
+    with pytest.raises(ValueError, match=message):
+        write_page(tmp_path, [row])
+
+
+def test_only_the_rows_shown_need_maps(tmp_path):
+    rows = make_rows(tmp_path / "images", [i / 10 for i in range(12)])
+    shown = report.shown_rows(rows, 5)
+    assert len(shown) == 5 and all(any(row is one for one in rows) for row in shown)
+    page = write_page(tmp_path, rows, max_images=5)
+    assert {row["file_name"] for row in shown} == {a["data-name"] for t, a in Elements(page).found if t == "article"}
+
+
+# What is drawn over the first picture, as (share of the picture's width and height where it is brightest).
+BRIGHTEST = """(() => {
+  const canvas = document.querySelector("canvas");
+  if (!canvas) return null;
+  const data = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+  const reds = [...data].filter((value, i) => i % 4 === 0);
+  const at = reds.indexOf(Math.max(...reds));
+  return [at % canvas.width, Math.floor(at / canvas.width)];
+})()"""
+PLACE = """(() => {
+  const box = document.querySelector("canvas").getBoundingClientRect();
+  const own = document.querySelector(".picture").getBoundingClientRect();
+  return [box.x - own.x, box.y - own.y, box.width, box.height, own.width, own.height].map(Math.round);
+})()"""
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium found")
-def test_order_and_filter_of_the_gallery_work_in_a_browser(tmp_path):
+def test_the_page_works_in_a_browser(tmp_path):
     rows = make_rows(tmp_path / "images", [0.5, 2.0, 1.0, 0.1])
     rows[0]["caption"], rows[3]["caption"] = HOSTILE, "a cat a cat"
+    rows[1] = with_maps(rows[1])
+    rows[1]["attention"]["box"] = [0.25, 0, 0.75, 1]
     write_page(tmp_path, rows, title="calm", history=make_history())
-    flags = [
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-sync",
-    ]
-    flags += ["--disable-background-networking", "--disable-component-update", "--enable-logging=stderr"]
-    address = (tmp_path / "report.html").as_uri() + "#order=repeats&filter=CAT"
-    command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", address]
-    seen = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", timeout=60)
-    elements = Elements(seen.stdout)
-    cards = [attrs for tag, attrs in elements.found if tag == "article"]
-    assert elements.found[0] == ("html", {"lang": "en", "data-gallery": "ready"})
-    assert [card["data-name"] for card in cards] == ["p3.png", "p0.png", "p1.png", "p2.png"]
-    assert ["hidden" in card for card in cards] == [False, True, True, True]
-    assert "CONSOLE" not in seen.stderr  # errors of the script, and what the page's policy blocked
-    assert "<title>calm</title>" in seen.stdout
+    names = "[...document.querySelectorAll('.card:not([hidden])')].map(card => card.dataset.name)"
+    words = ".card:first-child .word:nth-child({})"
+    with browser(tmp_path / "profile") as page:
+        page.size(1280, 900)
+        page.open(tmp_path / "report.html", "#order=repeats&filter=CAT")
+        assert page.run(names) == ["p3.png"] and page.run("document.title") == "calm"
+        page.run("filter.value = ''; filter.dispatchEvent(new Event('input'))")
+        assert page.run(names) == ["p3.png", "p0.png", "p1.png", "p2.png"]
+        page.run("order.value = 'best'; order.dispatchEvent(new Event('change'))")
+        assert page.run(names) == ["p1.png", "p2.png", "p0.png", "p3.png"]
+        assert "order=best" in page.run("location.hash")
+        # Pointing at a word, at the next one, away.
+        page.mouse(words.format(2))
+        assert page.run(BRIGHTEST) == [1, 0]
+        x, y, width, height, whole, high = page.run(PLACE)
+        assert abs(x - whole / 4) <= 1 and abs(width - whole / 2) <= 1 and abs(height - whole * 240 / 320) <= 1
+        page.mouse(words.format(4))
+        assert page.run(BRIGHTEST) == [0, 1]
+        page.mouse(None)
+        assert page.run(BRIGHTEST) is None
+        # A tap keeps it, a second one takes it away; so does Escape.
+        page.mouse(words.format(3), click=True)
+        page.mouse(None)
+        assert page.run(BRIGHTEST) == [2, 0]
+        assert page.run("document.querySelectorAll('.word[aria-pressed=true]').length") == 1
+        page.key("ArrowRight")
+        assert page.run(BRIGHTEST) == [0, 1] and page.run("document.activeElement.dataset.n") == "3"
+        page.key("Escape")
+        page.mouse(words.format(3), click=True)
+        page.mouse(words.format(3), click=True)
+        page.run("document.activeElement.blur()")
+        page.mouse(None)
+        assert page.run(BRIGHTEST) is None
+        for dark in (False, True):
+            page.size(390, 844, dark)
+            assert page.run("document.documentElement.scrollWidth") == 390  # nothing sticks out on a phone
+            page.picture(tmp_path / f"{dark}.png")
+        assert page.errors == []
+        page.run("setTimeout(() => missing())")
+        page.run("new Promise(done => setTimeout(done, 50))")
+        assert len(page.errors) == 1  # so it would have been seen
+    with Image.open(tmp_path / "False.png") as light, Image.open(tmp_path / "True.png") as dark:
+        assert light.convert("L").getpixel((2, 2)) > 200 > 60 > dark.convert("L").getpixel((2, 2))
+
+
+def test_the_part_an_encoder_sees_is_the_middle_of_what_it_crops(tmp_path):
+    Image.new("RGB", (300, 200)).save(tmp_path / "wide.png")
+    whole = {"crop": False, "resize": 64, "size": 64}
+    assert report.seen_part(tmp_path / "wide.png", whole) == [0, 0, 1, 1]
+    cut = {"crop": True, "resize": 224, "size": 224}
+    assert report.seen_part(tmp_path / "wide.png", cut) == pytest.approx([1 / 6, 0, 5 / 6, 1])
+    smaller = report.seen_part(tmp_path / "wide.png", cut | {"resize": 256})
+    assert smaller == pytest.approx([1 / 6 + 1 / 24, 1 / 16, 5 / 6 - 1 / 24, 15 / 16])

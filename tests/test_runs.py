@@ -133,7 +133,8 @@ def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp
 
 
 def save(run, step, *, best=False, keep=2, whole=True, loss=2.0):
-    runs.save(run, small_state(step, epoch=step, best_val_loss=loss), best=best, keep=keep, last_is_whole=whole)
+    names = [checkpoint.best_name(step, loss)] if best else []
+    runs.save(run, small_state(step, epoch=step), names=names, keep=keep, last_is_whole=whole)
 
 
 def steps_of(run) -> dict[str, int]:

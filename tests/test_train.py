@@ -181,6 +181,8 @@ def test_it_learns_draws_curves_and_the_best_checkpoint_is_the_lowest_loss(flags
     assert len(best) == 2  # KEEP_BEST
     assert f"{min(history):.4f}" in best[0].name
     assert checkpoint.load(best[0])["best_val_loss"] == min(history)
+    ciders = [row["CIDEr"] for row in rows(run, "val")]
+    assert checkpoint.load(run / runs.BEST_CIDER)["epoch"] == 1 + ciders.index(max(ciders))
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

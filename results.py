@@ -1,0 +1,208 @@
+"""The results folder of an evaluation: scores, predictions, references, the page, and captions of an unfinished one."""
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import metrics
+import report
+from metrics import files
+
+Records = list[dict[str, Any]]
+FEW_IMAGES = 100
+
+
+def digest(*parts: Any) -> str:
+    """Twelve hexadecimal digits of JSON-like data, or of the content of a file where a part is a Path."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            with part.open("rb") as file:
+                total.update(hashlib.file_digest(file, "sha256").digest())
+        else:
+            total.update(json.dumps(part, sort_keys=True).encode() + b"\0")
+    return total.hexdigest()[:12]
+
+
+def check_records(records: Records, images_dir: Path | None) -> None:
+    """Raises ValueError, with the first case, for a picture without references or (with images_dir) without file."""
+    bare = [record["file_name"] for record in records if not record["captions"]]
+    if bare:
+        raise ValueError(f"{len(bare)} of {len(records)} pictures have no reference caption, the first {bare[0]!r}: "
+                         "give them one or take them out of captions.json")  # fmt: skip
+    if images_dir is not None:
+        names = [record["file_name"] for record in records if not (images_dir / record["file_name"]).is_file()]
+        if names:
+            raise ValueError(f"{len(names)} of {len(records)} pictures are missing in {images_dir}, the first "
+                             f"{names[0]!r}: prepare the data set again")  # fmt: skip
+
+
+# --- captions of an evaluation that was stopped ---
+
+
+def tidy_kept(folder: Path, key: str) -> None:
+    """Gather what a stopped evaluation left in `folder` into one file; captions of another key are deleted."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kept, old = read_kept(folder, key), list(folder.glob("captions-*.jsonl"))
+    if kept:
+        rows = [{"key": key}] + [{"image": image, "caption": caption} for image, caption in kept.items()]
+        whole = folder / f".captions.{os.getpid()}.tmp"
+        whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        whole.replace(folder / "captions-kept.jsonl")
+    for path in old:
+        if not kept or path.name != "captions-kept.jsonl":
+            path.unlink()
+
+
+def read_kept(folder: Path, key: str) -> dict[int, str]:
+    """{place in the split: caption} of finished batches with this key; a torn last line is left out."""
+    kept: dict[int, str] = {}
+    for path in sorted(folder.glob("captions-*.jsonl")):
+        rows = report.read_log(path)
+        if rows and rows[0].get("key") == key:
+            kept |= {row["image"]: row["caption"] for row in rows[1:]}
+    return kept
+
+
+def drop_kept(folder: Path) -> None:
+    for path in folder.glob("captions-*.jsonl"):
+        path.unlink()
+
+
+# --- predictions ---
+
+
+def read_predictions(path: Path, records: Records) -> list[str]:
+    """Anyone's captions of the records, in their order: a COCO results list, or a mapping {picture: caption}.
+
+    An entry names its picture by "file_name", else by "image_id", which may be a file name, a file name without its
+    ending, or the picture's number in the split from 0, as in the references.json written here. Raises ValueError for
+    a picture named twice, one that is not in the split, and one without caption.
+    """
+    content = files.read_json(path)
+    entries = list(content.items()) if isinstance(content, dict) else []
+    for row in content if isinstance(content, list) else []:
+        image, caption = files.image_and_caption(row, path)
+        entries.append((row.get("file_name", image), caption))
+    if not entries:
+        raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
+    place_of = _best_names([str(name) for name, _ in entries], records)
+    captions: dict[int, str] = {}
+    unknown = [name for name, _ in entries if str(name) not in place_of]
+    if unknown:
+        raise ValueError(f"{path}: {len(unknown)} of {len(entries)} predictions are for pictures that are not in this "
+                         f"split, the first {unknown[0]!r}: check --split and the names")  # fmt: skip
+    for name, caption in entries:
+        if not isinstance(caption, str):
+            raise ValueError(f"{path}: the caption of {name!r} must be a text, got {caption!r:.60}")
+        if place_of[str(name)] in captions:
+            raise ValueError(f"{path} has two captions for {name!r}: keep one for each picture")
+        captions[place_of[str(name)]] = caption
+    missing = [record["file_name"] for place, record in enumerate(records) if place not in captions]
+    if missing:
+        raise ValueError(f"{path}: {len(missing)} of {len(records)} pictures have no prediction, the first "
+                         f"{missing[0]!r}: caption them all, or take fewer with --data-cutoff")  # fmt: skip
+    return [captions[place] for place in range(len(records))]
+
+
+def _best_names(names: Sequence[str], records: Records) -> dict[str, int]:
+    """{name: place} by the way of naming that fits most of `names`: file name, its stem, or number."""
+    ways = [[record["file_name"] for record in records], [Path(record["file_name"]).stem for record in records],
+            [str(place) for place in range(len(records))]]  # fmt: skip
+    tables = [dict(zip(way, range(len(way)), strict=True)) for way in ways if len(set(way)) == len(way)]
+    return max(tables, key=lambda table: sum(name in table for name in names))
+
+
+def read_results(path: Path) -> tuple[dict | None, dict]:
+    """(references by image or None, caption by image) of a results folder, or of a predictions file."""
+    file = path / "predictions.json" if path.is_dir() else path
+    if not file.is_file():
+        raise ValueError(f"There is no {file}. Name a results folder, a predictions file or a checkpoint.")
+    predictions = files.read_predictions(file)
+    beside = file.parent / "references.json"
+    if not beside.is_file():
+        return None, predictions
+    references = files.read_references(beside)
+    return references, files.with_ids_of(references, predictions)
+
+
+def compare_results(
+    first: tuple[dict | None, dict], second: tuple[dict | None, dict], meteor: bool, spice: bool
+) -> tuple[dict[str, metrics.Difference], dict]:
+    """The paired test of two sets of captions, and their references. ValueError where images or references differ."""
+    references = first[0] or second[0]
+    if references is None:
+        raise ValueError("Neither side has a references.json beside its predictions: python -m metrics REFERENCES A "
+                         "--compare B takes them apart.")  # fmt: skip
+    if first[0] and second[0]:
+        metrics.require_same_references(first[0], second[0])
+    prepared = metrics.prepare_references(references)
+    measured = [
+        metrics.measure(prepared, files.with_ids_of(references, captions), meteor, spice)
+        for _, captions in (first, second)
+    ]
+    return metrics.compare(*measured), references
+
+
+# --- what is written ---
+
+
+def write_results(
+    output: Path,
+    records: Records,
+    captions: list[str],
+    per_image: list[dict[str, float]],
+    scores: dict[str, Any],
+) -> None:
+    """predictions.json, references.json and scores.json in `output`.
+
+    predictions.json is the COCO results layout; its readers ignore the file name beside each caption.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    rows = list(enumerate(zip(records, captions, per_image, strict=True)))
+    predictions = [
+        {"image_id": i, "caption": caption, "file_name": record["file_name"]} for i, (record, caption, _) in rows
+    ]
+    references = {
+        "images": [{"id": i, "file_name": record["file_name"]} for i, (record, _, _) in rows],
+        "annotations": [
+            {"id": len(records) * n + i, "image_id": i, "caption": text}
+            for i, (record, _, _) in rows
+            for n, text in enumerate(record["captions"])
+        ],
+    }
+    for name, content in (("predictions", predictions), ("references", references), ("scores", scores)):
+        text = json.dumps(content, indent=1, ensure_ascii=False)
+        whole = output / f".{name}.{os.getpid()}.tmp"
+        whole.write_text(text, encoding="utf-8")
+        whole.replace(output / f"{name}.json")
+
+
+def scores_table(scores: dict[str, Any]) -> str:
+    """The scores as lines of text, times 100 as the field prints them."""
+    humans = scores.get("leave_one_out")
+    head = f"\n{'':10}{'model':>8}   {'95 % interval':<16}"
+    lines = [head + ("  people (each reference against the others)" if humans else "")]
+    for name, value in scores["corpus"].items():
+        low, high = scores["intervals"][name]
+        line = f"{name:10}{100 * value:8.1f}   {f'{100 * low:.1f} to {100 * high:.1f}':<16}"
+        lines.append((line + (f"{100 * humans[name]:8.1f}" if humans and name in humans else "")).rstrip())
+    if humans and humans["CIDEr"] > 0:
+        lines.append(f"CIDEr is {scores['corpus']['CIDEr'] / humans['CIDEr']:.0%} of what people reach")
+    for kind, count in scores.get("truth", {}).items():
+        share = f"{count['true'] / count['claims']:.1%}" if count["claims"] else "none named"
+        lines.append(f"true {kind:10} {share} of {count['claims']} named")
+    text = scores["text"]
+    lines.append(
+        f"captions   {text['mean_length']:.1f} words, {text['vocabulary']:,} different ones; distinct-1 "
+        f"{text['distinct_1']:.3f}, distinct-2 {text['distinct_2']:.3f}; {text['repetition']:.1%} repeat themselves"
+        + (f"; {text['seen']:.1%} stand in the training captions" if "seen" in text else "")
+    )
+    if text["empty"]:
+        lines.append(f"{text['empty']} captions are empty and score 0.")
+    if scores["images"] < FEW_IMAGES:
+        lines.append(f"Only {scores['images']} images: these scores are rough, CIDEr above all.")
+    return "\n".join([*lines, scores.get("signature", "")])

@@ -1,0 +1,296 @@
+"""evaluate.py: what it writes, goes on after a kill, shares the pictures, compares, and refuses."""
+
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import dataset as data
+import demo_set
+import distributed
+import evaluate as evaluation
+import inference
+import metrics
+import results
+import train
+from tests.conftest import CUTOFF, TINY_MODEL
+from tests.test_distributed import free_port
+
+BATCHES = ["--eval-batch-size", "5", "--beam-size", "2", "--device", "cpu"]
+REAL = inference.caption_batches
+
+
+def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNamespace]]]:
+    """In place of inference.caption_batches: captions that are each picture's own, so that none can be exchanged."""
+    captions = []
+    for path in given[2].paths:
+        n = int(path.stem.removeprefix("scene_"))
+        text = f"A {('red', 'blue', 'green')[n % 3]} {('car', 'dog', 'boat', 'kite', 'house')[n % 5]} number {n}."
+        captions.append([SimpleNamespace(text=text, ids=[])])
+    yield from (captions[i : i + batch_size] for i in range(0, len(captions), batch_size))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inference, "caption_batches", told_by_name)
+        yield
+
+
+@pytest.fixture(scope="module")
+def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The best checkpoint of a miniature run."""
+    runs = tmp_path_factory.mktemp("runs")
+    train.main(["--data-dir", str(demo_data), "--output-dir", str(runs), "--data-cutoff", str(CUTOFF),
+                *TINY_MODEL.split(), "--num-epochs", "1", "--validation-score-images", "0"])  # fmt: skip
+    return next((runs / "demo-001").glob("checkpoint_*"))
+
+
+@pytest.fixture(scope="module")
+def whole(trained: Path) -> Path:
+    """Its results folder."""
+    output = trained.parent / "whole"
+    evaluation.main(["--checkpoint", str(trained), "--output", str(output), *BATCHES])
+    return output
+
+
+def read(path: Path) -> object:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The numbers of images in the batches captioned from here on."""
+    batches, original = [], inference.caption_batches
+
+    def count(*args, **how):
+        for captions in original(*args, **how):
+            batches.append(len(captions))
+            yield captions
+
+    monkeypatch.setattr(inference, "caption_batches", count)
+    return batches
+
+
+def test_the_results_folder_holds_coco_files_scores_with_intervals_and_the_page(whole):
+    assert sorted(path.name for path in whole.iterdir()) == [
+        "predictions.json", "references.json", "report.html", "scores.json"]  # fmt: skip
+    scores, predictions = read(whole / "scores.json"), read(whole / "predictions.json")
+    assert [row["image_id"] for row in predictions] == list(range(CUTOFF))
+    assert all(isinstance(row["caption"], str) for row in predictions)
+    for name, value in scores["corpus"].items():
+        low, high = scores["intervals"][name]
+        assert low - 0.05 <= value <= high + 0.05
+    assert 0 <= scores["text"]["seen"] <= 1 and scores["images"] == CUTOFF
+    for part in ("demo/test", "metrics 1", "24 images", "references ", "beam 2", "float32", "checkpoint_epoch_1_"):
+        assert part in scores["signature"], part
+    coco = pytest.importorskip("pycocotools.coco").COCO(str(whole / "references.json"))
+    assert sorted(coco.loadRes(str(whole / "predictions.json")).getImgIds()) == sorted(coco.getImgIds())
+
+
+def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+    state, settings = inference.load_state(trained, BATCHES)
+    model, tokenizer = inference.load_model(state, torch.device("cpu"))
+    split = evaluation.load_split(settings, "test", state["config"])
+    images = data.ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, model.image_spec)
+    batches = evaluation._caption_batches(model, tokenizer, images, settings, torch.device("cpu"))
+    expected = [found[0].text for batch in batches for found in batch]
+    assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
+
+
+def test_the_table_shows_intervals_statistics_and_what_is_empty(whole):
+    scores = read(whole / "scores.json")
+    table = results.scores_table(scores)
+    low, high = scores["intervals"]["CIDEr"]
+    assert f"{100 * low:.1f} to {100 * high:.1f}" in table and "stand in the training captions" in table
+    assert "Only 24 images" in table and scores["signature"] in table
+    assert "2 captions are empty" in results.scores_table(scores | {"text": scores["text"] | {"empty": 2}})
+
+
+def dies_after_two_batches(checkpoint: Path, output: Path) -> None:
+    torch.set_num_threads(1)
+    original = inference.caption_batches
+
+    def mortal(*args, **how):
+        for number, captions in enumerate(original(*args, **how)):
+            if number == 2:
+                os._exit(9)
+            yield captions
+
+    inference.caption_batches = mortal
+    evaluation.main(["--checkpoint", str(checkpoint), "--output", str(output), *BATCHES])
+
+
+def test_a_killed_evaluation_goes_on_and_other_settings_start_over(trained, whole, counted, tmp_path, capsys):
+    # Forked: a fresh process would import torch first.
+    process = multiprocessing.get_context("fork").Process(target=dies_after_two_batches, args=(trained, tmp_path))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 9 and not (tmp_path / "scores.json").exists()
+    with next(tmp_path.glob("captions-*.jsonl")).open("a") as file:
+        file.write('{"image": 10, "capt')  # the kill may hit the middle of a line
+    shutil.copytree(tmp_path, other := tmp_path.with_name("other"))
+    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+    assert sum(counted) == CUTOFF - 10 and "10 captions are there" in capsys.readouterr().out
+    assert read(tmp_path / "predictions.json") == read(whole / "predictions.json")
+    assert not list(tmp_path.glob("captions-*"))
+    counted.clear()
+    evaluation.main(["--checkpoint", str(trained), "--output", str(other), *BATCHES, "--length-penalty", "0.5"])
+    assert sum(counted) == CUTOFF
+
+
+def one_of_two(rank: int, port: int, checkpoint: Path, output: Path) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
+                   "MASTER_PORT": str(port)}  # fmt: skip
+    original = inference.caption_batches
+
+    def count(model, tokenizer, images, **how):
+        (output / f"count-{rank}").write_text(str(len(images)))
+        return original(model, tokenizer, images, **how)
+
+    inference.caption_batches = count
+    evaluation.main(["--checkpoint", str(checkpoint), "--output", str(output), *BATCHES])
+    assert distributed.world_size() == 1  # it has left the group
+
+
+def test_two_processes_caption_each_image_once_and_write_what_one_writes(trained, whole, tmp_path):
+    (tmp_path / "captions-7.jsonl").write_text('{"key": "of another evaluation"}\n{"image": 0, "caption": "wrong"}\n')
+    torch.multiprocessing.start_processes(
+        one_of_two, (free_port(), trained, tmp_path), nprocs=2, start_method="fork"
+    )
+    assert [(tmp_path / f"count-{rank}").read_text() for rank in (0, 1)] == ["12", "12"]
+    for name in ("predictions.json", "references.json", "scores.json"):
+        assert read(tmp_path / name) == read(whole / name)
+
+
+# --- predictions of anyone ---
+
+
+def score_file(content: object, demo_data: Path, folder: Path) -> dict:
+    (folder / "theirs.json").write_text(json.dumps(content))
+    evaluation.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data),
+                     "--data-cutoff", str(CUTOFF)])  # fmt: skip
+    return read(folder / "eval_test_theirs" / "scores.json")
+
+
+def test_predictions_of_anyone_are_scored_however_they_name_the_pictures(demo_data, whole, tmp_path):
+    rows = read(whole / "predictions.json")
+    expected = read(whole / "scores.json")
+    ways = [
+        rows[::-1],
+        [{"image_id": row["image_id"], "caption": row["caption"]} for row in rows[::-1]],
+        [{"image_id": row["file_name"], "caption": row["caption"]} for row in rows],
+        {Path(row["file_name"]).stem: row["caption"] for row in rows},
+    ]
+    for way in ways:
+        scores = score_file(way, demo_data, tmp_path)
+        assert scores["corpus"] == expected["corpus"] and scores["intervals"] == expected["intervals"]
+    moved = [row | {"file_name": other["file_name"]} for row, other in zip(rows, rows[1:] + rows[:1], strict=True)]
+    assert score_file(moved, demo_data, tmp_path)["corpus"] != expected["corpus"]
+    assert "captions of theirs.json" in scores["signature"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda rows: rows[2:], "2 of 24 pictures have no prediction, the first 'scene_00048.jpg'"),
+        (lambda rows: [*rows, rows[3]], "has two captions for 'scene_00051.jpg'"),
+        (lambda rows: [*rows, {"file_name": "no.jpg", "image_id": 0, "caption": "a"}], "1 of 25 .* the first 'no.jpg'"),
+        (lambda rows: [*rows[1:], rows[0] | {"caption": None}], "the caption of 'scene_00048.jpg' must be a text"),
+        (lambda rows: [*rows[1:], {"image_id": 0}], 'each entry needs "image_id" and "caption"'),
+        (lambda rows: [], "has no predictions"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused_in_one_line(demo_data, whole, tmp_path, change, message):
+    with pytest.raises(ValueError, match=message) as error:
+        score_file(change(read(whole / "predictions.json")), demo_data, tmp_path)
+    assert "\n" not in str(error.value) and not (tmp_path / "eval_test_theirs").exists()
+
+
+def test_empty_captions_and_a_single_picture_have_their_documented_values(demo_data):
+    records = data.load_records(demo_data / "demo", "test")
+    scores, per_image = evaluation.score_captions(records, [""] * len(records))
+    assert scores["corpus"]["CIDEr"] == scores["corpus"]["ROUGE_L"] == 0 and scores["text"]["empty"] == len(records)
+    with pytest.warns(UserWarning, match="single image"):
+        scores, _ = evaluation.score_captions(records[:1], ["a dog"])
+    assert scores["corpus"]["CIDEr"] == 0 and scores["intervals"]["CIDEr"] == (0, 0)
+
+
+def test_pictures_without_file_or_references_are_told_before_anything_is_captioned(demo_data):
+    records = data.load_records(demo_data / "demo", "test")
+    results.check_records(records, demo_data / "demo" / "images")
+    with pytest.raises(ValueError, match="1 of 24 pictures have no reference caption, the first 'scene_00049.jpg'"):
+        results.check_records([records[0], records[1] | {"captions": []}, *records[2:]], None)
+    with pytest.raises(ValueError, match="24 of 24 pictures are missing in nowhere"):
+        results.check_records(records, Path("nowhere"))
+
+
+# --- comparison ---
+
+
+def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(trained, whole, counted, tmp_path, capsys):
+    people = tmp_path / "people.json"
+    references = metrics.files.read_references(whole / "references.json")
+    people.write_text(json.dumps({image: captions[0] for image, captions in references.items()}))
+    command = ["--compare", str(trained), str(people), "--json", str(tmp_path / "out.json"), *BATCHES]
+    evaluation.main(command)
+    assert sum(counted) == CUTOFF and "p" in capsys.readouterr().out
+    evaluation.main(command)
+    assert sum(counted) == CUTOFF  # its results were there
+    found = read(tmp_path / "out.json")
+    assert found["differences"]["CIDEr"]["low"] > 0 and found["differences"]["CIDEr"]["p"] < 0.01
+    assert metrics.references_digest(references) in found["signature"]
+    expected = read(whole / "scores.json")["corpus"]["CIDEr"]
+    assert found["differences"]["CIDEr"]["first"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(whole, other)
+    content = read(other / "references.json")
+    content["annotations"][0]["caption"] = "something else"
+    (other / "references.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"1 of 24 images have other references in the two sets, the first \[0\]"):
+        evaluation.main(["--compare", str(whole), str(other)])
+    alone = tmp_path / "alone.json"
+    alone.write_text(json.dumps(read(whole / "predictions.json")[:20]))
+    with pytest.raises(ValueError, match="4 of 24 images have no prediction, the first 20, 21, 22"):
+        evaluation.main(["--compare", str(whole), str(alone)])
+    with pytest.raises(ValueError, match="Neither side has a references.json"):
+        evaluation.main(["--compare", str(alone), str(alone)])
+    with pytest.raises(ValueError, match="There is no .*predictions.json"):
+        evaluation.main(["--compare", str(whole), str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--json", "x"], "--json goes with --compare"),
+        (["--compare", "a", "b", "--output", "x"], "--compare names both sides itself"),
+        (["--predictions", "x.json", "--dataset", "none"], "There is no data set"),
+    ],
+)
+def test_flags_that_do_not_go_together_are_told(flags, message):
+    with pytest.raises(SystemExit, match=message):
+        evaluation.main(flags)
+
+
+# --- confusions of the demo set ---
+
+
+def test_confusions_name_the_true_colour_and_the_thing_left_out():
+    scene = {"things": [{"kind": "car", "color": "red"}, {"kind": "kite", "color": "blue"}]}
+    found = demo_set.caption_confusions("A green car under a blue balloon and a sun.", scene)
+    assert found == {"colours": [("red", "green")], "things": [("car", "car"), ("kite", "balloon"), ("nothing", "sun")]}
+    assert demo_set.caption_confusions("", scene) == {"colours": [], "things": []}
+    total = demo_set.total_confusions(["a red car", "a red car", "a dog"], [scene] * 3)
+    assert total == {"colours": [("red", "red", 2)], "things": [("car", "car", 2), ("car", "dog", 1)]}
