@@ -276,7 +276,7 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
 
 
 def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = False) -> None:
-    """Save the run where it stands, also under `names`; beside the training, unless it should `wait`. All ranks together.
+    """Save the run as it is, also under `names`; beside the training, unless it should `wait`. All ranks together.
 
     Raises SystemExit where it waited in vain: what could not be saved would be lost.
     """

@@ -122,7 +122,7 @@ def test_every_flag_the_readme_names_is_one():
         ).stdout
         for script in ("train.py", "evaluate.py", "caption.py")
     )
-    others = {"--nproc-per-node", "--flag"}
+    others = {"--nproc-per-node", "--flag", "--signals-to-handle"}
     flags = set(re.findall(r"--[a-z][a-z-]+", README)) - others
     assert len(flags) > 10
     for flag in flags:
