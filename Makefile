@@ -26,6 +26,8 @@ test: setup      ## lint, then all tests that need no GPU and no network
 
 bench: setup     ## side-by-side measurements
 	$(PYTHON) benchmarks/scoring.py
+	$(PYTHON) benchmarks/rewards.py
+	$(PYTHON) benchmarks/decoding.py
 	$(PYTHON) benchmarks/checkpoints.py
 
 clean:           ## remove .venv; data and runs stay

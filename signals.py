@@ -72,21 +72,14 @@ def leave_to_the_main_process(_worker: int) -> None:
 @atexit.register
 def end_workers() -> None:
     """Before this process ends: kill those that read pictures, and whatever else was to end with it."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch would take their end for a mishap
+    deaf_to_children()
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
 
 
-@contextlib.contextmanager
-def deaf_to_children() -> Iterator[None]:
-    """Torch raises wherever the program is when a process that reads pictures has died: not in here."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
+def deaf_to_children() -> None:
+    """After a loader with processes was started: torch then raises wherever the program is when one of them dies, in
+    the middle of an optimizer step as well. Without its handler it tells at the next batch, within five seconds."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)

@@ -105,8 +105,7 @@ def fit(run: Run, progress: Progress) -> None:
         except one_step.HalfUpdate:
             raise  # the weights are between two steps: not saved
         except (Exception, SystemExit) as error:
-            with signals.deaf_to_children():
-                rescue(run, progress, error)
+            rescue(run, progress, error)
             explanation = explain(run, error)
             if explanation:
                 raise SystemExit(explanation) from error
@@ -137,6 +136,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     pictures = run.train_set.at_epoch(progress.epoch)
     micro_batches = [batch for step in todo for batch in step]
     batches = iter(data.make_loader(pictures, micro_batches, settings.NUM_WORKERS, run.device.type == "cuda"))
+    signals.deaf_to_children()
     encoder_peak = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if encoder_peak is None else encoder_peak / settings.LEARNING_RATE
     for groups in todo:
@@ -330,7 +330,7 @@ def explain(run: Run, error: BaseException) -> str | None:
             f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
             "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
         )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):  # torch raises it wherever we are
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return (
             f"A process that reads pictures died ({str(error).splitlines()[0]}). Most often the memory they share, "
             "/dev/shm, or the machine's memory was full: lower NUM_WORKERS, 0 reads without such processes."

@@ -97,11 +97,10 @@ def test_the_results_folder_holds_coco_files_scores_with_intervals_and_the_page(
 def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
     monkeypatch.setattr(inference, "caption_batches", REAL)
     evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
-    state, settings = inference.load_state(trained, BATCHES)
-    model, tokenizer = inference.load_model(state, torch.device("cpu"))
-    split = evaluation.load_split(settings, "test", state["config"])
-    images = data.ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, model.image_spec)
-    batches = evaluation._caption_batches(model, tokenizer, images, settings, torch.device("cpu"))
+    loaded = inference.load_models([trained], BATCHES)
+    split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    images = data.ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
+    batches = evaluation._caption_batches(loaded, images)
     expected = [found[0].text for batch in batches for found in batch]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
 
@@ -294,3 +293,23 @@ def test_confusions_name_the_true_colour_and_the_thing_left_out():
     assert demo_set.caption_confusions("", scene) == {"colours": [], "things": []}
     total = demo_set.total_confusions(["a red car", "a red car", "a dog"], [scene] * 3)
     assert total == {"colours": [("red", "red", 2)], "things": [("car", "car", 2), ("car", "dog", 1)]}
+
+
+def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    both = tmp_path / "both"
+    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path / "one"), *BATCHES])
+    evaluation.main(["--checkpoint", f"{trained},{trained}", "--output", str(both), *BATCHES])
+    assert read(both / "predictions.json") == read(tmp_path / "one" / "predictions.json")
+    assert read(both / "scores.json")["signature"].count(trained.name) == 2
+    assert 'data-maps="' in (tmp_path / "one" / "report.html").read_text()
+    assert 'data-maps="' not in (both / "report.html").read_text()  # several models have no one place to look at
+
+
+def test_options_that_change_captions_have_folders_of_their_own(trained):
+    loaded = inference.load_models([trained], [])
+    split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    flags = ([], ["--min-length", "3"], ["--no-repeat-ngram", "2"], ["--beam-size", "5"], ["--length-penalty", "0"])
+    settings = [inference.load_state(trained, more)[1] for more in flags]
+    assert len({evaluation._label(one, split, loaded.states) for one in settings}) == len(flags)
+    assert len({str(evaluation._decoding(one)) for one in settings}) == len(flags)

@@ -55,8 +55,8 @@ def fingerprint(run: Path, data: Path) -> dict[str, str]:
     records = train.data.load_records(data / "demo", "val", CUTOFF)
     images = train.data.ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
     captions = inference.caption_images(
-        model, tokenizer, images, batch_size=8, options=inference.decode.Options(beams=3), device=torch.device("cpu"),
-        precision="fp32", workers=0,
+        model, tokenizer, images, batch_size=8, options=inference.decode.Options(beam_size=3),
+        device=torch.device("cpu"), precision="fp32", workers=0,
     )  # fmt: skip
     series = [
         {key: value for key, value in row.items() if key != "captions_per_s"}
