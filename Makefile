@@ -22,7 +22,8 @@ demo: setup      ## train on the built-in pictures, score, caption a few held-ou
 
 test: setup      ## lint, then all tests that need no GPU and no network
 	$(PYTHON) -m ruff check .
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q  # the models are so small that a second thread only waits
+	# One thread each: the models are so small that a second one only waits.
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 bench: setup     ## side-by-side measurements
 	$(PYTHON) benchmarks/scoring.py

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import caption
 import config
+import evaluate
 import metrics
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
@@ -46,7 +48,7 @@ def place(tmp_path_factory: pytest.TempPathFactory, demo_data: Path) -> Path:
     return place
 
 
-def test_the_commands_of_the_first_block_work_in_their_order(place):
+def test_the_commands_of_the_first_block_work_in_their_order(place, monkeypatch, capsys):
     """train, evaluate, caption: a run, its scores and pages, and a caption."""
     first = [command for command in COMMANDS if not any(word in command for word in NOT_HERE)]
     assert first[:3] == ["python train.py", "python evaluate.py", "python caption.py data/demo/images/scene_02200.jpg"]
@@ -69,8 +71,10 @@ def test_the_commands_of_the_first_block_work_in_their_order(place):
 
     picture = "data/demo/images/scene_00050.jpg"
     assert run(f"python caption.py {picture}", place).startswith(f"{picture}: ")
-    rows = json.loads(run(f"python caption.py {picture} --num-captions 3 --json", place))
-    log_probs = [caption["log_prob"] for caption in rows[0]["captions"]]
+    monkeypatch.chdir(place)
+    caption.main([picture, "--num-captions", "3", "--json"])
+    rows = json.loads(capsys.readouterr().out)
+    log_probs = [found["log_prob"] for found in rows[0]["captions"]]
     assert len(log_probs) == 3 and all(value < 0 for value in log_probs)
 
     resume = "python train.py --resume-checkpoint-path last"
@@ -78,7 +82,7 @@ def test_the_commands_of_the_first_block_work_in_their_order(place):
     assert "resumed after epoch 2" in run(resume, place, "--num-epochs", "3")
 
 
-def test_an_own_folder_works_in_the_three_steps(place, demo_data, tmp_path):
+def test_an_own_folder_works_in_the_three_steps(demo_data, tmp_path, monkeypatch, capsys):
     """captions.csv beside pictures, no split column."""
     assert "columns `file_name,caption`" in README and "--raw-data-dir FOLDER" in README
     folder = tmp_path / "pictures"
@@ -94,7 +98,9 @@ def test_an_own_folder_works_in_the_three_steps(place, demo_data, tmp_path):
     out = run(command, tmp_path, *TINY_MODEL.split())
     assert "best checkpoint: runs/mine-001/" in out
     assert sorted(path.name for path in folder.iterdir()) == before
-    assert "CIDEr" in run("python evaluate.py --split val", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    evaluate.main(["--split", "val"])
+    assert "CIDEr" in capsys.readouterr().out
 
 
 def test_every_train_command_and_recipe_has_settings_that_pass():
