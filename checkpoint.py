@@ -41,6 +41,10 @@ _REQUIRED = {  # key -> type
 _COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row")
 
 
+class OtherFormat(ValueError):
+    """The file is sound as far as can be told, but of another version of the format."""
+
+
 def save(path: Path | str, state: dict[str, Any]) -> None:
     """Write `state` to `path`; the file appears complete and verified, or not at all.
 
@@ -49,11 +53,14 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # A folder of its own: the writer makes a file of an unknown name beside its target, which a kill would leave.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / path.name
     _check_values(path, state)
     tensors, values = _pack(state)
     text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
     try:
+        folder.mkdir()
         temporary.touch()
         mode = temporary.stat().st_mode  # safetensors makes the file private to its owner, whatever the umask says
         safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
@@ -65,7 +72,7 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     except safetensors.SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(str(error)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)
     sync_folder(path.parent)
 
 
@@ -119,7 +126,7 @@ def read_header(path: Path | str) -> dict[str, Any]:
         raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
     if version != FORMAT_VERSION:
         writer = header.get("written_by", "another program")
-        raise ValueError(
+        raise OtherFormat(
             f"{path} was written by {writer} in format version {version}; this program, nanoCaption {VERSION}, reads "
             f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
         )

@@ -317,6 +317,10 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
         v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),
         "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
     )
+    require(
+        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH != "last" or v.RUN_NAME is not None,
+        "INIT_CHECKPOINT_PATH with RESUME_CHECKPOINT_PATH 'last' needs a RUN_NAME: 'last' could be another run",
+    )
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(

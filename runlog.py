@@ -22,11 +22,15 @@ def rewind(path: Path, step: int, epoch: int) -> int:
     if not path.is_file():
         return 0
     kept, moved = [], []
-    for line in path.read_bytes().splitlines(keepends=True):
+    lines = path.read_bytes().splitlines(keepends=True)
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError:
-            continue  # torn by a kill
+            row = None  # torn by a kill if it is the last one
+        if not isinstance(row, dict):
+            kept += [line] if number < len(lines) or line.endswith(b"\n") else []
+            continue
         of_epoch = row.get("type") in ("val", "samples")
         beyond = row.get("epoch", 0) > epoch if of_epoch else row.get("step", 0) > step
         (moved if beyond and row.get("type") not in ("start", "resume", "stop") else kept).append(line)
@@ -34,7 +38,10 @@ def rewind(path: Path, step: int, epoch: int) -> int:
         with open(path.with_name(REPLACED), "ab") as file:
             file.writelines(moved)
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_bytes(b"".join(kept))
+        with open(temporary, "wb") as file:
+            file.writelines(kept)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     return len(moved)
 

@@ -8,6 +8,7 @@ import contextlib
 import fcntl
 import os
 import re
+import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,7 +21,10 @@ import distributed
 
 LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
 _NEW = ".new.safetensors"
-_STRAY = re.compile(r"\..+\.tmp|\.tmp\w{6}|\.new\.safetensors")  # the second: safetensors' own writer
+_STRAY = re.compile(
+    r"\.(\.new|last|previous|best_cider|checkpoint_epoch_\S+)\.safetensors\.\d+\.tmp|\.log\.jsonl\.\d+\.tmp"
+    r"|\.nanocaption-\w+|\.new\.safetensors"
+)
 
 
 class Resume(NamedTuple):
@@ -36,22 +40,38 @@ class Resume(NamedTuple):
 
 
 def new_folder(settings: Any) -> Path:
-    """RUN_NAME, or the next free number under OUTPUT_DIR; one choice for all ranks.
+    """RUN_NAME, or the next free number under OUTPUT_DIR, taken at once; one choice for all ranks.
 
     SystemExit where RUN_NAME holds a run, except for one that asked for its "last" checkpoint and has no whole one.
     """
-    output = Path(settings.OUTPUT_DIR)
-    name = settings.RUN_NAME
-    if name is None:
-        numbers = [path.name.removeprefix(f"{settings.DATASET}-") for path in output.glob(f"{settings.DATASET}-*")]
-        name = f"{settings.DATASET}-{max((int(n) for n in numbers if n.isdecimal()), default=0) + 1:03d}"
+    output, name = Path(settings.OUTPUT_DIR), settings.RUN_NAME
+    if distributed.rank() == 0 and name is None:
+        name = _take_number(output, f"{settings.DATASET}-")
     elif distributed.rank() == 0 and settings.RESUME_CHECKPOINT_PATH != "last" and _holds_files(output / name):
         raise SystemExit(f"RUN_NAME = {name!r}: {output / name} holds a run. Resume it, or choose another name.")
     return output / distributed.gather([name])[0]
 
 
+def _take_number(output: Path, prefix: str) -> str:
+    names = [path.name.removeprefix(prefix) for path in output.glob("*") if path.name.startswith(prefix)]
+    number = max((int(n) for n in names if n.isdecimal()), default=0) + 1
+    while True:
+        try:
+            (output / f"{prefix}{number:03d}").mkdir(parents=True)
+        except FileExistsError:
+            if not output.is_dir():
+                break
+            number += 1  # another start was a moment earlier
+        except OSError:
+            break  # check_writable says why
+        else:
+            break
+    return f"{prefix}{number:03d}"
+
+
 def _holds_files(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir())
+    """Whether there is more than the lock of a start that was killed before it had made anything."""
+    return folder.is_dir() and any(path.name != ".lock" for path in folder.iterdir())
 
 
 def newest(output_dir: Path | str) -> Path | None:
@@ -77,7 +97,7 @@ def check_writable(folder: Path) -> None:
     """Raise SystemExit, in the first second of a run, where files cannot be written in `folder` (it is made)."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".", suffix=".tmp"):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".nanocaption-"):
             pass
     except OSError as error:
         raise SystemExit(f"Cannot write in {folder}: {error.strerror}. Set OUTPUT_DIR to a folder of yours.") from error
@@ -96,8 +116,8 @@ def check_space(folder: Path, checkpoint_bytes: int) -> None:
 def remove_strays(run: Path) -> None:
     """Delete what a kill in the middle of a write left. Only for the holder of the run's lock."""
     for path in run.iterdir():
-        if _STRAY.fullmatch(path.name) and path.is_file():
-            path.unlink()
+        if _STRAY.fullmatch(path.name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextlib.contextmanager
@@ -124,9 +144,10 @@ def lock(run: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in run.iterdir()] == [".lock"]:  # a mistake was found before anything was made
-                (run / ".lock").unlink()
-                run.rmdir()
+            if not _holds_files(run):  # a mistake was found before anything was made
+                with contextlib.suppress(OSError):  # a link cannot be removed as a folder
+                    (run / ".lock").unlink()
+                    run.rmdir()
 
 
 # --- Checkpoints of a run ---
@@ -165,6 +186,8 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[st
     for number, path in enumerate(_checkpoints(run)):  # last.safetensors first among equals
         try:
             found.append((position(checkpoint.read_header(path)), -number, path))
+        except checkpoint.OtherFormat as error:
+            raise SystemExit(str(error)) from error
         except ValueError as error:
             defects.append(str(error))
     for _, _, path in sorted(found, reverse=True):
@@ -173,6 +196,14 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[st
         except ValueError as error:
             defects.append(str(error))
     return None, None, defects
+
+
+def check_still_newest(run: Path, state: dict[str, Any]) -> None:
+    """SystemExit where the run has a sound checkpoint beyond `state`: its former process saved it a moment ago."""
+    for path in _checkpoints(run):
+        with contextlib.suppress(ValueError):
+            if position(checkpoint.read_header(path)) > position(state) and _defect(path) is None:
+                raise SystemExit(f"{run} went on while this start was reading it. Start again.")
 
 
 def set_aside(run: Path, reached: tuple[int, int]) -> list[str]:
@@ -216,6 +247,11 @@ def _saved_at(path: Path) -> float:
         return path.stat().st_mtime
 
 
+def _same_newest(run: Path, other: Path) -> bool:
+    times = [max(map(_saved_at, _checkpoints(one)), default=0.0) for one in (run, other) if one.is_dir()]
+    return len(times) == 2 and times[0] == times[1] > 0
+
+
 def _defect(path: Path) -> str | None:
     try:
         checkpoint.load(path)
@@ -235,6 +271,8 @@ def find_resume(settings: Any, argv: list[str]) -> tuple[Resume | None, list[str
     """
     given = settings.RESUME_CHECKPOINT_PATH
     if given != "last":
+        if Path(given).is_dir():
+            raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r} is a folder: name a file of it, or 'last', RUN_NAME.")
         if not Path(given).is_file():
             raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r}: no such file. Give a checkpoint, 'last' or none.")
         try:
@@ -247,6 +285,12 @@ def find_resume(settings: Any, argv: list[str]) -> tuple[Resume | None, list[str
     if run is None or not run.is_dir():
         place = run or f"any run under {output}"
         return None, [f"RESUME_CHECKPOINT_PATH = 'last': no checkpoint in {place}: THIS IS A FRESH START."]
+    twins = [other for other in output.glob("*") if other != run and _same_newest(run, other)]
+    if twins and not settings.RUN_NAME:
+        raise SystemExit(
+            f"RESUME_CHECKPOINT_PATH = 'last': {run} and {twins[0]} have the same newest checkpoint, one is a copy. "
+            "Set RUN_NAME to the one to go on with."
+        )
     path, state, defects = newest_whole(run)
     notes = [f"skipped: {defect}" for defect in defects]
     if state is None:
@@ -262,6 +306,8 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
     keep = config.unchanged_since(saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH"}
     settings = config.load(argv, base={name: saved["config"][name] for name in keep if name in saved["config"]})
     refused = config.differences(settings, saved["config"], config.RESUME_SETTINGS)
+    if settings.RUN_NAME not in (None, saved["config"]["RUN_NAME"], path.parent.name):
+        refused.append(f"RUN_NAME: {path.parent.name!r} -> {settings.RUN_NAME!r}")
     old, new = (
         (values["BATCH_SIZE"], values["GRAD_ACCUM_STEPS"], processes)
         for values, processes in (

@@ -44,7 +44,7 @@ def catch() -> Iterator[Requests]:
         elif number == signal.SIGINT == requests.stop:
             end_workers()
             os._exit(130)
-        else:
+        elif not requests.stop:
             requests.stop = number
             os.write(2, f"\n{signal.Signals(number).name}: saving, then leaving.\n".encode())  # print() may be in use
 

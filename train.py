@@ -10,15 +10,19 @@ Reading order: main() prepares, fit() loops over epochs, train_one_epoch() over 
 What main() prepares is made in training_run.py.
 """
 
+import signal
 import sys
 
 import config
 
 if __name__ == "__main__":
     config.load(sys.argv[1:])  # --help and mistakes answer before torch is imported
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to save yet
 
 import contextlib  # noqa: E402
 import math  # noqa: E402
+import shlex  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
 from typing import Any  # noqa: E402
@@ -66,6 +70,8 @@ def main(argv: list[str] | None = None) -> None:
             runs.check_writable(folder)
             with runs.lock(folder):
                 saved = resume and resume.state
+                if resume and settings.RESUME_CHECKPOINT_PATH == "last":
+                    runs.check_still_newest(folder, saved)
                 run, progress = prepare(settings, folder, device, requests, saved, initial)
                 run = run._replace(wandb_run=setup_wandb(settings, folder.name, saved))
                 with run.log or contextlib.nullcontext():
@@ -82,6 +88,8 @@ def fit(run: Run, progress: Progress) -> None:
     settings = run.settings
     if progress.epoch >= settings.NUM_EPOCHS:
         runlog.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
+        if distributed.max_(int(not (run.folder / runs.LAST).exists()))[0]:
+            save(run, progress, wait=True)
     elif progress.step == 0:
         save(run, progress, wait=True)  # a kill before the next one finds this, and a bad disk is noticed now
     run.requests.training = True
@@ -97,10 +105,13 @@ def fit(run: Run, progress: Progress) -> None:
                 progress, names = finish_epoch(run, progress, bar)
                 save(run, progress, names, wait=progress.epoch == settings.NUM_EPOCHS)
                 saved_at = time.monotonic()
+            run.saver.wait()
+            if distributed.max_(int(run.saver.failed))[0]:
+                save(run, progress, wait=True)  # stopped early: nothing would try again
         except signals.Stopped as stopped:
             save(run, progress, wait=True)
             runlog.write(run.log, {"type": "stop", "step": progress.step, "reason": str(stopped)})
-            bar.write(f"{stopped} after step {progress.step}: saved. {how_to_resume(run)}")
+            runlog.console(f"{stopped} after step {progress.step}: saved. {how_to_resume(run)}")
             raise SystemExit(128 + stopped.number) from None
         except one_step.HalfUpdate:
             raise  # the weights are between two steps: not saved
@@ -111,13 +122,14 @@ def fit(run: Run, progress: Progress) -> None:
                 raise SystemExit(explanation) from error
             raise
         finally:
-            run.requests.training = False
             run.saver.wait()
+            run.requests.training = False
     if distributed.rank() == 0:
         curves = run.folder / "curves.png"
         report.plot_curves(report.read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
         best = next(iter(checkpoint.best_files(run.folder)), run.folder / runs.LAST)
-        print(f"curves: {curves}\nbest checkpoint: {best}\nscores: python evaluate.py --checkpoint {best}")
+        print(f"curves: {curves}\nbest checkpoint: {best}")
+        print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
     if run.wandb_run is not None:
         run.wandb_run.finish()
 
@@ -183,11 +195,13 @@ def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
     if progress.nonfinite_in_a_row >= settings.MAX_NONFINITE_STEPS:
         raise SystemExit(
             f"Step {progress.step}: no finite loss and gradient in MAX_NONFINITE_STEPS = {progress.nonfinite_in_a_row} "
-            f"steps in a row, all skipped. Lower LEARNING_RATE = {settings.LEARNING_RATE} or set PRECISION = 'fp32'."
+            f"steps in a row, all skipped. Begin a fresh run from the last good weights (INIT_CHECKPOINT_PATH) with a "
+            f"LEARNING_RATE below {settings.LEARNING_RATE} or PRECISION = 'fp32'."
         )
     if run.scaler.is_enabled() and run.scaler.get_scale() < 2**-10:
         raise SystemExit(
-            f"Step {progress.step}: fp16 gradients overflow at every scale; set PRECISION = 'fp32' or 'bf16'."
+            f"Step {progress.step}: fp16 gradients overflow at every scale: begin a fresh run (INIT_CHECKPOINT_PATH) "
+            "with PRECISION = 'fp32' or 'bf16'."
         )
     if stop:
         raise signals.Stopped(stop)
@@ -296,9 +310,13 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
 
 def rescue(run: Run, progress: Progress, error: BaseException) -> None:
     """Save before an error ends the run. With several processes the others may wait elsewhere: the last save counts."""
-    if distributed.world_size() > 1 or run.saver.failed:
+    if distributed.world_size() > 1:
         return
-    save(run, progress, wait=True)
+    try:
+        save(run, progress, wait=True)
+    except SystemExit as unsaved:
+        runlog.console(str(unsaved))  # and then the error itself
+        return
     runlog.write(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
     runlog.console(f"Saved after step {progress.step}. {how_to_resume(run)}")
 
@@ -365,7 +383,7 @@ def out_of_patience(run: Run, progress: Progress, bar: tqdm) -> bool:
     patience = run.settings.EARLY_STOPPING_PATIENCE
     if not patience or progress.validations_without_gain < patience:
         return False
-    bar.write(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
+    runlog.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
     return True
 
 
@@ -378,7 +396,7 @@ def tell_problem(run: Run) -> None:
 
 
 def how_to_resume(run: Run) -> str:
-    return f"Go on with: python train.py --resume-checkpoint-path {run.folder / runs.LAST}"
+    return f"Go on with: python train.py --resume-checkpoint-path {shlex.quote(str(run.folder / runs.LAST))}"
 
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:
@@ -399,5 +417,5 @@ if __name__ == "__main__":
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
     except KeyboardInterrupt:
-        print("\nStopped before the training had begun.")
+        print("\nStopped while nothing was being trained.")
         raise SystemExit(130) from None

@@ -119,12 +119,17 @@ def prepare(
     )  # fmt: skip
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     environment = snapshot.environment(device, precision, settings.DETERMINISTIC)
-    progress = restore(saved, model, optimizer, scaler, steps_per_epoch) if saved else Progress()
+    groups_per_step = images_per_batch(settings, sets["train"]) * settings.GRAD_ACCUM_STEPS * distributed.world_size()
+    steps = {"groups_per_step": groups_per_step, "steps_per_epoch": steps_per_epoch}
+    progress = restore(saved, model, optimizer, scaler, steps) if saved else Progress()
+    if saved and saved["config"].get("VALIDATION_SCORE_IMAGES") != settings.VALIDATION_SCORE_IMAGES:
+        progress = progress._replace(best_cider=None)  # of other images: not to be compared
     for change in snapshot.environment_changes(saved.get("environment", {}), environment) if saved else ():
         runlog.console(f"Note: {change}: equality to the uninterrupted run is not promised.")
 
     log = open_log(folder, progress, resumed=saved is not None)
     about = {
+        **steps,
         "scheduler_state_dict": learning_rate.keywords,  # a pure function of the step: nothing to restore
         "config": config.as_dict(settings),
         "config_constants": config.CONSTANTS,
@@ -143,13 +148,19 @@ def prepare(
     return run, progress
 
 
-def restore(saved: dict[str, Any], model: Any, optimizer: Any, scaler: Any, steps_per_epoch: int) -> Progress:
-    """Put a checkpoint's state back; SystemExit, before anything is, where its position is not one of this data."""
+def restore(saved: dict[str, Any], model: Any, optimizer: Any, scaler: Any, steps: dict[str, int]) -> Progress:
+    """Put a checkpoint's state back; SystemExit, before anything is, where its steps are not those of this start."""
     progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
-    if progress.epoch * steps_per_epoch + progress.step_in_epoch != progress.step:
+    changed = [f"{name} {saved.get(name)} -> {now}" for name, now in steps.items() if saved.get(name) != now]
+    if changed:
+        raise SystemExit(
+            f"The steps would hold other pictures ({', '.join(changed)}): with these BATCH_SIZE, GRAD_ACCUM_STEPS and "
+            "number of processes the pictures cannot be dealt out as before. Use those of the run."
+        )
+    if progress.epoch * steps["steps_per_epoch"] + progress.step_in_epoch != progress.step:
         raise SystemExit(
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
-            f"{progress.step_in_epoch} steps; with {steps_per_epoch} steps an epoch that cannot be."
+            f"{progress.step_in_epoch} steps; with {steps['steps_per_epoch']} steps an epoch that cannot be."
         )
     snapshot.restore(saved, model, optimizer, scaler, "The checkpoint")
     return progress
@@ -160,7 +171,7 @@ def open_log(folder: Path, progress: Progress, resumed: bool) -> Any:
     if distributed.rank() != 0:
         return None
     runs.remove_strays(folder)
-    names = runs.set_aside(folder, (progress.step, progress.epoch)) if resumed else []
+    names = runs.set_aside(folder, (progress.step, progress.epoch) if resumed else (-1, -1))
     moved = runlog.rewind(folder / "log.jsonl", progress.step, progress.epoch)
     if names:
         runlog.console(f"Going on from step {progress.step}; what was beyond is kept as {', '.join(names)}.")

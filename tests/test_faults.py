@@ -368,6 +368,63 @@ def test_another_machine_is_told_by_what_differs(argv, finished, capsys):
     assert "device: NVIDIA H200 -> cpu" in text and "python:" not in text
 
 
+def test_other_pictures_in_a_step_are_refused_though_the_captions_are_as_many(argv, tmp_path):
+    """24 captions a step are 4 pictures; 3 x 8 are 3."""
+    train.main([*argv, "--batch-size", "24", "--num-epochs", "1"])
+    with pytest.raises(SystemExit, match="groups_per_step 4 -> 3, steps_per_epoch 6 -> 8"):
+        train.main([*argv, "--batch-size", "8", "--grad-accum-steps", "3", "--resume-checkpoint-path", "last"])
+
+
+def test_a_run_that_stops_early_on_a_full_disk_tries_again_and_tells(argv, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "evaluate", lambda run: 1.0)
+    real = checkpoint.save
+
+    def full(path, state):
+        if state["epoch"]:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(SystemExit, match="could not be written"):
+        train.main([*argv, "--num-epochs", "9", "--early-stopping-patience", "1"])
+
+
+def test_the_error_itself_is_told_where_it_cannot_be_saved_after_it(argv, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ZeroDivisionError("of the user")
+
+    monkeypatch.setattr(step, "caption_loss", fail)
+    real = checkpoint.save
+    calls = []
+
+    def full(path, state):
+        calls.append(path)
+        if len(calls) > 1:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(path, state)
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(ZeroDivisionError):
+        train.main(argv)
+    assert "could not be written" in capsys.readouterr().out
+
+
+def test_a_finished_run_without_its_last_gets_one_again(argv, finished):
+    (finished / runs.LAST).unlink()
+    (best,) = finished.glob("checkpoint_epoch_2_*")
+    train.main([*argv, "--resume-checkpoint-path", str(best)])
+    assert checkpoint.load(finished / runs.LAST)["epoch"] == 2
+
+
+def test_a_fresh_start_in_a_run_without_a_whole_file_sets_the_damaged_ones_aside(argv, finished):
+    for path in finished.glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    before = {path.name: path.read_bytes() for path in finished.glob("*.safetensors")}
+    train.main([*argv, "--resume-checkpoint-path", "last", "--num-epochs", "1"])
+    assert {name: (finished / f"replaced_{name}").read_bytes() for name in before} == before
+    assert [row["step"] for row in rows(finished, "train")] == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize(
     "change",
     [{"step": 11}, {"step_in_epoch": 1}, {"epoch": 1}, {"step": 13, "step_in_epoch": 1, "epoch": 1}],

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 import sys
 import types
@@ -25,19 +26,23 @@ def settings(tmp_path, *flags: str):
 
 def test_a_new_run_takes_the_number_after_the_highest(tmp_path):
     assert runs.new_folder(settings(tmp_path)).name == "demo-001"
-    for name in ("demo-001", "demo-007", "demo-x", "other-030", "demo-2-090"):
+    assert (tmp_path / "demo-001").is_dir()  # taken at once: another start gets another one
+    for name in ("demo-007", "demo-x", "other-030", "demo-2-090"):
         (tmp_path / name).mkdir()
     assert runs.new_folder(settings(tmp_path)).name == "demo-008"
     assert runs.new_folder(settings(tmp_path, "--dataset", "other")).name == "other-031"
     (tmp_path / "demo-999").mkdir()
     assert runs.new_folder(settings(tmp_path)) == tmp_path / "demo-1000"
+    odd = settings(tmp_path, "--dataset", "set[1]*")
+    assert [runs.new_folder(odd).name for _ in range(2)] == ["set[1]*-001", "set[1]*-002"]
 
 
 def test_a_name_of_ones_own_must_be_free(tmp_path):
     named = settings(tmp_path, "--run-name", "mine")
     assert runs.new_folder(named) == tmp_path / "mine"
     (tmp_path / "mine").mkdir()
-    assert runs.new_folder(named) == tmp_path / "mine"  # an empty folder holds no run
+    (tmp_path / "mine" / ".lock").touch()
+    assert runs.new_folder(named) == tmp_path / "mine"  # killed before it had made anything: no run
     (tmp_path / "mine" / "log.jsonl").touch()
     with pytest.raises(SystemExit, match="RUN_NAME = 'mine': .* holds a run"):
         runs.new_folder(named)
@@ -90,9 +95,8 @@ def find(tmp_path, given: str, *more: str):
 
 
 def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
-    for given in (str(tmp_path / "no.safetensors"), str(tmp_path)):
-        with pytest.raises(SystemExit, match="RESUME_CHECKPOINT_PATH = .*no such file"):
-            find(tmp_path, given)
+    with pytest.raises(SystemExit, match="RESUME_CHECKPOINT_PATH = .*no such file"):
+        find(tmp_path, str(tmp_path / "no.safetensors"))
     path = put(tmp_path / "a" / "last.safetensors")
     assert find(tmp_path, str(path))[0].path == path
     damage(path)
@@ -127,6 +131,43 @@ def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp
     (run / "previous.safetensors").write_bytes(bytes(1000))
     resume, notes = find(tmp_path, "last")
     assert resume is None and len(notes) == 4 and "THIS IS A FRESH START" in notes[-1]
+
+
+def test_a_run_of_a_newer_program_is_neither_skipped_nor_replaced(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "FORMAT_VERSION", 9)
+        path = put(tmp_path / "a" / "last.safetensors", written_by="nanoCaption 9")
+    before = path.read_bytes()
+    with pytest.raises(SystemExit, match="written by nanoCaption 9 in format version 9"):
+        find(tmp_path, "last", "--run-name", "a")
+    assert path.read_bytes() == before
+
+
+def test_a_copy_of_the_newest_run_is_not_taken_for_it(tmp_path):
+    put(tmp_path / "a" / "last.safetensors", saved_at=7)
+    shutil.copytree(tmp_path / "a", tmp_path / "my copy")
+    with pytest.raises(SystemExit, match="one is a copy. Set RUN_NAME"):
+        find(tmp_path, "last")
+    assert find(tmp_path, "last", "--run-name", "a")[0].path == tmp_path / "a" / "last.safetensors"
+
+
+def test_a_run_that_moved_on_since_it_was_read_is_not_thrown_back(run):
+    save(run, 3)
+    state = checkpoint.load(run / "last.safetensors")
+    runs.check_still_newest(run, state)
+    save(run, 4)
+    with pytest.raises(SystemExit, match="went on while this start was reading it"):
+        runs.check_still_newest(run, state)
+    damage(run / "last.safetensors")
+    runs.check_still_newest(run, state)
+
+
+def test_a_folder_and_another_name_are_refused_by_name(tmp_path):
+    path = put(tmp_path / "a" / "last.safetensors")
+    with pytest.raises(SystemExit, match="is a folder: name a file of it"):
+        find(tmp_path, str(path.parent))
+    with pytest.raises(SystemExit, match="RUN_NAME: 'a' -> 'fork'"):
+        find(tmp_path, str(path), "--run-name", "fork")
 
 
 # --- writing and keeping ---
@@ -211,8 +252,11 @@ def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(run):
 
 
 def test_strays_of_a_kill_are_removed_and_nothing_else(run):
-    strays = [".new.safetensors", ".new.safetensors.12.tmp", ".tmpAb3dE6", ".log.jsonl.5.tmp"]
-    others = ["last.safetensors", ".lock", ".tmpfile-of-the-user", "notes.tmp"]
+    strays = [".new.safetensors", ".last.safetensors.12.tmp", ".nanocaption-a3_x", ".log.jsonl.5.tmp",
+              ".checkpoint_epoch_1_val_loss_2.0000.safetensors.12.tmp"]  # fmt: skip
+    others = ["last.safetensors", ".lock", ".thesis.tmp", ".tmpAbCdEf", "notes.tmp"]
+    (run / "..new.safetensors.12.tmp").mkdir()
+    (run / "..new.safetensors.12.tmp" / "part").touch()
     for name in strays + others:
         (run / name).touch()
     runs.remove_strays(run)
@@ -412,6 +456,9 @@ def test_rows_beyond_a_position_are_moved_not_lost(tmp_path):
     assert runlog.rewind(path, step=2, epoch=0) == 3
     assert rows(path) == [log[0], log[1], log[2], log[7], log[8]]
     assert rows(tmp_path / runlog.REPLACED) == [log[6], log[3], log[4], log[5]]
+    path.write_bytes(b'[1, 2]\nof the user\n{"type": "train", "step": 3}\n{"type": "tra')
+    assert runlog.rewind(path, step=2, epoch=0) == 1
+    assert path.read_bytes() == b"[1, 2]\nof the user\n"
     assert runlog.rewind(tmp_path / "none.jsonl", 1, 1) == 0
 
 

@@ -234,7 +234,7 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights_and_names_its_pictu
 
 def test_steps_that_are_not_finite_in_a_row_stop_the_run_with_sound_weights(flags, tmp_path, monkeypatch):
     weights = spoil(monkeypatch, {2, 4, 5})
-    with pytest.raises(SystemExit, match="Step 5: .* MAX_NONFINITE_STEPS = 2 steps in a row, all skipped. Lower LEARN"):
+    with pytest.raises(SystemExit, match="Step 5: .* MAX_NONFINITE_STEPS = 2 steps in a row, all skipped. Begin a"):
         train.main([*flags, "--num-epochs", "1", "--max-nonfinite-steps", "2"])
     run = only_run(tmp_path / "runs")
     assert [row["step"] for row in rows(run, "nonfinite")] == [2, 4, 5]
