@@ -124,11 +124,14 @@ class Augment(NamedTuple):
 def augmented(pixels: Tensor, how: Augment, rng: random.Random) -> Tensor:
     """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides.
 
-    The crop's share of the area and its shape (3:4 to 4:3, log-uniform) are drawn as in Szegedy et al. 2015.
+    The crop's share of the area and its shape (3:4 to 4:3, log-uniform) are drawn as in Szegedy et al. 2015, but only
+    shapes that fit into the picture.
     """
     size = pixels.shape[-1]
     if how.crop_area < 1:
-        area, shape = rng.uniform(how.crop_area, 1), math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)))
+        area = rng.uniform(how.crop_area, 1)
+        widest = math.log(min(4 / 3, 1 / area))  # a wider or higher one would be cut off and lose area
+        shape = math.exp(rng.uniform(-widest, widest))
         height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
         top, left = rng.randint(0, size - height), rng.randint(0, size - width)
         pixels = resized(pixels[:, top : top + height, left : left + width], size, size, "bilinear")

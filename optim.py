@@ -98,7 +98,7 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
         raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
     position = {n: i for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    without = {name for group in saved["param_groups"] for name in group.get("without_state", position)}
+    without = {name for group in saved["param_groups"] for name in group["without_state"]}
     lost = position.keys() - without - saved["state"].keys()
     if lost:
         raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")

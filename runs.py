@@ -285,8 +285,9 @@ def find_resume(settings: Any, argv: list[str]) -> tuple[Resume | None, list[str
     if run is None or not run.is_dir():
         place = run or f"any run under {output}"
         return None, [f"RESUME_CHECKPOINT_PATH = 'last': no checkpoint in {place}: THIS IS A FRESH START."]
-    twins = [other for other in output.glob("*") if other != run and _same_newest(run, other)]
-    if twins and not settings.RUN_NAME:
+    names = [] if settings.RUN_NAME else output.glob("*")
+    twins = [other for other in names if other != run and _same_newest(run, other)]
+    if twins:
         raise SystemExit(
             f"RESUME_CHECKPOINT_PATH = 'last': {run} and {twins[0]} have the same newest checkpoint, one is a copy. "
             "Set RUN_NAME to the one to go on with."

@@ -92,7 +92,7 @@ def environment(device: torch.device, precision: torch.dtype, deterministic: boo
 
 def environment_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """"name: old -> new" for whatever keeps a resumed run from being exact."""
-    return [f"{name}: {saved[name]} -> {now[name]}" for name in _EXACT if name in saved and saved[name] != now[name]]
+    return [f"{name}: {saved[name]} -> {now[name]}" for name in _EXACT if saved[name] != now[name]]
 
 
 def _copy(tensor: Tensor) -> Tensor:

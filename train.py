@@ -86,13 +86,13 @@ def fit(run: Run, progress: Progress) -> None:
     Whatever stops it, the last sound state is saved: a signal, a mistake found on the way, a full memory.
     """
     settings = run.settings
+    run.requests.training = True
     if progress.epoch >= settings.NUM_EPOCHS:
         runlog.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
         if distributed.max_(int(not (run.folder / runs.LAST).exists()))[0]:
             save(run, progress, wait=True)
     elif progress.step == 0:
         save(run, progress, wait=True)  # a kill before the next one finds this, and a bad disk is noticed now
-    run.requests.training = True
     saved_at = time.monotonic()
     with progress_bar(run, progress) as bar:
         try:

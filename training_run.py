@@ -73,7 +73,7 @@ def prepare(
     """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
     precision = inference.pick_dtype(settings.PRECISION, device)
     if settings.DETERMINISTIC:
-        be_deterministic(saved.get("environment", {}).get("threads") if saved else None)
+        be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder = distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
     records = {split: data.load_records(data_folder, split, settings.DATA_CUTOFF) for split in ("train", "val")}
     captions_sha256 = prepare_dataset.verify(data_folder)["captions_sha256"]
@@ -122,9 +122,9 @@ def prepare(
     groups_per_step = images_per_batch(settings, sets["train"]) * settings.GRAD_ACCUM_STEPS * distributed.world_size()
     steps = {"groups_per_step": groups_per_step, "steps_per_epoch": steps_per_epoch}
     progress = restore(saved, model, optimizer, scaler, steps) if saved else Progress()
-    if saved and saved["config"].get("VALIDATION_SCORE_IMAGES") != settings.VALIDATION_SCORE_IMAGES:
+    if saved and saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
-    for change in snapshot.environment_changes(saved.get("environment", {}), environment) if saved else ():
+    for change in snapshot.environment_changes(saved["environment"], environment) if saved else ():
         runlog.console(f"Note: {change}: equality to the uninterrupted run is not promised.")
 
     log = open_log(folder, progress, resumed=saved is not None)

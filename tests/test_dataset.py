@@ -359,3 +359,30 @@ def test_a_crash_in_the_middle_leaves_nothing_that_counts(tmp_path):
     encode = Encoder()
     assert len(data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)) == 40
     assert encode.images == 40
+
+
+# --- augmentation ---
+
+
+@pytest.mark.parametrize("area", [0.3, 0.9])
+def test_a_crop_keeps_its_share_of_the_area(monkeypatch, area):
+    """Shapes that do not fit must not be cut off."""
+    seen = []
+    monkeypatch.setattr(data, "resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
+    for seed in range(300):
+        data.augmented(torch.zeros(3, 200, 200, dtype=torch.uint8), data.Augment(area, False, 1), random.Random(seed))
+    shares = [height * width / 200**2 for height, width in seen]
+    assert min(shares) > area - 0.01 and max(shares) > 0.97 and min(shares) < area + 0.1
+    assert all(0.74 < height / width < 1.35 for height, width in seen)
+    assert {height < width for height, width in seen} == {True, False}
+
+
+def test_augmentation_is_a_function_of_its_seed_and_leaves_the_picture():
+    pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
+    before, how = pixels.clone(), data.Augment(0.5, True, 1)
+    results = [data.augmented(pixels, how, random.Random(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert torch.equal(pixels, before) and results[0].shape == pixels.shape and results[0].dtype == torch.uint8
+    flips = [data.augmented(pixels, data.Augment(1.0, True, 1), random.Random(seed)) for seed in range(400)]
+    mirrored = sum(torch.equal(flip, pixels.flip(-1)) for flip in flips)
+    assert 160 < mirrored < 240 and mirrored + sum(torch.equal(flip, pixels) for flip in flips) == 400

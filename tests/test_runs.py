@@ -1,19 +1,15 @@
-"""The folders of runs: numbers, the lock, what a resume takes over; and the log, torn or whole, with W&B or without."""
+"""The folders of runs: numbers, the lock, what a resume takes over."""
 
 import errno
-import json
 import os
 import shutil
 import signal
-import sys
-import types
 
 import pytest
 import torch
 
 import checkpoint
 import config
-import runlog
 import runs
 
 
@@ -405,141 +401,3 @@ def test_the_captions_of_a_step_may_be_split_otherwise_but_not_change(trained, m
 
 def test_the_runs_own_flags_may_be_given_again(trained):
     resume(trained, "--learning-rate", "2e-3", "--adam-betas", "0.8,0.9")
-
-
-# --- the log ---
-
-
-def rows(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-@pytest.mark.parametrize("torn", [b"", b'{"type": "tra', b'{"a": "\xc3', b"{}", b"\n"])
-def test_a_torn_last_line_is_cut_and_nothing_else(tmp_path, torn):
-    path = tmp_path / "log.jsonl"
-    with runlog.open_log(path) as log:
-        runlog.write(log, {"type": "train", "step": 1})
-        runlog.write(log, {"type": "samples", "text": "naïve 🐕\n"})
-    with open(path, "ab") as file:
-        file.write(torn)
-    with runlog.open_log(path) as log:
-        runlog.write(log, {"type": "train", "step": 2})
-    found = [row for row in rows_or_blank(path) if row]
-    assert found == [{"type": "train", "step": 1}, {"type": "samples", "text": "naïve 🐕\n"},
-                     {"type": "train", "step": 2}]  # fmt: skip
-
-
-def rows_or_blank(path):
-    return [json.loads(line) if line else None for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def test_a_log_of_one_torn_line_begins_anew(tmp_path):
-    path = tmp_path / "log.jsonl"
-    path.write_text('{"type"')
-    with runlog.open_log(path) as log:
-        runlog.write(log, {"step": 1})
-    assert rows(path) == [{"step": 1}]
-
-
-def test_rows_beyond_a_position_are_moved_not_lost(tmp_path):
-    path = tmp_path / "log.jsonl"
-    log = [
-        {"type": "start", "step": 0}, {"type": "train", "step": 1}, {"type": "train", "step": 2},
-        {"type": "val", "step": 2, "epoch": 1}, {"type": "train", "step": 3}, {"type": "nonfinite", "step": 4},
-        {"type": "samples", "step": 4, "epoch": 2}, {"type": "stop", "step": 4}, {"type": "resume", "step": 9},
-    ]  # fmt: skip
-    with runlog.open_log(path) as file:
-        for row in log:
-            runlog.write(file, row)
-    assert runlog.rewind(path, step=4, epoch=2) == 0
-    assert runlog.rewind(path, step=4, epoch=1) == 1  # all steps done, not yet validated
-    assert runlog.rewind(path, step=2, epoch=0) == 3
-    assert rows(path) == [log[0], log[1], log[2], log[7], log[8]]
-    assert rows(tmp_path / runlog.REPLACED) == [log[6], log[3], log[4], log[5]]
-    path.write_bytes(b'[1, 2]\nof the user\n{"type": "train", "step": 3}\n{"type": "tra')
-    assert runlog.rewind(path, step=2, epoch=0) == 1
-    assert path.read_bytes() == b"[1, 2]\nof the user\n"
-    assert runlog.rewind(tmp_path / "none.jsonl", 1, 1) == 0
-
-
-def test_a_full_disk_for_the_log_is_told_once_and_stops_nothing(monkeypatch, capsys):
-    monkeypatch.setattr(runlog, "_warned", set())
-    with open("/dev/full", "ab", buffering=0) as full:
-        for step in range(3):
-            runlog.write(full, {"step": step})
-    assert capsys.readouterr().err.count("takes no more rows") == 1
-
-
-def test_every_row_is_on_the_disk_at_once(tmp_path):
-    with runlog.open_log(tmp_path / "log.jsonl") as log:
-        runlog.write(log, {"step": 1})
-        assert rows(tmp_path / "log.jsonl") == [{"step": 1}]
-
-
-def test_without_a_log_nothing_is_written_and_nothing_fails():
-    runlog.write(None, {"type": "train", "step": 1})
-
-
-# --- W&B ---
-
-
-class FakeRun:
-    url, dir, id = "https://example.org/run", "x", "abc"
-
-    def __init__(self):
-        self.rows, self.metrics = [], []
-
-    def define_metric(self, name, **arguments):
-        self.metrics.append((name, arguments))
-
-    def log(self, row):
-        self.rows.append(row)
-
-
-def fake_wandb(monkeypatch, init):
-    module = types.ModuleType("wandb")
-    module.init, module.Settings = init, lambda **arguments: arguments
-    monkeypatch.setitem(sys.modules, "wandb", module)
-
-
-def start():
-    return runlog.start_wandb({"SEED": 1}, "project", None, "name", None)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no key\nsecond line"), TimeoutError(), OSError("offline")])
-def test_wandb_that_cannot_start_is_one_line_and_no_run(monkeypatch, capsys, error):
-    def fail(**_):
-        raise error
-
-    fake_wandb(monkeypatch, fail)
-    assert start() is None
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "W&B could not be started" in line and "log.jsonl" in line
-
-
-def test_wandb_that_is_not_installed_is_one_line_and_no_run(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    assert start() is None
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-def test_numbers_go_to_wandb_by_global_step_and_texts_do_not(monkeypatch, tmp_path):
-    run, given = FakeRun(), {}
-    fake_wandb(monkeypatch, lambda **arguments: given.update(arguments) or run)
-    assert start() is run
-    assert given["config"] == {"SEED": 1} and given["id"] is None and given["resume"] == "allow"
-    assert ("*", {"step_metric": "global_step"}) in run.metrics
-    with runlog.open_log(tmp_path / "log.jsonl") as log:
-        runlog.write(log, {"type": "train", "step": 4, "loss": 2.5, "note": "text"}, run)
-    assert run.rows == [{"train/loss": 2.5, "global_step": 4}]
-
-
-def test_trouble_with_wandb_is_told_once_and_the_log_goes_on(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(runlog, "_warned", set())
-    run = FakeRun()
-    run.log = lambda row: (_ for _ in ()).throw(ConnectionError("gone"))
-    with runlog.open_log(tmp_path / "log.jsonl") as log:
-        for step in range(3):
-            runlog.write(log, {"type": "train", "step": step}, run)
-    assert len(rows(tmp_path / "log.jsonl")) == 3
-    assert len(capsys.readouterr().err.splitlines()) == 1
