@@ -30,6 +30,8 @@ NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training proc
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
 RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
+CACHE_IMAGES: bool = True  # otherwise each picture is decoded and resized once, and kept there
+CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work is done anew every epoch
 
 # --- Text ---
 VOCAB_SIZE: int = 1000  # byte-level BPE trained on the training captions; 256 bytes and 4 special tokens included
@@ -130,7 +132,7 @@ _NOT_NEGATIVE = (
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
-    "MIN_LENGTH", "NO_REPEAT_NGRAM",
+    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
 _FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1

@@ -1,16 +1,14 @@
-"""Prepared data -> batches of tensors: the one image transform, captions as ids, the epoch's order, feature cache.
+"""Prepared data -> batches of tensors: the one image transform, captions as ids, the epoch's order.
 
 The order of an epoch is a pure function of (seed, epoch), so a resume finds its place without replaying anything,
 with any number of workers.
 """
 
 import copy
-import hashlib
 import json
 import math
-import os
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,8 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 import signals
-
-KEEP_BYTES = 2**28  # decoded pictures that a data set keeps in memory; the rest is read from the disk every time
+from packing import Places, find_places
 
 Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together), numbers within the data set
 
@@ -31,13 +28,17 @@ Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together
 class Batch(NamedTuple):
     """N images, B captions, T tokens of the longest caption here, without its <end> or its <start>."""
 
-    images: Tensor  # uint8 (N, 3, S, S); features float16 (N, P, E) where a cache is used
+    images: Tensor  # uint8 (N, 3, S, S); features float16 (N, P, E) of a cache; numbers int64 (N,) of resident ones
     decoder_input_tokens: Tensor  # int64 (B, T), <start> first
     target_tokens: Tensor  # int64 (B, T), <end> last, then padding
     image_index: Tensor  # int64 (B,), which image each caption belongs to
+    places: Places  # where the real tokens stand
 
-    def to(self, device: torch.device) -> "Batch":
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+    def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
+        """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""
+        images, *tokens, places = (part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device)
+                                   for part in self)
+        return Batch(images if resident is None else resident[images], *tokens, places)
 
 
 def load_records(folder: Path | str, split: str, cutoff: int | None = None) -> list[dict[str, Any]]:
@@ -59,7 +60,8 @@ class ImageTextDataset(Dataset):
 
     records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
     image_spec: how the encoder wants its pictures (encoder.read_image_spec).
-    features: (images, P, E), takes the place of the pictures.
+    cached: features (images, P, E) or pictures uint8 (images, 3, S, S), read instead of the files.
+    resident: the same on the device: batches then hold image numbers, see `Batch.to`.
     augment: changes a picture at random, see `Augment`; only what `at_epoch` gives is changed.
     """
 
@@ -69,16 +71,17 @@ class ImageTextDataset(Dataset):
         images_dir: Path | str,
         token_ids: Sequence[Sequence[Sequence[int]]],
         image_spec: dict[str, Any],
-        features: np.ndarray | None = None,
+        cached: np.ndarray | None = None,
         augment: "Augment | None" = None,
     ):
         self.paths = [Path(images_dir) / record["file_name"] for record in records]
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.image_spec = image_spec
-        self.features = features
+        self.cached = cached
+        self.resident: Tensor | None = None
         self.augment = augment
         self.epoch: int | None = None
-        self.kept: dict[int, Tensor] = {}
+        self.kept: dict[int, Tensor] = {}  # pictures that were read already
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -95,22 +98,33 @@ class ImageTextDataset(Dataset):
         part.epoch = epoch
         return part
 
-    def __getitem__(self, group: Group) -> tuple[Tensor, list[np.ndarray]]:
-        """(image uint8 (3, S, S) or its features (P, E), the captions' ids)"""
+    def __getitem__(self, group: Group) -> tuple[Tensor | np.ndarray, list[np.ndarray]]:
+        """(image uint8 (3, S, S), its features (P, E), or its number; the captions' ids)"""
         image, captions = group
-        pixels = self._pixels(image) if self.features is None else torch.from_numpy(np.array(self.features[image]))
+        found = self._image(image)
         if self.augment is not None and self.epoch is not None:
             # A function of seed, epoch and item: which worker reads it, and what it read before, cannot matter.
-            pixels = augmented(pixels, self.augment, random.Random(f"{self.augment.seed}-{self.epoch}-{group}"))
-        return pixels, [self.token_ids[image][caption] for caption in captions]
+            rng = random.Random(f"{self.augment.seed}-{self.epoch}-{group}")
+            pixels = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
+            found = augmented(pixels, self.augment, rng)
+        return found, [self.token_ids[image][caption] for caption in captions]
 
-    def _pixels(self, image: int) -> Tensor:
-        if image in self.kept:
-            return self.kept[image]
-        pixels = load_image(self.paths[image], self.image_spec)
-        if (len(self.kept) + 1) * pixels.numel() <= KEEP_BYTES:
-            self.kept[image] = pixels
-        return pixels
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker that is started, not forked: a memory-mapped file goes by name, or all of it would be copied."""
+        mapped = isinstance(self.cached, np.memmap)
+        return {**self.__dict__, "cached": str(self.cached.filename) if mapped else self.cached, "resident": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if isinstance(self.cached, str):
+            self.cached = np.load(self.cached, mmap_mode="r")
+
+    def _image(self, image: int) -> Tensor | np.ndarray:
+        if self.resident is not None:
+            return torch.tensor(image)
+        if self.cached is not None:
+            return self.cached[image]  # a view: copied once, into the batch
+        return self.kept[image] if image in self.kept else load_image(self.paths[image], self.image_spec)
 
 
 class Augment(NamedTuple):
@@ -140,7 +154,7 @@ def augmented(pixels: Tensor, how: Augment, rng: random.Random) -> Tensor:
     return pixels
 
 
-def collate_fn(items: Sequence[tuple[Tensor, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
+def collate_fn(items: Sequence[tuple[Tensor | np.ndarray, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
     """Items of ImageTextDataset -> a Batch, padded to its longest caption."""
     captions = [ids for _, group in items for ids in group]
     index = [number for number, (_, group) in enumerate(items) for _ in group]
@@ -152,8 +166,11 @@ def collate_fn(items: Sequence[tuple[Tensor, Sequence[np.ndarray]]], pad_id: int
     # The input never holds <end>: where it stood, nothing real follows.
     for row, ids in zip(inputs, captions, strict=True):
         row[len(ids) - 1 :] = pad_id
-    images = torch.stack([pixels for pixels, _ in items])
-    return Batch(images, torch.from_numpy(inputs), torch.from_numpy(targets), torch.tensor(index, dtype=torch.int64))
+    images = [image for image, _ in items]
+    stacked = torch.stack(images) if isinstance(images[0], Tensor) else torch.from_numpy(np.stack(images))
+    tokens, image_index = torch.from_numpy(inputs), torch.tensor(index, dtype=torch.int64)
+    places = find_places(tokens, pad_id, image_index, len(items))
+    return Batch(stacked, tokens, torch.from_numpy(targets), image_index, places)
 
 
 def epoch_groups(caption_counts: Sequence[int], per_image: int, seed: int, epoch: int) -> list[Group]:
@@ -273,50 +290,3 @@ def _read_rgb(path: Path) -> Tensor:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-
-def cached_features(
-    folder: Path, split: str, key: str, dataset: ImageTextDataset, encode: Callable[[Tensor], Tensor], workers: int
-) -> np.ndarray:
-    """A frozen encoder's output for every image of `dataset`, float16 (images, P, E), memory-mapped from `folder`.
-
-    Computed now, with a progress bar, unless `folder` holds it for the same split and `key` (see `features_key`).
-    encode: uint8 images (N, 3, S, S) -> features (N, P, E).
-    """
-    from tqdm import tqdm
-
-    path = folder / f"features_{split}_{key[:16]}.npy"
-    if path.is_file():
-        return np.load(path, mmap_mode="r")
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
-    loader = make_loader(dataset, chunks([(image, ()) for image in range(len(dataset))], 32), workers)
-    store, done = None, 0
-    try:
-        with tqdm(total=len(dataset), desc=f"encoder features, {split}", unit="image", mininterval=1) as bar:
-            for batch in loader:
-                features = encode(batch.images).to(torch.float16).cpu().numpy()
-                if store is None:
-                    shape = (len(dataset), *features.shape[1:])
-                    bar.write(f"Keeping the frozen encoder's output, {2 * np.prod(shape) / 1e9:.2f} GB, in {path}")
-                    store = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float16, shape=shape)
-                store[done : done + len(features)] = features
-                done += len(features)
-                bar.update(len(features))
-        store.flush()
-        os.replace(temporary, path)  # under its name the file is always whole
-    finally:
-        temporary.unlink(missing_ok=True)
-    return np.load(path, mmap_mode="r")
-
-
-def features_key(dataset: ImageTextDataset, weights: dict[str, Tensor], precision: str) -> str:
-    """sha256 over what features depend on: weights, precision, image transform, pictures' names, sizes and times."""
-    digest = hashlib.sha256(json.dumps([precision, dataset.image_spec], sort_keys=True).encode())
-    for name in sorted(weights):
-        digest.update(name.encode())
-        digest.update(weights[name].detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    for path in dataset.paths:
-        about = path.stat()
-        digest.update(f"{path.name} {about.st_size} {about.st_mtime_ns}\n".encode())
-    return digest.hexdigest()

@@ -162,9 +162,10 @@ def caption_batches(
     specs = [member.image_spec for member in members]
     views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
     batches = data.chunks([(i, ()) for i in range(len(images))], batch_size)
-    loaders = {view: data.make_loader(_seen_with(images, specs[view]), batches, workers) for view in views}
+    sets = {view: _seen_with(images, specs[view]) for view in views}
+    loaders = {view: data.make_loader(seen, batches, workers) for view, seen in sets.items()}
     for parts in zip(*loaders.values(), strict=True):
-        pixels = {view: part.images.to(device) for view, part in zip(loaders, parts, strict=True)}
+        pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
         with autocast(device, pick_dtype(precision, device)):
             steps = [member.start_decoding(pixels[view]) for member, view in zip(members, views, strict=True)]
             results = decode.decode(
@@ -182,7 +183,7 @@ def _seen_with(images: data.ImageTextDataset, image_spec: dict[str, Any]) -> dat
     if images.image_spec == image_spec:
         return images
     other = copy.copy(images)
-    other.image_spec, other.kept = image_spec, {}
+    other.image_spec, other.kept, other.cached, other.resident = image_spec, {}, None, None
     return other
 
 

@@ -23,7 +23,9 @@ class HalfUpdate(RuntimeError):
     """The update failed in the middle: weights and optimizer must not be saved."""
 
 
-class Gradients(NamedTuple):
+class Found(NamedTuple):
+    """What a step's forward and backward passes gave."""
+
     loss: float  # mean per real token of the whole batch, in nats
     norm: float  # of the whole gradient, before clipping
     captions: int  # over all ranks
@@ -40,24 +42,33 @@ def gradients(
     micro_batches: list[data.Batch],
     settings: Any,
     device: torch.device,
-) -> Gradients:
-    """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters."""
-    real = sum(int((batch.target_tokens != PAD).sum()) for batch in micro_batches)
-    counts = torch.tensor([real, sum(len(batch.image_index) for batch in micro_batches)], device=device)
-    tokens, captions = distributed.sum_(counts).tolist()
+    resident: Tensor | None = None,
+) -> Tensor:
+    """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters.
+
+    resident: the images on the device, where batches hold their numbers (Batch.to). Returns what `read` turns into
+    Found. On a GPU all of it is only begun: nothing in here waits for a result.
+    """
+    counts = [[len(batch.places.in_captions), len(batch.image_index)] for batch in micro_batches]
+    counts = distributed.sum_(torch.tensor(counts).sum(0).to(device, non_blocking=True))  # (2,) tokens, captions
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
     for batch in micro_batches:
         with inference.autocast(device, inference.pick_dtype(settings.PRECISION, device)):
-            loss = caption_loss(model, batch.to(device), settings.LABEL_SMOOTHING)
-        scaler.scale(loss / max(tokens, 1)).backward()
+            loss = caption_loss(model, batch.to(device, resident), settings.LABEL_SMOOTHING)
+        scaler.scale(loss / counts[0].clamp(min=1)).backward()
         total += loss.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     distributed.sum_gradients(parameters)
     scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, settings.GRAD_CLIP_VALUE or math.inf).item()
-    mean_loss = distributed.sum_(total).item() / max(tokens, 1)
-    return Gradients(mean_loss, norm, int(captions))
+    norm = nn.utils.clip_grad_norm_(parameters, settings.GRAD_CLIP_VALUE or math.inf)
+    return torch.stack([distributed.sum_(total), norm, *counts.float()])
+
+
+def read(begun: Tensor) -> Found:
+    """What `gradients` began. The one place where a step waits for the GPU."""
+    loss, norm, tokens, captions = begun.tolist()
+    return Found(loss / max(tokens, 1), norm, int(captions))
 
 
 def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, skip: bool) -> None:
@@ -72,6 +83,6 @@ def update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, skip:
 
 def caption_loss(model: models.ImageToTextModel, batch: data.Batch, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary."""
-    logits = model.decoder.logits(model.hidden(*batch[:2], batch.image_index))  # (real tokens, V)
-    targets = batch.target_tokens[batch.target_tokens != PAD]
+    logits = model.decoder.logits(model.hidden(batch.images, batch.decoder_input_tokens, batch.places))  # (R, V)
+    targets = batch.target_tokens.flatten().index_select(0, batch.places.in_captions)  # (R,)
     return F.cross_entropy(logits.float(), targets, reduction="sum", label_smoothing=label_smoothing)

@@ -42,7 +42,6 @@ import runs  # noqa: E402
 import signals  # noqa: E402
 import snapshot  # noqa: E402
 import step as one_step  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
 from training_run import Progress, Run, epoch_steps, images_per_batch, prepare, step_seed  # noqa: E402
 
 
@@ -151,15 +150,20 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     signals.deaf_to_children()
     encoder_peak = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if encoder_peak is None else encoder_peak / settings.LEARNING_RATE
-    for groups in todo:
+    batch, wait = timed_batches(batches, len(todo[0]))
+    for number, groups in enumerate(todo, start=1):
+        start = time.perf_counter()
         # Dropout is a function of (seed, step, rank) alone: nothing that ran before can change it.
         torch.manual_seed(step_seed(settings.SEED, progress.step, distributed.rank()))
         lr = run.learning_rate(progress.step)
         for group in run.optimizer.param_groups:
             group["lr"] = lr * (encoder_share if group["part"] == "encoder" else 1.0)
-        start = time.perf_counter()
-        batch = [next_batch(batches) for _ in groups]
-        found = one_step.gradients(run.model, run.optimizer, run.scaler, batch, settings, run.device)
+        begun = one_step.gradients(
+            run.model, run.optimizer, run.scaler, batch, settings, run.device, pictures.resident
+        )
+        # The next batch is made while a GPU works on this one.
+        batch, next_wait = timed_batches(batches, len(todo[number]) if number < len(todo) else 0)
+        found = one_step.read(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
         one_step.update(run.optimizer, run.scaler, skip=not finite)
         seconds = time.perf_counter() - start
@@ -172,7 +176,9 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss,
             "lr": lr, "grad_norm": found.norm, "captions_per_s": round(found.captions / seconds, 1),
+            "input_s": round(wait, 4),
         }  # fmt: skip
+        wait = next_wait
         runlog.write(run.log, row, run.wandb_run)
         bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
         bar.update(found.captions)
@@ -220,15 +226,16 @@ def evaluate(run: Run) -> float:
     mine = groups[distributed.rank() :: distributed.world_size()]
     batches = data.chunks(mine, images_per_batch(settings, run.val_set))
     loader = iter(data.make_loader(run.val_set, batches, settings.NUM_WORKERS))
-    totals = torch.zeros(2, dtype=torch.float64)  # loss, tokens
+    losses, tokens = [torch.zeros(())], 0
     (rounds,) = distributed.max_(len(batches))  # ranks may differ by one batch, and must ask together
     for number in range(rounds):
         stop_if_asked(run)
         if number < len(batches):
             batch = next_batch(loader)
             with inference.autocast(run.device, inference.pick_dtype(settings.PRECISION, run.device)):
-                loss = one_step.caption_loss(run.model, batch.to(run.device))
-            totals += torch.tensor([loss.item(), (batch.target_tokens != tokenizers.PAD).sum().item()])
+                losses.append(one_step.caption_loss(run.model, batch.to(run.device, run.val_set.resident)))
+            tokens += len(batch.places.in_captions)
+    totals = torch.tensor([sum(loss.item() for loss in losses), tokens], dtype=torch.float64)
     loss, tokens = distributed.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu")).tolist()
     return loss / tokens
 
@@ -329,6 +336,12 @@ def setup_wandb(settings: Any, run_name: str, saved: dict[str, Any] | None = Non
     return runlog.start_wandb(
         config.as_dict(settings), settings.WANDB_PROJECT, settings.WANDB_ENTITY, run_name, run_id
     )
+
+
+def timed_batches(batches: Iterator[data.Batch], number: int) -> tuple[list[data.Batch], float]:
+    """The next `number` batches, and the seconds that the loop waited for them."""
+    start = time.perf_counter()
+    return [next_batch(batches) for _ in range(number)], time.perf_counter() - start
 
 
 def next_batch(batches: Iterator[data.Batch]) -> data.Batch:

@@ -1,18 +1,22 @@
-"""The train and val sets as a run sees them: captions as ids, pictures or a frozen encoder's cached features."""
+"""The train and val sets as a run sees them: captions as ids, pictures or a frozen encoder's features from caches."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
-from torch import Tensor
 
+import caches
 import dataset as data
 import distributed
 import inference
 import model as models
 import runlog
 import tokenizer as tokenizers
+
+READ_AT_ONCE = 32  # pictures; divides caches.CHUNK
 
 
 def make(
@@ -25,7 +29,8 @@ def make(
 ) -> dict[str, data.ImageTextDataset]:
     """A data set per split of `records`, made from the prepared data in `folder`.
 
-    Features of a frozen encoder are cached, but for training pictures that RANDOM_CROP_AREA or RANDOM_FLIP change.
+    A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
+    needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them. On a GPU with room features stay there.
     """
     sets = {}
     changes = settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP
@@ -36,23 +41,84 @@ def make(
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         sets[split] = data.ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         sets[split].augment = augment if split == "train" else None
-    if settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
-        model.eval()
-        dtype = inference.pick_dtype(settings.PRECISION, device)
-
-        @torch.no_grad()
-        def encode(images: Tensor) -> Tensor:
-            with inference.autocast(device, dtype):
-                return model.encode(images.to(device))
-
-        for split, images in sets.items():
-            if images.augment is not None:
-                runlog.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
-                continue
-            key = data.features_key(images, model.encoder.state_dict(), str(dtype))
-            images.features = distributed.first_rank_first(
-                lambda split=split, images=images, key=key: data.cached_features(
-                    folder / "cache", split, key, images, encode, settings.NUM_WORKERS
+    for split, images in sets.items():
+        if settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
+            if images.augment is None:
+                images.cached = distributed.first_rank_first(
+                    lambda split=split, images=images: features(settings, folder, split, images, model, device)
                 )
+                images.resident = on_device(images, device)
+            else:
+                runlog.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+        if images.cached is None and settings.CACHE_IMAGES:
+            images.cached = distributed.first_rank_first(
+                lambda split=split, images=images: pictures(settings, folder, split, images)
             )
     return sets
+
+
+def features(
+    settings: Any,
+    folder: Path,
+    split: str,
+    images: data.ImageTextDataset,
+    model: models.ImageToTextModel,
+    device: torch.device,
+) -> np.ndarray | None:
+    """The frozen encoder's output for every picture, float16 (images, P, E); None where CACHE_LIMIT_GB forbids it."""
+    dtype = inference.pick_dtype(settings.PRECISION, device)
+    model.eval()
+
+    def rows_from(start: int) -> Iterator[np.ndarray]:
+        for batch in _pictures_from(start, images, settings.NUM_WORKERS):
+            with torch.no_grad(), inference.autocast(device, dtype):
+                found = model.encode(batch.images.to(device)).to(torch.float16).cpu()  # (n, P, E)
+            if not found.isfinite().all():
+                raise ValueError("The encoder's features do not fit into float16: set CACHE_FEATURES = False.")
+            yield found.numpy()
+
+    weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
+    key = caches.key_of(images.paths, ["features", str(dtype), images.image_spec], weights)
+    path = folder / "cache" / f"features_{split}_{key[:16]}.npy"
+    title = f"encoder features, {split}"
+    return caches.cached_rows(path, key, len(images), rows_from, _limit(settings), title)
+
+
+def pictures(settings: Any, folder: Path, split: str, images: data.ImageTextDataset) -> np.ndarray | None:
+    """Every picture as the encoder wants it, uint8 (images, 3, S, S); None where CACHE_LIMIT_GB forbids it."""
+
+    def rows_from(start: int) -> Iterator[np.ndarray]:
+        for batch in _pictures_from(start, images, settings.NUM_WORKERS):
+            yield batch.images.numpy()
+
+    key = caches.key_of(images.paths, ["pictures", images.image_spec])
+    path = folder / "cache" / f"pictures_{split}_{key[:16]}.npy"
+    return caches.cached_rows(path, key, len(images), rows_from, _limit(settings), f"pictures, {split}")
+
+
+def on_device(images: data.ImageTextDataset, device: torch.device) -> torch.Tensor | None:
+    """The cached rows on a GPU, where they take at most half of what is free there; else None."""
+    if device.type != "cuda" or images.cached is None:
+        return None
+    free, _ = torch.cuda.mem_get_info(device)
+    if images.cached.nbytes > free // 2:
+        return None
+    resident = torch.empty(images.cached.shape, dtype=torch.float16, device=device)
+    for start in range(0, len(resident), 1024):
+        rows = np.array(images.cached[start : start + 1024])
+        resident[start : start + len(rows)] = torch.from_numpy(rows)
+    runlog.console(f"{images.cached.nbytes / 1e9:.2f} GB of features stay in the memory of {device}")
+    return resident
+
+
+def _pictures_from(start: int, images: data.ImageTextDataset, workers: int) -> Iterator[data.Batch]:
+    groups = [(image, ()) for image in range(start, len(images))]
+    yield from data.make_loader(images, data.chunks(groups, READ_AT_ONCE), workers)
+
+
+def _limit(settings: Any) -> int:
+    return int(settings.CACHE_LIMIT_GB * 1e9)
+
+
+def _bytes(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-from collections import Counter
 
 import numpy as np
 import pytest
@@ -54,7 +53,8 @@ def test_pictures_without_captions_make_a_batch_too():
 def test_a_batch_moves_whole(tmp_path):
     batch = data.collate_fn([picture_set(tmp_path, [2])[(0, (0, 1))]])
     moved = batch.to(torch.device("meta"))
-    assert {tensor.device.type for tensor in moved} == {"meta"}
+    tensors = [part for part in (*moved, *moved.places) if isinstance(part, torch.Tensor)]
+    assert len(tensors) == 7 and {tensor.device.type for tensor in tensors} == {"meta"}
 
 
 def test_a_group_gives_its_own_picture_and_captions(tmp_path):
@@ -168,7 +168,8 @@ def test_worker_processes_give_the_same_batches(tmp_path):
     several = list(data.make_loader(images, batches, workers=2))
     assert torch.equal(torch.get_rng_state(), state)
     for one, two in zip(data.make_loader(images, batches, workers=0), several, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, two, strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
+        assert str(one.places) == str(two.places)
 
 
 # --- pictures ---
@@ -291,74 +292,6 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
     with pytest.raises(ValueError) as caught:
         data.load_image(tmp_path / name, SPEC)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
-
-
-# --- the feature cache ---
-
-
-class Encoder:
-    """uint8 images -> (N, 4, 2), and how many images it was given; fails at image `fails_at`."""
-
-    def __init__(self, fails_at: int | None = None):
-        self.images, self.fails_at = 0, fails_at
-
-    def __call__(self, images):
-        self.images += len(images)
-        if self.fails_at is not None and self.images > self.fails_at:
-            raise RuntimeError("out of memory")
-        return images.float().mean((2, 3))[:, :2, None].repeat(1, 2, 2) / 255
-
-
-def test_cached_features_are_the_encoders_and_computed_once(tmp_path):
-    counts = [1] * 40  # more than one batch
-    images, encode, folder = picture_set(tmp_path, counts), Encoder(), tmp_path / "cache"
-    first = data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)
-    assert encode.images == 40 and first.shape == (40, 4, 2) and first.dtype == np.float16
-    again = data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)
-    assert encode.images == 40
-    live = np.concatenate([Encoder()(images[(i, ())][0][None]).numpy() for i in range(40)])
-    np.testing.assert_array_equal(first, live.astype(np.float16))
-    np.testing.assert_array_equal(first, again)
-    assert len(np.unique(live[:, 0, 0])) > 20  # the pictures differ, so a mix-up would show
-    images.features = first
-    batch = next(iter(data.make_loader(images, [[(7, (0,)), (3, (0,))]], workers=0)))
-    np.testing.assert_array_equal(batch.images.numpy(), first[[7, 3]])
-
-
-def test_another_key_or_split_is_computed_anew(tmp_path):
-    images, encode, folder = picture_set(tmp_path, [1, 1]), Encoder(), tmp_path / "cache"
-    for split, key in [("train", "a" * 64), ("train", "b" * 64), ("val", "a" * 64)]:
-        before = encode.images
-        data.cached_features(folder, split, key, images, encode, workers=0)
-        assert encode.images == before + 2
-
-
-def test_the_key_follows_weights_transform_and_pictures(tmp_path):
-    images = picture_set(tmp_path, [1, 1])
-    weights = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(2, dtype=torch.float16)}
-    key = data.features_key(images, weights, "fp32")
-    assert data.features_key(images, dict(reversed(weights.items())), "fp32") == key
-    changed = {name: tensor.clone() for name, tensor in weights.items()}
-    changed["a"][1, 2] += 1e-6 * changed["a"][1, 2]
-    others = [data.features_key(images, changed, "fp32"), data.features_key(images.first(1), weights, "fp32")]
-    others.append(data.features_key(images, weights, "bf16"))
-    images.image_spec = {**SPEC, "mean": [0.4, 0.5, 0.5]}
-    others.append(data.features_key(images, weights, "fp32"))
-    images.image_spec = SPEC
-    assert data.features_key(images, weights, "fp32") == key
-    pattern(20, 16).save(tmp_path / "1.png")
-    others.append(data.features_key(images, weights, "fp32"))
-    assert Counter([key, *others]).most_common(1)[0][1] == 1
-
-
-def test_a_crash_in_the_middle_leaves_nothing_that_counts(tmp_path):
-    images, folder = picture_set(tmp_path, [1] * 40), tmp_path / "cache"
-    with pytest.raises(RuntimeError, match="out of memory"):
-        data.cached_features(folder, "train", "a" * 64, images, Encoder(fails_at=32), workers=0)
-    assert list(folder.iterdir()) == []
-    encode = Encoder()
-    assert len(data.cached_features(folder, "train", "a" * 64, images, encode, workers=0)) == 40
-    assert encode.images == 40
 
 
 # --- augmentation ---

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from decode import Options, beam_search, decode, ensemble, greedy, sample
+from packing import find_places
 from tests.conftest import ROOT
 from tests.test_decode import (
     END,
@@ -119,7 +120,9 @@ def test_with_the_cache_is_without_it(options):
         before = tokens[:, None][:, :0] if rows is None else rows if parents is None else rows[parents]
         rows = torch.cat([before, tokens[:, None]], 1)
         index = torch.arange(3).repeat_interleave(len(rows) // 3)
-        return model.decoder.logits(model.hidden(images, rows + (rows == 0) * 5, index)).view(*rows.shape, -1)[:, -1]
+        tokens = rows + (rows == 0) * 5
+        hidden = model.hidden(images, tokens, find_places(tokens, 0, index, 3))
+        return model.decoder.logits(hidden).view(*rows.shape, -1)[:, -1]
 
     def never_zero(step):  # token 0 is padding, which a whole pass leaves out
         return lambda tokens, parents=None: step(tokens, parents).clone().index_fill_(1, torch.tensor(0), -1e4)

@@ -189,7 +189,7 @@ def test_an_error_with_workers_ends_the_program(argv, tmp_path, demo_data):
     data = tmp_path / "data"
     shutil.copytree(demo_data, data)
     (data / "demo" / "images" / "scene_00020.jpg").write_bytes(b"")
-    command = [sys.executable, str(ROOT / "train.py"), *argv, "--data-dir", str(data), "--num-workers", "2"]
+    command = [sys.executable, str(ROOT / "train.py"), *argv, "--data-dir", str(data), "--num-workers", "2", "--no-cache-images"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert "scene_00020.jpg cannot be read" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr
@@ -312,7 +312,7 @@ def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(argv, tmp_path,
     data = tmp_path / "data"
     shutil.copytree(demo_data, data)
     (data / "demo" / "images" / "scene_00003.jpg").write_bytes(b"<html>")
-    argv = [*argv, "--data-dir", str(data)]
+    argv = [*argv, "--data-dir", str(data), "--no-cache-images"]
     with pytest.raises(ValueError, match="^The picture .*scene_00003.jpg cannot be read: .*") as error:
         train.main(argv)
     assert "\n" not in str(error.value)

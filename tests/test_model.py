@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import config
 import model as models
+from packing import find_places
 
 V, T, PAD, START = 23, 7, 0, 1
 
@@ -122,7 +123,8 @@ def test_padding_changes_no_real_token():
     assert close(logits[1, :4], alone[1, :4])
     assert not logits[0, T:].any() and not logits[1, 4:].any()  # padding is never computed
     real = padded != PAD
-    assert close(model.decoder.logits(model.hidden(images, padded)), logits[real])
+    places = find_places(padded, PAD, None, 2)
+    assert close(model.decoder.logits(model.hidden(images, padded, places)), logits[real])
 
 
 def test_padding_adds_nothing_to_the_gradients():

@@ -59,7 +59,7 @@ def fingerprint(run: Path, data: Path) -> dict[str, str]:
         device=torch.device("cpu"), precision="fp32", workers=0,
     )  # fmt: skip
     series = [
-        {key: value for key, value in row.items() if key != "captions_per_s"}
+        {key: value for key, value in row.items() if key not in ("captions_per_s", "input_s")}
         for row in rows(run) if row["type"] in ("train", "val", "samples", "nonfinite")
     ]  # fmt: skip
     digest = lambda value: hashlib.sha256(json.dumps(value).encode()).hexdigest()  # noqa: E731
