@@ -23,14 +23,15 @@ from typing import Any
 
 from tqdm import tqdm
 
+import archives
 import flickr30k
 import layouts
+from archives import PICTURE_SUFFIXES
 from layouts import SPLITS, cases
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
 FOLDER_LICENCE = "not known: the terms of whoever owns the pictures and captions"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -104,25 +105,30 @@ def prepare_flickr30k(
 ) -> Path:
     """Download Flickr30k from the Hub (4.4 GB, and as much unpacked) into data_dir/flickr30k and return that folder.
 
-    hf_dataset_id: a data set with the two files of nlphuji/flickr30k; of that id the Karpathy split sizes are checked.
-    The Hub's cache keeps the zip. Raises ValueError with one line and the ways on where network or copy are not right.
+    hf_dataset_id: a data set with the two files of nlphuji/flickr30k, or with parquet shards and a column `split`; of
+        the known copies the Karpathy split sizes are checked.
+    Downloads are kept in data_dir/flickr30k/download, and a broken one goes on where it was. Raises ValueError with
+    one line and the ways on where network or copy are not right.
     """
     folder = folder_of("flickr30k", data_dir)
     if whole_manifest(folder, cutoff, seed=None):
         return folder
     print(f"note: {flickr30k.LICENCE}")
-    flickr30k.announce(folder, hf_dataset_id, revision)
-    annotations = flickr30k.fetch(flickr30k.CSV_NAME, hf_dataset_id, revision)
-    rows = [layouts.Row(*row) for row in flickr30k.read_annotations(annotations)]
-    records, notes = layouts.clean_records(rows, 0, str(annotations))  # the CSV gives every split: nothing to draw
-    if hf_dataset_id == flickr30k.OFFICIAL_ID:
+    copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
+    rows, notes, unpack, files = flickr30k.read(copy)
+    records, more = layouts.clean_records(rows, 0, f"{hf_dataset_id}")  # the copy gives every split: nothing to draw
+    if hf_dataset_id in flickr30k.OFFICIAL_IDS:
         flickr30k.check_counts([record["split"] for record in records])
+        more += flickr30k.check_train_digest(records)
+    splits_sha256 = flickr30k.splits_digest(records)
     records = first_of_each_split(records, cutoff)
-    archive = flickr30k.fetch(flickr30k.ZIP_NAME, hf_dataset_id, revision)
-    flickr30k.unpack(archive, [record["file_name"] for record in records], folder / "images")
-    print(f"{archive.resolve()} is no longer needed once the set is whole and may be deleted")
-    return finish(folder, records, notes, cutoff=cutoff, layout="Hub zip and CSV", licence=flickr30k.LICENCE,
-                  source=f"{hf_dataset_id} on the Hugging Face Hub", revision=revision, commit=annotations.parent.name)
+    unpack([record["file_name"] for record in records], folder / "images")
+    finish(folder, records, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
+           "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
+           revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
+    if copy.folder.is_dir():
+        print(f"{copy.folder} keeps the downloaded files; now that the set is whole it may be deleted")
+    return folder
 
 
 def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> Path:
@@ -135,21 +141,42 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> P
 
 
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -> Path:
-    """A folder of pictures and captions in one of the known layouts -> the set at `folder`."""
-    layout = layouts.read_layout(raw_dir, seed)
-    print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
-    pictures, unused = find_pictures(raw_dir, [record["file_name"] for record in layout.records])
+    """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
+    layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
     notes = [*layout.notes]
     if unused:
         notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
     records = first_of_each_split(layout.records, cutoff)
     begin(folder)
-    for record in tqdm(records, desc="pictures", unit="picture"):
-        link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
+    if layout.unpack:
+        layout.unpack([record["file_name"] for record in records], folder / "images")
+    for record in tqdm(records, desc="pictures", unit="picture", disable=not pictures):
+        if pictures:
+            link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
     licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
     return finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
                   seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
                   source_sha256=layouts.captions_digest(raw_dir))
+
+
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
+    """The layout of `raw_dir`, where its pictures lie ({} where the layout unpacks them), and pictures not in use.
+
+    Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
+    """
+    packed = archives.find(raw_dir)
+    while True:
+        try:
+            layout = layouts.read_layout(raw_dir, seed)
+            print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
+            if layout.unpack:
+                return layout, {}, []
+            return layout, *find_pictures(raw_dir, [record["file_name"] for record in layout.records])
+        except layouts.NotThereError:
+            if not packed:
+                raise
+            raw_dir = archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file)
+            packed = []
 
 
 # --- a whole set ---------------------------------------------------------------------------------------------
@@ -223,7 +250,7 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict |
 
 def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
     """Raises ValueError when `raw_dir` holds other captions than the set was made from; a missing folder is fine."""
-    if raw_dir.is_dir() and layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
+    if raw_dir.exists() and layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
         raise ValueError(f"{folder} was made from other captions than RAW_DATA_DIR = {str(raw_dir)!r} holds now: take "
                          f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
 
@@ -245,7 +272,8 @@ def finish(folder: Path, records: Sequence[dict], notes: Sequence[str], **about:
     for record in records:
         pairs[record["split"]] += len(record["captions"])
     images = Counter(record["split"] for record in records)
-    counts = {split: {"images": images[split], "captions": pairs[split]} for split in SPLITS if images[split]}
+    splits = [*(split for split in SPLITS if images[split]), *sorted(images.keys() - set(SPLITS))]
+    counts = {split: {"images": images[split], "captions": pairs[split]} for split in splits}
     manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
                 "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_atomically(folder / "captions.json", text)
@@ -302,8 +330,8 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, P
                              "name the folder in the captions, or keep one of them")
         pictures[file_name] = raw_dir / first
     if missing:
-        raise ValueError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the pictures "
-                         "or delete their captions")
+        raise layouts.NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add "
+                                    "the pictures or delete their captions")
     shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
     if shared:
         raise ValueError(f"{raw_dir}: {cases(shared, 'picture')} under two file names in the captions; keep one name")
