@@ -116,6 +116,7 @@ def test_two_processes_do_not_write_one_part_file(tmp_path, hub):
     other = FORK.Process(target=killable, args=(tmp_path, hub))
     other.start()
     while not hub.downloads():
+        assert other.is_alive()
         time.sleep(0.002)
     assert fetch(tmp_path, hub).path.read_bytes() == DATA
     other.join()
