@@ -72,7 +72,8 @@ def turn_to(monkeypatch: Any, url: str, cache: Path) -> None:
 
 @contextlib.contextmanager
 def serve(hub: Hub) -> Iterator[Hub]:
-    with running(handler_of(hub, answer_hub)) as hub.url, running(handler_of(hub, answer_keeper)) as hub.keeper_url:
+    with running(handler_of(hub, answer_hub)) as hub.url, running(handler_of(hub, answer_keeper)) as keeper:
+        hub.keeper_url = keeper.replace("127.0.0.1", "localhost")  # another host, not only another port
         yield hub
 
 
