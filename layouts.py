@@ -235,8 +235,8 @@ def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str,
                              "words of your own that TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")
         own = Counter(split for split in splits if split not in SPLITS)
         if own:
-            counts = ", ".join(f"{split} ({count:,} pictures)" for split, count in own.items())
-            notes.append(f"splits in use only where TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: {counts}")
+            counts = ", ".join(f"{split} ({count:,})" for split, count in own.items())
+            notes.append(f"pictures in use only where TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: {counts}")
     return splits
 
 

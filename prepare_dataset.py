@@ -7,6 +7,7 @@
 A set counts as whole only when its manifest fits its captions.json and every picture is there; a run that was cut off
 leaves no manifest, and the next run goes on from the pictures already in place. Three kinds of source: "demo" is drawn
 here, "flickr30k" is downloaded, and any name can be read from a folder of your own (layouts.py says which layouts).
+Several names with commas between are mixed (mixing.py).
 """
 
 import errno
@@ -26,6 +27,7 @@ from tqdm import tqdm
 import archives
 import flickr30k
 import layouts
+import mixing
 from archives import PICTURE_SUFFIXES
 from layouts import SPLITS, cases
 
@@ -78,6 +80,15 @@ def prepare(
     cutoff: only the first `cutoff` pictures of each split; None = all.
     Raises ValueError with one line for unknown names, unreadable sources, and a whole set made from something else.
     """
+    if mixing.is_mix(name):
+        if raw_dir is not None:
+            raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
+                             "one in that folder by itself first, then name it without RAW_DATA_DIR")
+        parts = mixing.parse(name)
+        for part in parts:
+            prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
+                    hf_revision=hf_revision, workers=workers)  # fmt: skip
+        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -140,6 +151,27 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> P
     return finish(folder, records, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set", seed=seed)
 
 
+def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
+    """Prepared sets, side by side in one DATA_DIR -> the set of all of them at `folder`, whose images/ links to theirs.
+
+    Made again whenever one of them is another one than before: it costs no pictures.
+    """
+    folders = [folder.parent / part.name for part in parts]
+    made_of = {part.name: {"weight": part.weight, "captions_sha256": verify(source)["captions_sha256"]}
+               for part, source in zip(parts, folders, strict=True)}  # fmt: skip
+    if is_whole(folder) and verify(folder).get("parts") == made_of:
+        return folder
+    if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
+        raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
+    begin(folder)
+    for part, source in zip(parts, folders, strict=True):
+        mixing.link_pictures(folder / "images", part.name, source / "images")
+    records = [json.loads((source / "captions.json").read_bytes())["images"] for source in folders]
+    licences = sorted({str(verify(source).get("licence")) for source in folders})
+    return write_set(folder, mixing.mixed_records(parts, records), [], layout="mix", parts=made_of,
+                     licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
+
+
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -> Path:
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
     layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
@@ -154,9 +186,12 @@ def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -
         if pictures:
             link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
     licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
-    return finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
-                  seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
-                  source_sha256=layouts.captions_digest(raw_dir))
+    finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
+           seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
+           source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+    if (folder / "unpacked").is_dir():
+        print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
+    return folder
 
 
 def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
@@ -263,6 +298,11 @@ def begin(folder: Path) -> None:
 
 def finish(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
     """Write captions.json, then the manifest with `about` in it, print both, and return `folder`."""
+    return write_set(folder, records, notes, **about)
+
+
+def write_set(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
+    """What `finish` does when all pictures are in their places and known to be good."""
     begin(folder)
     for note in notes:
         print(f"note: {note}")

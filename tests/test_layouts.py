@@ -59,7 +59,7 @@ def test_other_splits_keep_their_names_and_are_noted_and_odd_names_are_refused(t
     path = write(tmp_path / "dataset_coco.json", json.dumps({"images": images}))
     layout = layouts.read_layout(tmp_path, 1)
     assert [record["split"] for record in layout.records] == ["restval", "train", "train", "train", "val", "test"]
-    assert any("TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: restval (1 pictures)" in n for n in layout.notes)
+    assert any("TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: restval (1)" in n for n in layout.notes)
     images[0]["split"] = "a dog, running"
     path.write_text(json.dumps({"images": images}))
     with pytest.raises(ValueError, match="1 split name .'a dog, running'. not a plain word; use train, val and test"):
