@@ -7,24 +7,20 @@ folder, doubled names and bombs are refused with one line.
 
 import contextlib
 import gzip
-import os
-import shutil
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from caption_files import is_junk
-from download import require_space
+from files import PICTURE_SUFFIXES, is_junk, require_space, size_of, write_file
 
 TARS = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (".zip", *TARS)
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 MAX_PICTURE_BYTES = 64 * 2**20  # the largest file of Flickr30k is below 1 MB
 MAX_TEXT_BYTES = 2**30  # COCO's captions are 60 MB a file
 MAX_RATIO = 100  # unpacked : packed; JPEGs are near 1, captions near 10, bombs near 1,000
@@ -179,25 +175,3 @@ def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_fi
             link.unlink(missing_ok=True)  # a link to a place that is no more
             link.symlink_to(path.resolve())
     return folder
-
-
-def write_file(target: Path, source: Any) -> None:
-    """The bytes of `source`, a file or bytes, under the name `target`: whole or not at all."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as sink:
-            if isinstance(source, bytes):
-                sink.write(source)
-            else:
-                shutil.copyfileobj(source, sink)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def size_of(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None

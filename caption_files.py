@@ -13,6 +13,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from files import cases, is_junk
+
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name")
 CAPTION_KEYS = ("caption", "comment")
@@ -255,14 +257,3 @@ def refuse_duplicates(ids: Sequence[str], source: Path | str) -> None:
     twice = [name for name, count in Counter(ids).items() if count > 1]
     if twice:
         raise ValueError(f"{source}: {cases(twice, 'id')} given more than once; keep one of each")
-
-
-def cases(items: Sequence[str], noun: str) -> str:
-    """'5 pictures (a.jpg, b.jpg, c.jpg, ...)': the count and the first three."""
-    shown = ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
-    return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'} ({shown})"
-
-
-def is_junk(name: str) -> bool:
-    """Hidden files, among them AppleDouble `._name`, and the folder that macOS adds to archives."""
-    return name.startswith(".") or name == "__MACOSX"

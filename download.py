@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,24 +331,3 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 def first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def nearest_folder(path: Path) -> Path:
-    """The first existing folder at or above `path`."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
-
-
-def require_space(folder: Path, needed: int, setting: str) -> None:
-    """Raises ValueError unless `needed` bytes are free where `folder` is or will be."""
-    free = shutil.disk_usage(nearest_folder(folder)).free
-    if needed > free:
-        raise ValueError(f"{folder} has {in_units(free)} free but {in_units(needed)} are needed: free some space, "
-                         f"or set {setting} to a larger disk")
-
-
-def in_units(size: int) -> str:
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:.2f} {name}"

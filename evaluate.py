@@ -232,9 +232,10 @@ def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
     records = data.load_records(folder, splits, settings.DATA_CUTOFF)
     origin = Path(settings.DATA_DIR) / mixing.folder_name(trained["DATASET"]) / "captions.json"
-    seen = trained.get("TRAIN_SPLITS", ("train",))  # older checkpoints
-    rows = [row for row in _read(origin)["images"] if row["split"] in seen] if origin.is_file() else []
-    training = [caption for row in rows[: trained["DATA_CUTOFF"]] for caption in row["captions"]]
+    there = {row["split"] for row in _read(origin)["images"]} if origin.is_file() else set()
+    seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
+    rows = data.load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
+    training = [caption for row in rows for caption in row["captions"]]
     return Split("+".join(splits), folder, records, training or None)
 
 

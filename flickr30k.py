@@ -19,7 +19,8 @@ import archives
 import download
 import packed
 from caption_files import Row, read_annotations
-from download import Fetched, Remote, in_units
+from download import Fetched, Remote
+from files import in_units, nearest_folder, require_space
 
 OFFICIAL_ID = "nlphuji/flickr30k"
 OFFICIAL_IDS = (OFFICIAL_ID, "AnyModal/flickr30k")
@@ -63,11 +64,11 @@ def find(repository: str, revision: str, folder: Path) -> Copy:
         return copy
     size = sum(remote.size for remote in copy.missing.values())
     have = sum(download.part_bytes(folder, remote) for remote in copy.missing.values())
-    free = shutil.disk_usage(download.nearest_folder(folder)).free
+    free = shutil.disk_usage(nearest_folder(folder)).free
     print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(copy.missing)} files to download "
           f"to {folder}, {in_units(have)} of it are here already; {in_units(free)} free, about as much again is needed "
           "to unpack", flush=True)  # fmt: skip
-    download.require_space(folder, 2 * size - have, "DATA_DIR")
+    require_space(folder, 2 * size - have, "DATA_DIR")
     return copy
 
 

@@ -31,8 +31,6 @@ from caption_files import (
     SPLIT_ALIASES,
     SPLIT_LIST,
     Row,
-    cases,
-    is_junk,
     read_annotations,
     read_coco,
     read_csv,
@@ -44,6 +42,7 @@ from caption_files import (
     split_in_name,
     split_lists,
 )
+from files import NotThereError, cases, is_junk
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
@@ -73,10 +72,6 @@ class Found(NamedTuple):
     layout: str
     paths: list[Path]
     reader: Callable[..., tuple[list[Row], list[str]]]
-
-
-class NotThereError(ValueError):
-    """No captions of a known layout, or pictures that are missing: they may lie in an archive."""
 
 
 def read_layout(raw_dir: Path, seed: int) -> Layout:

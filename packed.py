@@ -13,8 +13,8 @@ from typing import Any
 from tqdm import tqdm
 
 import archives
-from caption_files import CAPTION_KEYS, Row, cases, group_pairs, is_junk, split_in_name
-from download import require_space
+from caption_files import CAPTION_KEYS, Row, group_pairs, split_in_name
+from files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
@@ -87,7 +87,7 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str
 def unpack_parquet(raw_dir: Path, shards: list[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`; those already there are kept."""
     wanted, written = set(file_names), set()
-    there = sum(archives.size_of(folder / name) or 0 for name in wanted)
+    there = sum(size_of(folder / name) or 0 for name in wanted)
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
     with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard in shards:
@@ -179,7 +179,7 @@ def is_webdataset(path: Path) -> bool:
     keys: dict[str, set[str]] = {}
     for number, (member, _) in enumerate(archives.entries(path)):
         key, ending = key_of(member.name)
-        keys.setdefault(key, set()).add("picture" if ending in archives.PICTURE_SUFFIXES else ending)
+        keys.setdefault(key, set()).add("picture" if ending in PICTURE_SUFFIXES else ending)
         if "picture" in keys[key] and keys[key] & {".txt", ".json"}:
             return True
         if number >= LOOKED_AT:
@@ -205,7 +205,7 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
             key, ending = key_of(member.name)
             if member.kind != "file" or not is_sample(member.name):
                 continue
-            if ending in archives.PICTURE_SUFFIXES:
+            if ending in PICTURE_SUFFIXES:
                 pictures.setdefault(key, []).append(PurePosixPath(member.name).as_posix())
             else:
                 with open_member() as file:
@@ -230,7 +230,7 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
 def is_sample(name: str) -> bool:
     path = PurePosixPath(name)
     return not any(is_junk(part) for part in path.parts) and key_of(name)[1] in (
-        ".txt", ".json", *archives.PICTURE_SUFFIXES)  # fmt: skip
+        ".txt", ".json", *PICTURE_SUFFIXES)  # fmt: skip
 
 
 def sample_text(data: bytes, ending: str, where: str) -> Any:
@@ -256,5 +256,5 @@ def unpack_tars(_raw_dir: Path, shards: list[Path], file_names: Collection[str],
 
 
 def write_picture(target: Path, data: bytes) -> None:
-    if archives.size_of(target) != len(data):
-        archives.write_file(target, data)
+    if size_of(target) != len(data):
+        write_file(target, data)
