@@ -50,8 +50,15 @@ def find(raw_dir: Path) -> list[Path]:
 
 def entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
     """Each member with a function that opens it, which serves until the next member. Raises ValueError for damage."""
-    try:
+    with damage_told(archive):
         yield from zip_entries(archive) if archive.name.lower().endswith(".zip") else tar_entries(archive)
+
+
+@contextlib.contextmanager
+def damage_told(archive: Path) -> Iterator[None]:
+    """Whatever zipfile, tarfile and gzip raise for a damaged archive becomes a ValueError; also where one is read."""
+    try:
+        yield
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, NotImplementedError, EOFError) as error:
         raise ValueError(f"{archive} is damaged ({error}); delete {archive.resolve()} and fetch it again") from None
 
@@ -99,7 +106,8 @@ def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
     """
     found: dict[str, Member] = {}
     total, packed = 0, archive.stat().st_size
-    for member, _ in entries(archive):
+    listing = entries(archive)  # of a tar.gz it takes as long as unpacking
+    for member, _ in tqdm(listing, desc=f"checking {archive.name}", unit="file", mininterval=0.5, delay=1):
         danger = danger_of(member)
         total += member.size
         if danger is None and total > MAX_RATIO * max(packed, 2**20):
@@ -142,7 +150,8 @@ def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:
         return
     needed = sum(member.size for name, (member, _) in members.items() if name in todo)
     require_space(next(iter(todo.values())).parent, needed, "DATA_DIR")
-    with tqdm(total=len(todo), desc=f"unpacking {archive.name}", unit="file", mininterval=0.5) as bar:
+    bar = tqdm(total=len(todo), desc=f"unpacking {archive.name}", unit="file", mininterval=0.5)
+    with damage_told(archive), bar:
         for member, open_member in entries(archive):
             target = todo.get(PurePosixPath(member.name).as_posix()) if member.kind == "file" else None
             if target is not None:
@@ -152,7 +161,7 @@ def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:
 
 
 def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_file: Callable[[str], bool]) -> Path:
-    """`folder`, filled as if the archives of `raw_dir` had been unpacked in it: pictures and caption files only.
+    """`folder`, or its only one, filled as if `raw_dir` had been unpacked in it: pictures and caption files only.
 
     What else lies in `raw_dir` is linked there. All listings are checked before anything is written; a rerun goes on.
     """
@@ -174,4 +183,6 @@ def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_fi
         if path not in packed and not is_junk(path.name) and not link.exists():
             link.unlink(missing_ok=True)  # a link to a place that is no more
             link.symlink_to(path.resolve())
+    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
+        folder = inside[0]  # the one top folder that archives like to have
     return folder

@@ -208,7 +208,7 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
             if ending in PICTURE_SUFFIXES:
                 pictures.setdefault(key, []).append(PurePosixPath(member.name).as_posix())
             else:
-                with open_member() as file:
+                with archives.damage_told(shard), open_member() as file:
                     texts.setdefault(key, {})[ending] = sample_text(file.read(), ending, f"{shard}: {member.name}")
         lonely += texts.keys() - pictures.keys()
         by_name = split_of(raw_dir, shard)

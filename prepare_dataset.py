@@ -153,8 +153,9 @@ def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
     Made again whenever one of them is another one than before: it costs no pictures.
     """
     folders = [folder.parent / part.name for part in parts]
-    made_of = {part.name: {"weight": part.weight, "captions_sha256": verify(source)["captions_sha256"]}
-               for part, source in zip(parts, folders, strict=True)}  # fmt: skip
+    manifests = [verify(source) for source in folders]
+    made_of = {part.name: {"weight": part.weight, "captions_sha256": manifest["captions_sha256"]}
+               for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
     if is_whole(folder) and verify(folder).get("parts") == made_of:
         return folder
     if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
@@ -163,7 +164,7 @@ def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
     for part, source in zip(parts, folders, strict=True):
         mixing.link_pictures(folder / "images", part.name, source / "images")
     records = [json.loads((source / "captions.json").read_bytes())["images"] for source in folders]
-    licences = sorted({str(verify(source).get("licence")) for source in folders})
+    licences = sorted({str(manifest.get("licence")) for manifest in manifests})
     return write_set(folder, mixing.mixed_records(parts, records), [], layout="mix", parts=made_of,
                      licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
 

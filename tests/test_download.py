@@ -193,6 +193,15 @@ def test_errors_of_the_server_are_tried_again_and_it_may_say_when(tmp_path, hub,
     assert [seconds for seconds in slept if seconds] == [0.01, 7, download.LONGEST_WAIT]
 
 
+def test_a_server_that_falls_silent_is_asked_again(tmp_path, hub, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    hub.faults = [Fault(slow=0.5)]
+    assert fetch(tmp_path, hub).path.read_bytes() == DATA
+    assert len(hub.downloads()) == 2
+
+
 def test_a_server_that_never_recovers_ends_the_download(tmp_path, hub):
     hub.faults = [Fault(status=502) for _ in range(9)]
     fails(tmp_path, hub, OSError, "502")

@@ -205,6 +205,13 @@ def test_damaged_files_on_the_hub_itself_are_refused(tmp_path, client):
         prepare_flickr30k(tmp_path / "other", "someone/mini30k")
 
 
+def test_names_that_lead_out_of_the_folder_are_not_downloaded():
+    names = ["data/../../x.parquet", "/x.parquet", "C:/x.parquet", "data/b.parquet", "a.parquet", "README.md"]
+    assert flickr30k.wanted_names(names) == ["a.parquet", "data/b.parquet"]
+    assert flickr30k.wanted_names([*names, flickr30k.ZIP_NAME, flickr30k.CSV_NAME]) == [
+        flickr30k.CSV_NAME, flickr30k.ZIP_NAME]  # fmt: skip
+
+
 def test_too_small_a_disk_is_refused_before_the_download(tmp_path, client, monkeypatch):
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))

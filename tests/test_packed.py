@@ -248,6 +248,33 @@ def test_hostile_tars_are_refused_before_anything_is_written(tmp_path, monkeypat
     assert "\n" not in str(caught.value) and not (tmp_path / "data").exists()
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set.tar"])
+def test_coco_in_an_archive_with_one_top_folder(tmp_path, name):
+    from test_layouts import write_coco
+
+    write_coco(tmp_path / "raw" / "annotations")
+    draw(tmp_path / "raw" / "val2014")
+    (tmp_path / "raw" / "train2014").mkdir()
+    for name in NAMES[:4]:
+        (tmp_path / "raw" / "val2014" / name).rename(tmp_path / "raw" / "train2014" / name)
+    folder = prepare("coco", tmp_path / "data", raw_dir=pack(tmp_path / "raw", tmp_path / name))
+    assert listing(folder / "images") == EXPECTED and verify(folder)["layout"] == "COCO captions JSON"
+
+
+def test_a_member_whose_bytes_were_damaged_is_told_and_the_rerun_goes_on(tmp_path):
+    archive = pack(make_raw(tmp_path / "raw"), tmp_path / "set.zip")
+    whole = archive.read_bytes()
+    with zipfile.ZipFile(archive) as opened:
+        info = opened.getinfo(f"top/flickr30k-images/{NAMES[3]}")
+    middle = info.header_offset + 30 + len(info.filename) + info.compress_size // 2
+    archive.write_bytes(whole[:middle] + bytes([whole[middle] ^ 255]) + whole[middle + 1 :])
+    with pytest.raises(ValueError, match="set.zip is damaged .*fetch it again"):
+        prepare("mine", tmp_path / "data", raw_dir=archive)
+    assert not is_whole(tmp_path / "data" / "mine")
+    archive.write_bytes(whole)
+    assert listing(prepare("mine", tmp_path / "data", raw_dir=archive) / "images") == EXPECTED
+
+
 def test_a_cut_archive_is_damaged_and_one_with_nothing_in_it_is_no_layout(tmp_path):
     archive = pack(make_raw(tmp_path / "raw"), tmp_path / "set.tar.gz")
     archive.write_bytes(archive.read_bytes()[:700])
