@@ -7,6 +7,7 @@ weight there would make scores that no other set of pictures can be compared wit
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ class Part(NamedTuple):
 
 
 def is_mix(dataset: str) -> bool:
-    return "," in dataset or "*" in dataset
+    return "," in dataset or re.fullmatch(r".*\*\s*[-+.\d]\S*", dataset) is not None
 
 
 def parse(dataset: str) -> list[Part]:

@@ -81,7 +81,7 @@ def prepare(
             raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
                              "one in that folder by itself first, then name it without RAW_DATA_DIR")
         parts = mixing.parse(name)
-        for part in parts:
+        for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
                     hf_revision=hf_revision, workers=workers)  # fmt: skip
         return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts)

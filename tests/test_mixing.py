@@ -20,6 +20,7 @@ def test_parts_weights_and_folder_names():
     assert mixing.parse("coco*0.5, mine") == [("coco", 0.5), ("mine", 1.0)]
     assert mixing.folder_name("flickr30k,mine*2.0") == "flickr30k+mine@2"
     assert mixing.folder_name("demo") == "demo" and not mixing.is_mix("demo")
+    assert mixing.is_mix("mine*2") and not mixing.is_mix("mine*")  # a star may stand in a name
     for wrong in ("a,,b", "a*", "a*0", "a*-1", "a*two", "a*inf", "a*nan", "*2"):
         with pytest.raises(ValueError, match="is no set with a weight; write names with commas"):
             mixing.parse(wrong)

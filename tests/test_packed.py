@@ -255,8 +255,8 @@ def test_coco_in_an_archive_with_one_top_folder(tmp_path, name):
     write_coco(tmp_path / "raw" / "annotations")
     draw(tmp_path / "raw" / "val2014")
     (tmp_path / "raw" / "train2014").mkdir()
-    for name in NAMES[:4]:
-        (tmp_path / "raw" / "val2014" / name).rename(tmp_path / "raw" / "train2014" / name)
+    for picture in NAMES[:4]:
+        (tmp_path / "raw" / "val2014" / picture).rename(tmp_path / "raw" / "train2014" / picture)
     folder = prepare("coco", tmp_path / "data", raw_dir=pack(tmp_path / "raw", tmp_path / name))
     assert listing(folder / "images") == EXPECTED and verify(folder)["layout"] == "COCO captions JSON"
 
