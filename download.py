@@ -175,9 +175,7 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
         if response.status_code >= 400:
             response.read()
         utils.hf_raise_for_status(response)
-        hub_answer = response.history[0] if response.history else response
-        etag = hub_answer.headers.get("X-Linked-Etag") or hub_answer.headers.get("ETag")
-        if etag is not None and etag.removeprefix("W/").strip('"') != remote.etag:
+        if remote.etag not in (told_etags(response) or {remote.etag}):
             raise WrongContent(f"{remote.name} has changed on the server during its download; run again")
         if response.headers.get("Content-Type", "").startswith("text/html"):
             raise WrongContent(f"instead of {remote.name} the server sent an HTML page: a login page or a proxy?")
@@ -203,6 +201,13 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
                     raise WrongContent(f"{remote.name} came with more than the {remote.size:,} bytes announced")
     if part.stat().st_size < remote.size:
         raise Broken(f"the transfer of {remote.name} ended at byte {part.stat().st_size:,} of {remote.size:,}")
+
+
+def told_etags(response: Any) -> set[str]:
+    """What an answer says of the content; the ETag of a redirect, or of the host it leads to, is another thing."""
+    linked = {answer.headers.get("X-Linked-Etag") for answer in (*response.history, response)} - {None}
+    own = set() if response.history else {response.headers.get("ETag")} - {None}
+    return {etag.removeprefix("W/").strip('"') for etag in linked or own}
 
 
 def first_byte(response: Any, remote: Remote) -> int:

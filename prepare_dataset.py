@@ -71,7 +71,8 @@ def prepare(
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
-    raw_dir: folder with the user's own pictures and captions; read, never changed.
+    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see mixing.py).
+    raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
     Raises ValueError with one line for unknown names, unreadable sources, and a whole set made from something else.

@@ -45,6 +45,7 @@ class Hub:
     def __init__(self, repository: str, files: dict[str, bytes]):
         self.repositories, self.files, self.commit = [repository], files, COMMIT
         self.etags: dict[str, str] = {}  # where the Hub's is not the sha256
+        self.small: set[str] = set()  # kept by the Hub itself, behind a redirect within it
         self.log: list[Request] = []
         self.faults: list[Fault] = []
         self.keeper_etag = '"kept-1"'  # of the host that keeps the bytes
@@ -122,6 +123,9 @@ def answer_hub(handler: Any, hub: Hub) -> None:
     path = handler.path.partition("?")[0]
     api = re.fullmatch(r"/api/datasets/(.+?)(?:/revision/(.+))?", path)
     asked = re.fullmatch(r"/datasets/(.+?)/resolve/([^/]+)/(.+)", path)
+    if path.startswith("/cache/"):
+        name = path.removeprefix("/cache/")
+        return send(handler, hub, 200, hub.files[name], 0, X_Repo_Commit=hub.commit, ETag=f'"{hub.etag(name)}"')
     if not (api or asked):
         return send(handler, hub, 404)
     repository, revision = (api or asked)[1], (api or asked)[2] or "main"
@@ -137,6 +141,8 @@ def answer_hub(handler: Any, hub: Hub) -> None:
     name = asked[3]
     if name not in hub.files:
         return send(handler, hub, 404, X_Error_Code="EntryNotFound", X_Repo_Commit=hub.commit)
+    if name in hub.small:
+        return send(handler, hub, 307, X_Repo_Commit=hub.commit, ETag='W/"of the redirect"', Location=f"/cache/{name}")
     return send(handler, hub, 302, X_Repo_Commit=hub.commit, X_Linked_Etag=f'"{hub.etag(name)}"',
                 X_Linked_Size=str(len(hub.files[name])), Location=f"{hub.keeper_url}/kept/{name}")  # fmt: skip
 
