@@ -19,12 +19,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 # --- Data ---
-DATASET: str = "demo"  # "demo" (drawn here), "flickr30k" (downloaded), or a name of your own with RAW_DATA_DIR
+DATASET: str = "demo"  # "demo" (drawn), "flickr30k" (downloaded), your own; or a mix, e.g. "flickr30k,mine*2"
 DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
-RAW_DATA_DIR: str | None = None  # folder with your pictures and captions; read, never changed
-HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" is downloaded from
+RAW_DATA_DIR: str | None = None  # folder or archive with your pictures and captions; read, never changed
+HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" comes from; as parquet: AnyModal/flickr30k
 HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
 DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all
+TRAIN_SPLITS: tuple[str, ...] = ("train",)  # splits of the set to train on; of COCO as Karpathy cut it: train,restval
+VAL_SPLITS: tuple[str, ...] = ("val",)  # to validate on after each epoch; choosing a checkpoint goes by these
+TEST_SPLITS: tuple[str, ...] = ("test",)  # evaluate.py's --split test
 DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
@@ -63,7 +66,7 @@ SEED: int = 1  # fixes the initial weights, the data order and the dropout
 DEVICE: str = "auto"  # "auto", "cpu", "mps", "cuda" or "cuda:1"
 PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
 DETERMINISTIC: bool = False  # only operations that repeat to the bit: for exact resumes on CUDA, where it costs speed
-NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once
+NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once (or as its set's weight in DATASET says)
 BATCH_SIZE: int = 80  # image-caption pairs per forward pass and process
 CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
 GRAD_ACCUM_STEPS: int = 1  # forward passes per optimizer step
@@ -104,10 +107,12 @@ LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_P
 MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>
 NO_REPEAT_NGRAM: int = 0  # no sequence of this many tokens occurs twice in a caption; 0 = off
 
+# The data of a run: as its checkpoint has them, but free to change where the model is put to another use.
+DATA_SETTINGS = ("DATASET", "DATA_CUTOFF", "DATA_SEED", "TRAIN_SPLITS", "VAL_SPLITS", "TEST_SPLITS")
 # What fixes the model and what it reads and writes. It is taken from the checkpoint when one is used, and may
 # not change on a resume.
 CHECKPOINT_SETTINGS = (
-    "DATASET", "DATA_CUTOFF", "DATA_SEED", "VOCAB_SIZE", "MAX_SEQ_LEN",
+    *DATA_SETTINGS, "VOCAB_SIZE", "MAX_SEQ_LEN",
     "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
     "ENCODER_MODEL_NAME", "FREEZE_ENCODER", "IMAGE_SIZE",
     "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",
@@ -237,8 +242,9 @@ def _type_problem(name: str, value: Any) -> str | None:
                 return None
         elif typing.get_origin(option) is tuple:
             parts = typing.get_args(option)
-            if isinstance(value, tuple) and len(value) == len(parts) and all(
-                isinstance(v, (int, float)) and not isinstance(v, bool) for v in value
+            names = Ellipsis in parts
+            if isinstance(value, tuple) and (bool(value) if names else len(value) == len(parts)) and all(
+                isinstance(v, str if names else (int, float)) and not isinstance(v, bool) and v != "" for v in value
             ):
                 return None
         elif type(value) is option or (option is float and type(value) is int):
@@ -252,6 +258,8 @@ def _type_text(kind: Any) -> str:
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
+        if Ellipsis in typing.get_args(kind):
+            return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
         return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
     names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "none"}
     return names[kind]
@@ -309,6 +317,9 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
         kind in ("auto", "cpu", "mps", "cuda") and (not number or number.isdigit()),
         f"DEVICE = {v.DEVICE!r}: must be auto, cpu, mps, cuda or cuda:<number>",
     )
+    for name in ("VAL_SPLITS", "TEST_SPLITS"):
+        shared = sorted(set(v.TRAIN_SPLITS) & set(getattr(v, name)))
+        require(not shared, f"{name} and TRAIN_SPLITS both name {', '.join(shared)}: give each split one use")
     for name in ("DATASET", "RUN_NAME"):
         text = getattr(v, name)
         require(
@@ -399,7 +410,8 @@ def _from_text(name: str, text: Any) -> Any:
         return text if isinstance(text, bool) else None
     try:
         if typing.get_origin(_TYPES[name]) is tuple:
-            return tuple(float(part) for part in text.split(","))
+            one = str.strip if Ellipsis in typing.get_args(_TYPES[name]) else float
+            return tuple(one(part) for part in text.split(","))
         if _accepts(name, int):
             return int(text)
         if _accepts(name, float):

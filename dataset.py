@@ -8,6 +8,7 @@ import copy
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,18 +42,30 @@ class Batch(NamedTuple):
         return Batch(images if resident is None else resident[images], *tokens, places)
 
 
-def load_records(folder: Path | str, split: str, cutoff: int | None = None) -> list[dict[str, Any]]:
-    """The images of a split of a prepared data set: {"file_name", "captions", ...} each, in the set's own order.
+def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | None = None) -> list[dict[str, Any]]:
+    """The images of some splits of a prepared data set: {"file_name", "captions", ...} each, in the set's own order.
 
-    cutoff: only the first so many. Raises ValueError where the split has no image.
+    cutoff: only the first so many of each split, and of each set where several are mixed. Raises ValueError where a
+    split has no image.
     """
     path = Path(folder) / "captions.json"
     records = json.loads(path.read_text(encoding="utf-8"))["images"]
-    chosen = [record for record in records if record["split"] == split]
-    if not chosen:
-        splits = sorted({record["split"] for record in records})
-        raise ValueError(f"{path} has no image of the split {split!r}; it has {', '.join(splits) or 'no images'}.")
-    return chosen[:cutoff]
+    splits = (splits,) if isinstance(splits, str) else splits
+    there = sorted({record["split"] for record in records})
+    absent = [repr(split) for split in splits if split not in there]
+    if absent:
+        raise ValueError(
+            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(there) or 'no images'}. Which "
+            "are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
+        )
+    seen: Counter = Counter()
+    chosen = []
+    for record in records:
+        if record["split"] in splits:
+            seen[part := (record["split"], record.get("set"))] += 1
+            if cutoff is None or seen[part] <= cutoff:
+                chosen.append(record)
+    return chosen
 
 
 class ImageTextDataset(Dataset):
@@ -76,6 +89,7 @@ class ImageTextDataset(Dataset):
     ):
         self.paths = [Path(images_dir) / record["file_name"] for record in records]
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
+        self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
         self.image_spec = image_spec
         self.cached = cached
         self.resident: Tensor | None = None
@@ -173,19 +187,47 @@ def collate_fn(items: Sequence[tuple[Tensor | np.ndarray, Sequence[np.ndarray]]]
     return Batch(stacked, tokens, torch.from_numpy(targets), image_index, places)
 
 
-def epoch_groups(caption_counts: Sequence[int], per_image: int, seed: int, epoch: int) -> list[Group]:
+def epoch_groups(
+    caption_counts: Sequence[int], per_image: int, seed: int, epoch: int, weights: Sequence[float] | None = None
+) -> list[Group]:
     """Every (image, caption) pair once, in groups of at most `per_image` captions of one image, shuffled.
 
-    A pure function of its arguments; which captions of an image travel together changes from epoch to epoch.
+    weights: how often the pairs of each image come instead: 2 = twice, 0.5 = half of these images' groups in one epoch
+    and the others in the next. A pure function of its arguments, with equally many groups in every epoch; which
+    captions of an image travel together changes from epoch to epoch.
     """
     rng = random.Random(f"order-{seed}-{epoch}")
+    weights = weights or [1.0] * len(caption_counts)
     groups = []
     for image, count in enumerate(caption_counts):
-        captions = list(range(count))
-        rng.shuffle(captions)
-        groups += [(image, tuple(captions[i : i + per_image])) for i in range(0, count, per_image)]
+        for _ in range(int(weights[image])):
+            groups += image_groups(image, count, per_image, rng)
+    shares = [round(weight % 1, 6) for weight in weights]
+    for share in sorted(set(shares) - {0.0}):
+        counts = {image: caption_counts[image] for image, own in enumerate(shares) if own == share}
+        groups += share_of_groups(counts, per_image, share, seed, epoch)
     rng.shuffle(groups)
     return groups
+
+
+def image_groups(image: int, count: int, per_image: int, rng: random.Random) -> list[Group]:
+    """The captions of an image, shuffled, in groups."""
+    captions = list(range(count))
+    rng.shuffle(captions)
+    return [(image, tuple(captions[i : i + per_image])) for i in range(0, count, per_image)]
+
+
+def share_of_groups(counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int) -> list[Group]:
+    """This epoch's piece of an endless row of passes over the images of `counts`, each pass in an order of its own."""
+    total = sum(math.ceil(count / per_image) for count in counts.values())
+    take, taken = math.ceil(share * total), []
+    while len(taken) < take:
+        number, start = divmod(epoch * take + len(taken), total)
+        rng = random.Random(f"share-{seed}-{share}-{number}")
+        one_pass = [group for image, count in counts.items() for group in image_groups(image, count, per_image, rng)]
+        rng.shuffle(one_pass)
+        taken += one_pass[start : start + take - len(taken)]
+    return taken
 
 
 def in_order(caption_counts: Sequence[int]) -> list[Group]:

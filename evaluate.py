@@ -30,7 +30,7 @@ _PARSER = argparse.ArgumentParser(
     allow_abbrev=False,
 )
 _PARSER.add_argument("--checkpoint", help="a file, or several with commas between: an ensemble [the newest run's best]")
-_PARSER.add_argument("--split", default="test", help="which split of the data set to caption [test]")
+_PARSER.add_argument("--split", default="test", help="train, val, test (as TEST_SPLITS says), or another one [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
 _PARSER.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test B minus A over the same images")
@@ -51,6 +51,7 @@ import demo_set  # noqa: E402
 import distributed  # noqa: E402
 import inference  # noqa: E402
 import metrics  # noqa: E402
+import mixing  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
@@ -224,14 +225,18 @@ def score_captions(
 
 def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     """The split to score, and the captions of the training split of `trained`, the settings of the training."""
-    folder = Path(settings.DATA_DIR) / settings.DATASET
+    folder = Path(settings.DATA_DIR) / mixing.folder_name(settings.DATASET)
     if not (folder / "captions.json").is_file():
-        raise SystemExit(f"There is no data set {folder}. Make it: python prepare_dataset.py --dataset {folder.name}")
-    records = data.load_records(folder, name, settings.DATA_CUTOFF)
-    origin = Path(settings.DATA_DIR) / trained["DATASET"] / "captions.json"
-    rows = [row for row in _read(origin)["images"] if row["split"] == "train"] if origin.is_file() else []
-    training = [caption for row in rows[: trained["DATA_CUTOFF"]] for caption in row["captions"]]
-    return Split(name, folder, records, training or None)
+        make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
+        raise SystemExit(f"There is no data set {folder}. Make it: {make}")
+    splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
+    records = data.load_records(folder, splits, settings.DATA_CUTOFF)
+    origin = Path(settings.DATA_DIR) / mixing.folder_name(trained["DATASET"]) / "captions.json"
+    there = {row["split"] for row in _read(origin)["images"]} if origin.is_file() else set()
+    seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
+    rows = data.load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
+    training = [caption for row in rows for caption in row["captions"]]
+    return Split("+".join(splits), folder, records, training or None)
 
 
 def gallery_rows(

@@ -1,226 +1,223 @@
-"""Flickr30k from the Hugging Face Hub: the zip + CSV copy with the Karpathy split in a column.
+"""Flickr30k from the Hugging Face Hub: as zip and CSV with the Karpathy split in a column, or as parquet with it.
 
-Nothing here knows the layout of data/<name>/: `fetch` brings a file, `read_annotations` reads the CSV, `unpack`
-writes the wanted pictures out of the zip. huggingface_hub keeps finished files in its cache and respects HF_ENDPOINT,
-HF_TOKEN, HF_HOME and HF_HUB_OFFLINE; a file that another process left half done it starts again.
+HF_DATASET_ID decides which: a repository with the two files of nlphuji/flickr30k, or one of parquet shards with a
+column `split`, such as AnyModal/flickr30k. `find` looks at what is there and says what will be downloaded, `fetch`
+brings a file (download.py), `read` gives the rows. Nothing here knows the rest of data/<name>/.
 """
 
-import csv
 import errno
-import io
+import functools
+import hashlib
 import json
-import os
 import shutil
-import stat
-import zipfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
-from tqdm import tqdm
+import archives
+import download
+import packed
+from caption_files import Row, read_annotations
+from download import Fetched, Remote
+from files import in_units, nearest_folder, require_space
 
 OFFICIAL_ID = "nlphuji/flickr30k"
+OFFICIAL_IDS = (OFFICIAL_ID, "AnyModal/flickr30k")
 OFFICIAL_COUNTS = {"train": 29_000, "val": 1_014, "test": 1_000}
+# splits_digest of the 29,000 training pictures alone; of the others no list was at hand.
+TRAIN_DIGEST = "ee32bed8f9d7832c3343da532783fc8aa92cca420926ad17b473c31e70aef13a"
 CSV_NAME, ZIP_NAME = "flickr_annotations_30k.csv", "flickr30k-images.zip"
 LICENCE = ("pictures from Flickr: under Flickr's terms of use, for non-commercial research and education only; "
            "do not pass them on")
-WAYS_ON = ("Ways on: run again (finished files are kept), set RAW_DATA_DIR to a folder with a copy of Flickr30k, "
+WAYS_ON = ("Ways on: run again (it goes on where it was), set RAW_DATA_DIR to a folder with a copy of Flickr30k, "
            "or run the built-in set (DATASET = demo)")
-MAX_PICTURE_BYTES = 64 * 2**20  # the largest file of Flickr30k is below 1 MB
-MAX_RATIO = 100  # unpacked : packed; JPEGs are near 1, zip bombs near 1,000
 
 
-def announce(folder: Path, hf_dataset_id: str, revision: str) -> None:
-    """Print what will be downloaded and what is free.
+class Copy(NamedTuple):
+    """A copy of Flickr30k on the Hub, and how much of it is here."""
 
-    folder: where the pictures will be unpacked to (need not exist yet).
-    Raises ValueError when the Hub cannot be asked or the disk is too small.
+    repository: str
+    revision: str
+    commit: str
+    names: list[str]  # the files that are needed
+    folder: Path  # where downloads are kept
+    here: dict[str, Fetched]
+    missing: dict[str, Remote]
+
+
+def find(repository: str, revision: str, folder: Path) -> Copy:
+    """What is here of a copy, and what the Hub has; prints what will be downloaded, where to, and what is free.
+
+    folder: where downloads are kept (need not exist yet). The network is asked only where something is missing.
+    Raises ValueError when the Hub cannot be asked, has no such copy, or the disk is too small.
     """
+    try:
+        copy = local_copy(repository, revision, folder) or hub_copy(repository, revision, folder)
+    except download.hub_errors() as error:
+        raise explained(error, "the list of files", repository, revision) from error
+    if any(name.endswith(".parquet") for name in copy.names):
+        packed.import_pyarrow()  # before 4 GB are downloaded that nothing could read
+    if not copy.missing:
+        print(f"{repository}: {', '.join(copy.names[:2])}{', ...' if len(copy.names) > 2 else ''} are here already, in "
+              f"{copy.here[copy.names[0]].path.parent}", flush=True)
+        return copy
+    size = sum(remote.size for remote in copy.missing.values())
+    have = sum(download.part_bytes(folder, remote) for remote in copy.missing.values())
+    free = shutil.disk_usage(nearest_folder(folder)).free
+    print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(copy.missing)} files to download "
+          f"to {folder}, {in_units(have)} of it are here already; {in_units(free)} free, about as much again is needed "
+          "to unpack", flush=True)  # fmt: skip
+    require_space(folder, 2 * size - have, "DATA_DIR")
+    return copy
+
+
+def local_copy(repository: str, revision: str, folder: Path) -> Copy | None:
+    """The copy where all of it is here, by an earlier download or in the Hub's cache."""
     from huggingface_hub import constants
 
-    sizes = {name: missing_bytes(name, hf_dataset_id, revision) for name in (CSV_NAME, ZIP_NAME)}
-    download = sum(size or 0 for size in sizes.values())
-    if not download:
-        print(f"{hf_dataset_id}: {CSV_NAME} and {ZIP_NAME} are in the Hub's cache", flush=True)
-        return
-    cache, folder = nearest_folder(Path(constants.HF_HUB_CACHE)), nearest_folder(folder)
-    free = in_units(shutil.disk_usage(cache).free)
-    print(f"{hf_dataset_id} at {revision}: {in_units(download)} to download to {constants.HF_HUB_CACHE} "
-          f"({free} free), about as much again to unpack. A file cut off half-way starts again.", flush=True)
-    same_disk = os.stat(cache).st_dev == os.stat(folder).st_dev
-    require_space(cache, 2 * download if same_disk else download, "HF_HOME")
-    if not same_disk:
-        require_space(folder, download, "DATA_DIR")
+    saved = download.read_json(folder / "listing.json")
+    fits = (saved.get("repository"), saved.get("revision")) == (repository, revision)
+    for names in ([CSV_NAME, ZIP_NAME], saved["names"] if fits else []):
+        here = {name: fetched for name in names if (fetched := (
+            (download.in_folder(folder, name, repository) if fits else None)
+            or download.in_hub_cache(repository, revision, name)
+        ))}  # fmt: skip
+        if names and len(here) == len(names):
+            return Copy(repository, revision, here[names[0]].commit, names, folder, here, {})
+    if constants.HF_HUB_OFFLINE:
+        raise ValueError(f"HF_HUB_OFFLINE is set and {repository} is neither in {folder} nor in the cache "
+                         f"{constants.HF_HUB_CACHE}")
+    return None
 
 
-def missing_bytes(file_name: str, hf_dataset_id: str, revision: str) -> int | None:
-    """Bytes still to download for one file: 0 when the cache has it, None when the server does not tell."""
-    import huggingface_hub as hub
+def hub_copy(repository: str, revision: str, folder: Path) -> Copy:
+    """The copy as the Hub lists it; its files are asked for under the commit that `revision` means now."""
+    commit, listed = download.listing(repository, revision)
+    names = wanted_names(listed)
+    if not names:
+        raise ValueError(f"it holds neither {CSV_NAME} and {ZIP_NAME} nor parquet shards; see HF_DATASET_ID")
+    here, missing = {}, {}
+    for name in names:
+        cached = download.in_hub_cache(repository, commit, name)
+        if cached is None:
+            remote = download.ask(repository, commit, name)
+            fetched = download.in_folder(folder, name, repository)
+            cached = fetched if fetched and fetched.etag == remote.etag else None
+        if cached:
+            here[name] = cached
+        else:
+            missing[name] = remote
+    return Copy(repository, revision, commit, names, folder, here, missing)
 
+
+def wanted_names(listed: Iterable[str]) -> list[str]:
+    """The files to download: CSV and zip, or else the parquet shards."""
+    safe = [name for name in listed if archives.danger_of(archives.Member(name, 0, None, "file")) is None]
+    if CSV_NAME in safe and ZIP_NAME in safe:
+        return [CSV_NAME, ZIP_NAME]
+    return sorted(name for name in safe if name.endswith(".parquet"))
+
+
+def fetch(copy: Copy, name: str) -> Fetched:
+    """A file of the copy, downloaded with a progress bar where it is not here. Raises ValueError with the ways on."""
+    if name in copy.here:
+        return copy.here[name]
     try:
-        cached = hub.try_to_load_from_cache(hf_dataset_id, file_name, repo_type="dataset", revision=revision)
-        if isinstance(cached, str):  # else None, or a marker that the file is known not to exist
-            return 0
-        # One plain question first: hf_hub_download would ask a dead server for 20 seconds before it gives up.
-        url = hub.hf_hub_url(hf_dataset_id, file_name, repo_type="dataset", revision=revision)
-        return hub.get_hf_file_metadata(url).size
-    except hub_errors() as error:
-        raise explained(error, file_name, hf_dataset_id, revision) from error
+        copy.folder.mkdir(parents=True, exist_ok=True)
+        about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit, "names": copy.names}
+        download.write_json(copy.folder / "listing.json", about)
+        return download.fetch(copy.missing[name], copy.folder)
+    except download.hub_errors() as error:
+        raise explained(error, name, copy.repository, copy.revision) from error
 
 
-def fetch(file_name: str, hf_dataset_id: str, revision: str) -> Path:
-    """The file, downloaded with a progress bar or from the Hub's cache. Raises ValueError with the ways on."""
-    import huggingface_hub as hub
+def read(copy: Copy) -> tuple[list[Row], list[str], Callable[[Collection[str], Path], None], dict[str, Any]]:
+    """Rows, notes, a function (file names, folder) -> None that writes pictures, and facts of the files for a manifest.
 
-    try:
-        return Path(hub.hf_hub_download(hf_dataset_id, file_name, repo_type="dataset", revision=revision))
-    except hub_errors() as error:
-        raise explained(error, file_name, hf_dataset_id, revision) from error
+    Downloads what it takes; the zip only when that function is called, so that a wrong CSV is found before.
+    """
+    facts: dict[str, Any] = {}
+    if copy.names == [CSV_NAME, ZIP_NAME]:
+        rows, notes = read_annotations(fetch_noted(copy, CSV_NAME, facts).path)
+        return rows, notes, lambda names, to: unpack(fetch_noted(copy, ZIP_NAME, facts).path, names, to), facts
+    shards = [fetch_noted(copy, name, facts).path for name in copy.names]
+    without = [shard.name for shard in shards if packed.parquet_columns(shard)["split"] is None]
+    if without:
+        raise ValueError(f"{copy.repository} has no column `split` (first: {without[0]}): what the Hub calls its test "
+                         "split is then the whole set. Take a copy with Karpathy's split, see HF_DATASET_ID")
+    rows, notes = packed.read_parquet(copy.folder, shards)
+    return rows, notes, functools.partial(packed.unpack_parquet, copy.folder, shards), facts
 
 
-def hub_errors() -> tuple[type[Exception], ...]:
-    """All that versions 1 and 2 of the Hub's client raise for a wrong id, a missing file or a failing network."""
-    from huggingface_hub.utils import httpx
+def fetch_noted(copy: Copy, name: str, facts: dict[str, Any]) -> Fetched:
+    fetched = fetch(copy, name)
+    facts[name] = {"sha256": fetched.sha256, "etag": fetched.etag}
+    return fetched
 
-    return OSError, ValueError, httpx.HTTPError
 
-
-def explained(error: Exception, file_name: str, hf_dataset_id: str, revision: str) -> ValueError:
+def explained(error: Exception, name: str, repository: str, revision: str) -> ValueError:
     """One line that says what happened and what can be done."""
     from huggingface_hub import constants, errors
 
-    first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
     if isinstance(error, errors.GatedRepoError):
-        what = f"{hf_dataset_id} asks for an agreement on the Hub first (accept it there and set HF_TOKEN)"
+        what = f"{repository} asks for an agreement on the Hub first (accept it there and set HF_TOKEN)"
     elif isinstance(error, errors.RepositoryNotFoundError):
-        what = (f"the Hub at {constants.ENDPOINT} has no data set {hf_dataset_id!r} (HF_DATASET_ID), "
+        what = (f"the Hub at {constants.ENDPOINT} has no data set {repository!r} (HF_DATASET_ID), "
                 "or it is private (set HF_TOKEN)")
     elif isinstance(error, errors.RevisionNotFoundError):
-        what = f"{hf_dataset_id} has no revision {revision!r}; see HF_DATASET_REVISION"
-    elif isinstance(error, errors.RemoteEntryNotFoundError):
-        what = f"{hf_dataset_id} at {revision} holds no {file_name}; HF_DATASET_ID must have {CSV_NAME} and {ZIP_NAME}"
-    elif constants.HF_HUB_OFFLINE:
-        what = f"HF_HUB_OFFLINE is set and {file_name} of {hf_dataset_id} is not in the cache {constants.HF_HUB_CACHE}"
+        what = f"{repository} has no revision {revision!r}; see HF_DATASET_REVISION"
     elif getattr(error, "errno", None) == errno.ENOSPC:
-        what = f"no space left in {constants.HF_HUB_CACHE} (HF_HOME) for {file_name}"
+        what = f"no space left for {name} (DATA_DIR)"
+    elif isinstance(error, json.JSONDecodeError):
+        what = f"{constants.ENDPOINT} did not answer as the Hub does: is there a login page or a proxy in between?"
+    elif isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError):
+        what = f"{repository} at {revision}: {download.first_line(error)}"
     else:
-        what = (f"could not get {file_name} of {hf_dataset_id} from {constants.ENDPOINT} "
-                f"({type(error).__name__}: {first_line})")
+        what = (f"could not get {name} of {repository} from {constants.ENDPOINT} "
+                f"({type(error).__name__}: {download.first_line(error)})")
     return ValueError(f"{what}. {WAYS_ON}")
-
-
-def read_annotations(path: Path) -> list[tuple[str, str, list]]:
-    """The annotations CSV -> [(file name, split, captions), ...], one per picture, not yet checked."""
-    csv.field_size_limit(2**27)  # `raw` holds all captions of a picture in one cell
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-        table = list(csv.DictReader(io.StringIO(text, newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path} is not a CSV in UTF-8 ({error}); delete {path.resolve()} and run again") from None
-    if not table or not {"raw", "split", "filename"} <= table[0].keys():
-        raise ValueError(f"{path} begins with {text[:60]!r}, not with the columns raw, split, filename; "
-                         f"delete {path.resolve()} and run again")
-    rows = []
-    for number, line in enumerate(table, start=1):
-        try:
-            captions = json.loads(line["raw"])
-        except (TypeError, json.JSONDecodeError):
-            captions = None
-        if not isinstance(captions, list):
-            raise ValueError(f"{path}, row {number}: the column raw is no JSON list; delete the file and run again")
-        rows.append((line["filename"], line["split"], captions))
-    return rows
 
 
 def check_counts(splits: Sequence[str]) -> None:
     """Raises ValueError unless the splits of the official copy have the sizes of Karpathy's."""
     counts = dict(Counter(splits))
     if counts != OFFICIAL_COUNTS:
-        raise ValueError(f"{OFFICIAL_ID} should have the Karpathy split {OFFICIAL_COUNTS} but this copy has {counts}; "
+        raise ValueError(f"this should be the Karpathy split {OFFICIAL_COUNTS} but the copy has {counts}; "
                          "set HF_DATASET_REVISION to a known commit, or use a local copy (RAW_DATA_DIR)")
 
 
-def unpack(archive: Path, file_names: Sequence[str], images_dir: Path) -> None:
-    """Write the pictures `file_names` out of the zip into `images_dir`, each atomically; those already there are kept.
+def splits_digest(records: Iterable[dict]) -> str:
+    """sha256 over the sorted lines "file name<TAB>split": the same for every copy of one split."""
+    lines = sorted(f"{record['file_name']}\t{record['split']}\n" for record in records)
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
-    The whole listing is checked before anything is written. Raises ValueError for a damaged zip, unsafe or missing
-    members and too little disk.
+
+def check_train_digest(records: Iterable[dict]) -> list[str]:
+    """A note where the training pictures are not the known ones of Karpathy's split."""
+    if splits_digest(record for record in records if record["split"] == "train") == TRAIN_DIGEST:
+        return []
+    return ["the sizes are those of Karpathy's split, but the training pictures are others than those known: scores "
+            "may not compare"]
+
+
+def unpack(archive: Path, file_names: Collection[str], images_dir: Path) -> None:
+    """Write the pictures `file_names` out of the zip into `images_dir`, whatever folder they have in it.
+
+    The whole listing is checked before anything is written, pictures already there are kept. Raises ValueError for a
+    damaged zip, unsafe or missing members and too little disk.
     """
-    try:
-        with zipfile.ZipFile(archive) as opened:
-            members = wanted_members(opened, set(file_names), archive)
-            present = os.scandir(images_dir) if images_dir.is_dir() else ()
-            sizes = {entry.name: entry.stat().st_size for entry in present}
-            todo = [(name, info) for name, info in members.items() if sizes.get(name) != info.file_size]
-            require_space(nearest_folder(images_dir), sum(info.file_size for _, info in todo), "DATA_DIR")
-            images_dir.mkdir(parents=True, exist_ok=True)
-            for name, info in tqdm(todo, desc="unpacking", unit="picture", disable=not todo):
-                extract(opened, info, images_dir / name)
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ValueError(f"{archive} is damaged ({error}); delete {archive.resolve()} and run again") from None
-
-
-def wanted_members(opened: zipfile.ZipFile, wanted: set[str], archive: Path) -> dict[str, zipfile.ZipInfo]:
-    """file name -> member, junk left out. Raises ValueError for unsafe, doubled and missing members."""
-    members: dict[str, zipfile.ZipInfo] = {}
-    for info in opened.infolist():
-        danger = member_danger(info)
-        if danger:
-            raise ValueError(f"{archive}: member {info.orig_filename!r} {danger}: refused, nothing was unpacked")
-        path = PurePosixPath(info.filename)
-        if info.is_dir() or "__MACOSX" in path.parts or path.name.startswith("._") or path.name not in wanted:
-            continue
-        if path.name in members:
-            raise ValueError(f"{archive} holds {path.name} twice: refused, nothing was unpacked")
-        members[path.name] = info
-    missing = sorted(wanted - members.keys())
+    wanted = set(file_names)
+    members: dict[str, tuple[archives.Member, Path]] = {}
+    found: dict[str, str] = {}
+    for path, member in archives.checked(archive, lambda name: PurePosixPath(name).name in wanted).items():
+        name = PurePosixPath(path).name
+        if name in found:
+            raise ValueError(f"{archive} holds {name} twice: refused, nothing was unpacked")
+        found[name] = path
+        members[path] = (member, images_dir / name)
+    missing = sorted(wanted - found.keys())
     if missing:
         raise ValueError(f"{archive} lacks {len(missing):,} of {len(wanted):,} pictures (first: {missing[0]}): "
                          f"delete {archive.resolve()} and run again, or use a local copy (RAW_DATA_DIR)")
-    return members
-
-
-def member_danger(info: zipfile.ZipInfo) -> str | None:
-    """Why a member must not be unpacked, or None. orig_filename counts too: zipfile cuts `filename` at a NUL."""
-    mode = info.external_attr >> 16
-    for name in {info.filename, info.orig_filename}:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
-            return "leads out of the folder"
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "is a link or a device"
-    if info.flag_bits & 1:
-        return "is encrypted"
-    if info.file_size > MAX_PICTURE_BYTES or info.file_size > MAX_RATIO * max(info.compress_size, 1024):
-        return f"unpacks from {info.compress_size:,} to {info.file_size:,} bytes"
-    return None
-
-
-def extract(opened: zipfile.ZipFile, info: zipfile.ZipInfo, target: Path) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with opened.open(info) as source, part.open("wb") as sink:
-            shutil.copyfileobj(source, sink)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def nearest_folder(path: Path) -> Path:
-    """The first existing folder at or above `path`."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
-
-
-def require_space(folder: Path, needed: int, setting: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        raise ValueError(f"{folder} has {in_units(free)} free but {in_units(needed)} are needed: free some space, "
-                         f"or set {setting} to a larger disk")
-
-
-def in_units(size: int) -> str:
-    unit, name = next(((unit, name) for unit, name in ((1e9, "GB"), (1e6, "MB")) if size >= unit), (1e3, "kB"))
-    return f"{size / unit:.2f} {name}"
+    archives.unpack(archive, members)

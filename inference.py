@@ -28,7 +28,7 @@ def load_state(path: Path, argv: list[str]) -> tuple[dict[str, Any], Any]:
         raise SystemExit(str(error)) from error
     own = {name: state["config"][name] for name in config.CHECKPOINT_SETTINGS if name in state["config"]}
     settings = config.load(argv, base=own | {"DATA_DIR": state["config"]["DATA_DIR"]})
-    changed = config.differences(settings, own, [n for n in own if n not in ("DATASET", "DATA_CUTOFF", "DATA_SEED")])
+    changed = config.differences(settings, own, [n for n in own if n not in config.DATA_SETTINGS])
     if changed:
         raise SystemExit(f"{path} was trained with other settings, which cannot change now: {'; '.join(changed)}")
     return state, settings

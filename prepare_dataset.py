@@ -7,30 +7,29 @@
 A set counts as whole only when its manifest fits its captions.json and every picture is there; a run that was cut off
 leaves no manifest, and the next run goes on from the pictures already in place. Three kinds of source: "demo" is drawn
 here, "flickr30k" is downloaded, and any name can be read from a folder of your own (layouts.py says which layouts).
+Several names with commas between are mixed (mixing.py).
 """
 
-import errno
-import filecmp
 import hashlib
 import json
-import os
-import shutil
 import sys
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+import archives
 import flickr30k
 import layouts
-from layouts import SPLITS, cases
+import mixing
+from files import cases, find_pictures, link_or_copy, walk_files, write_atomically
+from layouts import SPLITS
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
 FOLDER_LICENCE = "not known: the terms of whoever owns the pictures and captions"
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,11 +71,21 @@ def prepare(
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
-    raw_dir: folder with the user's own pictures and captions; read, never changed.
+    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see mixing.py).
+    raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
     Raises ValueError with one line for unknown names, unreadable sources, and a whole set made from something else.
     """
+    if mixing.is_mix(name):
+        if raw_dir is not None:
+            raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
+                             "one in that folder by itself first, then name it without RAW_DATA_DIR")
+        parts = mixing.parse(name)
+        for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
+            prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
+                    hf_revision=hf_revision, workers=workers)  # fmt: skip
+        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -104,25 +113,30 @@ def prepare_flickr30k(
 ) -> Path:
     """Download Flickr30k from the Hub (4.4 GB, and as much unpacked) into data_dir/flickr30k and return that folder.
 
-    hf_dataset_id: a data set with the two files of nlphuji/flickr30k; of that id the Karpathy split sizes are checked.
-    The Hub's cache keeps the zip. Raises ValueError with one line and the ways on where network or copy are not right.
+    hf_dataset_id: a data set with the two files of nlphuji/flickr30k, or with parquet shards and a column `split`; of
+        the known copies the Karpathy split sizes are checked.
+    Downloads are kept in data_dir/flickr30k/download, and a broken one goes on where it was. Raises ValueError with
+    one line and the ways on where network or copy are not right.
     """
     folder = folder_of("flickr30k", data_dir)
     if whole_manifest(folder, cutoff, seed=None):
         return folder
     print(f"note: {flickr30k.LICENCE}")
-    flickr30k.announce(folder, hf_dataset_id, revision)
-    annotations = flickr30k.fetch(flickr30k.CSV_NAME, hf_dataset_id, revision)
-    rows = [layouts.Row(*row) for row in flickr30k.read_annotations(annotations)]
-    records, notes = layouts.clean_records(rows, 0, str(annotations))  # the CSV gives every split: nothing to draw
-    if hf_dataset_id == flickr30k.OFFICIAL_ID:
+    copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
+    rows, notes, unpack, files = flickr30k.read(copy)
+    records, more = layouts.clean_records(rows, 0, f"{hf_dataset_id}")  # the copy gives every split: nothing to draw
+    if hf_dataset_id in flickr30k.OFFICIAL_IDS:
         flickr30k.check_counts([record["split"] for record in records])
+        more += flickr30k.check_train_digest(records)
+    splits_sha256 = flickr30k.splits_digest(records)
     records = first_of_each_split(records, cutoff)
-    archive = flickr30k.fetch(flickr30k.ZIP_NAME, hf_dataset_id, revision)
-    flickr30k.unpack(archive, [record["file_name"] for record in records], folder / "images")
-    print(f"{archive.resolve()} is no longer needed once the set is whole and may be deleted")
-    return finish(folder, records, notes, cutoff=cutoff, layout="Hub zip and CSV", licence=flickr30k.LICENCE,
-                  source=f"{hf_dataset_id} on the Hugging Face Hub", revision=revision, commit=annotations.parent.name)
+    unpack([record["file_name"] for record in records], folder / "images")
+    finish(folder, records, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
+           "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
+           revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
+    if copy.folder.is_dir():
+        print(f"{copy.folder} keeps the downloaded files; now that the set is whole it may be deleted")
+    return folder
 
 
 def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> Path:
@@ -134,22 +148,68 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> P
     return finish(folder, records, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set", seed=seed)
 
 
+def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
+    """Prepared sets, side by side in one DATA_DIR -> the set of all of them at `folder`, whose images/ links to theirs.
+
+    Made again whenever one of them is another one than before: it costs no pictures.
+    """
+    folders = [folder.parent / part.name for part in parts]
+    manifests = [verify(source) for source in folders]
+    made_of = {part.name: {"weight": part.weight, "captions_sha256": manifest["captions_sha256"]}
+               for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
+    if is_whole(folder) and verify(folder).get("parts") == made_of:
+        return folder
+    if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
+        raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
+    begin(folder)
+    for part, source in zip(parts, folders, strict=True):
+        mixing.link_pictures(folder / "images", part.name, source / "images")
+    records = [json.loads((source / "captions.json").read_bytes())["images"] for source in folders]
+    licences = sorted({str(manifest.get("licence")) for manifest in manifests})
+    return write_set(folder, mixing.mixed_records(parts, records), [], layout="mix", parts=made_of,
+                     licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
+
+
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -> Path:
-    """A folder of pictures and captions in one of the known layouts -> the set at `folder`."""
-    layout = layouts.read_layout(raw_dir, seed)
-    print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
-    pictures, unused = find_pictures(raw_dir, [record["file_name"] for record in layout.records])
+    """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
+    layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
     notes = [*layout.notes]
     if unused:
         notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
     records = first_of_each_split(layout.records, cutoff)
     begin(folder)
-    for record in tqdm(records, desc="pictures", unit="picture"):
-        link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
+    if layout.unpack:
+        layout.unpack([record["file_name"] for record in records], folder / "images")
+    for record in tqdm(records, desc="pictures", unit="picture", disable=not pictures):
+        if pictures:
+            link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
     licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
-    return finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
-                  seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
-                  source_sha256=layouts.captions_digest(raw_dir))
+    finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
+           seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
+           source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+    if (folder / "unpacked").is_dir():
+        print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
+    return folder
+
+
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
+    """The layout of `raw_dir`, where its pictures lie ({} where the layout unpacks them), and pictures not in use.
+
+    Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
+    """
+    packed = archives.find(raw_dir)
+    while True:
+        try:
+            layout = layouts.read_layout(raw_dir, seed)
+            print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
+            if layout.unpack:
+                return layout, {}, []
+            return layout, *find_pictures(raw_dir, [record["file_name"] for record in layout.records])
+        except layouts.NotThereError:
+            if not packed:
+                raise
+            raw_dir = archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file)
+            packed = []
 
 
 # --- a whole set ---------------------------------------------------------------------------------------------
@@ -223,7 +283,7 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict |
 
 def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
     """Raises ValueError when `raw_dir` holds other captions than the set was made from; a missing folder is fine."""
-    if raw_dir.is_dir() and layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
+    if raw_dir.exists() and layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
         raise ValueError(f"{folder} was made from other captions than RAW_DATA_DIR = {str(raw_dir)!r} holds now: take "
                          f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
 
@@ -236,6 +296,11 @@ def begin(folder: Path) -> None:
 
 def finish(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
     """Write captions.json, then the manifest with `about` in it, print both, and return `folder`."""
+    return write_set(folder, records, notes, **about)
+
+
+def write_set(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
+    """What `finish` does when all pictures are in their places and known to be good."""
     begin(folder)
     for note in notes:
         print(f"note: {note}")
@@ -245,7 +310,8 @@ def finish(folder: Path, records: Sequence[dict], notes: Sequence[str], **about:
     for record in records:
         pairs[record["split"]] += len(record["captions"])
     images = Counter(record["split"] for record in records)
-    counts = {split: {"images": images[split], "captions": pairs[split]} for split in SPLITS if images[split]}
+    splits = [*(split for split in SPLITS if images[split]), *sorted(images.keys() - set(SPLITS))]
+    counts = {split: {"images": images[split], "captions": pairs[split]} for split in splits}
     manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
                 "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_atomically(folder / "captions.json", text)
@@ -270,102 +336,11 @@ def first_of_each_split(records: Sequence[dict], cutoff: int | None) -> list[dic
     return kept
 
 
-# --- files ---------------------------------------------------------------------------------------------------
 
 def folder_of(name: str, data_dir: Path) -> Path:
     if not name or name in (".", "..") or set(name) & set('/\\:\0'):
         raise ValueError(f"DATASET = {name!r}: must be the plain name of a folder in DATA_DIR")
     return Path(data_dir) / name
-
-
-def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """file_name -> path below `raw_dir`, and the pictures that no file_name asks for.
-
-    A name matches the path that equals it or ends in it, so images/, Images/, flickr30k-images/ and doubled folders
-    need no setting. The same name in two folders is accepted when the files are equal byte for byte. Raises ValueError
-    for missing pictures, for two different ones of one name, and for one that two names mean.
-    """
-    by_name: dict[str, list[str]] = {}
-    for path in walk_files(raw_dir):
-        by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    pictures, missing = {}, []
-    for file_name in file_names:
-        same_name = by_name.get(file_name.rpartition("/")[2], ())
-        paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
-        if not paths:
-            missing.append(file_name)
-            continue
-        first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
-        different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
-        if different:
-            raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
-                             "name the folder in the captions, or keep one of them")
-        pictures[file_name] = raw_dir / first
-    if missing:
-        raise ValueError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the pictures "
-                         "or delete their captions")
-    shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
-    if shared:
-        raise ValueError(f"{raw_dir}: {cases(shared, 'picture')} under two file names in the captions; keep one name")
-    used = {path.name for path in pictures.values()}
-    unused = [path for name, paths in by_name.items() if name not in used and name.lower().endswith(PICTURE_SUFFIXES)
-              for path in paths]
-    return pictures, unused
-
-
-def walk_files(folder: Path) -> Iterable[str]:
-    """Every file below `folder` as a relative path with "/", sorted folder by folder.
-
-    Linked folders are entered once, hidden files and macOS junk are skipped.
-    """
-    entered = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
-        real = os.path.realpath(parent)
-        if real in entered:
-            folders.clear()
-            continue
-        entered.add(real)
-        folders[:] = sorted(name for name in folders if not layouts.is_junk(name))
-        inside = Path(parent).relative_to(folder).as_posix()
-        prefix = "" if inside == "." else f"{inside}/"
-        yield from (prefix + name for name in sorted(files) if not layouts.is_junk(name))
-
-
-def link_or_copy(source: Path, target: Path) -> None:
-    """Bring `source` to `target`, atomically: as a hard link (no space, no time), across file systems as a copy.
-
-    A target that is the same file, or has the same size and time, is kept.
-    """
-    if target.exists():
-        there, here = target.stat(), source.stat()
-        if (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
-            return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)  # of a killed run it may be a link to a raw picture, which a copy would write into
-    try:
-        try:
-            os.link(os.path.realpath(source), part)  # a hard link to a symbolic link would not hold the picture
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            shutil.copy2(source, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write `text` so that `path` holds all of it or what it held before, also after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import checkpoint
 import config
 import distributed
+import mixing
 
 LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
 _NEW = ".new.safetensors"
@@ -46,7 +47,7 @@ def new_folder(settings: Any) -> Path:
     """
     output, name = Path(settings.OUTPUT_DIR), settings.RUN_NAME
     if distributed.rank() == 0 and name is None:
-        name = _take_number(output, f"{settings.DATASET}-")
+        name = _take_number(output, f"{mixing.folder_name(settings.DATASET)}-")
     elif distributed.rank() == 0 and settings.RESUME_CHECKPOINT_PATH != "last" and _holds_files(output / name):
         raise SystemExit(f"RUN_NAME = {name!r}: {output / name} holds a run. Resume it, or choose another name.")
     return output / distributed.gather([name])[0]
@@ -340,7 +341,7 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
 def load_initial(settings: Any) -> dict[str, Any]:
     """The checkpoint of INIT_CHECKPOINT_PATH. ValueError, naming old -> new, where the settings want another model."""
     initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
-    free = ("DATASET", "DATA_CUTOFF", "DATA_SEED", "VOCAB_SIZE", "FREEZE_ENCODER")
+    free = (*config.DATA_SETTINGS, "VOCAB_SIZE", "FREEZE_ENCODER")
     names = [name for name in config.CHECKPOINT_SETTINGS if name not in free]
     changed = config.differences(settings, initial["config"], names)
     if changed:

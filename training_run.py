@@ -75,7 +75,10 @@ def prepare(
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder = distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
-    records = {split: data.load_records(data_folder, split, settings.DATA_CUTOFF) for split in ("train", "val")}
+    records = {
+        role: data.load_records(data_folder, splits, settings.DATA_CUTOFF)
+        for role, splits in (("train", settings.TRAIN_SPLITS), ("val", settings.VAL_SPLITS))
+    }
     captions_sha256 = prepare_dataset.verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
@@ -215,7 +218,7 @@ def describe(run: Run, progress: Progress, steps_per_epoch: int, total_steps: in
 
 def epoch_steps(settings: Any, train_set: data.ImageTextDataset, epoch: int) -> list[list[list[data.Group]]]:
     counts = [len(ids) for ids in train_set.token_ids]
-    groups = data.epoch_groups(counts, settings.CAPTIONS_PER_IMAGE, settings.SEED, epoch)
+    groups = data.epoch_groups(counts, settings.CAPTIONS_PER_IMAGE, settings.SEED, epoch, train_set.weights)
     ranks = (distributed.rank(), distributed.world_size())
     return data.epoch_steps(groups, images_per_batch(settings, train_set), settings.GRAD_ACCUM_STEPS, *ranks)
 

@@ -45,6 +45,16 @@ def test_base_may_come_from_json_and_from_an_older_program():
     assert not hasattr(settings, "A_SETTING_OF_THE_PAST")
 
 
+def test_splits_are_names_and_each_has_one_use(tmp_path):
+    assert config.load([], base={"TRAIN_SPLITS": ["train", "restval"]}).TRAIN_SPLITS == ("train", "restval")
+    text = "TRAIN_SPLITS = 'train'\nVAL_SPLITS = ()\nTEST_SPLITS = ('test', 2)\n"
+    assert all("must be one name or more, e.g. train,restval" in line for line in refusal(recipe(tmp_path, text)))
+    assert "must be one name or more" in refusal("--val-splits", "val,")[0]
+    lines = refusal("--train-splits", "train,val,test")
+    assert ["VAL_SPLITS and TRAIN_SPLITS both name val" in lines[0], "both name test" in lines[1]] == [True, True]
+    config.load(["--test-splits", "val"])  # to look at, not to choose by: the report says which split it is
+
+
 def test_settings_are_frozen():
     with pytest.raises(AttributeError):
         config.load([]).BATCH_SIZE = 3
@@ -60,6 +70,8 @@ def test_settings_are_frozen():
         (["--run-name", "None"], "RUN_NAME", None),
         (["--dataset", "none"], "DATASET", "none"),  # a text that cannot be None stays a text
         (["--adam-betas", "0.8,0.9"], "ADAM_BETAS", (0.8, 0.9)),
+        (["--train-splits", "train, restval"], "TRAIN_SPLITS", ("train", "restval")),
+        (["--test-splits=val"], "TEST_SPLITS", ("val",)),
         (["--learning-rate=2e-3"], "LEARNING_RATE", 2e-3),
         (["--warmup-lr", "0"], "WARMUP_LR", 0.0),
         (["--lr-schedule", "step"], "LR_SCHEDULE", "step"),

@@ -1,23 +1,20 @@
 """Flickr30k from a local server that speaks the Hub's dataset routes, and archives that must not be unpacked."""
 
 import csv
-import http.server
 import io
 import json
-import re
 import shutil
 import stat
-import threading
 import zipfile
-from pathlib import Path
 
+import hub as hubs
 import pytest
+from hub import Fault
 from raw_sets import CAPTIONS, NAMES, SPLITS, expected_records, jpeg, listing, run_script
 
+import download
 import flickr30k
 from prepare_dataset import is_whole, prepare_flickr30k, verify
-
-COMMIT = "2b239bef" + "0" * 32
 
 
 def annotations_csv() -> bytes:
@@ -45,60 +42,28 @@ def images_zip(extra: list[tuple[zipfile.ZipInfo | str, bytes]] = (), names: lis
     return file.getvalue()
 
 
-class Hub(http.server.BaseHTTPRequestHandler):
-    """The dataset routes of the Hub that a download asks for."""
+def parquet_shards() -> dict[str, bytes]:
+    """AnyModal's copy in small: two shards, the human captions in original_alt_text, a split column."""
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
 
-    files: dict[str, bytes]
-    requests: list[tuple[str, str]]
-
-    def do_HEAD(self):
-        self.answer(body=False)
-
-    def do_GET(self):
-        self.answer(body=True)
-
-    def answer(self, body: bool):
-        self.requests.append((self.command, self.path))
-        repository, _, rest = self.path.removeprefix("/datasets/").partition("/resolve/")
-        revision, _, name = rest.partition("/")
-        if repository not in ("someone/mini30k", flickr30k.OFFICIAL_ID):
-            return self.refuse("RepoNotFound")
-        if revision not in ("main", COMMIT):
-            return self.refuse("RevisionNotFound")
-        if name not in self.files:
-            return self.refuse("EntryNotFound")
-        data = self.files[name]
-        self.send_response(200)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("ETag", f'"{hash(data) & (2**64 - 1):016x}"')
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        if body:
-            self.wfile.write(data)
-
-    def refuse(self, code: str):
-        self.send_response(404)
-        self.send_header("X-Error-Code", code)
-        self.send_header("X-Repo-Commit", COMMIT)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, *_args):
-        pass
+    shards = {}
+    for number, part in enumerate((NAMES[:4], NAMES[4:])):
+        rows = [{"image": {"bytes": jpeg(20 + NAMES.index(name)), "path": name}, "alt_text": ["rewritten"],
+                 "sentids": ["0"], "split": SPLITS[NAMES.index(name)], "img_id": "0", "filename": name,
+                 "original_alt_text": CAPTIONS[name]} for name in part]  # fmt: skip
+        file = io.BytesIO()
+        parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+        shards[f"data/train-0000{number}-of-00002.parquet"] = file.getvalue()
+    return shards
 
 
 @pytest.fixture
 def hub():
-    handler = type("OneHub", (Hub,), {"requests": [], "files": {
-        flickr30k.CSV_NAME: annotations_csv(), flickr30k.ZIP_NAME: images_zip()}})  # fmt: skip
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
-    thread.start()
-    handler.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield handler
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    files = {flickr30k.CSV_NAME: annotations_csv(), flickr30k.ZIP_NAME: images_zip(), "README.md": b"# mini"}
+    with hubs.serve(hubs.Hub("someone/mini30k", files)) as served:
+        served.repositories.append(flickr30k.OFFICIAL_ID)
+        yield served
 
 
 def test_flickr30k_is_downloaded_from_a_hub_and_then_works_offline(tmp_path, hub):
@@ -109,11 +74,14 @@ def test_flickr30k_is_downloaded_from_a_hub_and_then_works_offline(tmp_path, hub
     assert json.loads((folder / "captions.json").read_text(encoding="utf-8")) == {"images": expected_records()}
     assert listing(folder / "images") == {name: jpeg(20 + shade) for shade, name in enumerate(NAMES)}
     manifest = verify(folder)
-    assert (manifest["commit"], manifest["revision"]) == (COMMIT, "main")
+    assert (manifest["commit"], manifest["revision"]) == (hubs.COMMIT, "main")
+    assert manifest["files"] == {name: {"sha256": hub.etag(name), "etag": hub.etag(name)}
+                                 for name in (flickr30k.CSV_NAME, flickr30k.ZIP_NAME)}  # fmt: skip
+    assert manifest["splits_sha256"] == flickr30k.splits_digest(expected_records())
     assert "non-commercial" in manifest["licence"] and "non-commercial" in done.stdout
     assert "to download" in done.stdout and "free" in done.stdout
-    downloads = [path for method, path in hub.requests if method == "GET" and "/resolve/" in path]
-    assert len(downloads) == 2
+    assert f"{folder / 'download'} keeps the downloaded files; now that the set is whole" in done.stdout
+    assert len(hub.downloads()) == 2
 
     (folder / "manifest.json").unlink()
     (folder / "images" / NAMES[2]).write_bytes(b"cut")
@@ -123,8 +91,8 @@ def test_flickr30k_is_downloaded_from_a_hub_and_then_works_offline(tmp_path, hub
 
 
 @pytest.mark.parametrize(("offline", "message"), [
-    ("1", "HF_HUB_OFFLINE is set and flickr_annotations_30k.csv of nlphuji/flickr30k is not in the cache"),
-    ("0", "could not get flickr_annotations_30k.csv of nlphuji/flickr30k from http://127.0.0.1:9 (ConnectError"),
+    ("1", "HF_HUB_OFFLINE is set and nlphuji/flickr30k is neither in"),
+    ("0", "could not get the list of files of nlphuji/flickr30k from http://127.0.0.1:9 (ConnectError"),
 ])  # fmt: skip
 def test_unreachable_hub_gives_one_line_with_three_ways_on(tmp_path, offline, message):
     variables = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_OFFLINE": offline}
@@ -139,20 +107,60 @@ def test_unreachable_hub_gives_one_line_with_three_ways_on(tmp_path, offline, me
 @pytest.fixture
 def client(tmp_path, hub, monkeypatch):
     """huggingface_hub in this process, turned to the local server."""
-    from huggingface_hub import constants
-
-    monkeypatch.setenv("NO_PROXY", "*")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    hubs.turn_to(monkeypatch, hub.url, tmp_path / "cache")
+    monkeypatch.setattr(download, "WAITS", ())
     return hub
 
 
+@pytest.mark.parametrize("commit", [None, hubs.COMMIT])
+def test_a_file_in_the_cache_of_the_hub_is_used(tmp_path, client, commit):
+    """Without the commit of `main` the cache cannot serve it, so that the Hub is asked, but for no file."""
+    import huggingface_hub as hub_client
+
+    for name in (flickr30k.CSV_NAME, flickr30k.ZIP_NAME):
+        hub_client.hf_hub_download("someone/mini30k", name, repo_type="dataset", revision=commit or "main")
+    client.log.clear()
+    folder = prepare_flickr30k(tmp_path, "someone/mini30k")
+    assert is_whole(folder) and client.downloads() == []
+    assert not client.log or commit
+    assert verify(folder)["files"][flickr30k.ZIP_NAME]["sha256"] == client.etag(flickr30k.ZIP_NAME)
+    assert verify(folder)["commit"] == hubs.COMMIT and not (folder / "download").exists()
+
+
+def test_the_parquet_copy_gives_the_same_set(tmp_path, client, monkeypatch):
+    zipped = prepare_flickr30k(tmp_path / "zip", "someone/mini30k")
+    client.files = parquet_shards() | {"README.md": b""}
+    client.commit = "a" * 40
+    client.faults = [Fault(), Fault(cut=700)]
+    with pytest.raises(ValueError, match="could not get data/train-00001-of-00002.parquet .*Ways on: run again"):
+        prepare_flickr30k(tmp_path / "parquet", "someone/mini30k")
+    packed = prepare_flickr30k(tmp_path / "parquet", "someone/mini30k")
+    assert [request.range for request in client.downloads(".parquet")] == [None, None, "bytes=700-"]
+    assert listing(packed / "images") == listing(zipped / "images")
+    assert (packed / "captions.json").read_bytes() == (zipped / "captions.json").read_bytes()
+    manifest = verify(packed)
+    assert manifest["layout"] == "Hub parquet" and manifest["splits_sha256"] == verify(zipped)["splits_sha256"]
+    assert "captions are of the column 'original_alt_text', not of alt_text" in manifest["notes"]
+    client.url, before = "http://127.0.0.1:9", len(client.log)
+    (packed / "manifest.json").unlink()
+    assert is_whole(prepare_flickr30k(tmp_path / "parquet", "someone/mini30k")) and len(client.log) == before
+
+
+def test_a_parquet_copy_that_calls_all_of_it_test_is_refused(tmp_path, client):
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    file = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image": [{"bytes": jpeg(1), "path": NAMES[0]}], "caption": [["a dog"]]}), file)
+    client.files = {"data/test-00000-of-00009.parquet": file.getvalue()}
+    with pytest.raises(ValueError, match="no column `split` .*its test split is then the whole set"):
+        prepare_flickr30k(tmp_path, "someone/mini30k")
+
+
 def test_official_id_must_bring_the_karpathy_split(tmp_path, client):
-    with pytest.raises(ValueError, match="should have the Karpathy split .*29000.* but this copy has .*'train': 4"):
+    with pytest.raises(ValueError, match="should be the Karpathy split .*29000.* but the copy has .*'train': 4"):
         prepare_flickr30k(tmp_path)
-    assert not any(flickr30k.ZIP_NAME in path for method, path in client.requests if method == "GET")
+    assert client.downloads(flickr30k.ZIP_NAME) == []
 
 
 def test_karpathy_split_is_checked_by_exact_counts():
@@ -166,32 +174,42 @@ def test_what_the_hub_lacks_is_named(tmp_path, client):
     for arguments, message in [
         (("someone/else",), "has no data set 'someone/else'"),
         (("someone/mini30k", "v2"), "has no revision 'v2'; see HF_DATASET_REVISION"),
-        (("not an id",), "could not get .*HFValidationError"),
+        (("not an id",), "HFValidationError|no data set 'not an id'"),
     ]:
         with pytest.raises(ValueError, match=message):
             prepare_flickr30k(tmp_path, *arguments)
     del client.files[flickr30k.ZIP_NAME]
-    with pytest.raises(ValueError, match="holds no flickr30k-images.zip; .*Ways on: run again"):
+    with pytest.raises(ValueError, match="holds neither .* nor parquet shards; .*Ways on: run again"):
         prepare_flickr30k(tmp_path, "someone/mini30k")
 
 
-def delete_as_told(error: ValueError) -> None:
-    Path(re.search(r"delete (\S+) and run again", str(error))[1]).unlink()
-
-
-def test_html_instead_of_the_csv_and_a_cut_zip_are_refused(tmp_path, client):
-    csv_data, zip_data = client.files[flickr30k.CSV_NAME], client.files[flickr30k.ZIP_NAME]
-    client.files[flickr30k.CSV_NAME] = b"<html><body>Sign in to the network</body></html>"
-    with pytest.raises(ValueError, match="begins with '<html>.*delete .* and run again") as caught:
+def test_a_login_page_in_between_is_named(tmp_path, client):
+    client.faults = [Fault(html=True)]
+    with pytest.raises(ValueError, match="did not answer as the Hub does: is there a login page or a proxy"):
         prepare_flickr30k(tmp_path, "someone/mini30k")
-    delete_as_told(caught.value)
-    client.files |= {flickr30k.CSV_NAME: csv_data, flickr30k.ZIP_NAME: zip_data[:len(zip_data) // 2]}
-    with pytest.raises(ValueError, match="is damaged .* and run again") as caught:
+    client.faults = [Fault(html=True, body=hubs.HTML)]
+    with pytest.raises(ValueError, match="the Hub does|sent an HTML page"):
         prepare_flickr30k(tmp_path, "someone/mini30k")
     assert not is_whole(tmp_path / "flickr30k")
-    delete_as_told(caught.value)
-    client.files[flickr30k.ZIP_NAME] = zip_data
     assert is_whole(prepare_flickr30k(tmp_path, "someone/mini30k"))
+
+
+def test_damaged_files_on_the_hub_itself_are_refused(tmp_path, client):
+    whole = client.files[flickr30k.ZIP_NAME]
+    client.files[flickr30k.ZIP_NAME] = whole[: len(whole) // 2]
+    with pytest.raises(ValueError, match="is damaged .*fetch it again"):
+        prepare_flickr30k(tmp_path, "someone/mini30k")
+    assert not is_whole(tmp_path / "flickr30k")
+    client.files[flickr30k.CSV_NAME] = b"<p>not a table"
+    with pytest.raises(ValueError, match="begins with '<p>not a table', not with the columns"):
+        prepare_flickr30k(tmp_path / "other", "someone/mini30k")
+
+
+def test_names_that_lead_out_of_the_folder_are_not_downloaded():
+    names = ["data/../../x.parquet", "/x.parquet", "C:/x.parquet", "data/b.parquet", "a.parquet", "README.md"]
+    assert flickr30k.wanted_names(names) == ["a.parquet", "data/b.parquet"]
+    assert flickr30k.wanted_names([*names, flickr30k.ZIP_NAME, flickr30k.CSV_NAME]) == [
+        flickr30k.CSV_NAME, flickr30k.ZIP_NAME]  # fmt: skip
 
 
 def test_too_small_a_disk_is_refused_before_the_download(tmp_path, client, monkeypatch):
@@ -199,7 +217,7 @@ def test_too_small_a_disk_is_refused_before_the_download(tmp_path, client, monke
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage._replace(free=100))
     with pytest.raises(ValueError, match="free but .* are needed: free some space"):
         prepare_flickr30k(tmp_path, "someone/mini30k")
-    assert not any(method == "GET" and "/resolve/" in path for method, path in client.requests)
+    assert client.downloads() == []
 
 
 def linked_member(name: str, mode: int) -> zipfile.ZipInfo:

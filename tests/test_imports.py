@@ -24,7 +24,7 @@ ALLOWED = {
     "checkpoint": set(),
     "distributed": set(),
     "runlog": {"distributed"},
-    "runs": {"checkpoint", "config", "distributed"},
+    "runs": {"checkpoint", "config", "distributed", "mixing"},
     "attention": {"tokenizer"},
     "inference": {"attention", "checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
     "training_sets": {"caches", "dataset", "distributed", "inference", "model", "runlog", "tokenizer"},
@@ -40,12 +40,18 @@ ALLOWED = {
     "report_html": set(),
     "results": {"metrics", "report"},
     "demo_set": set(),
-    "layouts": set(),
-    "flickr30k": set(),
-    "prepare_dataset": {"config", "demo_set", "flickr30k", "layouts"},
+    "mixing": set(),
+    "download": set(),
+    "files": set(),
+    "caption_files": {"files"},
+    "archives": {"files"},
+    "packed": {"archives", "caption_files", "files"},
+    "layouts": {"archives", "caption_files", "files", "packed"},
+    "flickr30k": {"archives", "caption_files", "download", "files", "packed"},
+    "prepare_dataset": {"archives", "config", "demo_set", "files", "flickr30k", "layouts", "mixing"},
     "evaluate": {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
-        "inference", "demo_set", "results",
+        "inference", "demo_set", "mixing", "results",
     },
     "caption": {"attention", "config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
 }  # fmt: skip
@@ -107,7 +113,8 @@ def test_rooms_import_without_any_circle():
 def test_light_rooms_import_nothing_heavy():
     heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
     assert imports_of("config") <= set(sys.stdlib_module_names)
-    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "prepare_dataset"):
+    for room in ("metrics", "layouts", "caption_files", "packed", "archives", "download", "report", "report_html",
+                 "results", "demo_set", "flickr30k", "prepare_dataset"):  # fmt: skip
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 
@@ -115,7 +122,7 @@ def test_light_rooms_import_nothing_heavy():
 def test_light_rooms_stay_light_when_imported():
     code = (
         "import sys, config, metrics, layouts, report, results, flickr30k, prepare_dataset\n"
-        "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'matplotlib'}"
+        "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'pyarrow', 'matplotlib'}"
         " & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -53,14 +53,61 @@ def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatc
     assert layout.records[2]["captions"][1] == CAPTIONS[NAMES[2]][1]
 
 
-def test_restval_counts_as_train_and_other_split_names_are_refused(tmp_path):
+def test_other_splits_keep_their_names_and_are_noted_and_odd_names_are_refused(tmp_path):
     images = karpathy_images()
-    images[0]["split"] = "restval"
+    images[0]["split"], images[4]["split"] = "restval", "Dev"
     path = write(tmp_path / "dataset_coco.json", json.dumps({"images": images}))
-    assert layouts.read_layout(tmp_path, 1).records[0]["split"] == "train"
-    images[0]["split"] = "minival"
+    layout = layouts.read_layout(tmp_path, 1)
+    assert [record["split"] for record in layout.records] == ["restval", "train", "train", "train", "val", "test"]
+    assert any("TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: restval (1)" in n for n in layout.notes)
+    images[0]["split"] = "a dog, running"
     path.write_text(json.dumps({"images": images}))
-    with pytest.raises(ValueError, match="1 split name .'minival'.*train, val or test"):
+    with pytest.raises(ValueError, match="1 split name .'a dog, running'. not a plain word; use train, val and test"):
+        layouts.read_layout(tmp_path, 1)
+
+
+def coco(names: list[str], first_id: int) -> dict:
+    images = [{"id": first_id + number, "file_name": name, "height": 8} for number, name in enumerate(names)]
+    # annotations come in no order, as in the real files
+    annotations = [{"image_id": first_id + names.index(name), "id": 10 * first_id + 10 * names.index(name) + k,
+                    "caption": CAPTIONS[name][k]} for k in range(3) for name in reversed(names)]  # fmt: skip
+    return {"info": {}, "licenses": [], "images": images, "annotations": annotations}
+
+
+def write_coco(folder) -> None:
+    write(folder / "captions_train2014.json", json.dumps(coco(NAMES[:4], 100)))
+    write(folder / "captions_val2014.json", json.dumps(coco(NAMES[4:], 500)))
+    write(folder / "instances_val2014.json", "{}")
+
+
+def test_coco_captions_of_several_files_are_one_set(tmp_path):
+    write_coco(tmp_path / "annotations")
+    draw(tmp_path / "train2014", NAMES[:4])
+    draw(tmp_path / "val2014", NAMES[4:])
+    layout = layouts.read_layout(tmp_path, 1)
+    expected = [record | {"split": "val"} if record["split"] == "test" else record for record in expected_records()]
+    assert (layout.name, layout.records, layout.drawn) == ("COCO captions JSON", expected, False)
+    assert "captions_train2014.json, captions_val2014.json stands in" in layout.why
+    assert any("the source has no test pictures" in note for note in layout.notes)
+    before = layouts.captions_digest(tmp_path)
+    write(tmp_path / "annotations" / "captions_val2014.json", json.dumps(coco(NAMES[4:5], 500)))
+    assert layouts.captions_digest(tmp_path) != before
+
+
+def test_faults_in_coco_files_are_named(tmp_path):
+    for change, message in (
+        (lambda data: data["annotations"].append({"image_id": 7, "id": 1, "caption": "a"}), r"1 caption \(7\) of pict"),
+        (lambda data: data["images"].append(data["images"][0]), r"images: 1 id \(100\) given more than once"),
+        (lambda data: data["annotations"].append(data["annotations"][0]), "annotations: 1 id"),
+        (lambda data: data.pop("annotations"), "is not in COCO's layout"),
+    ):
+        data = coco(NAMES, 100)
+        change(data)
+        write(tmp_path / "captions_train2017.json", json.dumps(data))
+        with pytest.raises(ValueError, match=message):
+            layouts.read_layout(tmp_path, 1)
+    write_coco(tmp_path)
+    with pytest.raises(ValueError, match="3 files of the layout COCO captions JSON .*keep the one"):
         layouts.read_layout(tmp_path, 1)
 
 

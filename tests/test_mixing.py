@@ -1,0 +1,166 @@
+"""Several sets as one: which pairs an epoch visits, whose pictures are whose, and which splits are used for what."""
+
+import json
+import shutil
+from collections import Counter
+
+import pytest
+from raw_sets import CAPTIONS, NAMES, draw, expected_records, jpeg, make_raw, write
+
+import config
+import dataset as data
+import evaluate
+import mixing
+import prepare_dataset
+import train
+from prepare_dataset import prepare, verify
+
+
+def test_parts_weights_and_folder_names():
+    assert mixing.parse("coco*0.5, mine") == [("coco", 0.5), ("mine", 1.0)]
+    assert mixing.folder_name("flickr30k,mine*2.0") == "flickr30k+mine@2"
+    assert mixing.folder_name("demo") == "demo" and not mixing.is_mix("demo")
+    assert mixing.is_mix("mine*2") and not mixing.is_mix("mine*")  # a star may stand in a name
+    for wrong in ("a,,b", "a*", "a*0", "a*-1", "a*two", "a*inf", "a*nan", "*2"):
+        with pytest.raises(ValueError, match="is no set with a weight; write names with commas"):
+            mixing.parse(wrong)
+    with pytest.raises(ValueError, match="names a set twice: give it a weight"):
+        mixing.parse("a,a*2")
+
+
+COUNTS = [5, 3, 0, 1, 4, 2, 5, 5, 5]
+
+
+def visits(groups: list[data.Group]) -> Counter:
+    return Counter((image, caption) for image, captions in groups for caption in captions)
+
+
+@pytest.mark.parametrize("per_image", [1, 2, 5])
+def test_a_whole_weight_visits_each_pair_so_often(per_image):
+    weights = [1, 2, 2, 3, 1, 1, 1, 2, 1]
+    for epoch in range(3):
+        seen = visits(data.epoch_groups(COUNTS, per_image, 7, epoch, weights))
+        assert seen == {(i, k): weights[i] for i, count in enumerate(COUNTS) for k in range(count)}
+
+
+def test_weights_of_one_are_the_order_there_was():
+    for epoch in range(3):
+        assert data.epoch_groups(COUNTS, 2, 7, epoch, [1.0] * 9) == data.epoch_groups(COUNTS, 2, 7, epoch)
+
+
+@pytest.mark.parametrize(("weight", "per_image"), [
+    (0.5, 1), (0.5, 5), (0.25, 1), (1.5, 1), (0.3, 2), (2.7, 5), (0.01, 1),
+])  # fmt: skip
+def test_a_broken_weight_visits_a_share_and_then_the_others(weight, per_image):
+    weights = [weight if image % 2 else 1.0 for image in range(9)]
+    epochs = [data.epoch_groups(COUNTS, per_image, 7, epoch, weights) for epoch in range(40)]
+    assert len({len(groups) for groups in epochs}) == 1  # equally many steps in each
+    weighed = [visits(groups) for groups in epochs]
+    own = [(image, k) for image in range(1, 9, 2) for k in range(COUNTS[image])]
+    total = sum((Counter({pair: seen[pair] for pair in own}) for seen in weighed), Counter())
+    part = weight % 1
+    groups = len(own) if per_image == 1 else sum(-(-COUNTS[image] // per_image) for image in range(1, 9, 2))
+    per_epoch = -(-round(part * groups, 6) // 1) / groups  # the share, rounded up to whole groups
+    for pair in own:  # over all epochs every pair comes equally often
+        assert abs(total[pair] - 40 * (weight - part + per_epoch)) <= 2
+    others = [(image, k) for image in range(0, 9, 2) for k in range(COUNTS[image])]
+    assert all(seen[pair] == 1 for seen in weighed for pair in others)
+    assert epochs[3] == data.epoch_groups(COUNTS, per_image, 7, 3, weights)
+    assert epochs[3] != data.epoch_groups(COUNTS, per_image, 8, 3, weights)
+
+
+def test_two_halves_in_a_row_are_the_whole():
+    counts, weights = [1] * 10, [0.5] * 10
+    halves = [visits(data.epoch_groups(counts, 1, 1, epoch, weights)) for epoch in range(4)]
+    assert halves[0] + halves[1] == halves[2] + halves[3] == {(image, 0): 1 for image in range(10)}
+    assert halves[0] != halves[2]
+
+
+@pytest.fixture
+def two_sets(tmp_path):
+    """DATA_DIR with two sets that have file names in common, but other pictures and captions."""
+    prepare("mine", tmp_path, raw_dir=make_raw(tmp_path / "raw"))
+    other = draw(tmp_path / "raw2" / "images", [*NAMES[1:4], "z.jpg"])
+    splits = zip([*NAMES[1:4], "z.jpg"], ["train", "train", "val", "extra"], strict=True)
+    lines = [{"file_name": name, "captions": [f"another {name}"], "split": split} for name, split in splits]
+    write(other.parent / "captions.jsonl", "\n".join(map(json.dumps, lines)))
+    prepare("other", tmp_path, raw_dir=other.parent)
+    return tmp_path
+
+
+def test_pictures_of_one_name_stay_apart_and_all_splits_are_there(two_sets, capsys):
+    folder = prepare("mine,other*2", two_sets)
+    assert folder.name == "mine+other@2"
+    for name, shade in ((f"mine/{NAMES[1]}", 21), (f"other/{NAMES[1]}", 20)):
+        assert (folder / "images" / name).read_bytes() == jpeg(shade)
+    rows = data.load_records(folder, ("train",))
+    assert [row["file_name"] for row in rows] == [f"mine/{n}" for n in NAMES[:4]] + [f"other/{n}" for n in NAMES[1:3]]
+    assert [row.get("weight", 1) for row in rows] == [1, 1, 1, 1, 2, 2]
+    rows = data.load_records(folder, ("val",))
+    assert [row["file_name"] for row in rows] == [f"mine/{NAMES[4]}", f"other/{NAMES[3]}"]
+    assert len(data.load_records(folder, ("test",))) == 1
+    assert [len(data.load_records(folder, ("train", "val"), cutoff=1))] == [4]  # the first of each split of each set
+    assert data.load_records(folder, "extra")[0]["captions"] == ["another z.jpg"]
+    manifest = verify(folder)
+    assert manifest["counts"]["train"] == {"images": 6, "captions": 14} and set(manifest["parts"]) == {"mine", "other"}
+    shutil.move(two_sets / "mine+other@2", two_sets / "elsewhere")  # what was mixed is links: cheap to make again
+    capsys.readouterr()
+    before = (prepare("mine,other*2", two_sets) / "captions.json").stat().st_mtime_ns
+    assert (prepare("mine,other*2", two_sets) / "captions.json").stat().st_mtime_ns == before
+
+
+def test_a_mix_follows_its_sets_and_never_replaces_one(two_sets, monkeypatch):
+    digest = verify(prepare("mine,other", two_sets))["captions_sha256"]
+    shutil.rmtree(two_sets / "other")
+    with pytest.raises(ValueError, match="DATASET = 'other' is not in"):
+        prepare("mine,other", two_sets)
+    write(two_sets / "raw2" / "captions.jsonl", json.dumps({"file_name": "z.jpg", "caption": "new", "split": "train"}))
+    prepare("other", two_sets, raw_dir=two_sets / "raw2")
+    assert verify(prepare("mine,other", two_sets))["captions_sha256"] != digest
+    with pytest.raises(ValueError, match="names several sets: prepare the one in that folder by itself first"):
+        prepare("mine,other", two_sets, raw_dir=two_sets / "raw2")
+    (two_sets / "mine").rename(two_sets / "a+b")
+    for name in "ab":
+        shutil.copytree(two_sets / "other", two_sets / name)
+    with pytest.raises(ValueError, match="is a set of its own, not the mix"):
+        prepare("a,b", two_sets)
+
+
+def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
+    demo_data, tmp_path, flags, capsys, monkeypatch
+):
+    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    places = tmp_path / "data"
+    places.mkdir()
+    (places / "demo").symlink_to(demo_data / "demo")
+    images = demo_data / "demo" / "images"
+    rows = json.loads((images.parent / "captions.json").read_text())["images"][:6]
+    splits = zip(rows, ["train", "extra", "extra", "val", "val", "val"], strict=True)
+    write(tmp_path / "raw" / "captions.jsonl", "\n".join(json.dumps(row | {"split": own}) for row, own in splits))
+    (tmp_path / "raw" / "images").symlink_to(images)
+    prepare("own", places, raw_dir=tmp_path / "raw")
+    argv = [*flags, "--data-dir", str(places), "--dataset", "demo,own*1.5", "--train-splits", "train,extra",
+            "--num-epochs", "1", "--validation-score-images", "0"]  # fmt: skip
+    train.main(argv)
+    assert "data: 27 images with 135 captions; validation 27" in capsys.readouterr().out
+    last = tmp_path / "runs" / "demo+own@1.5-001" / "last.safetensors"
+    train.main(["--resume-checkpoint-path", str(last), "--num-epochs", "2"])
+    assert "resumed after epoch 1" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="TRAIN_SPLITS"):
+        train.main(["--resume-checkpoint-path", str(last), "--train-splits", "train"])
+
+    settings = config.load(argv)
+    saved = config.as_dict(settings)
+    split = evaluate.load_split(settings, "val", saved)
+    assert (split.name, len(split.records), len(split.training)) == ("val", 27, 135)
+    assert evaluate.load_split(settings, "extra", saved).name == "extra"
+    split = evaluate.load_split(config.load([*argv, "--test-splits", "val,test"]), "test", saved)
+    assert (split.name, len(split.records)) == ("val+test", 51)
+    with pytest.raises(ValueError, match="no image of the split 'nowhere'; it has extra, test, train, val. Which are"):
+        evaluate.load_split(settings, "nowhere", saved)
+
+
+def test_records_of_a_plain_set_are_what_they_were(tmp_path):
+    folder = prepare("mine", tmp_path, raw_dir=make_raw(tmp_path / "raw"))
+    assert data.load_records(folder, "val") == [row for row in expected_records() if row["split"] == "val"]
+    assert prepare_dataset.verify(folder)["counts"]["val"]["captions"] == len(CAPTIONS[NAMES[4]])
