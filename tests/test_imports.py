@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "config": set(),
     "tokenizer": set(),
-    "dataset": {"signals"},
+    "pictures": set(),
+    "dataset": {"pictures", "signals"},
     "encoder": set(),
     "model": {"encoder"},
     "decode": set(),
@@ -105,7 +106,8 @@ def test_rooms_import_without_any_circle():
 def test_light_rooms_import_nothing_heavy():
     heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
     assert imports_of("config") <= set(sys.stdlib_module_names)
-    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "prepare_dataset"):
+    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "pictures",
+                 "prepare_dataset"):
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 
