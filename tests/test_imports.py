@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "config": set(),
     "tokenizer": set(),
+    "captions": set(),
     "pictures": set(),
     "dataset": {"pictures", "signals"},
     "encoder": set(),
