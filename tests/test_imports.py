@@ -42,7 +42,9 @@ ALLOWED = {
     "demo_set": set(),
     "layouts": set(),
     "flickr30k": set(),
-    "prepare_dataset": {"config", "demo_set", "flickr30k", "layouts"},
+    "preflight": {"captions", "pictures", "preflight_report"},
+    "preflight_report": set(),
+    "prepare_dataset": {"config", "demo_set", "flickr30k", "layouts", "preflight", "preflight_report"},
     "evaluate": {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
         "inference", "demo_set", "results",
@@ -107,8 +109,8 @@ def test_rooms_import_without_any_circle():
 def test_light_rooms_import_nothing_heavy():
     heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
     assert imports_of("config") <= set(sys.stdlib_module_names)
-    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "pictures",
-                 "prepare_dataset"):
+    for room in ("metrics", "layouts", "report", "report_html", "results", "demo_set", "flickr30k", "captions",
+                 "pictures", "preflight", "preflight_report", "prepare_dataset"):
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 
