@@ -24,6 +24,7 @@ MAX_WORDS, MAX_CHARACTERS = 500, 5000  # of a caption; more is a document that s
 _ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#34|#39);")
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
+_NOT_UTF8 = re.compile("[\ud800-\udfff\ufffd]")  # halves of surrogate pairs, and what decoders put for broken bytes
 _SUSPECT = re.compile(r"[^ -~]|^ |  | $|[&\"'`]| [.,!?;:)\]]|[(\[] ")  # a text without these is right
 _CLOSING = re.compile(r" +([.,!?;:]+(?=[\s\"]|$)|[)\]])")
 _OPENING = re.compile(r"([(\[]) +")
@@ -111,7 +112,7 @@ def fault(caption: Any) -> str | None:
     """Why a caption cannot be used, before any repair, or None."""
     if not isinstance(caption, str):
         return "not text"
-    if "\ufffd" in caption or any("\ud800" <= letter <= "\udfff" for letter in caption if not letter.isascii()):
+    if _NOT_UTF8.search(caption):
         return "not valid UTF-8"
     if len(caption) > MAX_CHARACTERS or len(caption.split()) > MAX_WORDS:
         return f"above {MAX_WORDS} words or {MAX_CHARACTERS:,} characters"
@@ -121,6 +122,6 @@ def fault(caption: Any) -> str | None:
 def _repair(before: str, after: str) -> str:
     if _LINE_END.search(before.strip()):
         return "line ends inside"
-    if any(_is_control(letter) for letter in before):
+    if not before.isprintable() and any(_is_control(letter) for letter in before):
         return "control characters"
     return "case only" if before.lower() == after else "spaces and punctuation"

@@ -8,9 +8,9 @@
 Refused pictures and captions are left out of the set; the files themselves are never touched. Where more than
 MAX_BAD_FRACTION of the pictures or of the captions would be left out, no set is made.
 
-Copies: pictures with the same pixels under several names. One that lies in several splits is kept in test, else in
-val, and left out of the others, because training on a picture of the test set is the worse fault. Copies within a
-split stay.
+Copies: the same picture under several names, as the same file or with the same pixels in another. One that lies in
+several splits is kept in test, else in val, and left out of the others, because training on a picture of the test set
+is the worse fault. Copies within a split stay.
 """
 
 import contextlib
@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -80,7 +81,7 @@ def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, 
     bare = {record["file_name"] for record in records} - {record["file_name"] for record in kept} - refused.keys()
     refused |= {name: {"reason": "no caption left", "detail": ""} for name in sorted(bare)}
     whole = [record for record in kept if record["file_name"] not in refused]
-    copies, leaving = find_copies(whole, found)
+    copies, leaving = find_copies(whole, found, paths)
     kept = [record for record in whole if record["file_name"] not in leaving]
     names = [record["file_name"] for record in kept]
     report["pictures"] = {
@@ -134,10 +135,10 @@ def _check_captions(records: Sequence[dict], case: str) -> tuple[list[list[str]]
 # --- pictures ------------------------------------------------------------------------------------------------
 
 def scan(paths: dict[str, Path], log: Path, workers: int) -> dict[str, dict]:
-    """What is in each picture: name -> {bytes, width, height, conversions, pixels, refused}, in the order given.
+    """What each picture is, in the order given: name -> {bytes, width, height, conversions, sha256, pixels, refused}.
 
-    refused: None, or {reason, detail}. pixels: a digest of what was decoded. What `log` holds for a file of the same
-    name, size and time is taken from there; the rest is decoded, by `workers` processes, and added to it.
+    refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
+    a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
     known, whole = _read_log(log)
     found, todo = {}, []
@@ -190,7 +191,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
 
 
 def examine(path: str) -> dict:
-    """Decode one picture whole: {width, height, conversions, pixels, refused}, see `scan`."""
+    """Decode one picture whole: {width, height, conversions, sha256, pixels, refused}, see `scan`."""
     import pictures
 
     try:
@@ -198,14 +199,15 @@ def examine(path: str) -> dict:
         height, width, _ = picture.pixels.shape
         if min(height, width) < MIN_SIDE:
             raise pictures.PictureError(f"a side below {MIN_SIDE} pixels", f"{width} x {height}")
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
     except pictures.PictureError as error:
         detail = str(error)[len(error.reason) + 2 :]
-        return {"width": 0, "height": 0, "conversions": [], "pixels": "",
+        return {"width": 0, "height": 0, "conversions": [], "sha256": "", "pixels": 0,
                 "refused": {"reason": error.reason, "detail": detail}}  # fmt: skip
-    digest = hashlib.sha256(f"{width} x {height}\n".encode())
-    digest.update(picture.pixels)
-    return {"width": width, "height": height, "conversions": list(picture.conversions), "pixels": digest.hexdigest(),
-            "refused": None}  # fmt: skip
+    # A CRC costs a tenth of a sha256 of the pixels, which would take longer than decoding: `find_copies` looks again.
+    return {"width": width, "height": height, "conversions": list(picture.conversions), "sha256": digest,
+            "pixels": zlib.crc32(picture.pixels), "refused": None}  # fmt: skip
 
 
 def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, dict]]:
@@ -278,14 +280,25 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def find_copies(records: Sequence[dict], found: dict[str, dict]) -> tuple[dict, set[str]]:
+def find_copies(
+    records: Sequence[dict], found: dict[str, dict], paths: dict[str, Path]
+) -> tuple[dict, set[str]]:
     """(what the report says of pictures with the same pixels, the names to leave out because another split has them)"""
-    groups: dict[str, list[dict]] = {}
+    alike: dict[tuple, list[dict]] = {}
     for record in records:
-        groups.setdefault(found[record["file_name"]]["pixels"], []).append(record)
-    groups = {digest: group for digest, group in groups.items() if len(group) > 1}
+        entry = found[record["file_name"]]
+        alike.setdefault((entry["width"], entry["height"], entry["pixels"]), []).append(record)
+    groups = []
+    for candidates in alike.values():
+        files = {found[record["file_name"]]["sha256"]: paths[record["file_name"]] for record in candidates}
+        # Different files whose pixels have one CRC are few: only they are decoded again.
+        pixels = {file: _pixels_digest(path) if len(files) > 1 else "" for file, path in files.items()}
+        same: dict[str, list[dict]] = {}
+        for record in candidates:
+            same.setdefault(pixels[found[record["file_name"]]["sha256"]], []).append(record)
+        groups += [group for group in same.values() if len(group) > 1]
     across, leaving = [], set()
-    for group in groups.values():
+    for group in groups:
         splits = {record["split"] for record in group}
         if len(splits) > 1:
             stays = next((split for split in ("test", "val") if split in splits), None) or min(splits)
@@ -293,11 +306,17 @@ def find_copies(records: Sequence[dict], found: dict[str, dict]) -> tuple[dict, 
             across.append([f"{record['file_name']} ({record['split']})" for record in group])
     return {
         "groups": len(groups),
-        "cases": [[record["file_name"] for record in group] for group in groups.values()][:CASES],
+        "cases": [[record["file_name"] for record in group] for group in groups[:CASES]],
         "across_splits": len(across),
         "across_cases": across[:CASES],
         "left_out": sorted(leaving),
     }, leaving
+
+
+def _pixels_digest(path: Path) -> str:
+    import pictures
+
+    return hashlib.sha256(pictures.read(path).pixels).hexdigest()
 
 
 def _require_good(report: dict, folder: Path, allowed: float) -> None:

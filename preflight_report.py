@@ -68,11 +68,11 @@ def draw(path: Path, records: Sequence[dict], found: dict[str, dict], name: str)
     )  # fmt: skip
     figure = Figure(figsize=(12, 3.7), dpi=100)
     FigureCanvasAgg(figure)
-    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.14, top=0.82, wspace=0.27)
+    figure.subplots_adjust(left=0.07, right=0.985, bottom=0.14, top=0.77, wspace=0.27)
     figure.suptitle(f"{name}: {len(records):,} pictures, {len(words):,} captions", fontsize=13)
     for axes, (title, unit, counted, series) in zip(figure.subplots(1, 3), panels, strict=True):
         _histogram(axes, series, whole=unit != "kB")
-        axes.set_title(title, fontsize=11)
+        axes.set_title(title, fontsize=11, pad=24)
         axes.set_xlabel(unit)
         axes.set_ylabel(counted)
         axes.spines[["top", "right"]].set_visible(False)
@@ -86,23 +86,21 @@ def draw(path: Path, records: Sequence[dict], found: dict[str, dict], name: str)
 
 
 def _histogram(axes: Any, series: dict[str, Sequence[float]], whole: bool) -> None:
-    """Steps of one or two series over common bins; the longest hundredth is in the last bin, so that the rest shows."""
+    """One series filled, a second as a line, over common bins; the last bar takes what is longer than 99.5 % of all."""
     values = sorted(value for numbers in series.values() for value in numbers)
-    low, high = values[0], values[min(len(values) - 1, int(0.995 * len(values)))]
+    low, high = values[0], values[int(0.995 * (len(values) - 1))]
     if high <= low:
-        low, high = low - 1, high + 1
+        low, high = low - 2, high + 2
     width = max(1, round((high - low) / 40)) if whole else (high - low) / 40
-    count = int((high - low) / width) + 1
-    edges = [low + number * width - (0.5 if whole else 0) for number in range(count + 1)]
-    for (label, numbers), colour in zip(series.items(), ("#3b6ea8", "#d9822b"), strict=False):
-        median = statistics.median(numbers)
-        label = f"{label} " if label else ""
-        axes.hist([min(max(value, edges[0]), edges[-1]) for value in numbers], edges, color=colour,
-                  alpha=0.55 if len(series) > 1 else 0.85)  # fmt: skip
-        axes.axvline(median, color=colour, linestyle="--", linewidth=1.2, label=f"{label}median {median:,.0f}")
+    edges = [low + number * width - (0.5 if whole else 0) for number in range(int((high - low) / width) + 2)]
+    styles = ({"color": "#3b6ea8", "alpha": 0.85}, {"color": "#d9822b", "histtype": "step", "linewidth": 2})
+    for (label, numbers), style in zip(series.items(), styles, strict=False):
+        label = f"{label}: median {statistics.median(numbers):,.0f}".removeprefix(": ")
+        axes.hist([min(value, edges[-1]) for value in numbers], edges, label=label, **style)
     if values[-1] > edges[-1]:
         axes.plot([], [], " ", label=f"last bar: up to {values[-1]:,.0f}")
-    axes.legend(frameon=False, fontsize=9)
+    axes.locator_params(axis="both", nbins=6, integer=whole)
+    axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.99), handlelength=1.2)
 
 
 def spread(numbers: Sequence[float]) -> dict:
