@@ -16,6 +16,7 @@ is the worse fault. Copies within a split stay.
 import contextlib
 import functools
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -36,6 +37,7 @@ from preflight_report import CASES, by_reason, count_and_cases, spread, summary,
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
 PER_WORKER = 100  # pictures that are worth a process of its own, which takes 0.3 s to start
+AT_ONCE = 8  # paths given to a process in one go, so that it need not wait for each; few enough for a pipe
 PASSING = ("cannot be opened", "missing", "link to nothing")  # reasons that the next run may not find again
 
 
@@ -252,20 +254,19 @@ def _feed(process: subprocess.Popen, todo: Iterator[tuple[int, str]], lock: thre
     with contextlib.suppress(BrokenPipeError), process:  # closing its input flushes it
         while True:
             with lock:
-                number, path = next(todo, (None, None))
-            if number is None:
+                jobs = list(itertools.islice(todo, AT_ONCE))
+            if not jobs:
                 return
-            try:
-                process.stdin.write(json.dumps(path).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for _, path in jobs))
                 process.stdin.flush()
+            for number, _ in jobs:
                 line = process.stdout.readline()
-            except OSError:
-                line = b""
-            if not line.endswith(b"\n"):
-                process.kill()  # in case it only closed its pipe
-                answers.put((number, process.wait()))
-                return
-            answers.put((number, json.loads(line)))
+                if not line.endswith(b"\n"):
+                    process.kill()  # in case it only closed its pipe
+                    answers.put((number, process.wait()))
+                    return
+                answers.put((number, json.loads(line)))
 
 
 def _serve() -> None:

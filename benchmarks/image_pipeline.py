@@ -60,7 +60,7 @@ def cached_rows(paths: list[Path], folder: Path) -> np.ndarray:
 
 
 def measure(repeats: int = 5, number: int = 200, folder: str | None = None) -> list[dict[str, Any]]:
-    """One row per comparison: name, ours, peer (pictures/s), ratio (ours / peer), range of the repeats' ratios, unit."""
+    """One row per comparison: name, ours, peer (pictures/s), ratio (ours / peer), its range over the repeats, unit."""
     from transformers import AutoImageProcessor, ViTConfig, ViTImageProcessor
 
     threads = torch.get_num_threads()
