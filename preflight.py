@@ -60,6 +60,13 @@ class Checked(NamedTuple):
     found: dict[str, dict]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
     @property
+    def pictures_sha256(self) -> str | None:
+        """One digest over the names and the files of all pictures; None where they were not opened."""
+        names = [record["file_name"] for record in self.records]
+        lines = [json.dumps([name, self.found[name]["sha256"]]) for name in names if name in self.found]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+
+    @property
     def caption_text(self) -> dict:
         """How captions were normalised: {version, case}, for the manifest."""
         return {key: self.report["captions"]["text"][key] for key in ("version", "case")}
@@ -116,21 +123,23 @@ def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, 
 
 def _check_captions(records: Sequence[dict], case: str) -> tuple[list[list[str]], dict]:
     normal = functools.partial(captions.normalise, case=case)
-    texts, repaired, refused, examples, total = [], [], [], [], 0
+    texts, repaired, refused, total = [], [], [], 0
     for record in tqdm(records, desc="checking captions", unit="picture", disable=len(records) < 5000):
         cleaned = captions.clean(record["captions"], normal)
         name = record["file_name"]
         total += len(record["captions"])
         texts.append(cleaned.kept)
         refused += [(reason, f"{name}: {shown}") for reason, shown in cleaned.refused]
-        repaired += [(what, f"{name}: {before[:200]!r}") for what, before, _ in cleaned.changed]
-        examples += [[before, after] for what, before, after in cleaned.changed if before != after][: 3 - len(examples)]
+        repaired += [(what, name, before, after) for what, before, after in cleaned.changed]
+    changed = [entry for entry in repaired if entry[2] != entry[3]]
+    first = list({entry[0]: entry for entry in reversed(changed)}.values())[::-1]  # one of each kind, then others
+    examples = [[before, after] for _, _, before, after in [*first, *(e for e in changed[:3] if e not in first)][:3]]
     return texts, {
         "checked": total,
         "kept": sum(map(len, texts)),
         "refused": by_reason(refused),
-        "repaired": by_reason(repaired),
-        "text": {"version": captions.VERSION, "case": case, "changed": len(repaired), "examples": examples},
+        "repaired": by_reason((what, f"{name}: {before[:200]!r}") for what, name, before, _ in repaired),
+        "text": {"version": captions.VERSION, "case": case, "changed": len(changed), "examples": examples},
     }
 
 

@@ -267,7 +267,7 @@ def finish(folder: Path, checked: preflight.Checked, notes: Sequence[str], **abo
     images = Counter(record["split"] for record in records)
     counts = {split: {"images": images[split], "captions": pairs[split]} for split in SPLITS if images[split]}
     about = {"name": folder.name, **about, "counts": counts, "notes": list(notes)}
-    manifest = {**about, "caption_text": checked.caption_text,
+    manifest = {**about, "caption_text": checked.caption_text, "pictures_sha256": checked.pictures_sha256,
                 "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_atomically(folder / "captions.json", text)
     if checked.found:  # not: pictures drawn here
