@@ -76,8 +76,8 @@ def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, 
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
     records: {"file_name", "split", "captions", ...} each. paths: file_name -> picture; None: pictures drawn here, which
-    are not opened. Raises ValueError with the first cases where more than rules.max_bad_fraction is
-    bad, or a split would lose all it had; report.json is written then, too.
+    are not opened. Raises ValueError with the first cases where more than rules.max_bad_fraction is bad, or a split
+    would lose all it had; report.json is written then, too.
     """
     cleaned, captions_report = _check_captions(records, rules.caption_case)
     report: dict[str, Any] = {"captions": captions_report}
@@ -109,9 +109,9 @@ def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, 
     }
     try:
         _require_good(report, folder, rules.max_bad_fraction)
-        for split in {record["split"] for record in records} - {record["split"] for record in kept}:
-            raise ValueError(f"no picture of the split {split} can be used, see {folder / 'report.json'}: mend or "
-                             "replace its pictures and captions")
+        for split in sorted({record["split"] for record in records} - {record["split"] for record in kept}):
+            raise ValueError(f"no picture of the split {split} can be used: mend or replace its pictures and captions; "
+                             f"{folder / 'report.json'} says what is wrong with each, and which are copies")
     except ValueError:
         write_report(folder, report)
         raise
@@ -334,7 +334,7 @@ def _require_good(report: dict, folder: Path, allowed: float) -> None:
         part = report[noun]
         bad = sum(kind["count"] for kind in part["refused"].values())
         if bad > allowed * part["checked"]:
-            first = [f"{reason} ({count_and_cases(kind)})" for reason, kind in part["refused"].items()]
+            first = [f"{reason}: {count_and_cases(kind)}" for reason, kind in part["refused"].items()]
             raise ValueError(f"{bad:,} of {part['checked']:,} {noun} ({100 * bad / part['checked']:.2f} %) cannot be "
                              f"used, above MAX_BAD_FRACTION = {allowed:g}: {'; '.join(first)}. Mend or take out these "
                              f"{noun} ({folder / 'report.json'} says more), or raise MAX_BAD_FRACTION")

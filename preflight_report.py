@@ -13,9 +13,9 @@ CASES = 20
 
 
 def count_and_cases(kind: dict) -> str:
-    """'5: a.jpg, b.jpg, c.jpg, ...'"""
+    """'5 (a.jpg, b.jpg, c.jpg, ...)'"""
     cases = [case if len(case) <= 100 else case[:97] + "..." for case in kind["cases"][:SHOWN]]
-    return f"{kind['count']:,}: {', '.join(cases)}" + (", ..." if kind["count"] > SHOWN else "")
+    return f"{kind['count']:,} ({', '.join(cases)}{', ...' if kind['count'] > SHOWN else ''})"
 
 
 def summary(report: dict) -> list[str]:
@@ -33,7 +33,7 @@ def summary(report: dict) -> list[str]:
     if copies["across_splits"]:
         first = [" = ".join(group) for group in copies["across_cases"]]
         cases = count_and_cases({"count": copies["across_splits"], "cases": first})
-        lines.append(f"  WARNING: the same picture in several splits ({cases}); {len(copies['left_out']):,} left out, "
+        lines.append(f"  WARNING: the same picture in several splits: {cases}; {len(copies['left_out']):,} left out, "
                      "so that nothing of test or val is trained on")
     lines.append(f"  captions  {texts['kept']:,} kept")
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in texts["refused"].items()]

@@ -34,12 +34,9 @@ SPEC = {"size": 224, "resize": 224, "crop": False, "interpolation": "bilinear", 
 BATCH = 32
 
 
-def pictures_in(folder: Path, number: int) -> list[Path]:
-    """The first `number` JPEGs of `folder`, or as many drawn into it: noise over colours, about 40 kB each."""
-    found = sorted(folder.glob("*.jpg"))[:number]
-    if found:
-        return found
-    rng = np.random.default_rng(1)
+def draw_pictures(folder: Path, number: int) -> list[Path]:
+    """`number` JPEGs of 500 x 375 in `folder`: noise over colours, about 50 kB each."""
+    rng, found = np.random.default_rng(1), []
     for index in range(number):
         coarse = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8)).resize((500, 375), Image.BICUBIC)
         noisy = np.asarray(coarse).astype(np.int16) + rng.integers(-9, 10, (375, 500, 1))
@@ -70,10 +67,10 @@ def measure(repeats: int = 5, number: int = 200, folder: str | None = None) -> l
             ViTConfig().save_pretrained(place)
             ViTImageProcessor().save_pretrained(place)
             processor = AutoImageProcessor.from_pretrained(place)  # as for google/vit-base-patch16-224
-            drawn = Path(place) / "pictures"
-            drawn.mkdir()
-            source = Path(folder) if folder else NATIVE
-            paths = pictures_in(source if source.is_dir() else drawn, number)
+            paths = sorted(Path(folder or NATIVE).glob("*.jpg"))[:number]
+            if folder and len(paths) < 2:
+                raise SystemExit(f"--folder {folder}: needs at least two .jpg files in it")
+            paths = paths or draw_pictures(Path(place), number)
             rows = cached_rows(paths, Path(place))
 
             def peer(batch: list[int]) -> torch.Tensor:

@@ -86,15 +86,15 @@ def test_pictures_are_kept_converted_or_refused_and_the_report_says_so(tmp_path,
     assert not BAD.keys() & set(names) and ODD.keys() <= set(names)
     assert listing(raw) == before
     out = capsys.readouterr().out
-    assert "refused, not a picture: 1: page.jpg (a web page (HTML), not a picture)" in out
-    assert "converted, CMYK: 1: cmyk.jpg" in out and len(out.splitlines()) < 30
+    assert "refused, not a picture: 1 (page.jpg (a web page (HTML), not a picture))" in out
+    assert "converted, CMYK: 1 (cmyk.jpg)" in out and len(out.splitlines()) < 30
 
 
 def test_above_the_bad_fraction_nothing_is_made_and_the_cases_are_told(tmp_path):
     raw = raw_set(tmp_path / "raw", good=18, extra={"empty.jpg": b"", "none.jpg": b"hello"})
     with pytest.raises(ValueError, match=r"2 of 20 pictures \(10.00 %\) cannot be used, above MAX_BAD_FR") as caught:
         prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.09))
-    assert "empty file (1: empty.jpg)" in str(caught.value) and "\n" not in str(caught.value)
+    assert "empty file: 1 (empty.jpg)" in str(caught.value) and "\n" not in str(caught.value)
     assert not is_whole(tmp_path / "mine") and not (tmp_path / "mine" / "captions.json").exists()
     assert report_of(tmp_path / "mine")["pictures"]["refused_pictures"].keys() == {"empty.jpg", "none.jpg"}
     assert is_whole(prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.1)))
@@ -173,7 +173,7 @@ def test_copies_across_splits_are_left_out_of_training(tmp_path, capsys):
     assert {"005.jpg", "twin.jpg"} <= names and not set(copies["left_out"]) & names
     assert len(dataset.load_records(folder, "test")) == len(dataset.load_records(folder, "val")) == 1
     out = capsys.readouterr().out
-    assert "WARNING: the same picture in several splits (2: " in out and "2 left out" in out
+    assert "WARNING: the same picture in several splits: 2 (" in out and "2 left out" in out
 
 
 def test_pictures_that_only_share_a_checksum_are_no_copies(tmp_path):
@@ -308,11 +308,11 @@ def test_the_command_line_tells_faults_in_one_line_and_draws_the_report(tmp_path
     flags = ("--dataset", "mine", "--raw-data-dir", str(raw))
     done = run_script(tmp_path, *flags)
     assert done.returncode == 1 and done.stderr.strip().splitlines()[-1].startswith(
-        "prepare_dataset: 1 of 7 pictures (14.29 %) cannot be used, above MAX_BAD_FRACTION = 0.01: empty file (1: empty"
+        "prepare_dataset: 1 of 7 pictures (14.29 %) cannot be used, above MAX_BAD_FRACTION = 0.01: empty file: 1 (empty"
     )
     done = run_script(tmp_path, *flags, "--max-bad-fraction", "0.2", "--caption-case", "lower")
     assert done.returncode == 0, done.stderr
-    assert "refused, empty file: 1: empty.jpg" in done.stdout and "case of captions: lower" in done.stdout
+    assert "refused, empty file: 1 (empty.jpg)" in done.stdout and "case of captions: lower" in done.stdout
     with Image.open(tmp_path / "data" / "mine" / "report.png") as drawn:
         assert drawn.size == (1200, 370)
 
