@@ -100,6 +100,19 @@ def test_above_the_bad_fraction_nothing_is_made_and_the_cases_are_told(tmp_path)
     assert is_whole(prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.1)))
 
 
+def test_folders_and_dead_links_named_like_pictures_are_refused(tmp_path):
+    raw = raw_set(tmp_path / "raw", good=8)
+    for name in ("005.jpg", "006.jpg", "007.jpg"):
+        (raw / "images" / name).unlink()
+    (raw / "images" / "005.jpg").mkdir()
+    (raw / "images" / "006.jpg").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "real.jpg").write_bytes(data(picture(99)))
+    (raw / "images" / "007.jpg").symlink_to(tmp_path / "real.jpg")
+    folder = prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.5))
+    assert report_of(folder)["pictures"]["refused_pictures"] == {"005.jpg": "a folder", "006.jpg": "link to nothing"}
+    assert (folder / "images" / "007.jpg").read_bytes() == data(picture(99))
+
+
 def test_captions_are_repaired_or_refused_and_bare_pictures_left_out(tmp_path, capsys):
     texts = {"000.jpg": ["A dog\u2028runs .", "a dog runs", 7, ""], "003.jpg": [" ", "\ud83d"],
              "004.jpg": ["same", "same", "word " * 10_000]}  # fmt: skip
