@@ -30,6 +30,7 @@ bench: setup     ## side-by-side measurements
 	$(PYTHON) benchmarks/rewards.py
 	$(PYTHON) benchmarks/decoding.py
 	$(PYTHON) benchmarks/checkpoints.py
+	$(PYTHON) benchmarks/image_pipeline.py
 
 clean:           ## remove .venv; data and runs stay
 	rm -rf .venv

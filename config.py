@@ -29,7 +29,9 @@ TRAIN_SPLITS: tuple[str, ...] = ("train",)  # splits of the set to train on; of 
 VAL_SPLITS: tuple[str, ...] = ("val",)  # to validate on after each epoch; choosing a checkpoint goes by these
 TEST_SPLITS: tuple[str, ...] = ("test",)  # evaluate.py's --split test
 DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
-NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process
+MAX_BAD_FRACTION: float = 0.01  # largest share of pictures, or captions, that may be unusable and are left out
+CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of the prepared captions; the other rules of their text: captions.py
+NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process, and checks new data on every core
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
 RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
@@ -112,7 +114,7 @@ DATA_SETTINGS = ("DATASET", "DATA_CUTOFF", "DATA_SEED", "TRAIN_SPLITS", "VAL_SPL
 # What fixes the model and what it reads and writes. It is taken from the checkpoint when one is used, and may
 # not change on a resume.
 CHECKPOINT_SETTINGS = (
-    *DATA_SETTINGS, "VOCAB_SIZE", "MAX_SEQ_LEN",
+    *DATA_SETTINGS, "CAPTION_CASE", "VOCAB_SIZE", "MAX_SEQ_LEN",
     "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
     "ENCODER_MODEL_NAME", "FREEZE_ENCODER", "IMAGE_SIZE",
     "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",
@@ -308,6 +310,7 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
     require(
         v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}"
     )
+    require(0 <= v.MAX_BAD_FRACTION <= 1, f"MAX_BAD_FRACTION = {v.MAX_BAD_FRACTION}: must be from 0 to 1")
     require(0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
     require(
         all(0 <= beta < 1 for beta in v.ADAM_BETAS), f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1"

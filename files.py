@@ -52,7 +52,7 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, P
 
 
 def walk_files(folder: Path) -> Iterable[str]:
-    """Every file below `folder` as a relative path with "/", sorted folder by folder.
+    """Every file below `folder`, and folders named like pictures, as relative paths with "/", sorted folder by folder.
 
     Linked folders are entered once, hidden files and macOS junk are skipped.
     """
@@ -66,7 +66,8 @@ def walk_files(folder: Path) -> Iterable[str]:
         folders[:] = sorted(name for name in folders if not is_junk(name))
         inside = Path(parent).relative_to(folder).as_posix()
         prefix = "" if inside == "." else f"{inside}/"
-        yield from (prefix + name for name in sorted(files) if not is_junk(name))
+        named_so = [name for name in folders if name.lower().endswith(PICTURE_SUFFIXES)]  # the check refuses them
+        yield from (prefix + name for name in sorted(files + named_so) if not is_junk(name))
 
 
 def link_or_copy(source: Path, target: Path) -> None:

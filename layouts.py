@@ -80,7 +80,7 @@ def read_layout(raw_dir: Path, seed: int) -> Layout:
     The captions may lie in `raw_dir` or one folder below. Splits are the layout's own, otherwise drawn picture by
     picture (`hashed_split`). Raises ValueError with one line for an unknown layout and for faults that a reader must
     not guess about: duplicate ids, unsafe file names, unknown or contradicting splits, a split list that would leave
-    its split empty. Captions that are empty or not text are dropped and noted.
+    its split empty. Captions are given as they stand, also empty ones and what is no text.
     """
     raw_dir = Path(raw_dir)
     found = find_caption_files(raw_dir)
@@ -181,8 +181,8 @@ SEVERAL = ("COCO captions JSON",)
 def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[dict], list[str]]:
     """Rows of any source -> records {"file_name", "split", "captions"} fit for captions.json, and notes.
 
-    File names become relative paths with "/"; captions get single spaces. Raises ValueError naming `source`, the first
-    cases and their count.
+    File names become relative paths with "/"; captions stay as they are, text or not: preflight.py cleans them. Raises
+    ValueError naming `source`, the first cases and their count.
     """
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
     if unsafe:
@@ -190,20 +190,11 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[dic
                          "with '..', empty or not text); mend them")
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     refuse_duplicates(names, source)
-    records, notes, dropped, bare = [], [], [], []
-    for name, row, split in zip(names, rows, splits_of(names, rows, seed, source, notes), strict=True):
-        captions = [caption for caption in map(clean_caption, row.captions) if caption]
-        if len(captions) < len(row.captions):
-            dropped += [name] * (len(row.captions) - len(captions))
-        if captions:
-            records.append({"file_name": name, "split": split, "captions": captions})
-        else:
-            bare.append(name)
-    if dropped:
-        notes.append(f"dropped {cases(dropped, 'caption')} that were empty or not text")
-    if bare:
-        notes.append(f"{cases(bare, 'picture')} with no caption left, left out")
-    if not records:
+    notes: list[str] = []
+    splits = splits_of(names, rows, seed, source, notes)
+    records = [{"file_name": name, "split": split, "captions": list(row.captions)}
+               for name, row, split in zip(names, rows, splits, strict=True)]  # fmt: skip
+    if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
     absent = [split for split in SPLITS if not any(record["split"] == split for record in records)]
     if absent:
@@ -240,11 +231,6 @@ def hashed_split(file_name: str, seed: int) -> str:
     digest = hashlib.sha256(f"{seed}:{file_name}".encode()).digest()
     number = int.from_bytes(digest[:8], "big") / 2**64
     return "train" if number < TRAIN_SHARE else "val" if number < TRAIN_SHARE + VAL_SHARE else "test"
-
-
-def clean_caption(caption: Any) -> str:
-    """The caption on one line with single spaces; "" when it is not text (lone surrogates fit into no UTF-8 file)."""
-    return " ".join(caption.split()) if isinstance(caption, str) and is_encodable(caption) else ""
 
 
 def is_encodable(text: str) -> bool:

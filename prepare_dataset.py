@@ -2,6 +2,7 @@
 
     data/<name>/images/         the pictures
     data/<name>/captions.json   {"images": [{"file_name", "split", "captions": [...], optional "scene"}, ...]}
+    data/<name>/report.json, report.png   what was kept, converted, refused and why; sizes and lengths (preflight.py)
     data/<name>/manifest.json   counts, source, licence, sha256 of captions.json; written last
 
 A set counts as whole only when its manifest fits its captions.json and every picture is there; a run that was cut off
@@ -24,6 +25,8 @@ import archives
 import flickr30k
 import layouts
 import mixing
+import preflight
+import preflight_report
 from files import cases, find_pictures, link_or_copy, walk_files, write_atomically
 from layouts import SPLITS
 
@@ -55,6 +58,7 @@ def prepare_from(settings: Any) -> Path:
         hf_dataset_id=settings.HF_DATASET_ID,
         hf_revision=settings.HF_DATASET_REVISION,
         workers=settings.NUM_WORKERS,
+        rules=preflight.Rules(settings.CAPTION_CASE, settings.MAX_BAD_FRACTION, settings.NUM_WORKERS),
     )
 
 
@@ -68,6 +72,7 @@ def prepare(
     hf_dataset_id: str = flickr30k.OFFICIAL_ID,
     hf_revision: str = "main",
     workers: int = 2,
+    rules: preflight.Rules = preflight.DEFAULT_RULES,
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
@@ -75,7 +80,9 @@ def prepare(
     raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
-    Raises ValueError with one line for unknown names, unreadable sources, and a whole set made from something else.
+    rules: how pictures and captions are checked and cleaned (preflight.py).
+    Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
+    whole set made from something else.
     """
     if mixing.is_mix(name):
         if raw_dir is not None:
@@ -84,22 +91,22 @@ def prepare(
         parts = mixing.parse(name)
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
-                    hf_revision=hf_revision, workers=workers)  # fmt: skip
+                    hf_revision=hf_revision, workers=workers, rules=rules)  # fmt: skip
         return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
                          "in that folder a name of its own (DATASET = mine), or set RAW_DATA_DIR to none")
     if name == "flickr30k" and raw_dir is None:
-        return prepare_flickr30k(data_dir, hf_dataset_id, hf_revision, cutoff=cutoff)
-    if manifest := whole_manifest(folder, cutoff, seed):
+        return prepare_flickr30k(data_dir, hf_dataset_id, hf_revision, cutoff=cutoff, rules=rules)
+    if manifest := whole_manifest(folder, cutoff, seed, rules.caption_case):
         if raw_dir is not None:
             check_raw_unchanged(folder, manifest, raw_dir)
         return folder
     if name == "demo":
-        return prepare_demo(folder, seed, cutoff, workers)
+        return prepare_demo(folder, seed, cutoff, workers, rules)
     if raw_dir is not None:
-        return prepare_folder(folder, raw_dir, seed, cutoff)
+        return prepare_folder(folder, raw_dir, seed, cutoff, rules)
     raise ValueError(f"DATASET = {name!r} is not in {data_dir} and not a set that can be made here (demo, flickr30k): "
                      "to read your own pictures and captions under that name, set RAW_DATA_DIR to their folder")
 
@@ -110,6 +117,7 @@ def prepare_flickr30k(
     revision: str = "main",
     *,
     cutoff: int | None = None,
+    rules: preflight.Rules = preflight.DEFAULT_RULES,
 ) -> Path:
     """Download Flickr30k from the Hub (4.4 GB, and as much unpacked) into data_dir/flickr30k and return that folder.
 
@@ -119,7 +127,7 @@ def prepare_flickr30k(
     one line and the ways on where network or copy are not right.
     """
     folder = folder_of("flickr30k", data_dir)
-    if whole_manifest(folder, cutoff, seed=None):
+    if whole_manifest(folder, cutoff, None, rules.caption_case):
         return folder
     print(f"note: {flickr30k.LICENCE}")
     copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
@@ -131,7 +139,9 @@ def prepare_flickr30k(
     splits_sha256 = flickr30k.splits_digest(records)
     records = first_of_each_split(records, cutoff)
     unpack([record["file_name"] for record in records], folder / "images")
-    finish(folder, records, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
+    begin(folder)
+    checked = preflight.check(folder, records, in_images(folder, records), rules)
+    finish(folder, checked, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
            "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
            revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
     if copy.folder.is_dir():
@@ -139,13 +149,15 @@ def prepare_flickr30k(
     return folder
 
 
-def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int) -> Path:
+def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int, rules: preflight.Rules) -> Path:
     from demo_set import draw_demo_set
 
     begin(folder)
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
     records = draw_demo_set(folder / "images", seed, counts, max(1, workers))
-    return finish(folder, records, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set", seed=seed)
+    checked = preflight.check(folder, records, None, rules)
+    return finish(folder, checked, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set",
+                  seed=seed)
 
 
 def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
@@ -170,7 +182,7 @@ def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
                      licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
 
 
-def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -> Path:
+def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: preflight.Rules) -> Path:
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
     layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
     notes = [*layout.notes]
@@ -180,16 +192,23 @@ def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None) -
     begin(folder)
     if layout.unpack:
         layout.unpack([record["file_name"] for record in records], folder / "images")
-    for record in tqdm(records, desc="pictures", unit="picture", disable=not pictures):
-        if pictures:
+        pictures = in_images(folder, records)
+    checked = preflight.check(folder, records, pictures, rules)
+    if not layout.unpack:
+        for record in tqdm(checked.records, desc="pictures", unit="picture"):
             link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
     licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
-    finish(folder, records, notes, cutoff=cutoff, layout=layout.name, licence=licence,
+    finish(folder, checked, notes, cutoff=cutoff, layout=layout.name, licence=licence,
            seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
            source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
     if (folder / "unpacked").is_dir():
         print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
     return folder
+
+
+def in_images(folder: Path, records: Sequence[dict]) -> dict[str, Path]:
+    """file_name -> picture, for pictures that were unpacked to their place."""
+    return {record["file_name"]: folder / "images" / record["file_name"] for record in records}
 
 
 def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
@@ -255,11 +274,12 @@ def is_whole(folder: Path) -> bool:
     return True
 
 
-def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict | None:
+def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep") -> dict | None:
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
     A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
-    with another seed, or whose captions.json was edited: making it again would take from others what they rely on.
+    with another seed or caption case, or whose captions.json was edited: making it again would take from others what
+    they rely on.
     """
     if not folder.exists():
         return None
@@ -274,6 +294,10 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None) -> dict |
     if None not in (drawn_with, seed) and drawn_with != seed:  # None: nothing was drawn
         raise ValueError(f"{folder} was made with DATA_SEED = {drawn_with}, now it is {seed}: set it back, take "
                          f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+    made_case = manifest.get("caption_text", {}).get("case", "keep")  # sets of earlier versions do not say
+    if made_case != caption_case:
+        raise ValueError(f"{folder} was made with CAPTION_CASE = {made_case}, now it is {caption_case}: set it back, "
+                         f"take another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make it again")
     if made_with is not None and (cutoff is None or cutoff > made_with):
         print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
         return None
@@ -294,13 +318,17 @@ def begin(folder: Path) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
 
 
-def finish(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
-    """Write captions.json, then the manifest with `about` in it, print both, and return `folder`."""
-    return write_set(folder, records, notes, **about)
+def finish(folder: Path, checked: preflight.Checked, notes: Sequence[str], **about: object) -> Path:
+    """`write_set` of records whose pictures and captions were looked at, with the report of that."""
+    looked_at = {"caption_text": checked.caption_text, "pictures_sha256": checked.pictures_sha256}
+    return write_set(folder, checked.records, notes, checked, **about, **looked_at)
 
 
-def write_set(folder: Path, records: Sequence[dict], notes: Sequence[str], **about: object) -> Path:
-    """What `finish` does when all pictures are in their places and known to be good."""
+def write_set(
+    folder: Path, records: Sequence[dict], notes: Sequence[str], checked: preflight.Checked | None = None,
+    **about: object,
+) -> Path:  # fmt: skip
+    """Write captions.json, the report, then the manifest with `about` in it, print them, and return `folder`."""
     begin(folder)
     for note in notes:
         print(f"note: {note}")
@@ -315,6 +343,9 @@ def write_set(folder: Path, records: Sequence[dict], notes: Sequence[str], **abo
     manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
                 "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
     write_atomically(folder / "captions.json", text)
+    if checked is not None and checked.found:  # not: pictures drawn here
+        preflight_report.write_report(folder, {**manifest, **checked.report})
+        preflight_report.draw(folder / "report.png", records, checked.found, folder.name)
     write_atomically(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     print(f"{folder} is ready: {counts_line(counts)}")
     return folder

@@ -105,6 +105,12 @@ def expected_records() -> list[dict]:
     return [{"file_name": name, "split": split, "captions": CAPTIONS[name]}
             for name, split in zip(NAMES, SPLITS, strict=True)]  # fmt: skip
 
+def prepared_records() -> list[dict]:
+    """expected_records after the normalisation of captions."""
+    return [record | {"captions": [text.replace(" .", ".") for text in record["captions"]]}
+            for record in expected_records()]  # fmt: skip
+
+
 def fix_splits(monkeypatch) -> None:
     """Six pictures are too few to draw from: the hash is replaced by SPLITS in order."""
     monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: dict(zip(NAMES, SPLITS, strict=True))[name])

@@ -173,7 +173,7 @@ def test_every_numeric_setting_has_a_range():
     numeric = {name for name, options in kinds.items() if {int, float} & set(options)}
     ruled = {*config._AT_LEAST_ONE, *config._NOT_NEGATIVE, *config._ABOVE_ZERO, *config._FRACTIONS}
     in_cross_rules = {"VOCAB_SIZE", "ADAM_BETAS", "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
-                      "RANDOM_CROP_AREA"}  # fmt: skip
+                      "RANDOM_CROP_AREA", "MAX_BAD_FRACTION"}  # fmt: skip
     assert numeric - ruled - in_cross_rules == set()
     assert ruled | set(config.RESUME_SETTINGS) <= set(config.CONSTANTS)
 

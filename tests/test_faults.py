@@ -189,7 +189,8 @@ def test_an_error_with_workers_ends_the_program(argv, tmp_path, demo_data):
     data = tmp_path / "data"
     shutil.copytree(demo_data, data)
     (data / "demo" / "images" / "scene_00020.jpg").write_bytes(b"")
-    command = [sys.executable, str(ROOT / "train.py"), *argv, "--data-dir", str(data), "--num-workers", "2", "--no-cache-images"]
+    argv = [*argv, "--data-dir", str(data), "--num-workers", "2", "--no-cache-images"]
+    command = [sys.executable, str(ROOT / "train.py"), *argv]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 1
     assert "scene_00020.jpg cannot be read" in done.stderr.splitlines()[-1] and "Traceback" not in done.stderr

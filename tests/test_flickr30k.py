@@ -10,7 +10,7 @@ import zipfile
 import hub as hubs
 import pytest
 from hub import Fault
-from raw_sets import CAPTIONS, NAMES, SPLITS, expected_records, jpeg, listing, run_script
+from raw_sets import CAPTIONS, NAMES, SPLITS, expected_records, jpeg, listing, prepared_records, run_script
 
 import download
 import flickr30k
@@ -71,7 +71,7 @@ def test_flickr30k_is_downloaded_from_a_hub_and_then_works_offline(tmp_path, hub
     done = run_script(tmp_path, *command, HF_ENDPOINT=hub.url)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "data" / "flickr30k"
-    assert json.loads((folder / "captions.json").read_text(encoding="utf-8")) == {"images": expected_records()}
+    assert json.loads((folder / "captions.json").read_text(encoding="utf-8")) == {"images": prepared_records()}
     assert listing(folder / "images") == {name: jpeg(20 + shade) for shade, name in enumerate(NAMES)}
     manifest = verify(folder)
     assert (manifest["commit"], manifest["revision"]) == (hubs.COMMIT, "main")

@@ -15,7 +15,9 @@ ALLOWED = {
     "tokenizer": set(),
     "caches": set(),
     "packing": set(),
-    "dataset": {"packing", "signals"},
+    "captions": set(),
+    "pictures": set(),
+    "dataset": {"packing", "pictures", "signals"},
     "encoder": set(),
     "model": {"encoder", "packing"},
     "decode": set(),
@@ -48,7 +50,11 @@ ALLOWED = {
     "packed": {"archives", "caption_files", "files"},
     "layouts": {"archives", "caption_files", "files", "packed"},
     "flickr30k": {"archives", "caption_files", "download", "files", "packed"},
-    "prepare_dataset": {"archives", "config", "demo_set", "files", "flickr30k", "layouts", "mixing"},
+    "preflight": {"captions", "pictures", "preflight_report"},
+    "preflight_report": set(),
+    "prepare_dataset": {
+        "archives", "config", "demo_set", "files", "flickr30k", "layouts", "mixing", "preflight", "preflight_report",
+    },
     "evaluate": {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
         "inference", "demo_set", "mixing", "results",
@@ -114,7 +120,8 @@ def test_light_rooms_import_nothing_heavy():
     heavy = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
     assert imports_of("config") <= set(sys.stdlib_module_names)
     for room in ("metrics", "layouts", "caption_files", "packed", "archives", "download", "report", "report_html",
-                 "results", "demo_set", "flickr30k", "prepare_dataset"):  # fmt: skip
+                 "results", "demo_set", "flickr30k", "captions", "pictures", "preflight", "preflight_report",
+                 "prepare_dataset"):  # fmt: skip
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 

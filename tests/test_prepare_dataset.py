@@ -12,11 +12,11 @@ from raw_sets import (
     NAMES,
     ROOT,
     draw,
-    expected_records,
     fix_splits,
     jpeg,
     listing,
     make_raw,
+    prepared_records,
     run_script,
     write_csv,
     write_kaggle_txt,
@@ -34,7 +34,7 @@ def test_pictures_are_found_where_they_lie(tmp_path, place):
     before = listing(raw)
     folder = prepare("mine", tmp_path / "data", raw_dir=raw)
     assert folder == tmp_path / "data" / "mine"
-    assert json.loads((folder / "captions.json").read_text(encoding="utf-8")) == {"images": expected_records()}
+    assert json.loads((folder / "captions.json").read_text(encoding="utf-8")) == {"images": prepared_records()}
     assert {path.name: path.read_bytes() for path in (folder / "images").iterdir()} == {
         name: jpeg(20 + shade) for shade, name in enumerate(NAMES)
     }
