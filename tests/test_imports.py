@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 ALLOWED = {
     "config": set(),
     "tokenizer": set(),
-    "dataset": {"signals"},
+    "pictures": set(),
+    "dataset": {"pictures", "signals"},
     "encoder": set(),
     "model": {"encoder"},
     "decode": set(),
