@@ -11,6 +11,7 @@ import argparse
 import ast
 import dataclasses
 import difflib
+import re
 import runpy
 import sys
 import types
@@ -91,6 +92,8 @@ CHECKPOINT_EVERY_STEPS: int = 0  # save last.safetensors after so many optimizer
 CHECKPOINT_EVERY_MINUTES: float = 10.0  # and after so many minutes; 0 = never. Every epoch's end saves as well
 INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights and the tokenizer of this checkpoint
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
+HF_REPO_ID: str | None = None  # "user/name" on the Hub: new best checkpoints are exported and uploaded beside the run
+HF_PRIVATE: bool = True  # a repository that is made for HF_REPO_ID is private
 LOG_WANDB: bool = False  # copy the log to Weights & Biases
 WANDB_PROJECT: str = "nanocaption"  # where W&B files the run
 WANDB_ENTITY: str | None = None  # None = your default entity
@@ -134,6 +137,8 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
 _FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+
+_SHORT = {"--lr": "LEARNING_RATE"}  # further names of flags
 
 _HINTS = typing.get_type_hints(sys.modules[__name__])
 _TYPES: dict[str, Any] = {name: kind for name, kind in _HINTS.items() if name.isupper() and name[0] != "_"}
@@ -179,7 +184,8 @@ def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
     own, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_").upper()
+        flag = word.partition("=")[0]
+        name = _SHORT.get(flag, flag.removeprefix("--").replace("-", "_").upper())
         if not word.startswith("--") or (name not in _TYPES and name.removeprefix("NO_") not in _TYPES):
             rest.append(word)
             continue
@@ -314,6 +320,10 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
             f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
         )
     require(
+        v.HF_REPO_ID is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", v.HF_REPO_ID, re.ASCII) is not None,
+        f"HF_REPO_ID = {v.HF_REPO_ID!r}: must be 'user/name' with letters, digits, '-', '_' and '.', or none",
+    )
+    require(
         v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),
         "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
     )
@@ -381,13 +391,13 @@ def _parser() -> argparse.ArgumentParser:
     for section, names in _comments().items():
         group = parser.add_argument_group(section)
         for name, comment in names.items():
-            flag = "--" + name.lower().replace("_", "-")
+            flags = ["--" + name.lower().replace("_", "-"), *(flag for flag, of in _SHORT.items() if of == name)]
             text = (comment + " " if comment else "") + f"[{CONSTANTS[name]}]"
             text = text.replace("%", "%%")
             if _TYPES[name] is bool:
-                group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+                group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
             else:
-                group.add_argument(flag, dest=name, metavar=name.split("_")[-1], help=text)
+                group.add_argument(*flags, dest=name, metavar=name.split("_")[-1], help=text)
     return parser
 
 

@@ -16,7 +16,9 @@ ALLOWED = {
     "pictures": set(),
     "dataset": {"pictures", "signals"},
     "encoder": set(),
-    "model": {"encoder"},
+    "hub": set(),
+    "pretrained": {"checkpoint", "decode", "encoder", "hub", "pictures", "tokenizer"},
+    "model": {"encoder", "pretrained"},  # the latter for from_pretrained and caption alone
     "decode": set(),
     "optim": set(),
     "metrics": set(),
@@ -25,7 +27,9 @@ ALLOWED = {
     "runlog": {"distributed"},
     "runs": {"checkpoint", "config", "distributed"},
     "attention": {"tokenizer"},
-    "inference": {"attention", "checkpoint", "config", "dataset", "decode", "model", "runs", "tokenizer"},
+    "inference": {
+        "attention", "checkpoint", "config", "dataset", "decode", "hub", "model", "pretrained", "runs", "tokenizer",
+    },
     "training_sets": {"dataset", "distributed", "inference", "model", "runlog", "tokenizer"},
     "signals": set(),
     "saver": {"checkpoint", "runs"},
