@@ -138,6 +138,7 @@ _NOT_NEGATIVE = (
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
 _FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
 
+_REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 _SHORT = {"--lr": "LEARNING_RATE"}  # further names of flags
 
 _HINTS = typing.get_type_hints(sys.modules[__name__])
@@ -320,8 +321,8 @@ def _cross_problems(values: dict[str, Any]) -> list[str]:
             f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
         )
     require(
-        v.HF_REPO_ID is None or re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", v.HF_REPO_ID, re.ASCII) is not None,
-        f"HF_REPO_ID = {v.HF_REPO_ID!r}: must be 'user/name' with letters, digits, '-', '_' and '.', or none",
+        v.HF_REPO_ID is None or re.fullmatch(_REPO_ID, v.HF_REPO_ID, re.ASCII) is not None,
+        f"HF_REPO_ID = {v.HF_REPO_ID!r}: must be 'user/name' of letters, digits and single '-', '_' or '.' between",
     )
     require(
         v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),

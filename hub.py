@@ -169,11 +169,13 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--message", default="Upload a nanoCaption model", help="of the commit")
     arguments = parser.parse_args(argv)
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if problem := access_problem(arguments.repo_id):  # known within seconds, where the client itself would wait on
+        raise SystemExit(f"{arguments.repo_id} cannot be uploaded: {problem}")
     print(push(arguments.folder, arguments.repo_id, not arguments.public, arguments.message))
 
 
 if __name__ == "__main__":
     try:
         main(sys.argv[1:])
-    except Exception as error:  # nobody reads a traceback that comes out of a pipe
+    except Exception as error:  # the last line out of the pipe is what is told
         raise SystemExit(_reason(error)) from None
