@@ -60,7 +60,7 @@ def write_card(state: Mapping[str, Any], base_model: str | None, image_size: int
     """
     sections = [
         _what(state, facts), _use(facts.name), _data(state, facts.manifest), _sizes(state, base_model, image_size),
-        _training(state), _results(facts), _samples(facts), _limits(state),
+        _training(state), _results(state, facts), _samples(facts), _limits(state),
     ]  # fmt: skip
     return f"---\n{_header(state, base_model, facts)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -210,7 +210,7 @@ def _plain(value: Any) -> Any:
     return ("yes" if value else "no") if isinstance(value, bool) else value
 
 
-def _results(facts: Facts) -> str:
+def _results(state: Mapping[str, Any], facts: Facts) -> str:
     scores, row = facts.scores, facts.validation
     if scores:
         people = scores.get("leave_one_out", {})
@@ -229,10 +229,11 @@ def _results(facts: Facts) -> str:
     if row:
         figures = [f"loss {row['val_loss']:.4f} per token"]
         figures += [f"{_METRICS[key]} {100 * row[key]:.1f}" for key in _TYPES if row.get(key) is not None]
-        greedy = " (greedy captions of the first images of the split only)" if len(figures) > 1 else ""
+        images = state["config"].get("VALIDATION_SCORE_IMAGES")
+        greedy = f" (greedy captions of at most {images} images)" if len(figures) > 1 else ""
         return (
             "## Results\n\nNot evaluated on a test split yet. At the validation during the training: "
-            f"{', '.join(figures)}{greedy}. Such figures chose this checkpoint, so they are too good."
+            f"{', '.join(figures)}{greedy}. These figures chose the checkpoint, so they flatter it."
         )
     return "## Results\n\nNot evaluated, and saved without a validation: nothing is known of its quality."
 

@@ -7,7 +7,6 @@ threads of its own cannot be ended, so uploads beside a training are a process e
 """
 
 import argparse
-import contextlib
 import os
 import subprocess
 import sys
@@ -109,10 +108,15 @@ class Uploads:
         if self._process is not None and seconds and self._process.poll() is None:
             self.tell(f"Hub: uploading {self._message} to {self.repo_id}; waiting {seconds:.0f} s at most")
         problem = f"not done within {seconds:.0f} s" if seconds else "the run ended before it"
-        with contextlib.suppress(KeyboardInterrupt, subprocess.TimeoutExpired):
+        try:
             if self._process is not None:
                 self._process.communicate(timeout=seconds)  # reads on: a full pipe would stop the process
-        self._settle(problem)
+        except subprocess.TimeoutExpired:
+            pass
+        except KeyboardInterrupt:
+            problem = "not waited for"
+        finally:
+            self._settle(problem)
 
     def _settle(self, unfinished: str) -> None:
         process, self._process = self._process, None

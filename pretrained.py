@@ -117,12 +117,12 @@ def is_export(folder: Path) -> bool:
 def describe(state: dict[str, Any]) -> dict[str, Any]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
     settings = {name: state["config"][name] for name in SETTINGS}
-    name = settings["ENCODER_MODEL_NAME"]
-    if name is not None and not is_hub_id(name):
-        settings["ENCODER_MODEL_NAME"] = Path(name).name  # a folder's path says nothing to anyone else
+    tower = settings["ENCODER_MODEL_NAME"]
+    if tower is not None and not is_hub_id(tower):
+        settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
     encoder_config = copy.deepcopy(state["model_arguments"].get("encoder_config"))
-    if encoder_config:
-        encoder_config.pop("_name_or_path", None)
+    for name in ("_name_or_path", "id2label", "label2id") if encoder_config else ():
+        encoder_config.pop(name, None)  # a path, and the classes of a head that is not there
     scratch = encoder.scratch_image_spec(settings["IMAGE_SIZE"] or 64)
     return {
         "model_type": MODEL_TYPE,

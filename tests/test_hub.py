@@ -2,6 +2,7 @@
 
 import json
 import socket
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -161,7 +162,9 @@ def test_a_dead_hub_costs_no_step(flags, tmp_path, monkeypatch, capsys):
     assert pretrained.is_export(run / "export")  # it lies there
 
 
-def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(trained, demo_data, tmp_path, server):
+def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
+    trained, demo_data, tmp_path, server, monkeypatch
+):
     export.main([str(trained / "last.safetensors"), str(tmp_path / "mine"), "--data-dir", str(demo_data)])
     server.silent = threading.Event()
     told: list[str] = []
@@ -171,12 +174,30 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(trained, de
     uploads.start(tmp_path / "mine", "epoch 2", "python export.py c d")
     assert told == ["Hub: epoch 1 is not uploaded: dropped for a newer one"]
     uploads.finish(0.1)
-    assert "waiting 0 s" in told[1] or "waiting" in told[1]
+    assert told[1] == "Hub: uploading epoch 2 to someone/captioner; waiting 0 s at most"
     assert told[2] == "Hub: epoch 2 is not uploaded: not done within 0 s. By hand: python export.py c d"
     uploads.start(tmp_path / "mine", "epoch 3", "python export.py e f")
     uploads.finish(0)
     assert told[3:] == ["Hub: epoch 3 is not uploaded: the run ended before it. By hand: python export.py e f"]
     assert server.repositories["someone/captioner"]["commits"] == []
+
+    def interrupted(process, *_, timeout=None):
+        if timeout is not None:
+            raise KeyboardInterrupt
+        return communicate(process)
+
+    communicate = subprocess.Popen.communicate
+    uploads.start(tmp_path / "mine", "epoch 4", "python export.py g h")
+    monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
+    uploads.finish(60)
+    assert told[-1] == "Hub: epoch 4 is not uploaded: not waited for. By hand: python export.py g h"
+
+
+def test_a_hub_that_does_not_answer_is_known_within_the_time_given(monkeypatch, tmp_path):
+    monkeypatch.setattr(hub, "CHECK_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as mute:  # takes connections, and says nothing
+        point_to(f"http://127.0.0.1:{mute.getsockname()[1]}", monkeypatch, tmp_path)
+        assert "does not say whose token this is" in hub.access_problem("someone/captioner")
 
 
 @pytest.mark.parametrize("name", ["captioner", "a/b/c", "/b", "a/", "a b/c", "a--b/c", "a/.b", "a/b-", "a/" + 97 * "b"])
