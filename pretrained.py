@@ -186,8 +186,8 @@ def read(name: str | Path, revision: str | None = None) -> dict[str, Any]:
             f"{about.get('format_version')}; this program, {checkpoint.VERSION}, reads version {FORMAT_VERSION}."
         )
     try:
-        for file, expected in about["sha256"].items():
-            _check_file(folder / Path(file).name, expected)
+        for file in (hub.WEIGHTS, hub.TOKENIZER):
+            _check_file(folder / file, about["sha256"][file])
         arguments = {}
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}

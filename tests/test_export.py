@@ -315,6 +315,7 @@ def change(**values):
         ("config.json", change(model_type="vit"), "a model of the type 'vit'"),
         ("config.json", change(format_version=9), "in format version 9; this program"),
         ("config.json", change(settings={}), "lacks what belongs there"),
+        ("config.json", change(sha256={}), "lacks what belongs there"),
         ("config.json", change(trained=None), "lacks what belongs there"),
         ("config.json", change(encoder_config={"model_type": "mine"}), "cannot be built"),
         ("config.json", change(encoder_config=None), "does not fit the model|cannot be built|cannot be loaded"),

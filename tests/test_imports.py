@@ -123,7 +123,7 @@ def test_light_rooms_import_nothing_heavy():
 
 def test_light_rooms_stay_light_when_imported():
     code = (
-        "import sys, config, metrics, layouts, report, results, flickr30k, prepare_dataset\n"
+        "import sys, config, metrics, layouts, report, results, flickr30k, prepare_dataset, card, hub\n"
         "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'matplotlib'}"
         " & set(sys.modules)))"
     )
