@@ -10,6 +10,8 @@ import argparse
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,7 +96,8 @@ class Uploads:
         visible = [] if self.private else ["--public"]
         self._message, self._by_hand = message, by_hand
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(folder), self.repo_id, "--message", message, *visible],
+            [sys.executable, __file__, str(folder), self.repo_id, "--message", message, *visible,
+             "--with-process", str(os.getpid())],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True,  # a Ctrl-C is for the training, which then ends it
         )  # fmt: skip
@@ -145,7 +148,7 @@ def _errors() -> tuple[type[Exception], ...]:
 def _reason(error: BaseException) -> str:
     """The first line of an error and of what caused it, where that says more."""
     lines = [(str(one).strip() or type(one).__name__).splitlines()[0] for one in (error, error.__cause__) if one]
-    return ": ".join(lines[:1] if isinstance(error, (OSError, ValueError)) else lines)
+    return ": ".join(dict.fromkeys(lines) if isinstance(error, RuntimeError) else lines[:1])
 
 
 def _download_problem(error: Exception, name: str, revision: str | None) -> str:
@@ -165,13 +168,23 @@ def _download_problem(error: Exception, name: str, revision: str | None) -> str:
     return f"{name}{at} could not be loaded from {constants.ENDPOINT}: {_reason(error)}"
 
 
+def _end_with(parent: int) -> None:
+    """A training that is killed cannot end its upload, which would wait for a silent Hub for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(prog="hub.py", description="Upload an exported folder to the Hugging Face Hub.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("repo_id", metavar="USER/NAME")
     parser.add_argument("--public", action="store_true", help="make a new repository public")
     parser.add_argument("--message", default="Upload a nanoCaption model", help="of the commit")
+    parser.add_argument("--with-process", type=int, metavar="PID", help="end when this, the parent process, has ended")
     arguments = parser.parse_args(argv)
+    if arguments.with_process is not None:
+        threading.Thread(target=_end_with, args=(arguments.with_process,), daemon=True).start()
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if problem := access_problem(arguments.repo_id):  # known within seconds, where the client itself would wait on
         raise SystemExit(f"{arguments.repo_id} cannot be uploaded: {problem}")

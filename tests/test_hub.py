@@ -1,6 +1,8 @@
 """Uploads and downloads against a local server that speaks the Hub's routes, with the real client; and a dead Hub."""
 
 import json
+import os
+import signal
 import socket
 import subprocess
 import threading
@@ -20,6 +22,7 @@ import pretrained
 import train
 from model import ImageToTextModel
 from tests.hub_server import TOKEN, Hub, serve
+from tests.processes import CONTEXT, end
 
 # Of the Hub's client, when it uploads a large file the plain way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -191,6 +194,29 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     uploads.finish(60)
     assert told[-1] == "Hub: epoch 4 is not uploaded: not waited for. By hand: python export.py g h"
+
+
+def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tmp_path, server):
+    folder = tmp_path / "mine"
+    export.main([str(trained / "last.safetensors"), str(folder), "--data-dir", str(demo_data)])
+    server.silent = threading.Event()
+
+    def killed() -> None:
+        uploads = hub.Uploads("someone/captioner", True, print)
+        uploads.start(folder, "epoch 1", "python export.py a b")
+        (tmp_path / "pid").write_text(str(uploads._process.pid))
+        wait_for(lambda: any("/preupload/" in line for line in Path(tmp_path / "seen").read_text().splitlines()))
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    (tmp_path / "seen").touch()
+    process = CONTEXT.Process(target=killed)
+    process.start()
+    wait_for(lambda: any("/preupload/" in line for line in server.requests))
+    command = Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline")
+    assert "hub.py" in command.read_text()
+    (tmp_path / "seen").write_text("/preupload/")
+    assert end(process) == -signal.SIGKILL
+    wait_for(lambda: not command.exists() or command.read_text() == "")
 
 
 def test_a_hub_that_does_not_answer_is_known_within_the_time_given(monkeypatch, tmp_path):
