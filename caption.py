@@ -3,6 +3,7 @@
     python caption.py holiday.jpg beach/*.png                 the newest run's best checkpoint
     python caption.py folder/ --num-captions 3 --json
     python caption.py holiday.jpg --checkpoint runs/demo-001/last.safetensors --beam-size 5
+    python caption.py holiday.jpg --checkpoint user/name      a model that export.py wrote: a folder, or on the Hub
     python caption.py holiday.jpg --num-captions 5 --sample --temperature 0.8
     python caption.py holiday.jpg --attention words.png       the picture, lit where each word looked
     find . -name '*.jpg' | python caption.py - --output captions.json

@@ -2,6 +2,7 @@
 
     python evaluate.py                                        the newest run's best checkpoint, test split
     python evaluate.py --checkpoint runs/demo-001/last.safetensors --split val
+    python evaluate.py --checkpoint my_captioner              a folder that export.py wrote
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
     python evaluate.py --predictions anyones.json             score captions of any model, without one
