@@ -3,6 +3,7 @@
     python caption.py holiday.jpg beach/*.png                 the newest run's best checkpoint
     python caption.py folder/ --num-captions 3 --json
     python caption.py holiday.jpg --checkpoint runs/demo-001/last.safetensors --beam-size 5
+    python caption.py holiday.jpg --checkpoint user/name      a model that export.py wrote: a folder, or on the Hub
     python caption.py holiday.jpg --num-captions 5 --sample --temperature 0.8
     python caption.py holiday.jpg --attention words.png       the picture, lit where each word looked
     find . -name '*.jpg' | python caption.py - --output captions.json
@@ -32,8 +33,8 @@ _PARSER = argparse.ArgumentParser(
 _PARSER.add_argument("pictures", nargs="+", help="picture files, folders of them, or - for a list of paths on stdin")
 _PARSER.add_argument(
     "--checkpoint",
-    help="a checkpoint file, or several with commas between, whose probabilities are averaged "
-    "[the best of the newest run under OUTPUT_DIR]",
+    help="a checkpoint file, an exported folder or its id on the Hub (user/name); several with commas between are "
+    "averaged [the best of the newest run under OUTPUT_DIR]",
 )
 _PARSER.add_argument("--num-captions", type=int, default=1, help="captions per picture, best first [1]")
 _PARSER.add_argument("--beam-groups", type=int, default=1, help="diverse beam search: groups that avoid each other [1]")
@@ -59,7 +60,7 @@ def main(argv: list[str]) -> int:
 
     import inference
 
-    paths = inference.find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR)
+    paths = inference.find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
     if arguments.attention and len(paths) > 1:
         raise SystemExit("--attention shows what one model looks at: give one checkpoint")
     loaded = inference.load_models(paths, own)

@@ -61,19 +61,28 @@ def save(path: Path | str, state: dict[str, Any]) -> None:
     text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
     try:
         folder.mkdir()
-        temporary.touch()
-        mode = temporary.stat().st_mode  # safetensors makes the file private to its owner, whatever the umask says
-        safetensors.torch.save_file(tensors, temporary, metadata={_KEY: text})
-        temporary.chmod(mode)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        _compare(temporary, tensors, text)
+        write_tensors(temporary, tensors, {_KEY: text})
         os.replace(temporary, path)
-    except safetensors.SafetensorError as error:  # how its writer tells of a full disk
-        raise OSError(str(error)) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     sync_folder(path.parent)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """A .safetensors file of contiguous tensors on the CPU, on the disk and compared with them bit by bit.
+
+    Raises OSError where the disk refuses, ValueError where it gives back something else.
+    """
+    try:
+        path.touch()
+        mode = path.stat().st_mode  # safetensors makes the file private to its owner, whatever the umask says
+        safetensors.torch.save_file(tensors, path, metadata=metadata)
+        path.chmod(mode)
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+        _compare(path, tensors, metadata)
+    except safetensors.SafetensorError as error:  # how its writer tells of a full disk
+        raise OSError(str(error)) from error
 
 
 def load(path: Path | str) -> dict[str, Any]:
@@ -316,11 +325,11 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     return hashlib.sha256("".join([*lines, text]).encode()).hexdigest()
 
 
-def _compare(path: Path, tensors: dict[str, Tensor], text: str) -> None:
+def _compare(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """Raise ValueError unless the file holds these very bits: what the disk gives back is what was meant."""
     written = safetensors.torch.load_file(path)  # mapped: nobody else knows this file
     with safetensors.safe_open(str(path), framework="pt") as file:
-        same = file.metadata() == {_KEY: text} and written.keys() == tensors.keys()
+        same = file.metadata() == metadata and written.keys() == tensors.keys()
     if not same or not all(_same_bits(written[name], tensor) for name, tensor in tensors.items()):
         raise ValueError(f"{path} reads back otherwise than it was written: the disk or the memory is at fault.")
 

@@ -18,6 +18,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+import config_checks
+
 # --- Data ---
 DATASET: str = "demo"  # "demo" (drawn), "flickr30k" (downloaded), your own; or a mix, e.g. "flickr30k,mine*2"
 DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
@@ -66,10 +68,14 @@ DECODER_DROPOUT: float = 0.0  # on embeddings, attention outputs and feed-forwar
 # --- Training ---
 SEED: int = 1  # fixes the initial weights, the data order and the dropout
 DEVICE: str = "auto"  # "auto", "cpu", "mps", "cuda" or "cuda:1"
-PRECISION: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
+PRECISION: Literal["auto", "fp32", "tf32", "bf16", "fp16"] = "auto"  # auto = bf16 (else fp16) on CUDA, fp32 elsewhere
+COMPILE: bool = False  # torch.compile: a minute or more at the start, for a GPU's time in every step after it
+GRADIENT_CHECKPOINTING: bool = False  # a trained encoder keeps less for the backward pass, and computes it twice
+FSDP: bool = False  # torchrun: spread weights and optimizer over the GPUs, for models that one card cannot hold
+PROFILE: bool = False  # train no run: time 20 steps, print where the time goes, and leave
 DETERMINISTIC: bool = False  # only operations that repeat to the bit: for exact resumes on CUDA, where it costs speed
 NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once (or as its set's weight in DATASET says)
-BATCH_SIZE: int = 80  # image-caption pairs per forward pass and process
+BATCH_SIZE: int | Literal["auto"] = 80  # image-caption pairs per forward pass and process; auto = what a GPU can hold
 CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
 GRAD_ACCUM_STEPS: int = 1  # forward passes per optimizer step
 LEARNING_RATE: float = 1e-3  # peak rate of all weights that are not the encoder's
@@ -98,6 +104,8 @@ CHECKPOINT_EVERY_STEPS: int = 0  # save last.safetensors after so many optimizer
 CHECKPOINT_EVERY_MINUTES: float = 10.0  # and after so many minutes; 0 = never. Every epoch's end saves as well
 INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights and the tokenizer of this checkpoint
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
+HF_REPO_ID: str | None = None  # "user/name" on the Hub: new best checkpoints are exported and uploaded beside the run
+HF_PRIVATE: bool = True  # a repository that is made for HF_REPO_ID is private
 LOG_WANDB: bool = False  # copy the log to Weights & Biases
 WANDB_PROJECT: str = "nanocaption"  # where W&B files the run
 WANDB_ENTITY: str | None = None  # None = your default entity
@@ -129,20 +137,7 @@ RESUME_SETTINGS = (
     "LR_DECAY_RATE", "WEIGHT_DECAY", "ADAM_BETAS", "ADAM_EPS", "GRAD_CLIP_VALUE", "LABEL_SMOOTHING",
 )  # fmt: skip
 
-_AT_LEAST_ONE = (
-    "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
-    "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
-    "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
-    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
-)  # fmt: skip
-_NOT_NEGATIVE = (
-    "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
-    "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
-    "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
-    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
-)  # fmt: skip
-_ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
-_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+_SHORT = {"--lr": "LEARNING_RATE"}  # further names of flags
 
 _HINTS = typing.get_type_hints(sys.modules[__name__])
 _TYPES: dict[str, Any] = {name: kind for name, kind in _HINTS.items() if name.isupper() and name[0] != "_"}
@@ -161,7 +156,7 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     """
     values = dict(CONSTANTS)
     # A value of this file may be wrong as well: it was edited by hand.
-    problems = [problem for name in values for problem in [_type_problem(name, values[name])] if problem]
+    problems = [problem for name in values for problem in [config_checks.type_problem(name, values[name], _TYPES[name])] if problem]
     constants_fit = not problems
     for name, value in (base or {}).items():
         if name in values:
@@ -175,9 +170,9 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     problems += flag_problems
     understood = not problems
     if constants_fit:
-        problems += _range_problems(values)
+        problems += config_checks.range_problems(values)
     if understood:  # these compare settings with each other: misleading where one of them was not understood
-        problems += _cross_problems(values)
+        problems += config_checks.cross_problems(values)
     if problems:
         raise SystemExit("Settings are not right:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return Settings(**values)
@@ -188,7 +183,8 @@ def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
     own, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)
-        name = word.partition("=")[0].removeprefix("--").replace("-", "_").upper()
+        flag = word.partition("=")[0]
+        name = _SHORT.get(flag, flag.removeprefix("--").replace("-", "_").upper())
         if not word.startswith("--") or (name not in _TYPES and name.removeprefix("NO_") not in _TYPES):
             rest.append(word)
             continue
@@ -224,7 +220,7 @@ def _assign(values: dict[str, Any], name: str, value: Any, origin: str) -> list[
         return [f"{origin}{name} is not a setting{_nearest(name, values)}"]
     if isinstance(value, int) and not isinstance(value, bool) and _accepts(name, float) and not _accepts(name, int):
         value = float(value)  # LEARNING_RATE = 1 means 1.0
-    problem = _type_problem(name, value)
+    problem = config_checks.type_problem(name, value, _TYPES[name])
     if problem:
         return [origin + problem]
     values[name] = value
@@ -233,129 +229,6 @@ def _assign(values: dict[str, Any], name: str, value: Any, origin: str) -> list[
 
 def _accepts(name: str, kind: type) -> bool:
     return kind is _TYPES[name] or kind in typing.get_args(_TYPES[name])
-
-
-def _type_problem(name: str, value: Any) -> str | None:
-    kind = _TYPES[name]
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            if value in typing.get_args(option):
-                return None
-        elif typing.get_origin(option) is tuple:
-            parts = typing.get_args(option)
-            names = Ellipsis in parts
-            if isinstance(value, tuple) and (bool(value) if names else len(value) == len(parts)) and all(
-                isinstance(v, str if names else (int, float)) and not isinstance(v, bool) and v != "" for v in value
-            ):
-                return None
-        elif type(value) is option or (option is float and type(value) is int):
-            return None
-    return f"{name} = {value!r}: must be {_type_text(kind)}"
-
-
-def _type_text(kind: Any) -> str:
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_type_text(part) for part in typing.get_args(kind))
-    if typing.get_origin(kind) is Literal:
-        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
-    if typing.get_origin(kind) is tuple:
-        if Ellipsis in typing.get_args(kind):
-            return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
-        return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
-    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "none"}
-    return names[kind]
-
-
-def _range_problems(values: dict[str, Any]) -> list[str]:
-    rules = (
-        (_AT_LEAST_ONE, lambda v: v >= 1, "must be 1 or more"),
-        (_NOT_NEGATIVE, lambda v: 0 <= v < float("inf"), "must be 0 or more, and finite"),
-        (_ABOVE_ZERO, lambda v: 0 < v < float("inf"), "must be above 0, and finite"),
-        (_FRACTIONS, lambda v: 0 <= v < 1, "must be at least 0 and below 1"),
-    )
-    return [
-        f"{name} = {values[name]!r}: {text}"
-        for names, holds, text in rules
-        for name in names
-        if values[name] is not None and not holds(values[name])
-    ]
-
-
-def _cross_problems(values: dict[str, Any]) -> list[str]:
-    v = types.SimpleNamespace(**values)
-    problems = []
-
-    def require(holds: bool, text: str) -> None:
-        if not holds:
-            problems.append(text)
-
-    ids = (v.PAD_TOKEN_ID, v.START_TOKEN_ID, v.END_TOKEN_ID, v.UNK_TOKEN_ID)
-    require(ids == (0, 1, 2, 3), f"PAD, START, END, UNK_TOKEN_ID = {ids}: must be 0, 1, 2, 3, the tokenizer's own")
-    require(v.VOCAB_SIZE >= 260, f"VOCAB_SIZE = {v.VOCAB_SIZE}: needs at least 260 (256 bytes and 4 special tokens)")
-    require(v.MAX_SEQ_LEN >= 3, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: needs at least 3 (<start>, one token, <end>)")
-    require(
-        max(0, v.MAX_SEQ_LEN - 2) >= v.MIN_LENGTH,
-        f"MIN_LENGTH = {v.MIN_LENGTH}: at most {v.MAX_SEQ_LEN - 2} go between <start> and <end> "
-        f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
-    )
-    require(
-        _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),
-        f"DECODER_EMBED_DIM = {v.DECODER_EMBED_DIM} must be a multiple of DECODER_HEADS = {v.DECODER_HEADS}",
-    )
-    require(
-        v.BATCH_SIZE >= v.CAPTIONS_PER_IMAGE,
-        f"BATCH_SIZE = {v.BATCH_SIZE} counts captions and must be at least CAPTIONS_PER_IMAGE = {v.CAPTIONS_PER_IMAGE}",
-    )
-    require(
-        v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}"
-    )
-    require(0 <= v.MAX_BAD_FRACTION <= 1, f"MAX_BAD_FRACTION = {v.MAX_BAD_FRACTION}: must be from 0 to 1")
-    require(0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
-    require(
-        all(0 <= beta < 1 for beta in v.ADAM_BETAS), f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1"
-    )
-    kind, _, number = v.DEVICE.partition(":")
-    require(
-        kind in ("auto", "cpu", "mps", "cuda") and (not number or number.isdigit()),
-        f"DEVICE = {v.DEVICE!r}: must be auto, cpu, mps, cuda or cuda:<number>",
-    )
-    for name in ("VAL_SPLITS", "TEST_SPLITS"):
-        shared = sorted(set(v.TRAIN_SPLITS) & set(getattr(v, name)))
-        require(not shared, f"{name} and TRAIN_SPLITS both name {', '.join(shared)}: give each split one use")
-    for name in ("DATASET", "RUN_NAME"):
-        text = getattr(v, name)
-        require(
-            text is None or (text not in ("", ".", "..") and not set(text) & set("/\\\0")),
-            f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
-        )
-    require(
-        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),
-        "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
-    )
-    require(
-        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH != "last" or v.RUN_NAME is not None,
-        "INIT_CHECKPOINT_PATH with RESUME_CHECKPOINT_PATH 'last' needs a RUN_NAME: 'last' could be another run",
-    )
-    if v.ENCODER_MODEL_NAME is None:
-        require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
-        require(
-            _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE or 64),
-            f"IMAGE_SIZE = {v.IMAGE_SIZE or 64} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
-        )
-        require(
-            _divides(v.VIT_HEADS, v.VIT_EMBED_DIM),
-            f"VIT_EMBED_DIM = {v.VIT_EMBED_DIM} must be a multiple of VIT_HEADS = {v.VIT_HEADS}",
-        )
-        require(
-            v.VIT_STEM == "patch" or v.VIT_PATCH_SIZE in (2, 4, 8, 16, 32),
-            f"VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}: VIT_STEM 'conv' halves the picture each time: 2, 4, 8, 16 or 32",
-        )
-    return problems
-
-
-def _divides(part: int, whole: int) -> bool:
-    return part < 1 or whole % part == 0  # below 1 is told by its own rule
 
 
 def _read_recipe(path: str) -> dict[str, Any]:
@@ -397,13 +270,13 @@ def _parser() -> argparse.ArgumentParser:
     for section, names in _comments().items():
         group = parser.add_argument_group(section)
         for name, comment in names.items():
-            flag = "--" + name.lower().replace("_", "-")
+            flags = ["--" + name.lower().replace("_", "-"), *(flag for flag, of in _SHORT.items() if of == name)]
             text = (comment + " " if comment else "") + f"[{CONSTANTS[name]}]"
             text = text.replace("%", "%%")
             if _TYPES[name] is bool:
-                group.add_argument(flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+                group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
             else:
-                group.add_argument(flag, dest=name, metavar=name.split("_")[-1], help=text)
+                group.add_argument(*flags, dest=name, metavar=name.split("_")[-1], help=text)
     return parser
 
 

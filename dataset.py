@@ -4,28 +4,23 @@ The order of an epoch is a pure function of (seed, epoch), so a resume finds its
 with any number of workers.
 """
 
-import contextlib
 import copy
-import functools
-import importlib.util
 import json
 import math
-import os
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-import pictures
 import signals
 from packing import Places, find_places
+from transform import load_image, resized
 
 Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together), numbers within the data set
 
@@ -290,63 +285,3 @@ def make_loader(
 
 def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:
     return [groups[i : i + size] for i in range(0, len(groups), size)]
-
-
-def load_image(path: Path | str, image_spec: dict[str, Any]) -> Tensor:
-    """The picture as an encoder wants it: uint8 (3, S, S), resized with antialiasing, upright as its EXIF says.
-
-    Raises ValueError with the path where it cannot be read.
-    """
-    try:
-        pixels = _decoded(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"The picture {path} cannot be read: {error}") from error
-    mode = image_spec["interpolation"]
-    side = image_spec["resize"]
-    # Resizing a tensor of bytes is about three times as fast as PIL's resize, and differs by one grey level at most.
-    if not image_spec["crop"]:
-        return resized(pixels, side, side, mode).contiguous()
-    height, width = pixels.shape[-2:]
-    shorter = min(height, width)  # gets the length `side`, and the picture keeps its shape
-    pixels = resized(pixels, side * height // shorter, side * width // shorter, mode)
-    cut = image_spec["size"]
-    # An odd rest is halved downwards, as the encoders' own processors do.
-    top, left = ((length - cut) // 2 for length in pixels.shape[-2:])
-    return pixels[:, top : top + cut, left : left + cut].contiguous()
-
-
-def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """uint8 (3, H, W) -> (3, height, width); mode: "bilinear" or "bicubic", antialiased, or "nearest".
-
-    The same kernels as torchvision's, whose import takes three seconds of every start.
-    """
-    if mode == "nearest":
-        return F.interpolate(pixels[None], (height, width), mode=mode)[0]
-    return F.interpolate(pixels[None], (height, width), mode=mode, antialias=True, align_corners=False)[0]
-
-
-def _decoded(path: Path | str) -> Tensor:
-    """uint8 (3, H, W), in memory by rows of pixels, which resizing reads fastest.
-
-    A plain JPEG goes through torchvision's decoder, 0.3 ms faster than PIL with its copies for 500 x 375; the pixels
-    are the same. Everything else, and whatever that decoder refuses, is pictures.read's.
-    """
-    decode = _jpeg_decoder()
-    if decode is not None and os.path.isfile(path):
-        data = np.fromfile(path, dtype=np.uint8)
-        size = pictures.plain_jpeg_size(data[:65536].tobytes())
-        if size and size[0] * size[1] <= pictures.MAX_PIXELS and max(size) <= pictures.MAX_ASPECT * min(size):
-            with contextlib.suppress(RuntimeError):
-                return decode(torch.from_numpy(data), 3, False)  # 3: as RGB
-    return torch.from_numpy(pictures.read(path).pixels).permute(2, 0, 1)
-
-
-@functools.cache
-def _jpeg_decoder() -> Callable[[Tensor, int, bool], Tensor] | None:
-    """torchvision's JPEG decoder without the import of torchvision, which takes three seconds; None where it is not."""
-    spec = importlib.util.find_spec("torchvision")
-    for library in sorted(Path(spec.origin).parent.glob("image*.so")) if spec and spec.origin else ():
-        with contextlib.suppress(OSError, AttributeError):
-            torch.ops.load_library(str(library))
-            return torch.ops.image.decode_jpeg.default
-    return None

@@ -2,6 +2,7 @@
 
     python evaluate.py                                        the newest run's best checkpoint, test split
     python evaluate.py --checkpoint runs/demo-001/last.safetensors --split val
+    python evaluate.py --checkpoint my_captioner              a folder that export.py wrote
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
     python evaluate.py --predictions anyones.json             score captions of any model, without one
@@ -29,7 +30,9 @@ _PARSER = argparse.ArgumentParser(
     epilog="All other flags are settings of config.py: python train.py --help",
     allow_abbrev=False,
 )
-_PARSER.add_argument("--checkpoint", help="a file, or several with commas between: an ensemble [the newest run's best]")
+_PARSER.add_argument(
+    "--checkpoint", help="a file or an exported folder; several with commas: an ensemble [the newest run's best]"
+)
 _PARSER.add_argument("--split", default="test", help="train, val, test (as TEST_SPLITS says), or another one [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
@@ -143,7 +146,7 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
 def compare(arguments: argparse.Namespace, own: list[str]) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
     places = [
-        evaluate(arguments, own, [Path(name)], reuse=True) if name.endswith(".safetensors") else Path(name)
+        evaluate(arguments, own, inference.find_checkpoints(name, ""), reuse=True) if _is_model(name) else Path(name)
         for name in arguments.compare
     ]
     if distributed.rank() != 0:
@@ -263,6 +266,11 @@ def finish(
     results.drop_kept(output)
     print(results.scores_table(scores))
     print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
+
+
+def _is_model(name: str) -> bool:
+    """Whether a side of --compare is to be captioned first."""
+    return name.endswith(".safetensors") or inference.is_exported(Path(name) / "model.safetensors")
 
 
 def _caption_batches(loaded: inference.Loaded, images: data.ImageTextDataset) -> Any:

@@ -16,18 +16,25 @@ import config
 import dataset as data
 import decode
 import model as models
+import pretrained
 import runs
 import tokenizer as tokenizers
+from hub import WEIGHTS
+from pretrained import CaptionText
 
 
 def load_state(path: Path, argv: list[str]) -> tuple[dict[str, Any], Any]:
-    """A checkpoint, and the settings for using it: its own where they fix the model, else config.py; then argv."""
+    """A checkpoint, and the settings for using it: its own where they fix the model, else config.py; then argv.
+
+    path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
+    """
     try:
-        state = checkpoint.load(path)
+        state = pretrained.read(path.parent) if is_exported(path) else checkpoint.load(path)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     own = {name: state["config"][name] for name in config.CHECKPOINT_SETTINGS if name in state["config"]}
-    settings = config.load(argv, base=own | {"DATA_DIR": state["config"]["DATA_DIR"]})
+    place = {name: state["config"][name] for name in ("DATA_DIR",) if name in state["config"]}
+    settings = config.load(argv, base=own | place)
     changed = config.differences(settings, own, [n for n in own if n not in config.DATA_SETTINGS])
     if changed:
         raise SystemExit(f"{path} was trained with other settings, which cannot change now: {'; '.join(changed)}")
@@ -37,13 +44,10 @@ def load_state(path: Path, argv: list[str]) -> tuple[dict[str, Any], Any]:
 def load_model(state: dict[str, Any], device: torch.device) -> tuple[models.ImageToTextModel, Tokenizer]:
     """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set."""
     try:
-        tokenizer = tokenizers.from_json(state["tokenizer"])
-        model = models.build(state["config"], tokenizer.get_vocab_size(), state["model_arguments"])
-        checkpoint.check_fits(model, state["model_state_dict"], "The checkpoint")
+        model, tokenizer = pretrained.assemble(state, models.build)
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    model.load_state_dict(state["model_state_dict"])
-    return model.to(device).eval(), tokenizer
+    return model.to(device), tokenizer
 
 
 class Loaded(NamedTuple):
@@ -79,23 +83,39 @@ def load_models(paths: Sequence[Path], argv: list[str]) -> Loaded:
     return Loaded([model for model, _ in loaded], loaded[0][1], states, settings, device)
 
 
-def find_checkpoints(paths: str | None, output_dir: str) -> list[Path]:
-    """The files of `paths`, separated by commas, or the one that `find_checkpoint` finds. SystemExit where missing."""
-    if paths is None or Path(paths).is_file():
-        return [find_checkpoint(paths, output_dir)]
-    return [find_checkpoint(path, output_dir) for path in paths.split(",")]
+def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> list[Path]:
+    """The files of `paths`, separated by commas, as `find_checkpoint` finds them. SystemExit where one is missing."""
+    if paths is None or Path(paths).exists():
+        return [find_checkpoint(paths, output_dir, hub)]
+    return [find_checkpoint(path, output_dir, hub) for path in paths.split(",")]
 
 
-def find_checkpoint(path: str | None, output_dir: str) -> Path:
-    """`path`, or the best checkpoint of the newest run under `output_dir`. SystemExit where there is none."""
-    if path is not None:
-        if not Path(path).is_file():
-            raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run.")
+def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Path:
+    """A checkpoint file; of an exported folder its weights; without `path` the newest run's best under `output_dir`.
+
+    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none.
+    """
+    if path is None:
+        best = runs.best_of_newest(output_dir)
+        if best is None:
+            raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
+        return best
+    if Path(path).is_file():
         return Path(path)
-    best = runs.best_of_newest(output_dir)
-    if best is None:
-        raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
-    return best
+    if Path(path).is_dir() or (hub and path.count("/") == 1 and not path.endswith(".safetensors")):
+        try:
+            folder = pretrained.locate(path)
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+        if not is_exported(folder / WEIGHTS):
+            raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
+        return folder / WEIGHTS
+    raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run, or an exported folder.")
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `path` are the weights of an exported folder."""
+    return path.name == WEIGHTS and pretrained.is_export(path.parent)
 
 
 def pick_device(name: str) -> torch.device:
@@ -128,17 +148,7 @@ GREEDY = decode.Options()
 
 def search_options(settings: Any) -> decode.Options:
     """The beam search that the settings ask for."""
-    return decode.Options(
-        beam_size=settings.BEAM_SIZE, length_penalty=settings.LENGTH_PENALTY, min_length=settings.MIN_LENGTH,
-        no_repeat_ngram=settings.NO_REPEAT_NGRAM,
-    )  # fmt: skip
-
-
-class CaptionText(NamedTuple):
-    text: str
-    log_prob: float  # sum over its tokens
-    score: float  # log_prob / length ** length_penalty, see decode.py
-    ids: list[int]  # its tokens without <start> and <end>
+    return pretrained.search_options(config.as_dict(settings))
 
 
 def caption_batches(
@@ -167,16 +177,8 @@ def caption_batches(
     for parts in zip(*loaders.values(), strict=True):
         pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
         with autocast(device, pick_dtype(precision, device)):
-            steps = [member.start_decoding(pixels[view]) for member, view in zip(members, views, strict=True)]
-            results = decode.decode(
-                decode.ensemble(steps), len(parts[0].images), options, start_id=tokenizers.START,
-                end_id=tokenizers.END, max_length=min(member.decoder.max_seq_len for member in members) - 1,
-                generator=generator, device=device,
-            )  # fmt: skip
-        yield [
-            [CaptionText(tokenizers.decode(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in captions]
-            for captions in results
-        ]
+            found = pretrained.decode_pictures(members, tokenizer, [pixels[v] for v in views], options, generator)
+        yield found
 
 
 def _seen_with(images: data.ImageTextDataset, image_spec: dict[str, Any]) -> data.ImageTextDataset:

@@ -8,6 +8,7 @@ The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied toke
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import encoder as encoders
+import pretrained
 from packing import Places, find_places, pack, unpack
 
 # per layer: "memory_k" (N, H, D/H, P), "memory_v" (N, H, P, D/H), "k/v" (N*K, H, tokens so far, D/H)
@@ -80,6 +82,23 @@ class ImageToTextModel(nn.Module):
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
+        self.tokenizer = self.about = None  # from_pretrained sets them: a model that can caption files by itself
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "ImageToTextModel":
+        """The model of an exported folder, or of the Hub by its id and a revision, in eval mode on the CPU.
+
+        A folder needs no network. Raises ValueError with one line where there is none or it is damaged.
+        """
+        return pretrained.load(name, revision, build)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write such a folder, of a model that from_pretrained gave; see pretrained.write for what is refused."""
+        pretrained.save(self, Path(folder))
+
+    def caption(self, path: str | Path, **options: Any) -> str:
+        """The best caption of a picture file; options as in pretrained.captions, which gives more than this one."""
+        return pretrained.captions(self, [path], **options)[0][0].text
 
     def _initialise(self) -> None:
         """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.

@@ -24,7 +24,7 @@ LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_c
 _NEW = ".new.safetensors"
 _STRAY = re.compile(
     r"\.(\.new|last|previous|best_cider|checkpoint_epoch_\S+)\.safetensors\.\d+\.tmp|\.log\.jsonl\.\d+\.tmp"
-    r"|\.nanocaption-\w+|\.new\.safetensors"
+    r"|\.nanocaption-\w+|\.new\.safetensors|\.export\.\d+\.tmp"
 )
 
 

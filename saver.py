@@ -1,7 +1,7 @@
 """Checkpoints of a run, written by a thread beside the training, which waits for a copy of the tensors only."""
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ class Saver:
         self.run = run
         self.keep_best = keep_best
         self.failed = False  # whether the newest attempt failed
+        self.on_saved: Callable[[dict[str, Any], Sequence[str]], None] | None = None  # in the thread, after each save
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
         self._written: tuple[int, ...] = ()  # the identity of the last.safetensors that was written and verified here
@@ -48,6 +49,8 @@ class Saver:
             runs.save(self.run, state, names=names, keep=self.keep_best, last_is_whole=trusted)
             self._written = _identity(last)
             self.failed = False
+            if self.on_saved is not None:
+                self.on_saved(state, names)
         except OSError as error:
             self.failed = True
             needed = checkpoint.size_in_bytes(state) / 1e6

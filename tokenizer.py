@@ -14,6 +14,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
+FOR_TRANSFORMERS = {  # tokenizer_config.json
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
+    "clean_up_tokenization_spaces": False,
+    "split_special_tokens": True,  # "<end>" in a caption is text there as well
+}  # fmt: skip
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "digest.json")
 
 
@@ -51,13 +57,7 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int
     (folder / "digest.json").unlink(missing_ok=True)  # written last: without it the folder counts as unfinished
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
-    config = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
-        "clean_up_tokenization_spaces": False,
-        "split_special_tokens": True,  # "<end>" in a caption is text there as well
-    }  # fmt: skip
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(FOR_TRANSFORMERS, indent=1), encoding="utf-8")
     digest = {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}
     (folder / "digest.json").write_text(json.dumps(digest, indent=1), encoding="utf-8")
     return tokenizer

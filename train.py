@@ -35,6 +35,7 @@ import dataset as data  # noqa: E402
 import distributed  # noqa: E402
 import encoder  # noqa: E402
 import evaluate as evaluation  # noqa: E402
+import export  # noqa: E402
 import inference  # noqa: E402
 import report  # noqa: E402
 import runlog  # noqa: E402
@@ -63,6 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     with signals.catch() as requests:
         distributed.start(device.type)
         try:
+            export.check_hub(settings)
             for note in notes + (resume.notes if resume else []):
                 runlog.console(note)
             folder = resume.path.parent if resume else runs.new_folder(settings)
@@ -73,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
                     runs.check_still_newest(folder, saved)
                 run, progress = prepare(settings, folder, device, requests, saved, initial)
                 run = run._replace(wandb_run=setup_wandb(settings, folder.name, saved))
-                with run.log or contextlib.nullcontext():
+                with run.log or contextlib.nullcontext(), export.uploads(settings, folder, run.saver):
                     fit(run, progress)
         finally:
             distributed.stop()

@@ -220,3 +220,13 @@ def test_unchanged_since_and_differences_see_through_json(monkeypatch):
         "ADAM_BETAS: [0.9, 0.98] -> (0.9, 0.99)",
         "SEED: 1 -> 3",
     ]
+
+
+def test_the_short_name_of_a_flag_serves_wherever_the_long_one_does():
+    assert config.load(["--lr", "2e-3"]).LEARNING_RATE == config.load(["--learning-rate", "2e-3"]).LEARNING_RATE == 2e-3
+    assert config.take_settings(["a.jpg", "--lr", "2e-3", "--lr=1", "--json"]) == (
+        ["--lr", "2e-3", "--lr=1"], ["a.jpg", "--json"],
+    )  # fmt: skip
+    assert "--learning-rate" in config._parser().format_help() and "--lr " in config._parser().format_help()
+    assert refusal("--lr", "fast") == ["  - LEARNING_RATE = 'fast': must be a number"]
+    assert set(config._SHORT.values()) <= set(config.CONSTANTS)

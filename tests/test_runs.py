@@ -248,7 +248,7 @@ def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(run):
 
 
 def test_strays_of_a_kill_are_removed_and_nothing_else(run):
-    strays = [".new.safetensors", ".last.safetensors.12.tmp", ".nanocaption-a3_x", ".log.jsonl.5.tmp",
+    strays = [".new.safetensors", ".last.safetensors.12.tmp", ".nanocaption-a3_x", ".log.jsonl.5.tmp", ".export.3.tmp",
               ".checkpoint_epoch_1_val_loss_2.0000.safetensors.12.tmp"]  # fmt: skip
     others = ["last.safetensors", ".lock", ".thesis.tmp", ".tmpAbCdEf", "notes.tmp"]
     (run / "..new.safetensors.12.tmp").mkdir()
