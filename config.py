@@ -156,7 +156,8 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     """
     values = dict(CONSTANTS)
     # A value of this file may be wrong as well: it was edited by hand.
-    problems = [problem for name in values for problem in [config_checks.type_problem(name, values[name], _TYPES[name])] if problem]
+    checked = [config_checks.type_problem(name, value, _TYPES[name]) for name, value in values.items()]
+    problems = [problem for problem in checked if problem]
     constants_fit = not problems
     for name, value in (base or {}).items():
         if name in values:
