@@ -211,8 +211,8 @@ def attend(
 ) -> list[dict[str, Any]]:
     """What each word of a caption looked at, JSON-ready, see attention.as_json; one entry per caption.
 
-    images: (N, 3, S, S) on any device, as `ImageToTextModel.encode` takes them. captions: N lists of ids without
-    <start> and <end>, the model's own or any others.
+    images: (N, 3, S, S) on any device, as `ImageToTextModel.encode` takes them, or (1, 3, S, S) for captions of one
+    picture. captions: N lists of ids without <start> and <end>, the model's own or any others.
     """
     return [attention.as_json(seen) for seen in attend_maps(model, tokenizer, images, captions)]
 
@@ -228,7 +228,8 @@ def attend_maps(
     for row, ids in zip(tokens, captions, strict=True):
         inputs = [tokenizers.START, *ids][: max(1, len(ids))]  # a token is chosen at the place of the one before
         row[: len(inputs)] = torch.tensor(inputs)
-    weights, side = model.cross_attention(images.to(model.mean.device), tokens.to(model.mean.device))
+    image_index = torch.zeros(len(captions), dtype=torch.long) if len(images) == 1 else None
+    weights, side = model.cross_attention(images.to(model.mean.device), tokens.to(model.mean.device), image_index)
     return [
         attention.word_maps(tokenizer, ids, weights[:, row, : len(ids)].cpu(), side) for row, ids in enumerate(captions)
     ]

@@ -62,8 +62,9 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def open(self, path: Path, address: str = "") -> None:
-        self.send("Page.navigate", url=path.as_uri() + address)
+    def open(self, path: Path | str, address: str = "") -> None:
+        """A file with what may follow its name, e.g. #order=worst; or the URL of a server."""
+        self.send("Page.navigate", url=(path if isinstance(path, str) else path.as_uri()) + address)
         self.run("new Promise(done => document.readyState === 'complete' ? done() : addEventListener('load', done))")
 
     def mouse(self, selector: str | None, click: bool = False) -> None:

@@ -1,0 +1,320 @@
+"""A page in the browser: drop a picture, read its captions, tap a word to see what it looked at.
+
+    python demo.py                                            the newest run's best checkpoint
+    python demo.py runs/demo-001/last.safetensors --port 7861
+    python demo.py my_captioner --host 0.0.0.0                an exported folder, for all who reach this machine
+
+It needs Gradio: pip install -r requirements-demo.txt. Pictures stay on this machine, and are deleted when the page ends.
+"""
+
+import argparse
+import base64
+import html
+import importlib.util
+import io
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import config
+
+_PARSER = argparse.ArgumentParser(
+    prog="demo.py",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog="All other flags are settings of config.py, e.g. --beam-size, --data-dir, --device: python train.py --help",
+    allow_abbrev=False,
+)
+_PARSER.add_argument(
+    "checkpoint", nargs="?", help="a checkpoint file or an exported folder [the best of the newest run]"
+)
+_PARSER.add_argument("--port", type=int, help="of the page's address [the first free one from 7860]")
+_PARSER.add_argument("--host", default="127.0.0.1", help="0.0.0.0 = open to the network [127.0.0.1, this machine only]")
+_PARSER.add_argument("--share", action="store_true", help="a public address, through Gradio's servers")
+
+EXAMPLES = 12
+MAX_CAPTIONS, MAX_BEAMS = 8, 10
+SHOWN_SIDE = 960  # pixels: a phone's picture is sent back smaller
+
+
+def main(argv: list[str]) -> None:
+    own, rest = config.take_settings(argv)
+    arguments = _PARSER.parse_intermixed_args(rest)
+    settings = config.load(own)  # --help and mistakes answer before torch is imported
+    if importlib.util.find_spec("gradio") is None:
+        raise SystemExit("The demo page needs Gradio: pip install -r requirements-demo.txt")
+    if arguments.port is not None and not 1 <= arguments.port <= 65535:
+        raise SystemExit(f"--port {arguments.port}: must be 1 to 65535")
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+
+    import inference
+
+    path = inference.find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
+    loaded = inference.load_models([path], own)
+    title = f"{path.parent.name}/{path.name}" if not inference.is_exported(path) else path.parent.resolve().name
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
+    with tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder
+        page = build_page(loaded, title, held_out(loaded))
+        try:
+            _, address, public = page.launch(
+                server_name=arguments.host, server_port=arguments.port, share=arguments.share, show_error=True,
+                quiet=True, prevent_thread_lock=True, run_history=False, footer_links=[], css=CSS, head=HEAD,
+                enable_monitoring=False, theme=_theme(),
+            )  # fmt: skip
+        except OSError as error:
+            raise SystemExit(f"--host {arguments.host} --port {arguments.port}: {error}") from error
+        print(f"{path}: {public or address} (Ctrl-C ends it)", flush=True)
+        try:
+            signal.pause()
+        except KeyboardInterrupt:
+            page.close(verbose=False)
+
+
+def held_out(loaded: Any) -> list[Path]:
+    """The first pictures of the model's own test split, if that very data set is on this disk; else none."""
+    import dataset as data
+
+    settings, state = loaded.settings, loaded.states[0]
+    folder = Path(settings.DATA_DIR) / settings.DATASET
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        if manifest["captions_sha256"] != state.get("captions_sha256"):
+            return []  # other captions, perhaps another split: these pictures may have been trained on
+        records = data.load_records(folder, settings.TEST_SPLITS)
+    except (OSError, ValueError, KeyError):
+        return []
+    paths = [folder / "images" / record["file_name"] for record in records[:EXAMPLES]]
+    return [path for path in paths if path.is_file()]
+
+
+# --- Captions ---
+
+
+def find_captions(loaded: Any, path: Path, *, beams: int, number: int, temperature: float) -> dict[str, list[Any]]:
+    """{"beam", "sampled": their captions (inference.CaptionText), best first; "maps": inference.attend of both}.
+
+    beams: of the search; number: how many captions of each kind, the search takes as many beams at least.
+    ValueError where the picture cannot be read.
+    """
+    import torch
+
+    import inference
+    import pretrained
+    from transform import load_image
+
+    model, settings = loaded.models[0], loaded.settings
+    pixels = load_image(path, model.image_spec)[None].to(loaded.device)
+    search = inference.search_options(settings)._replace(beam_size=max(beams, number))
+    draw = search._replace(samples=number, temperature=temperature)
+    with torch.inference_mode(), inference.autocast(
+        loaded.device, inference.pick_dtype(settings.PRECISION, loaded.device)
+    ):
+        found = [
+            pretrained.decode_pictures([model], loaded.tokenizer, [pixels], options)[0] for options in (search, draw)
+        ]
+        beam, sampled = found[0][:number], found[1]
+        maps = inference.attend(model, loaded.tokenizer, pixels, [caption.ids for caption in beam + sampled])
+    return {"beam": beam, "sampled": sampled, "maps": maps}
+
+
+# --- The page ---
+
+
+def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
+    """The page as gradio.Blocks."""
+    import gradio as gr
+
+    def show(path: str | None, beams: float, number: float, temperature: float) -> str:
+        if path is None:
+            return ""
+        return result_html(loaded, Path(path), beams=int(beams), number=int(number), temperature=temperature)
+
+    with gr.Blocks(title=f"nanoCaption: {title}", analytics_enabled=False) as page:
+        gr.HTML(f'<header class="nc"><h1>What is in this picture?</h1><p>{html.escape(title)}</p></header>')
+        chosen = gr.State()
+        drop = gr.File(label="Your picture", file_types=["image"], height=132, elem_id="drop")
+        result = gr.HTML(elem_id="result")
+        if examples:
+            images = gr.Dataset(
+                label="Pictures the model was not trained on", components=[gr.Image(render=False)],
+                samples=[[str(path.resolve())] for path in examples], elem_id="examples", samples_per_page=EXAMPLES,
+            )  # fmt: skip
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            number = gr.Slider(1, MAX_CAPTIONS, 3, step=1, label="Captions of each kind")
+            first = min(loaded.settings.BEAM_SIZE, MAX_BEAMS)
+            beams = gr.Slider(1, MAX_BEAMS, first, step=1, label="Beam size", info="1 = greedy")
+            temperature = gr.Slider(
+                0, 2, 1, step=0.1, label="Temperature", info="of the random captions: lower = likelier words"
+            )
+            again = gr.Button("Caption it again")
+        inputs = [chosen, beams, number, temperature]
+        follow: dict[str, Any] = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True}
+        # The drop zone is emptied at once, ready for the next picture: the result shows this one.
+        drop.upload(lambda path: (path, None), drop, [chosen, drop], show_progress="hidden").then(**follow)
+        if examples:
+            images.click(lambda place: str(examples[place]), images, chosen, show_progress="hidden").then(**follow)
+            images.type = "index"
+        again.click(**follow)
+    return page
+
+
+def _theme() -> Any:
+    import gradio as gr
+
+    return gr.themes.Default(
+        primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
+    )
+
+
+def result_html(loaded: Any, path: Path, **how: Any) -> str:
+    """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
+    import pictures
+    import report
+
+    try:
+        image = shown_picture(path)
+        found = find_captions(loaded, path, **how)
+        box = report.seen_part(path, loaded.models[0].image_spec)
+    except ValueError as error:
+        reason = str(error) if isinstance(error, pictures.PictureError) else str(error).rpartition(": ")[2]
+        return f'<p class="nc problem" role="alert">{html.escape(path.name)} cannot be read: {html.escape(reason)}</p>'
+    likeliest = max(caption.log_prob for caption in found["beam"] + found["sampled"])
+    parts, maps = [], iter(found["maps"])
+    for heading, captions in (("Beam search", found["beam"]), ("Drawn at random", found["sampled"])):
+        counts = Counter(caption.text for caption in captions)
+        rows = {caption.text: caption_html(caption, counts[caption.text], likeliest, next(maps)) for caption in captions}
+        parts.append(f'<h2>{heading}</h2><ol>{"".join(rows.values())}</ol>')
+    x, y, right, bottom = box
+    place = f"--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
+    return (
+        f'<div class="nc result"><figure><div class="stage" style="{place}"><img src="{image}" alt="your picture">'
+        '<div class="veil"></div></div><figcaption>Tap a word: the picture stays light where the model looked.'
+        f'</figcaption></figure><div>{"".join(parts)}</div></div>'
+    )
+
+
+def caption_html(caption: Any, count: int, likeliest: float, maps: dict[str, Any]) -> str:
+    """One caption as a list entry. likeliest: the log-probability whose bar is full; count: how often it was drawn."""
+    words = " ".join(
+        f'<button type="button" class="word" aria-pressed="false" data-map="{mask(maps, word["weights"])}">'
+        f'{html.escape(word["text"])}</button>'
+        for word in maps["words"]
+    )
+    share = 100 * math.exp(caption.log_prob - likeliest)
+    times = f" · drawn {count} times" if count > 1 else ""
+    return (
+        f'<li><p class="caption" dir="auto">{words or "<em>no words</em>"}</p>'
+        f'<p class="chance" style="--share:{share:.1f}%">{chance(caption.log_prob)}{times}</p></li>'
+    )
+
+
+def chance(log_prob: float) -> str:
+    """A log-probability for people: "12 %", "0.35 %", and below a thousandth "1 in 12,000"."""
+    probability = math.exp(log_prob)
+    if probability >= 0.001:
+        return f"{float(f'{100 * probability:.2g}'):g} %"
+    return f"1 in {float(f'{math.exp(min(-log_prob, 700)):.2g}'):,.0f}" if log_prob > -35 else "nearly 0 %"
+
+
+def mask(maps: dict[str, Any], weights: Sequence[int]) -> str:
+    """A word's map as a small PNG (data URI): the more opaque, the more it looked there."""
+    from PIL import Image
+
+    low, high = min(weights), max(weights)
+    alpha = bytes(round(255 * (weight - low) / max(1, high - low)) for weight in weights)
+    image = Image.new("LA", (maps["cols"], maps["rows"]))
+    image.putalpha(Image.frombytes("L", image.size, alpha))
+    return data_uri(image, "PNG")
+
+
+def shown_picture(path: Path) -> str:
+    """The picture upright and no larger than the page needs, as a data URI. Raises pictures.PictureError."""
+    from PIL import Image
+
+    import pictures
+
+    image = Image.fromarray(pictures.read(path).pixels)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return data_uri(image, "JPEG")
+
+
+def data_uri(image: Any, kind: str) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, kind)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# The veil covers what lies outside of what the encoder sees, and inside of that what the word's map leaves.
+CSS = """
+.gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
+.nc h1 { font-size: clamp(24px, 5vw, 34px); font-weight: 650; letter-spacing: -0.02em; margin: 8px 0 0; }
+.nc header p, header.nc p { color: var(--body-text-color-subdued); overflow-wrap: anywhere; margin: 2px 0 0; }
+.nc.result { display: grid; gap: 12px 32px; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.nc figure { margin: 0; }
+.nc .stage { position: relative; overflow: hidden; border-radius: 10px; width: fit-content; min-width: min(320px, 100%);
+  margin: 0 auto; }
+.nc .stage img { display: block; width: 100%; max-height: 60vh; object-fit: contain; margin: 0; }
+.nc .veil { position: absolute; inset: 0; background: rgb(8 8 16 / 88%); opacity: 0; pointer-events: none;
+  mask-composite: exclude; mask-repeat: no-repeat; }
+.nc .veil.on { opacity: 1; }
+.nc figcaption { color: var(--body-text-color-subdued); font-size: 13px; margin-top: 8px; text-align: center; }
+.nc h2 { font-size: 13px; font-weight: 600; color: var(--body-text-color-subdued); margin: 0 0 4px; }
+.nc ol { list-style: none; padding: 0; margin: 0 0 16px; }
+.nc li { padding: 8px 0; margin: 0; border-top: 1px solid var(--border-color-primary); }
+.nc .caption { font-size: 18px; line-height: 1.45; margin: 0; }
+.nc .word { padding: 2px 3px; margin: 0 -3px; border-radius: 5px; cursor: pointer; font: inherit; color: inherit;
+  text-decoration: underline dotted 1.5px var(--body-text-color-subdued); text-underline-offset: 4px; }
+.nc .word:hover, .nc .word[aria-pressed=true] { background: var(--body-text-color); text-decoration: none;
+  color: var(--body-background-fill); }
+.nc .chance { font-size: 13px; margin: 6px 0 0; padding-top: 6px; color: var(--body-text-color-subdued);
+  background: linear-gradient(var(--color-accent) 0 0) 0 0 / var(--share) 3px no-repeat,
+    linear-gradient(var(--border-color-primary) 0 0) 0 0 / 100% 3px no-repeat; }
+.nc.problem { border: 1px solid var(--error-border-color); background: var(--error-background-fill); padding: 12px 16px;
+  color: var(--error-text-color); border-radius: 10px; margin: 0; overflow-wrap: anywhere; }
+"""
+
+# Hover looks for a moment, a tap or Enter keeps the word, a second tap lets it go.
+HEAD = """
+<script>
+(() => {
+  const wordOf = event => event.target.closest?.(".nc .word");
+  function look(result, word) {
+    const veil = result.querySelector(".veil"), stage = result.querySelector(".stage");
+    veil.classList.toggle("on", Boolean(word));
+    if (!word) return;
+    const part = name => Number(stage.style.getPropertyValue(name)) * (/x|w/.test(name) ? stage.clientWidth : stage.clientHeight);
+    veil.style.maskImage = `url(${word.dataset.map}), linear-gradient(#000 0 0)`;
+    veil.style.maskPosition = `${part("--x")}px ${part("--y")}px, 0 0`;
+    veil.style.maskSize = `${part("--w")}px ${part("--h")}px, 100% 100%`;
+  }
+  const kept = result => result.querySelector(".word[aria-pressed=true]");
+  document.addEventListener("pointerover", event => {
+    const result = event.target.closest?.(".nc.result");
+    if (result && event.pointerType === "mouse") look(result, wordOf(event) ?? kept(result));
+  });
+  document.addEventListener("click", event => {
+    const word = wordOf(event), result = word?.closest(".result");
+    if (!word) return;
+    const keep = word.getAttribute("aria-pressed") !== "true";
+    kept(result)?.setAttribute("aria-pressed", "false");
+    word.setAttribute("aria-pressed", keep);
+    look(result, keep ? word : null);
+  });
+})();
+</script>
+"""
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        raise SystemExit(str(error)) from error
