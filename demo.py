@@ -4,7 +4,7 @@
     python demo.py runs/demo-001/last.safetensors --port 7861
     python demo.py my_captioner --host 0.0.0.0                an exported folder, for all who reach this machine
 
-It needs Gradio: pip install -r requirements-demo.txt. Pictures stay on this machine, and are deleted when the page ends.
+It needs Gradio: pip install -r requirements-demo.txt. The pictures stay on this machine, and are deleted at the end.
 """
 
 import argparse
@@ -138,10 +138,11 @@ def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
         return result_html(loaded, Path(path), beams=int(beams), number=int(number), temperature=temperature)
 
     with gr.Blocks(title=f"nanoCaption: {title}", analytics_enabled=False) as page:
-        gr.HTML(f'<header class="nc"><h1>What is in this picture?</h1><p>{html.escape(title)}</p></header>')
+        head = f'<header class="nc"><h1>What is in this picture?</h1><p>{html.escape(title)}</p></header>'
+        gr.HTML(head, apply_default_css=False)
         chosen = gr.State()
         drop = gr.File(label="Your picture", file_types=["image"], height=132, elem_id="drop")
-        result = gr.HTML(elem_id="result")
+        result = gr.HTML(elem_id="result", apply_default_css=False)
         if examples:
             images = gr.Dataset(
                 label="Pictures the model was not trained on", components=[gr.Image(render=False)],
@@ -152,7 +153,7 @@ def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
             first = min(loaded.settings.BEAM_SIZE, MAX_BEAMS)
             beams = gr.Slider(1, MAX_BEAMS, first, step=1, label="Beam size", info="1 = greedy")
             temperature = gr.Slider(
-                0, 2, 1, step=0.1, label="Temperature", info="of the random captions: lower = likelier words"
+                0, 2, 0.7, step=0.1, label="Temperature", info="of the random captions: lower = likelier words"
             )
             again = gr.Button("Caption it again")
         inputs = [chosen, beams, number, temperature]
@@ -181,6 +182,7 @@ def result_html(loaded: Any, path: Path, **how: Any) -> str:
 
     try:
         image = shown_picture(path)
+        width, height = image.size
         found = find_captions(loaded, path, **how)
         box = report.seen_part(path, loaded.models[0].image_spec)
     except ValueError as error:
@@ -188,16 +190,19 @@ def result_html(loaded: Any, path: Path, **how: Any) -> str:
         return f'<p class="nc problem" role="alert">{html.escape(path.name)} cannot be read: {html.escape(reason)}</p>'
     likeliest = max(caption.log_prob for caption in found["beam"] + found["sampled"])
     parts, maps = [], iter(found["maps"])
-    for heading, captions in (("Beam search", found["beam"]), ("Drawn at random", found["sampled"])):
+    kinds = (("Beam search", "and the probability of the whole caption", found["beam"]),
+             ("Drawn at random", "likelier words more often", found["sampled"]))  # fmt: skip
+    for heading, note, captions in kinds:
         counts = Counter(caption.text for caption in captions)
-        rows = {caption.text: caption_html(caption, counts[caption.text], likeliest, next(maps)) for caption in captions}
-        parts.append(f'<h2>{heading}</h2><ol>{"".join(rows.values())}</ol>')
+        rows = {c.text: caption_html(c, counts[c.text], likeliest, next(maps)) for c in captions}
+        parts.append(f'<h2>{heading} <small>{note}</small></h2><ol>{"".join(rows.values())}</ol>')
     x, y, right, bottom = box
-    place = f"--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
+    place = f"--ratio:{width / height};--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
     return (
-        f'<div class="nc result"><figure><div class="stage" style="{place}"><img src="{image}" alt="your picture">'
-        '<div class="veil"></div></div><figcaption>Tap a word: the picture stays light where the model looked.'
-        f'</figcaption></figure><div>{"".join(parts)}</div></div>'
+        f'<div class="nc result"><figure><div class="stage" style="{place}">'
+        f'<img src="{data_uri(image, "JPEG")}" alt="the picture"><div class="veil"></div></div>'
+        "<figcaption>Tap a word: the picture stays light where the model looked.</figcaption></figure>"
+        f'<div>{"".join(parts)}</div></div>'
     )
 
 
@@ -235,15 +240,15 @@ def mask(maps: dict[str, Any], weights: Sequence[int]) -> str:
     return data_uri(image, "PNG")
 
 
-def shown_picture(path: Path) -> str:
-    """The picture upright and no larger than the page needs, as a data URI. Raises pictures.PictureError."""
+def shown_picture(path: Path) -> Any:
+    """The picture (PIL) upright and no larger than the page needs. Raises pictures.PictureError."""
     from PIL import Image
 
     import pictures
 
     image = Image.fromarray(pictures.read(path).pixels)
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return data_uri(image, "JPEG")
+    return image
 
 
 def data_uri(image: Any, kind: str) -> str:
@@ -254,31 +259,43 @@ def data_uri(image: Any, kind: str) -> str:
 
 # The veil covers what lies outside of what the encoder sees, and inside of that what the word's map leaves.
 CSS = """
-.gradio-container { max-width: 1040px !important; margin: 0 auto !important; }
-.nc h1 { font-size: clamp(24px, 5vw, 34px); font-weight: 650; letter-spacing: -0.02em; margin: 8px 0 0; }
-.nc header p, header.nc p { color: var(--body-text-color-subdued); overflow-wrap: anywhere; margin: 2px 0 0; }
-.nc.result { display: grid; gap: 12px 32px; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
-.nc figure { margin: 0; }
-.nc .stage { position: relative; overflow: hidden; border-radius: 10px; width: fit-content; min-width: min(320px, 100%);
-  margin: 0 auto; }
-.nc .stage img { display: block; width: 100%; max-height: 60vh; object-fit: contain; margin: 0; }
+.gradio-container { max-width: 1040px !important; margin: 0 auto !important; overflow: clip !important; }
+.gradio-container .main.fillable { padding: 8px clamp(2px, 2vw, 20px); }
+.gradio-container .html-container { padding: 0; }
+#examples .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
+#examples .gallery :is(button, span, div, img) { display: block; width: 100%; height: auto; max-width: none;
+  max-height: none; aspect-ratio: 1; }
+#examples .gallery img { object-fit: cover; }
+.nc { --soft: color-mix(in srgb, var(--body-text-color) 68%, transparent); color: var(--body-text-color); }
+.nc p, .nc ol, .nc li, .nc figure, .nc h1, .nc h2 { display: block; margin: 0; padding: 0; }
+.nc h1 { font-size: clamp(24px, 5vw, 34px); line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
+header.nc p { color: var(--soft); overflow-wrap: anywhere; }
+.nc.result { display: grid; gap: 16px 32px; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.nc figure { position: sticky; top: 0; z-index: 1; padding: 8px 0; align-self: start;
+  background: var(--body-background-fill); }
+.nc .stage { position: relative; overflow: hidden; border-radius: 10px; margin: 0 auto; aspect-ratio: var(--ratio);
+  width: min(100%, var(--ratio) * 56vh); }
+.nc .stage img { display: block; width: 100%; height: 100%; margin: 0; }
+@media (max-width: 700px) { .nc .stage { width: min(100%, var(--ratio) * 36vh); } }
 .nc .veil { position: absolute; inset: 0; background: rgb(8 8 16 / 88%); opacity: 0; pointer-events: none;
   mask-composite: exclude; mask-repeat: no-repeat; }
 .nc .veil.on { opacity: 1; }
-.nc figcaption { color: var(--body-text-color-subdued); font-size: 13px; margin-top: 8px; text-align: center; }
-.nc h2 { font-size: 13px; font-weight: 600; color: var(--body-text-color-subdued); margin: 0 0 4px; }
-.nc ol { list-style: none; padding: 0; margin: 0 0 16px; }
-.nc li { padding: 8px 0; margin: 0; border-top: 1px solid var(--border-color-primary); }
-.nc .caption { font-size: 18px; line-height: 1.45; margin: 0; }
-.nc .word { padding: 2px 3px; margin: 0 -3px; border-radius: 5px; cursor: pointer; font: inherit; color: inherit;
-  text-decoration: underline dotted 1.5px var(--body-text-color-subdued); text-underline-offset: 4px; }
+.nc figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: center; }
+.nc h2 { font-size: 13px; font-weight: 600; color: var(--soft); margin-bottom: 4px; }
+.nc h2 small { font-weight: 400; font-size: inherit; }
+.nc ol + h2 { margin-top: 16px; }
+.nc li { padding: 8px 0 10px; }
+.nc .caption { font-size: 18px; line-height: 1.5; }
+.nc .word { padding: 2px 3px; margin: 0 -3px; border: 0; border-radius: 5px; cursor: pointer; font: inherit;
+  color: inherit; background: none; text-decoration: underline dotted 1.5px var(--soft); text-underline-offset: 4px; }
 .nc .word:hover, .nc .word[aria-pressed=true] { background: var(--body-text-color); text-decoration: none;
   color: var(--body-background-fill); }
-.nc .chance { font-size: 13px; margin: 6px 0 0; padding-top: 6px; color: var(--body-text-color-subdued);
+.nc .word:focus-visible { outline: 2px solid var(--color-accent); }
+.nc p.chance { font-size: 13px; line-height: 1.3; margin-top: 6px; padding-top: 8px; color: var(--soft);
   background: linear-gradient(var(--color-accent) 0 0) 0 0 / var(--share) 3px no-repeat,
     linear-gradient(var(--border-color-primary) 0 0) 0 0 / 100% 3px no-repeat; }
-.nc.problem { border: 1px solid var(--error-border-color); background: var(--error-background-fill); padding: 12px 16px;
-  color: var(--error-text-color); border-radius: 10px; margin: 0; overflow-wrap: anywhere; }
+p.nc.problem { border: 1px solid var(--error-border-color); background: var(--error-background-fill);
+  color: var(--error-text-color); padding: 12px 16px; border-radius: 10px; overflow-wrap: anywhere; }
 """
 
 # Hover looks for a moment, a tap or Enter keeps the word, a second tap lets it go.
@@ -290,10 +307,11 @@ HEAD = """
     const veil = result.querySelector(".veil"), stage = result.querySelector(".stage");
     veil.classList.toggle("on", Boolean(word));
     if (!word) return;
-    const part = name => Number(stage.style.getPropertyValue(name)) * (/x|w/.test(name) ? stage.clientWidth : stage.clientHeight);
+    const part = (name, length) => `${stage.style.getPropertyValue(name) * length}px`;
+    const across = name => part(name, stage.clientWidth), down = name => part(name, stage.clientHeight);
     veil.style.maskImage = `url(${word.dataset.map}), linear-gradient(#000 0 0)`;
-    veil.style.maskPosition = `${part("--x")}px ${part("--y")}px, 0 0`;
-    veil.style.maskSize = `${part("--w")}px ${part("--h")}px, 100% 100%`;
+    veil.style.maskPosition = `${across("--x")} ${down("--y")}, 0 0`;
+    veil.style.maskSize = `${across("--w")} ${down("--h")}, 100% 100%`;
   }
   const kept = result => result.querySelector(".word[aria-pressed=true]");
   document.addEventListener("pointerover", event => {

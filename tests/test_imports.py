@@ -72,8 +72,9 @@ ALLOWED["export"] = {
     "card", "config", "distributed", "encoder", "hub", "inference", "model", "pretrained", "report",
     "results", "saver",
 }
-ALLOWED["train"] = set(ALLOWED)
-SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption", "export"}
+ALLOWED["demo"] = {"config", "dataset", "inference", "pictures", "pretrained", "report", "transform"}
+ALLOWED["train"] = set(ALLOWED) - {"demo"}
+SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption", "export", "demo"}
 
 
 def sources(room: str) -> list[Path]:
