@@ -168,14 +168,18 @@ def _fits(path: Path, rows: np.ndarray, count: int, limit: int, say: Callable[[s
     free = shutil.disk_usage(path.parent).free
     others = sum(other.stat().st_size for other in path.parent.glob("*.npy"))
     if size > limit:
-        say(f"Not kept: {size / 1e9:.2f} GB are more than CACHE_LIMIT_GB = {limit / 1e9:g}; made anew every epoch.")
+        say(f"Not kept: {_gb(size)} are more than CACHE_LIMIT_GB = {limit / 1e9:g}; made anew every epoch.")
     elif size > free:
-        say(f"Not kept: {size / 1e9:.2f} GB are more than the {free / 1e9:.2f} GB free at {path.parent}.")
+        say(f"Not kept: {_gb(size)} are more than the {_gb(free)} free at {path.parent}.")
     else:
-        beside = f"; other caches there take {others / 1e9:.2f} GB and may be deleted" if others else ""
-        say(f"Keeping {size / 1e9:.2f} GB in {path} ({free / 1e9:.1f} GB free{beside})")
+        beside = f"; caches beside it take {_gb(others)}" if others else ""
+        say(f"Keeping {_gb(size)} in {path} ({_gb(free)} free{beside})")
         return True
     return False
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 def _wait_for(part: Any, path: Path) -> None:

@@ -135,6 +135,10 @@ def cross_problems(values: dict[str, Any]) -> list[str]:
         v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH != "last" or v.RUN_NAME is not None,
         "INIT_CHECKPOINT_PATH with RESUME_CHECKPOINT_PATH 'last' needs a RUN_NAME: 'last' could be another run",
     )
+    require(
+        not v.PROFILE or v.RESUME_CHECKPOINT_PATH is None,
+        "PROFILE trains no run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
+    )
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 # model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
 _TOWERS = {
@@ -43,14 +44,19 @@ class VisionTransformer(nn.Module):
         self.position = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2, width))
         self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(layers)])
         self.norm = nn.LayerNorm(width)
+        self.checkpointing = False
         nn.init.trunc_normal_(self.position, std=0.02)
 
     def forward(self, images: Tensor) -> Tensor:
         x = self.stem(images)  # (N, E, S/patch, S/patch)
         x = x.flatten(2).transpose(1, 2) + self.position  # (N, P, E)
         for block in self.blocks:
-            x = block(x)
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return self.norm(x)
+
+    def checkpoint_blocks(self) -> None:
+        """In training keep only what enters each block, and compute the rest again in the backward pass."""
+        self.checkpointing = True
 
 
 class _Block(nn.Module):
@@ -95,6 +101,12 @@ class PretrainedTower(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         return self.tower.config.to_dict()
+
+    def checkpoint_blocks(self) -> None:
+        """As VisionTransformer's."""
+        # The name of it until and from transformers 5.23 or so.
+        begin = getattr(self.tower, "activation_checkpointing_enable", self.tower.gradient_checkpointing_enable)
+        begin({"use_reentrant": False})
 
     def forward(self, images: Tensor) -> Tensor:
         # A side other than the tower's own needs its position embeddings resized.

@@ -127,6 +127,15 @@ class ImageToTextModel(nn.Module):
             self.encoder.eval()  # a frozen encoder has no dropout
         return self
 
+    def compile_parts(self) -> None:
+        """Compile the encoder and the decoder, in place and when first used; parameter names stay.
+
+        The decoder's sizes change with every batch and are compiled as unknowns: the number of compilations is bounded,
+        whatever the captions' lengths.
+        """
+        self.decoder.compile(dynamic=True)
+        self.encoder.compile()
+
     def encode(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
@@ -357,7 +366,7 @@ class Dropout(nn.Dropout):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not self.training or self.p == 0:
+        if x.device.type != "cpu" or not self.training or self.p == 0 or torch.compiler.is_compiling():
             return super().forward(x)
         dropped = round(self.p * 2**16)
         # random_() alone leaves the sign bit unset.

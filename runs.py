@@ -5,6 +5,7 @@ loss, best_cider.safetensors, log.jsonl and, while it runs, the lock.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import os
 import re
@@ -307,6 +308,8 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
     """
     keep = config.unchanged_since(saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH"}
     settings = config.load(argv, base={name: saved["config"][name] for name in keep if name in saved["config"]})
+    if settings.BATCH_SIZE == "auto":  # asked for again: what was found at the start stays
+        settings = dataclasses.replace(settings, BATCH_SIZE=saved["config"]["BATCH_SIZE"])
     refused = config.differences(settings, saved["config"], config.RESUME_SETTINGS)
     if settings.RUN_NAME not in (None, saved["config"]["RUN_NAME"], path.parent.name):
         refused.append(f"RUN_NAME: {path.parent.name!r} -> {settings.RUN_NAME!r}")

@@ -37,12 +37,14 @@ import encoder  # noqa: E402
 import evaluate as evaluation  # noqa: E402
 import export  # noqa: E402
 import inference  # noqa: E402
+import profiling  # noqa: E402
 import report  # noqa: E402
 import runlog  # noqa: E402
 import runs  # noqa: E402
 import signals  # noqa: E402
 import snapshot  # noqa: E402
 import step as one_step  # noqa: E402
+import trouble  # noqa: E402
 from training_run import Progress, Run, epoch_steps, images_per_batch, prepare, step_seed  # noqa: E402
 
 
@@ -67,6 +69,8 @@ def main(argv: list[str] | None = None) -> None:
             export.check_hub(settings)
             for note in notes + (resume.notes if resume else []):
                 runlog.console(note)
+            if settings.PROFILE:
+                return profiling.main(settings, device, requests, initial)
             folder = resume.path.parent if resume else runs.new_folder(settings)
             runs.check_writable(folder)
             with runs.lock(folder):
@@ -118,7 +122,7 @@ def fit(run: Run, progress: Progress) -> None:
             raise  # the weights are between two steps: not saved
         except (Exception, SystemExit) as error:
             rescue(run, progress, error)
-            explanation = explain(run, error)
+            explanation = trouble.explain(run, error)
             if explanation:
                 raise SystemExit(explanation) from error
             raise
@@ -185,7 +189,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
         bar.update(found.captions)
         if not finite:
-            report_nonfinite(run, progress, groups, found, bar)
+            trouble.report_nonfinite(run, progress, groups, found, bar)
         yield progress
 
 
@@ -199,7 +203,7 @@ def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
     by_step = settings.CHECKPOINT_EVERY_STEPS and progress.step % settings.CHECKPOINT_EVERY_STEPS == 0
     by_time = minutes and seconds_since_save > 60 * minutes
     stop, due = distributed.max_(run.requests.stop, int(bool(asked or by_step or by_time)))
-    tell_problem(run)
+    trouble.tell_problem(run)
     if progress.nonfinite_in_a_row >= settings.MAX_NONFINITE_STEPS:
         raise SystemExit(
             f"Step {progress.step}: no finite loss and gradient in MAX_NONFINITE_STEPS = {progress.nonfinite_in_a_row} "
@@ -306,7 +310,7 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
     generators = distributed.gather([checkpoint.rng_state()])
     if distributed.rank() == 0:
         run.saver.wait()
-        tell_problem(run)
+        trouble.tell_problem(run)
         run_id = run.wandb_run.id if run.wandb_run is not None else None
         values = {**progress._asdict(), **run.about, "wandb_run_id": run_id}
         run.saver.start(snapshot.take(run.model, run.optimizer, run.scaler, generators, values), names)
@@ -356,37 +360,6 @@ def next_batch(batches: Iterator[data.Batch]) -> data.Batch:
         raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
 
 
-def explain(run: Run, error: BaseException) -> str | None:
-    """For an error of the machine: what happened and what to change."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
-            "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
-        )
-    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
-        return (
-            f"A process that reads pictures died ({str(error).splitlines()[0]}). Most often the memory they share, "
-            "/dev/shm, or the machine's memory was full: lower NUM_WORKERS, 0 reads without such processes."
-        )
-    return None
-
-
-def report_nonfinite(run: Run, progress: Progress, groups: list[list[data.Group]], found: Any, bar: tqdm) -> None:
-    """Log a skipped step with the pictures of all ranks, so that a bad one can be found."""
-    names = [run.train_set.paths[image].name for batch in groups for image, _ in batch]
-    names = distributed.gather(names)
-    row = {
-        "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),
-        "grad_norm": str(found.norm), "images": names,
-    }  # fmt: skip
-    runlog.write(run.log, row)
-    if distributed.rank() == 0:
-        bar.write(
-            f"Step {progress.step}: loss {found.loss}, gradient norm {found.norm}: skipped, the weights stay. Its "
-            f"{len(names)} pictures are in log.jsonl, the first is {names[0]}."
-        )
-
-
 def stop_if_asked(run: Run) -> None:
     """Raise Stopped on all ranks together once one of them has a signal to stop."""
     (stop,) = distributed.max_(run.requests.stop)
@@ -400,14 +373,6 @@ def out_of_patience(run: Run, progress: Progress, bar: tqdm) -> bool:
         return False
     runlog.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
     return True
-
-
-def tell_problem(run: Run) -> None:
-    """Say that a checkpoint could not be written, and go on: it is tried again."""
-    problem = run.saver.problem()
-    if problem:
-        runlog.write(run.log, {"type": "save_failed", "problem": problem})
-        tqdm.write(f"WARNING: {problem} Training goes on and tries again.", file=sys.stderr)
 
 
 def how_to_resume(run: Run) -> str:

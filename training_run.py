@@ -1,5 +1,6 @@
 """What a training run consists of, and how it is made ready: fresh, from given weights, or as a checkpoint left it."""
 
+import dataclasses
 import functools
 import hashlib
 import os
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+import batch_size
 import checkpoint
 import config
 import dataset as data
@@ -103,7 +105,18 @@ def prepare(
         checkpoint.check_fits(model, initial["model_state_dict"], settings.INIT_CHECKPOINT_PATH)
         checkpoint.check_finite(initial, settings.INIT_CHECKPOINT_PATH)
         model.load_state_dict(initial["model_state_dict"])
+    if settings.PRECISION == "tf32":
+        torch.set_float32_matmul_precision("high")
+    if settings.GRADIENT_CHECKPOINTING and not settings.FREEZE_ENCODER:
+        model.encoder.checkpoint_blocks()
+    if settings.COMPILE:
+        model.compile_parts()
     sets = training_sets.make(settings, data_folder, records, tokenizer, model, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    if settings.BATCH_SIZE == "auto":
+        found = batch_size.choose(settings, model, sets["train"], scaler, device)
+        settings = dataclasses.replace(settings, BATCH_SIZE=found)
+        runlog.console(f"BATCH_SIZE = 'auto': {found} captions at a time")
     optimizer = optim.build_optimizer(
         model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,
         fused=device.type in ("cuda", "cpu"),
@@ -120,7 +133,6 @@ def prepare(
         total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
         min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
     )  # fmt: skip
-    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     environment = snapshot.environment(device, precision, settings.DETERMINISTIC)
     groups_per_step = images_per_batch(settings, sets["train"]) * settings.GRAD_ACCUM_STEPS * distributed.world_size()
     steps = {"groups_per_step": groups_per_step, "steps_per_epoch": steps_per_epoch}

@@ -7,9 +7,9 @@ import random
 import signal
 import time
 
-import hub as hubs
+import hub_files as hubs
 import pytest
-from hub import HTML, Fault
+from hub_files import HTML, Fault
 
 import download
 

@@ -7,9 +7,9 @@ import shutil
 import stat
 import zipfile
 
-import hub as hubs
+import hub_files as hubs
 import pytest
-from hub import Fault
+from hub_files import Fault
 from raw_sets import CAPTIONS, NAMES, SPLITS, expected_records, jpeg, listing, prepared_records, run_script
 
 import download

@@ -1,0 +1,174 @@
+"""What makes training fast changes nothing of what is trained: dropout, recomputation, compiled parts, batch size."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import transformers
+
+import batch_size
+import checkpoint
+import config
+import dataset as data
+import encoder as encoders
+import model as models
+import packing
+import profiling
+import step
+import train
+import training_run
+from tests.test_model import PAD, captions, pictures, tiny
+from tests.test_train import losses, no_drawing  # noqa: F401
+
+
+def test_dropout_drops_its_share_keeps_the_mean_and_follows_the_generator():
+    x, layer = torch.full((1001, 257), 3.0), models.Dropout(0.3)
+    torch.manual_seed(5)
+    dropped = layer(x)
+    zero = dropped == 0
+    assert zero.float().mean().item() == pytest.approx(0.3, abs=0.005)  # 5 standard deviations
+    assert dropped[~zero].unique().item() == pytest.approx(3 / 0.7, rel=1e-4) and dropped.mean().item() == (
+        pytest.approx(3, abs=0.03)
+    )
+    # Neighbours, rows and columns are independent: four elements share one random number.
+    pairs = zero.float() - 0.3
+    for a, b in ((pairs[:, :-1], pairs[:, 1:]), (pairs[:-1], pairs[1:]), (pairs[:, :-2], pairs[:, 2:])):
+        assert abs((a * b).mean().item()) < 0.002
+    torch.manual_seed(5)
+    assert torch.equal(layer(x), dropped) and not torch.equal(layer(x), dropped)
+    assert torch.equal(layer.eval()(x), x)
+
+
+def test_dropouts_gradient_is_its_mask():
+    x, layer = torch.ones(50, 8, requires_grad=True), models.Dropout(0.5)
+    out = layer(x)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+
+
+def gradients(model, images, tokens) -> dict[str, torch.Tensor]:
+    model.zero_grad()
+    torch.manual_seed(3)
+    places = packing.find_places(tokens, PAD, None, len(images))
+    model.decoder.logits(model.hidden(images, tokens, places)).square().mean().backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def kept_bytes(model, images) -> int:
+    """What the encoder keeps for its backward pass."""
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        model.encode(images)
+    return sum(sizes)
+
+
+@pytest.mark.parametrize("kind", ["scratch", "vit"])
+def test_recomputed_blocks_have_the_same_gradients_and_keep_less(kind, tmp_path):
+    if kind == "vit":
+        vit = transformers.ViTConfig(
+            hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=16,
+            patch_size=4,
+        )  # fmt: skip
+        spec = {**encoders.scratch_image_spec(16)}
+        model = tiny(encoder_model_name="vit", encoder_config=vit.to_dict(), image_spec=spec)
+    else:
+        model = tiny(vit_layers=4)
+    model.train()
+    images, tokens = pictures(2), captions(2)
+    before, kept = gradients(model, images, tokens), kept_bytes(model, images)
+    model.encoder.checkpoint_blocks()
+    after = gradients(model, images, tokens)
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert kept_bytes(model, images) < 0.6 * kept
+
+
+# --- BATCH_SIZE = "auto" ---
+
+
+@pytest.mark.parametrize(
+    ("room", "most", "expected"), [(0, 9, 0), (1, 9, 1), (5, 9, 4), (8, 9, 8), (9, 9, 9), (99, 1, 1)]
+)
+def test_the_largest_batch_that_fits_is_found_by_doubling(room, most, expected):
+    asked = []
+    assert batch_size.largest(lambda number: asked.append(number) or number <= room, most) == expected
+    assert len(asked) <= 5 and max(asked) <= most
+
+
+def test_a_run_with_auto_prints_and_keeps_the_number(flags, tmp_path, capsys):
+    train.main([*flags, "--num-epochs", "1", "--batch-size", "auto", "--run-name", "a"])
+    assert "BATCH_SIZE = 'auto': " in capsys.readouterr().out
+    saved = checkpoint.load(tmp_path / "runs" / "a" / "last.safetensors")
+    number = saved["config"]["BATCH_SIZE"]
+    assert isinstance(number, int) and number >= 5
+    train.main([*flags, "--num-epochs", "1", "--batch-size", str(number), "--run-name", "b"])
+    assert losses(tmp_path / "runs" / "a") == losses(tmp_path / "runs" / "b")
+    train.main([*flags, "--num-epochs", "2", "--batch-size", "auto", "--resume-checkpoint-path",
+                str(tmp_path / "runs" / "a" / "last.safetensors")])  # fmt: skip
+
+
+def test_where_nothing_fits_the_error_says_what_to_change(flags, tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_size, "_fits", lambda *_: False)
+    settings = config.load([*flags, "--batch-size", "auto"])
+    images = data.ImageTextDataset([{"file_name": "a"}], tmp_path, [[[1, 5, 2]] * 5], {})
+    with pytest.raises(SystemExit, match="GRADIENT_CHECKPOINTING"):
+        batch_size.choose(settings, None, images, None, torch.device("cuda"))
+
+
+# --- PROFILE ---
+
+
+def test_the_profile_trains_nothing_and_its_parts_are_the_step(flags, tmp_path, capsys):
+    train.main([*flags, "--profile"])
+    printed = capsys.readouterr().out
+    assert not (tmp_path / "runs").exists()
+    for part in profiling.PARTS:
+        assert f"  {part}" in printed
+    assert "captions/s" in printed and "MFU" in printed
+
+
+def test_a_profiled_step_has_the_gradients_of_training(flags, tmp_path):
+    """Otherwise the profile would be one of something else."""
+    settings = config.load([*flags, "--decoder-dropout", "0"])
+    run, _ = training_run.prepare(settings, tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
+    groups = training_run.epoch_steps(settings, run.train_set, 0)[0]
+    batches = list(data.make_loader(run.train_set, groups, 0))
+    run.model.train()
+
+    def gradients_now() -> dict[str, torch.Tensor]:
+        return {name: p.grad.clone() for name, p in run.model.named_parameters()}
+
+    step.gradients(run.model, run.optimizer, run.scaler, batches, settings, run.device)
+    expected = gradients_now()
+    run.optimizer.zero_grad()
+    clock = profiling.Clock(run.device)
+    clock.start()
+    profiling._passes(run, batches[0], clock)
+    torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.GRAD_CLIP_VALUE)
+    run.log.close()
+    for name, gradient in gradients_now().items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-7)
+    done = list(clock.steps[0])
+    assert done == ["encoder", "decoder", "loss", "loss backward", "decoder backward", "encoder backward"]
+
+
+# --- COMPILE ---
+
+
+@pytest.mark.long
+def test_compiled_parts_have_the_same_gradients_and_few_compilations():
+    from torch._dynamo.utils import counters
+
+    plain, compiled = tiny(), tiny()
+    compiled.load_state_dict(plain.state_dict())
+    compiled.compile_parts()
+    counters.clear()
+    graphs = []
+    for seed in range(12):
+        torch.manual_seed(seed)
+        images, tokens = pictures(2 + seed % 3), captions(2 + seed % 3)
+        tokens[0, 3 + seed % 4 :] = PAD
+        expected, found = gradients(plain, images, tokens), gradients(compiled, images, tokens)
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], rtol=1e-3, atol=1e-6)
+        graphs.append(counters["stats"]["unique_graphs"])
+    assert graphs[-1] == graphs[5] <= 6, graphs

@@ -1,0 +1,51 @@
+"""What a training run says when something goes wrong."""
+
+import sys
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import dataset as data
+import distributed
+import runlog
+from training_run import Progress, Run
+
+
+def explain(run: Run, error: BaseException) -> str | None:
+    """For an error of the machine: what happened and what to change."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
+            "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            f"A process that reads pictures died ({str(error).splitlines()[0]}). Most often the memory they share, "
+            "/dev/shm, or the machine's memory was full: lower NUM_WORKERS, 0 reads without such processes."
+        )
+    return None
+
+
+def report_nonfinite(run: Run, progress: Progress, groups: list[list[data.Group]], found: Any, bar: tqdm) -> None:
+    """Log a skipped step with the pictures of all ranks, so that a bad one can be found."""
+    names = [run.train_set.paths[image].name for batch in groups for image, _ in batch]
+    names = distributed.gather(names)
+    row = {
+        "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),
+        "grad_norm": str(found.norm), "images": names,
+    }  # fmt: skip
+    runlog.write(run.log, row)
+    if distributed.rank() == 0:
+        bar.write(
+            f"Step {progress.step}: loss {found.loss}, gradient norm {found.norm}: skipped, the weights stay. Its "
+            f"{len(names)} pictures are in log.jsonl, the first is {names[0]}."
+        )
+
+
+def tell_problem(run: Run) -> None:
+    """Say that a checkpoint could not be written, and go on: it is tried again."""
+    problem = run.saver.problem()
+    if problem:
+        runlog.write(run.log, {"type": "save_failed", "problem": problem})
+        tqdm.write(f"WARNING: {problem} Training goes on and tries again.", file=sys.stderr)
