@@ -286,8 +286,10 @@ header.nc p { color: var(--soft); overflow-wrap: anywhere; }
 .nc ol + h2 { margin-top: 16px; }
 .nc li { padding: 8px 0 10px; }
 .nc .caption { font-size: 18px; line-height: 1.5; }
+.nc.result > * { min-width: 0; }
 .nc .word { padding: 2px 3px; margin: 0 -3px; border: 0; border-radius: 5px; cursor: pointer; font: inherit;
-  color: inherit; background: none; text-decoration: underline dotted 1.5px var(--soft); text-underline-offset: 4px; }
+  color: inherit; background: none; text-decoration: underline dotted 1.5px var(--soft); text-underline-offset: 4px;
+  max-width: 100%; overflow-wrap: anywhere; text-align: start; }
 .nc .word:hover, .nc .word[aria-pressed=true] { background: var(--body-text-color); text-decoration: none;
   color: var(--body-background-fill); }
 .nc .word:focus-visible { outline: 2px solid var(--color-accent); }
@@ -315,7 +317,7 @@ HEAD = """
   }
   const kept = result => result.querySelector(".word[aria-pressed=true]");
   document.addEventListener("pointerover", event => {
-    const result = event.target.closest?.(".nc.result");
+    const result = document.querySelector(".nc.result");
     if (result && event.pointerType === "mouse") look(result, wordOf(event) ?? kept(result));
   });
   document.addEventListener("click", event => {

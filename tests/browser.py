@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,13 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
+    def until(self, script: str, seconds: float = 60) -> None:
+        """Wait for an expression to hold."""
+        end = time.monotonic() + seconds
+        while not self.run(script):
+            assert time.monotonic() < end, f"it never held: {script}"
+            time.sleep(0.05)
+
     def open(self, path: Path | str, address: str = "") -> None:
         """A file with what may follow its name, e.g. #order=worst; or the URL of a server."""
         self.send("Page.navigate", url=(path if isinstance(path, str) else path.as_uri()) + address)
@@ -77,6 +85,14 @@ class Page:
         self.send("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
         for kind in ("mousePressed", "mouseReleased") if click else ():
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def choose_file(self, selector: str, path: Path) -> None:
+        """Click an element that opens a file chooser, and choose there."""
+        self.send("Page.setInterceptFileChooserDialog", enabled=True)
+        self.mouse(selector, click=True)
+        while (event := self.receive()).get("method") != "Page.fileChooserOpened":
+            pass
+        self.send("DOM.setFileInputFiles", files=[str(path)], backendNodeId=event["params"]["backendNodeId"])
 
     def key(self, name: str) -> None:
         for kind in ("keyDown", "keyUp"):
