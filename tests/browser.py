@@ -23,7 +23,7 @@ class Page:
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
-        self.number, self.rest, self.session, self.errors = 0, b"", None, []
+        self.number, self.rest, self.session, self.errors, self.chooser = 0, b"", None, [], None
         target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         self.session = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
@@ -50,6 +50,8 @@ class Page:
         level = params.get("entry", {}).get("level") or params.get("type")  # of the log, of console.error
         if event.get("method") == "Runtime.exceptionThrown" or level == "error":
             self.errors.append(json.dumps(params)[:500])
+        if event.get("method") == "Page.fileChooserOpened":
+            self.chooser = params["backendNodeId"]
         return event
 
     def size(self, width: int, height: int, dark: bool = False) -> None:
@@ -87,12 +89,15 @@ class Page:
             self.send("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
 
     def choose_file(self, selector: str, path: Path) -> None:
-        """Click an element that opens a file chooser, and choose there."""
+        """Click an element until it opens a file chooser (a moving page may be missed), and choose there."""
         self.send("Page.setInterceptFileChooserDialog", enabled=True)
-        self.mouse(selector, click=True)
-        while (event := self.receive()).get("method") != "Page.fileChooserOpened":
-            pass
-        self.send("DOM.setFileInputFiles", files=[str(path)], backendNodeId=event["params"]["backendNodeId"])
+        self.chooser = None
+        for _ in range(50):
+            self.mouse(selector, click=True)
+            self.run("new Promise(done => setTimeout(done, 300))")
+            if self.chooser is not None:
+                break
+        self.send("DOM.setFileInputFiles", files=[str(path)], backendNodeId=self.chooser)
 
     def key(self, name: str) -> None:
         for kind in ("keyDown", "keyUp"):

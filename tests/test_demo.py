@@ -111,13 +111,13 @@ def test_the_page_in_a_browser(flags, loaded, demo_data, tmp_path):
     (tmp_path / "tmp").mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
     command = [sys.executable, str(ROOT / "demo.py"), *flags]
-    server = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
-    try:
-        address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
-        with browser.browser(tmp_path / "profile") as page:
-            use(page, address, loaded, demo_data / "demo" / "images", tmp_path)
-    finally:
-        server.send_signal(signal.SIGTERM)
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]
+            with browser.browser(tmp_path / "profile") as page:
+                use(page, address, loaded, demo_data / "demo" / "images", tmp_path)
+        finally:
+            server.send_signal(signal.SIGTERM)
         assert server.wait(30) == 0
     assert not list((tmp_path / "tmp").glob("nanocaption-demo-*"))  # no picture stays behind
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["profile", "tmp"]
@@ -162,7 +162,9 @@ def use(page: browser.Page, address: str, loaded: inference.Loaded, images: Path
     assert page.run(f"{veil}.opacity") == "0"
 
     page.size(390, 844, dark=True)
+    page.run("window.before = document.querySelector('.nc.result img').src")
     page.choose_file("#drop button", own)
+    page.until("document.querySelector('.nc.result img').src !== before")
     page.until(f"{first}.textContent === {json.dumps(' '.join(other.split()))}")
     page.until("document.querySelector('#drop button') !== null")  # ready for the next one
     assert page.run("document.documentElement.scrollWidth") == 390
