@@ -259,7 +259,7 @@ def data_uri(image: Any, kind: str) -> str:
 
 # The veil covers what lies outside of what the encoder sees, and inside of that what the word's map leaves.
 CSS = """
-.gradio-container { max-width: 1040px !important; margin: 0 auto !important; overflow: clip !important; }
+.gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; overflow: clip !important; }
 .gradio-container .main.fillable { padding: 8px clamp(2px, 2vw, 20px); }
 .gradio-container .html-container { padding: 0; }
 #examples .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
@@ -270,13 +270,16 @@ CSS = """
 .nc p, .nc ol, .nc li, .nc figure, .nc h1, .nc h2 { display: block; margin: 0; padding: 0; }
 .nc h1 { font-size: clamp(24px, 5vw, 34px); line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
 header.nc p { color: var(--soft); overflow-wrap: anywhere; }
-.nc.result { display: grid; gap: 16px 32px; grid-template-columns: repeat(auto-fit, minmax(min(300px, 100%), 1fr)); }
+.nc.result { display: grid; gap: 16px 32px; grid-template-columns: 1fr 1fr; }
 .nc figure { position: sticky; top: 0; z-index: 1; padding: 8px 0; align-self: start;
   background: var(--body-background-fill); }
 .nc .stage { position: relative; overflow: hidden; border-radius: 10px; margin: 0 auto; aspect-ratio: var(--ratio);
   width: min(100%, var(--ratio) * 56vh); }
 .nc .stage img { display: block; width: 100%; height: 100%; margin: 0; }
-@media (max-width: 700px) { .nc .stage { width: min(100%, var(--ratio) * 36vh); } }
+@media (max-width: 700px) {
+  .nc.result { grid-template-columns: 1fr; }
+  .nc .stage { width: min(100%, var(--ratio) * 36vh); }
+}
 .nc .veil { position: absolute; inset: 0; background: rgb(8 8 16 / 88%); opacity: 0; pointer-events: none;
   mask-composite: exclude; mask-repeat: no-repeat; }
 .nc .veil.on { opacity: 1; }

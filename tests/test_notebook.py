@@ -4,6 +4,8 @@ import json
 import os
 import sys
 
+import pytest
+
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
 NOTEBOOK = json.loads((ROOT / "notebooks" / "quickstart.ipynb").read_text(encoding="utf-8"))
@@ -23,6 +25,7 @@ def test_it_is_a_notebook_without_outputs():
             assert (cell["execution_count"], cell["outputs"]) == (None, [])
 
 
+@pytest.mark.long  # three trainings and what follows them, 35 s of one core
 def test_its_cells_run_in_their_order(demo_data, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "demo").symlink_to(demo_data / "demo")
