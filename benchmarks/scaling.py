@@ -9,7 +9,8 @@ images. They take turns; a turn is whole epochs of train.train_one_epoch, their 
 
 scaling_captions_*_vs_1000   captions/s at that size against 1,000; 1 = the cost of a caption is the same
 memory_epochs                MB of this process after the last epoch of the largest size, against after the first
-startup_145000               seconds of training_run.prepare with tokenizer and caches there; its parts in the note
+startup_145000               seconds of training_run.prepare with tokenizer and caches there; its parts in the note, and
+                             what encoding the captions would take without their cache
 """
 
 import argparse
@@ -152,7 +153,8 @@ def parts_of_a_start(settings: Any, run: training_run.Run, folder: Path) -> dict
         "verify": lambda: prepare_dataset.verify(folder),
         "read captions.json": lambda: data.load_records(folder, "train"),
         "tokenizer": lambda: tokenizers.load_or_train(captions, folder / "tokenizer", settings.VOCAB_SIZE),
-        "encode captions": lambda: tokenizers.encode_batch(run.tokenizer, captions, settings.MAX_SEQ_LEN),
+        "encode captions anew": lambda: tokenizers.encode_batch(run.tokenizer, captions, settings.MAX_SEQ_LEN),
+        "captions' cache": lambda: training_sets.encoded(settings, folder, "train", captions, run.tokenizer),
         "data set": lambda: data.ImageTextDataset(records, folder / "images", images.token_ids, images.image_spec),
         "feature cache": lambda: training_sets.features(settings, folder, "train", images, run.model, run.device),
         "plan of an epoch": lambda: training_run.epoch_steps(settings, images, epoch=1),

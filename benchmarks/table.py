@@ -25,7 +25,7 @@ SHOWN = {
     "start_to_first_step": ("start to first step, nothing cached", None),
     "start_to_first_step_again": ("start to first step, cached", None),
     "gloo_2_processes": ("2 processes, a core each", "1 process, 1 core"),
-    "gloo_2_processes_vs_2_threads": ("2 processes, a core each", "1 process, 2 threads"),
+    "gloo_2_processes_vs_2_threads": ("the same", "1 process, 2 threads"),
 }
 
 
