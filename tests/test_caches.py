@@ -258,7 +258,7 @@ def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
             ids(small, "--max-seq-len", "19")
     assert ids(small, "--max-seq-len", "18", "--cache-limit-gb", "0") == tokenizers.encode_batch(small, texts, 18)
-    assert "more than CACHE_LIMIT_GB" in capsys.readouterr().err
+    assert "more than CACHE_LIMIT_GB" in capsys.readouterr().out
     monkeypatch.setattr(training_sets, "KEPT_FROM", 1000)
     monkeypatch.setattr(caches, "cached_rows", lambda *_: pytest.fail("kept a small set"))
     assert ids(small) == expected["small"]
