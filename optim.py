@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import sharding
+
 # Learned tables and tokens that pretrained towers keep as bare parameters.
 _NO_DECAY = ("position", "cls_token", "class_embedding", "mask_token", "register_tokens", "distillation_token")
 
@@ -87,7 +89,7 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """What `state_by_name` gave, for optimizer.load_state_dict.
+    """What `state_by_name` gave, whole, for optimizer.load_state_dict; spread as the optimizer's parameters are.
 
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
@@ -121,4 +123,11 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
         }
         for group, now in zip(saved["param_groups"], groups, strict=True)
     ]
-    return {"state": {position[name]: slots for name, slots in saved["state"].items()}, "param_groups": merged}
+    state = {
+        position[name]: {
+            slot: tensor if slot == "step" else sharding.part_like(tensor, parameters[position[name]])
+            for slot, tensor in slots.items()
+        }
+        for name, slots in saved["state"].items()
+    }
+    return {"state": state, "param_groups": merged}

@@ -11,6 +11,7 @@ import checkpoint
 import distributed
 import model as models
 import optim
+import sharding
 
 # Where two runs differ in one of these, their sums may round differently.
 _EXACT = ("python", "torch", "cuda", "cudnn", "device", "machine", "threads", "processes", "precision", "deterministic")
@@ -23,8 +24,10 @@ def take(
     generators: list[dict[str, Tensor]],
     values: dict[str, Any],
 ) -> dict[str, Any]:
-    """The state for checkpoint.save, on the CPU and independent of what the training does next.
+    """The state for checkpoint.save, on the CPU and independent of what the training does next; all ranks together.
 
+    Tensors are whole, so that a checkpoint does not tell whether FSDP spread them. On the first rank: the others only
+    take part in gathering them, one at a time, and get empty ones.
     generators: checkpoint.rng_state() of every rank. values: everything else, JSON-ready.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -37,7 +40,7 @@ def take(
         **values,
         "model_state_dict": {
             # What never changes need not be copied, as long as it is where the writer can read it.
-            name: tensor.detach().cpu() if name in frozen else _copy(tensor)
+            name: sharding.whole(tensor.detach()).cpu() if name in frozen else _copy(tensor)
             for name, tensor in weights.items()
         },
         "optimizer_state_dict": state,
@@ -65,7 +68,9 @@ def restore(
     generators = saved["rng_state_dict"].get(str(distributed.rank()))
     if generators is not None:
         checkpoint.check_rng_state(generators, origin)
-    model.load_state_dict(saved["model_state_dict"])
+    present = model.state_dict()
+    weights = saved["model_state_dict"]
+    model.load_state_dict({name: sharding.part_like(tensor, present[name]) for name, tensor in weights.items()})
     optimizer.load_state_dict(state)
     if saved["scaler_state_dict"]:  # empty where the run did not use fp16
         scaler.load_state_dict(saved["scaler_state_dict"])
@@ -96,4 +101,6 @@ def environment_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]
 
 
 def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+    found = sharding.whole(tensor.detach())
+    # Only the first rank writes.
+    return found.to("cpu", copy=True) if distributed.rank() == 0 else torch.empty(0)

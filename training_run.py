@@ -22,6 +22,7 @@ import prepare_dataset
 import runlog
 import runs
 import saver
+import sharding
 import signals
 import snapshot
 import tokenizer as tokenizers
@@ -104,6 +105,10 @@ def prepare(
         checkpoint.check_finite(initial, settings.INIT_CHECKPOINT_PATH)
         model.load_state_dict(initial["model_state_dict"])
     sets = training_sets.make(settings, data_folder, records, tokenizer, model, device)
+    if settings.FSDP and distributed.world_size() > 1:
+        sharding.spread(model, device)
+    elif settings.FSDP:
+        runlog.console("Note: FSDP has nothing to spread over one process; start several with torchrun.")
     optimizer = optim.build_optimizer(
         model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,
         fused=device.type in ("cuda", "cpu"),
