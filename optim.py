@@ -28,7 +28,7 @@ def build_optimizer(
             continue
         part = "encoder" if name.startswith("encoder.") else "decoder"
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings and not any(w in name for w in _NO_DECAY)
-        groups.setdefault((part, decays), []).append((name, parameter))
+        groups.setdefault((part, decays), []).append((name, sharding.own_part(parameter)))
     if not groups:
         raise ValueError("No parameter of the model trains.")
     return torch.optim.AdamW(
@@ -107,7 +107,7 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
     for name, slots in saved["state"].items():
         if name not in position or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
-        parameter = parameters[position[name]]
+        parameter = sharding.layout(parameters[position[name]])
         for slot, tensor in slots.items():
             shape, dtype = ((), torch.float32) if slot == "step" else (parameter.shape, parameter.dtype)
             if tensor.shape != shape or tensor.dtype != dtype:
@@ -125,7 +125,7 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
     ]
     state = {
         position[name]: {
-            slot: tensor if slot == "step" else sharding.part_like(tensor, parameters[position[name]])
+            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameters[position[name]])
             for slot, tensor in slots.items()
         }
         for name, slots in saved["state"].items()

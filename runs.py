@@ -329,7 +329,7 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
         )
     notes = []
     if old != new or saved["config"].get("FSDP", False) != settings.FSDP:
-        notes.append("Other processes, micro-batches or FSDP: the same data in the same order, but sums may round otherwise.")
+        notes.append("Other processes, micro-batches or FSDP: the same data and order, but sums may round otherwise.")
     silent = {*config.RESUME_SETTINGS, "RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH", "RUN_NAME"}
     changed = config.differences(settings, saved["config"], [n for n in config.CONSTANTS if n not in silent])
     notes += [f"changed since: {line}" for line in changed]

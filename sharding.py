@@ -8,7 +8,6 @@ they take a second of every start.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -74,28 +73,69 @@ def passes(model: nn.Module, own: int) -> int:
     return distributed.max_(own)[0] if is_spread(model) else own
 
 
-def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
-    """clip_grad_norm_ of parameters that are spread: the norm () of the whole gradient, with one sum over processes."""
-    parts = [parameter.grad.to_local() for parameter in parameters if parameter.grad is not None]
-    norm = distributed.sum_(nn.utils.get_total_norm(parts) ** 2).sqrt()
-    torch._foreach_mul_(parts, (limit / (norm + 1e-6)).clamp(max=1.0))
+def own_part(parameter: nn.Parameter) -> nn.Parameter:
+    """What the optimizer updates: this process's part of a parameter, in the same memory; `layout` leads back.
+
+    Plain tensors, not torch's DTensors: these plan an operation anew whenever one of its numbers changes, as the
+    learning rate does in every step, which takes longer than a step.
+    """
+    if not hasattr(parameter, "to_local"):
+        return parameter
+    part = nn.Parameter(parameter.detach().to_local())
+    part.spread_parameter = parameter
+    return part
+
+
+def layout(part: nn.Parameter) -> nn.Parameter:
+    """The parameter that `own_part` gave this of, with the shape of the whole."""
+    return getattr(part, "spread_parameter", part)
+
+
+def take_gradients(parts: Sequence[nn.Parameter], scaled: bool) -> None:
+    """Hand what the backward passes left in the model, already summed over processes, to the optimizer's parts."""
+    for part in parts:
+        gradient, layout(part).grad = layout(part).grad, None
+        part.grad = None if gradient is None else gradient.to_local()
+    if scaled:  # a GradScaler sees its own parts only: an overflow of one process becomes everyone's
+        gradients = [part.grad for part in parts if part.grad is not None]
+        torch._foreach_add_(gradients, 0 * distributed.sum_(nn.utils.get_total_norm(gradients)))
+
+
+def clip_gradients(parts: Sequence[nn.Parameter], limit: float) -> Tensor:
+    """clip_grad_norm_ of the optimizer's parts: the norm () of the whole gradient, with one sum over processes."""
+    gradients = [part.grad for part in parts if part.grad is not None]
+    norm = distributed.sum_(nn.utils.get_total_norm(gradients) ** 2).sqrt()
+    torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def whole(tensor: Tensor) -> Tensor:
-    """All of a tensor that is spread, on every process; any other as it is. All processes together."""
+def whole(tensor: Tensor, part: nn.Parameter | None = None) -> Tensor:
+    """All of a tensor that is spread, or that belongs to the optimizer's `part`; any other as it is.
+
+    All processes together: each gets the whole.
+    """
+    if part is not None and layout(part) is not part:
+        from torch.distributed.tensor import DTensor
+
+        of = layout(part)
+        tensor = DTensor.from_local(tensor, of.device_mesh, of.placements, shape=of.shape, stride=of.stride())
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def part_like(tensor: Tensor, like: Any) -> Tensor:
-    """This process's part of a whole `tensor`, spread as `like` is; where that is not spread, `tensor` as it is."""
+def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole `tensor`, which every process has, spread as `like` is; `tensor` itself where that is not spread."""
     if not hasattr(like, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
-    moved = tensor.to(like.device)
-    # src_data_rank None: every process has the whole already. A copy, or the whole would stay in memory.
-    return distribute_tensor(moved, like.device_mesh, like.placements, src_data_rank=None).clone()
+    # Without a source nothing is sent. A copy, or the whole would stay in memory.
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None).clone()
+
+
+def own_part_like(tensor: Tensor, part: nn.Parameter) -> Tensor:
+    """What of a whole `tensor` belongs to the optimizer's `part`."""
+    found = spread_like(tensor, layout(part))
+    return found.to_local() if hasattr(found, "to_local") else found
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

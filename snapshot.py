@@ -5,7 +5,7 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import checkpoint
 import distributed
@@ -33,8 +33,10 @@ def take(
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     weights = model.state_dict()
     state = optim.state_by_name(optimizer)
+    parts = {n: p for g in optimizer.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)}
     state["state"] = {
-        name: {slot: _copy(tensor) for slot, tensor in slots.items()} for name, slots in state["state"].items()
+        name: {slot: _copy(tensor, None if slot == "step" else parts[name]) for slot, tensor in slots.items()}
+        for name, slots in state["state"].items()
     }
     return {
         **values,
@@ -70,7 +72,7 @@ def restore(
         checkpoint.check_rng_state(generators, origin)
     present = model.state_dict()
     weights = saved["model_state_dict"]
-    model.load_state_dict({name: sharding.part_like(tensor, present[name]) for name, tensor in weights.items()})
+    model.load_state_dict({name: sharding.spread_like(tensor, present[name]) for name, tensor in weights.items()})
     optimizer.load_state_dict(state)
     if saved["scaler_state_dict"]:  # empty where the run did not use fp16
         scaler.load_state_dict(saved["scaler_state_dict"])
@@ -100,7 +102,7 @@ def environment_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]
     return [f"{name}: {saved[name]} -> {now[name]}" for name in _EXACT if saved[name] != now[name]]
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    found = sharding.whole(tensor.detach())
+def _copy(tensor: Tensor, part: nn.Parameter | None = None) -> Tensor:
+    found = sharding.whole(tensor.detach(), part)
     # Only the first rank writes.
     return found.to("cpu", copy=True) if distributed.rank() == 0 else torch.empty(0)

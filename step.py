@@ -65,7 +65,8 @@ def gradients(
         total += loss.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     limit = settings.GRAD_CLIP_VALUE or math.inf
-    if sharding.is_spread(model):  # the backward passes have summed the gradients
+    if sharding.is_spread(model):
+        sharding.take_gradients(parameters, scaler.is_enabled())
         scaler.unscale_(optimizer)
         norm = sharding.clip_gradients(parameters, limit)
     else:
