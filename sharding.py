@@ -2,8 +2,8 @@
 
 Every process keeps a part of each parameter, its rows dealt out. A block's whole weights are gathered for the moment
 that it computes, and its gradients summed straight into the parts: torch's fully_shard, after ZeRO (Rajbhandari et al.
-2020). Where a model is not spread, every function is a no-op. Torch's own parts are imported where they are needed:
-they take a second of every start.
+2020). Whole are, for the while, one block's weights and those outside of blocks; and in `gathered` all of them. What a
+checkpoint holds is always whole. Torch's own parts are imported where they are needed: they take seconds of a start.
 """
 
 import contextlib

@@ -35,14 +35,14 @@ def take(
     state = optim.state_by_name(optimizer)
     parts = {n: p for g in optimizer.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)}
     state["state"] = {
-        name: {slot: _copy(tensor, None if slot == "step" else parts[name]) for slot, tensor in slots.items()}
+        name: {slot: _on_cpu(tensor, part=None if slot == "step" else parts[name]) for slot, tensor in slots.items()}
         for name, slots in state["state"].items()
     }
     return {
         **values,
         "model_state_dict": {
             # What never changes need not be copied, as long as it is where the writer can read it.
-            name: sharding.whole(tensor.detach()).cpu() if name in frozen else _copy(tensor)
+            name: _on_cpu(tensor, copy=name not in frozen)
             for name, tensor in weights.items()
         },
         "optimizer_state_dict": state,
@@ -102,7 +102,6 @@ def environment_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]
     return [f"{name}: {saved[name]} -> {now[name]}" for name in _EXACT if saved[name] != now[name]]
 
 
-def _copy(tensor: Tensor, part: nn.Parameter | None = None) -> Tensor:
+def _on_cpu(tensor: Tensor, part: nn.Parameter | None = None, copy: bool = True) -> Tensor:
     found = sharding.whole(tensor.detach(), part)
-    # Only the first rank writes.
-    return found.to("cpu", copy=True) if distributed.rank() == 0 else torch.empty(0)
+    return found.to("cpu", copy=copy) if distributed.rank() == 0 else torch.empty(0)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import safetensors.torch
@@ -164,6 +165,16 @@ def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_p
     best = checkpoint.best_files(courses["spread"])[0]
     model, _ = inference.load_model(checkpoint.load(best), torch.device("cpu"))
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 16, 32)
+
+
+@pytest.mark.parametrize("others", [0.0, float("inf"), float("nan")])
+def test_with_a_loss_scale_an_overflow_of_one_process_is_everyones(monkeypatch, others):
+    part, own = torch.nn.Parameter(torch.zeros(3)), torch.tensor([1.0, -2.0, 0.0])
+    part.spread_parameter = SimpleNamespace(grad=SimpleNamespace(to_local=lambda: own.clone()))
+    monkeypatch.setattr(sharding.distributed, "sum_", lambda tensor: tensor + others)
+    sharding.take_gradients([part], scaled=True)
+    assert part.spread_parameter.grad is None  # the next backward pass must not add to it
+    assert torch.equal(part.grad, own) if others == 0 else part.grad.isnan().all()
 
 
 @pytest.mark.long
