@@ -25,12 +25,8 @@ test: setup      ## lint, then all tests that need no GPU and no network
 	# One thread each: the models are so small that a second one only waits.
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
-bench: setup     ## side-by-side measurements
-	$(PYTHON) benchmarks/scoring.py
-	$(PYTHON) benchmarks/rewards.py
-	$(PYTHON) benchmarks/decoding.py
-	$(PYTHON) benchmarks/checkpoints.py
-	$(PYTHON) benchmarks/image_pipeline.py
+bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
+	$(PYTHON) benchmarks/run.py
 
 clean:           ## remove .venv; data and runs stay
 	rm -rf .venv

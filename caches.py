@@ -26,13 +26,14 @@ SAVE_SECONDS = 5.0  # a kill loses at most so much work, and a chunk
 
 
 def cached_rows(
-    path: Path, key: str, count: int, rows_from: Callable[[int], Iterator[np.ndarray]], limit: int, title: str
-) -> np.ndarray | None:
+    path: Path, key: str, count: int, rows_from: Callable[[int], Iterator[np.ndarray]], limit: int, title: str,
+    unit: str = "image",
+) -> np.ndarray | None:  # fmt: skip
     """The `count` rows of `path` (a .npy), memory-mapped and read-only; made now unless they are there.
 
     rows_from(start): arrays (n, *row), n dividing CHUNK (the last may be shorter), the first of which is row `start`.
     limit: bytes. Returns None, and says why, where the rows take more than that or than the disk has.
-    title: of the progress bar. Raises OSError where the disk fills up meanwhile.
+    title: of the progress bar; unit: what a row is. Raises OSError where the disk fills up meanwhile.
     """
     rows = _open(path, key, count)
     if rows is not None:
@@ -41,7 +42,7 @@ def cached_rows(
     with open(path.with_suffix(".part"), "ab") as part:
         _wait_for(part, path)
         rows = _open(path, key, count)  # another process may have made it meanwhile
-        if rows is None and _fill(path, key, count, rows_from, limit, title):
+        if rows is None and _fill(path, key, count, rows_from, limit, title, unit):
             rows = _open(path, key, count)
     if rows is not None:
         path.with_suffix(".part").unlink(missing_ok=True)  # of one who only waited
@@ -94,8 +95,9 @@ def _digest(rows: np.ndarray, chunk: int) -> str:
 
 
 def _fill(
-    path: Path, key: str, count: int, rows_from: Callable[[int], Iterator[np.ndarray]], limit: int, title: str
-) -> bool:
+    path: Path, key: str, count: int, rows_from: Callable[[int], Iterator[np.ndarray]], limit: int, title: str,
+    unit: str,
+) -> bool:  # fmt: skip
     """Make the rows, or as many as are missing; False where they are too large to be kept."""
     from tqdm import tqdm
 
@@ -103,10 +105,10 @@ def _fill(
     store, chunks = _unfinished(part, notes, key, count)
     done = len(chunks) * CHUNK
     if done:
-        print(f"{title}: going on with image {done:,} of {count:,}")
+        print(f"{title}: going on with {unit} {done:,} of {count:,}")
     saved_at = time.monotonic()
     try:
-        with tqdm(total=count, initial=done, desc=title, unit="image", mininterval=1) as bar:
+        with tqdm(total=count, initial=done, desc=title, unit=unit, mininterval=1) as bar:
             for rows in rows_from(done):
                 if store is None:
                     if not _fits(path, rows, count, limit, bar.write):

@@ -139,6 +139,8 @@ def cross_problems(values: dict[str, Any]) -> list[str]:
         not v.PROFILE or v.RESUME_CHECKPOINT_PATH is None,
         "PROFILE trains no run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
     )
+    for name in ("COMPILE", "PROFILE"):
+        require(not (v.FSDP and getattr(v, name)), f"FSDP and {name} do not go together: set one of them to False")
     if v.ENCODER_MODEL_NAME is None:
         require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
         require(

@@ -103,6 +103,7 @@ class ImageTextDataset(Dataset):
         """The same set with only its first `number` images."""
         part = copy.copy(self)
         part.paths, part.token_ids = self.paths[:number], self.token_ids[:number]
+        part.weights = self.weights[:number]
         return part
 
     def at_epoch(self, epoch: int) -> "ImageTextDataset":

@@ -82,6 +82,7 @@ class ImageToTextModel(nn.Module):
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
+        self.images_at_once: int | None = _CPU_IMAGES  # None = all
         self.tokenizer = self.about = None  # from_pretrained sets them: a model that can caption files by itself
 
     @classmethod
@@ -140,7 +141,7 @@ class ImageToTextModel(nn.Module):
         """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             few = images.device.type == "cpu" and not torch.is_grad_enabled()
-            parts = images.split(_CPU_IMAGES) if few else (images,)
+            parts = images.split(self.images_at_once) if few and self.images_at_once else (images,)
             return torch.cat([self.encoder(self._normalised(part)) for part in parts])
 
     def _normalised(self, images: Tensor) -> Tensor:

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+import sharding
+
 # Learned tables and tokens that pretrained towers keep as bare parameters.
 _NO_DECAY = ("position", "cls_token", "class_embedding", "mask_token", "register_tokens", "distillation_token")
 
@@ -26,7 +28,7 @@ def build_optimizer(
             continue
         part = "encoder" if name.startswith("encoder.") else "decoder"
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings and not any(w in name for w in _NO_DECAY)
-        groups.setdefault((part, decays), []).append((name, parameter))
+        groups.setdefault((part, decays), []).append((name, sharding.own_part(parameter)))
     if not groups:
         raise ValueError("No parameter of the model trains.")
     return torch.optim.AdamW(
@@ -87,7 +89,7 @@ def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
-    """What `state_by_name` gave, for optimizer.load_state_dict.
+    """What `state_by_name` gave, whole, for optimizer.load_state_dict; spread as the optimizer's parameters are.
 
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
@@ -105,7 +107,7 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
     for name, slots in saved["state"].items():
         if name not in position or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
             raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
-        parameter = parameters[position[name]]
+        parameter = sharding.layout(parameters[position[name]])
         for slot, tensor in slots.items():
             shape, dtype = ((), torch.float32) if slot == "step" else (parameter.shape, parameter.dtype)
             if tensor.shape != shape or tensor.dtype != dtype:
@@ -121,4 +123,11 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) ->
         }
         for group, now in zip(saved["param_groups"], groups, strict=True)
     ]
-    return {"state": {position[name]: slots for name, slots in saved["state"].items()}, "param_groups": merged}
+    state = {
+        position[name]: {
+            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameters[position[name]])
+            for slot, tensor in slots.items()
+        }
+        for name, slots in saved["state"].items()
+    }
+    return {"state": state, "param_groups": merged}

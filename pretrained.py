@@ -41,7 +41,8 @@ FORMAT_VERSION = 1
 # What a folder keeps of the settings: the model, what it reads and writes, and how captions are searched for. Paths and
 # names of the machine stay there.
 SETTINGS = (
-    "DATASET", "DATA_CUTOFF", "DATA_SEED", "VOCAB_SIZE", "MAX_SEQ_LEN",
+    "DATASET", "DATA_CUTOFF", "DATA_SEED", "TRAIN_SPLITS", "VAL_SPLITS", "TEST_SPLITS", "CAPTION_CASE",
+    "VOCAB_SIZE", "MAX_SEQ_LEN",
     "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
     "ENCODER_MODEL_NAME", "FREEZE_ENCODER", "IMAGE_SIZE",
     "VIT_PATCH_SIZE", "VIT_STEM", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS",

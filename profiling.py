@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 import dataset as data
 import distributed
@@ -76,6 +75,8 @@ def profile(run: training_run.Run, steps: int = STEPS) -> dict[str, Any]:
     apart, every other step. Medians. Returns {"seconds": by part, "step": seconds, "captions": per step, "flops": per
     step, "rate": of a large matrix product, 1/s, "mfu"}.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # its import takes 0.7 s of every start
+
     plan = training_run.epoch_steps(run.settings, run.train_set, epoch=0)[: WARMUP + steps]
     if len(plan) <= WARMUP:
         plan = plan * (WARMUP + 2)

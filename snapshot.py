@@ -5,12 +5,13 @@ import time
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import checkpoint
 import distributed
 import model as models
 import optim
+import sharding
 
 # Where two runs differ in one of these, their sums may round differently.
 _EXACT = ("python", "torch", "cuda", "cudnn", "device", "machine", "threads", "processes", "precision", "deterministic")
@@ -23,21 +24,25 @@ def take(
     generators: list[dict[str, Tensor]],
     values: dict[str, Any],
 ) -> dict[str, Any]:
-    """The state for checkpoint.save, on the CPU and independent of what the training does next.
+    """The state for checkpoint.save, on the CPU and independent of what the training does next; all ranks together.
 
+    Tensors are whole, so that a checkpoint does not tell whether FSDP spread them. On the first rank: the others only
+    take part in gathering them, one at a time, and get empty ones.
     generators: checkpoint.rng_state() of every rank. values: everything else, JSON-ready.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     weights = model.state_dict()
     state = optim.state_by_name(optimizer)
+    parts = {n: p for g in optimizer.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)}
     state["state"] = {
-        name: {slot: _copy(tensor) for slot, tensor in slots.items()} for name, slots in state["state"].items()
+        name: {slot: _on_cpu(tensor, part=None if slot == "step" else parts[name]) for slot, tensor in slots.items()}
+        for name, slots in state["state"].items()
     }
     return {
         **values,
         "model_state_dict": {
             # What never changes need not be copied, as long as it is where the writer can read it.
-            name: tensor.detach().cpu() if name in frozen else _copy(tensor)
+            name: _on_cpu(tensor, copy=name not in frozen)
             for name, tensor in weights.items()
         },
         "optimizer_state_dict": state,
@@ -65,7 +70,9 @@ def restore(
     generators = saved["rng_state_dict"].get(str(distributed.rank()))
     if generators is not None:
         checkpoint.check_rng_state(generators, origin)
-    model.load_state_dict(saved["model_state_dict"])
+    present = model.state_dict()
+    weights = saved["model_state_dict"]
+    model.load_state_dict({name: sharding.spread_like(tensor, present[name]) for name, tensor in weights.items()})
     optimizer.load_state_dict(state)
     if saved["scaler_state_dict"]:  # empty where the run did not use fp16
         scaler.load_state_dict(saved["scaler_state_dict"])
@@ -95,5 +102,6 @@ def environment_changes(saved: dict[str, Any], now: dict[str, Any]) -> list[str]
     return [f"{name}: {saved[name]} -> {now[name]}" for name in _EXACT if saved[name] != now[name]]
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True)
+def _on_cpu(tensor: Tensor, part: nn.Parameter | None = None, copy: bool = True) -> Tensor:
+    found = sharding.whole(tensor.detach(), part)
+    return found.to("cpu", copy=copy) if distributed.rank() == 0 else torch.empty(0)

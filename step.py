@@ -14,6 +14,7 @@ import dataset as data
 import distributed
 import inference
 import model as models
+import sharding
 import tokenizer as tokenizers
 
 PAD = tokenizers.PAD
@@ -53,15 +54,25 @@ def gradients(
     counts = distributed.sum_(torch.tensor(counts).sum(0).to(device, non_blocking=True))  # (2,) tokens, captions
     optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
-    for batch in micro_batches:
+    own = len(micro_batches)
+    for number in range(sharding.passes(model, own)):
+        batch = micro_batches[min(number, own - 1)]
         with inference.autocast(device, inference.pick_dtype(settings.PRECISION, device)):
             loss = caption_loss(model, batch.to(device, resident), settings.LABEL_SMOOTHING)
+        if number >= own:
+            loss = 0 * loss  # only to take part in what the others gather and sum
         scaler.scale(loss / counts[0].clamp(min=1)).backward()
         total += loss.detach()
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    distributed.sum_gradients(parameters)
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, settings.GRAD_CLIP_VALUE or math.inf)
+    limit = settings.GRAD_CLIP_VALUE or math.inf
+    if sharding.is_spread(model):
+        sharding.take_gradients(parameters, scaler.is_enabled())
+        scaler.unscale_(optimizer)
+        norm = sharding.clip_gradients(parameters, limit)
+    else:
+        distributed.sum_gradients(parameters)
+        scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(parameters, limit)
     return torch.stack([distributed.sum_(total), norm, *counts.float()])
 
 

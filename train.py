@@ -41,6 +41,7 @@ import profiling  # noqa: E402
 import report  # noqa: E402
 import runlog  # noqa: E402
 import runs  # noqa: E402
+import sharding  # noqa: E402
 import signals  # noqa: E402
 import snapshot  # noqa: E402
 import step as one_step  # noqa: E402
@@ -254,7 +255,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
         return done, []
     if settings.NUM_WORKERS:
         run.saver.wait()
-    with checkpoint.generators_kept():  # whether and how often it validates does not change the training
+    with checkpoint.generators_kept(), sharding.gathered(run.model):  # validating does not change the training
         val_loss = evaluate(run)
         scored, samples = score_validation(run) if distributed.rank() == 0 else ({}, [])
         stop_if_asked(run)
@@ -308,12 +309,13 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
     Raises SystemExit where it waited in vain: what could not be saved would be lost.
     """
     generators = distributed.gather([checkpoint.rng_state()])
+    run.saver.wait()
+    trouble.tell_problem(run)
+    run_id = run.wandb_run.id if run.wandb_run is not None else None
+    values = {**progress._asdict(), **run.about, "wandb_run_id": run_id}
+    state = snapshot.take(run.model, run.optimizer, run.scaler, generators, values)
     if distributed.rank() == 0:
-        run.saver.wait()
-        trouble.tell_problem(run)
-        run_id = run.wandb_run.id if run.wandb_run is not None else None
-        values = {**progress._asdict(), **run.about, "wandb_run_id": run_id}
-        run.saver.start(snapshot.take(run.model, run.optimizer, run.scaler, generators, values), names)
+        run.saver.start(state, names)
     if wait:
         run.saver.wait()
         distributed.barrier()  # or torchrun would end the first rank with the others

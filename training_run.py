@@ -24,6 +24,7 @@ import prepare_dataset
 import runlog
 import runs
 import saver
+import sharding
 import signals
 import snapshot
 import tokenizer as tokenizers
@@ -117,6 +118,10 @@ def prepare(
         found = batch_size.choose(settings, model, sets["train"], scaler, device)
         settings = dataclasses.replace(settings, BATCH_SIZE=found)
         runlog.console(f"BATCH_SIZE = 'auto': {found} captions at a time")
+    if settings.FSDP and distributed.world_size() > 1:
+        sharding.spread(model, device)
+    elif settings.FSDP:
+        runlog.console("Note: FSDP has nothing to spread over one process; start several with torchrun.")
     optimizer = optim.build_optimizer(
         model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,
         fused=device.type in ("cuda", "cpu"),

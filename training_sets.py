@@ -1,6 +1,6 @@
 """The train and val sets as a run sees them: captions as ids, pictures or a frozen encoder's features from caches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import runlog
 import tokenizer as tokenizers
 
 READ_AT_ONCE = 32  # pictures; divides caches.CHUNK
+KEPT_FROM = 20_000  # captions of a split; fewer are encoded in a second
 
 
 def make(
@@ -36,8 +37,8 @@ def make(
     changes = settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP
     augment = data.Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED) if changes else None
     for split, rows in records.items():
-        flat = tokenizers.encode_batch(tokenizer, [c for row in rows for c in row["captions"]], settings.MAX_SEQ_LEN)
-        ids = iter(flat)
+        captions = [caption for row in rows for caption in row["captions"]]
+        ids = iter(encoded(settings, folder, split, captions, tokenizer))
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         sets[split] = data.ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         sets[split].augment = augment if split == "train" else None
@@ -55,6 +56,35 @@ def make(
                 lambda split=split, images=images: pictures(settings, folder, split, images)
             )
     return sets
+
+
+def encoded(
+    settings: Any, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer
+) -> Sequence[Sequence[int]]:
+    """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each."""
+    length = settings.MAX_SEQ_LEN
+    if len(captions) < KEPT_FROM:
+        return tokenizers.encode_batch(tokenizer, captions, length)
+
+    def rows_from(start: int) -> Iterator[np.ndarray]:
+        for at in range(start, len(captions), caches.CHUNK):
+            ids = tokenizers.encode_batch(tokenizer, captions[at : at + caches.CHUNK], length)
+            rows = np.full((len(ids), length), tokenizers.PAD, dtype=np.int32)
+            for row, own in zip(rows, ids, strict=True):
+                row[: len(own)] = own
+            yield rows
+
+    key = caches.key_of((), ["tokens", tokenizers.tokenizer_digest(tokenizer), length, captions])
+    path = folder / "cache" / f"tokens_{split}_{key[:16]}.npy"
+    title, limit = f"captions, {split}", _limit(settings)
+    found = distributed.first_rank_first(
+        lambda: caches.cached_rows(path, key, len(captions), rows_from, limit, title, "caption")
+    )
+    if found is None:
+        return tokenizers.encode_batch(tokenizer, captions, length)
+    rows = np.array(found)  # (captions, MAX_SEQ_LEN); in memory, as a memory-mapped one is slow to cut up
+    lengths = (rows != tokenizers.PAD).sum(1)  # no caption's text gives <pad>
+    return [row[:number] for row, number in zip(rows, lengths.tolist(), strict=True)]
 
 
 def features(

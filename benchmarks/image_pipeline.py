@@ -4,8 +4,9 @@
 
 peer     Image.open(...).convert("RGB"), then the ViT processor of transformers as its guides call it: PIL images of a
          batch in, a tensor out, default backend (the one on torchvision). Bilinear to 224 x 224, normalised.
-ours     dataset.load_image: decode and resize to the same size, as bytes; the model normalises them, per batch.
-cached   batches of 32 rows of a memory-mapped uint8 array (N, 3, 224, 224) in random order.
+ours     transform.load_image: decode and resize to the same size, as bytes; the model normalises them, per batch.
+cached   the image cache of a training run, in batches as training gets them: dataset.make_loader and its collate_fn,
+         caption tokens included, over training_sets.pictures.
 
 The sides take turns, batch by batch, over the same pictures: the photographs in ../shared/data/flickr8k_native where
 they are, otherwise JPEGs of 500 x 375 drawn here. One thread; files and cache are in the system's page cache.
@@ -27,7 +28,10 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import config  # noqa: E402
 import dataset  # noqa: E402
+import training_sets  # noqa: E402
+from transform import load_image  # noqa: E402
 
 NATIVE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "flickr8k_native"
 SPEC = {"size": 224, "resize": 224, "crop": False, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -46,14 +50,15 @@ def draw_pictures(folder: Path, number: int) -> list[Path]:
     return found
 
 
-def cached_rows(paths: list[Path], folder: Path) -> np.ndarray:
-    """(N, 3, 224, 224) uint8 of all pictures, memory-mapped from a file in `folder`."""
-    file = folder / "rows.npy"
-    rows = np.lib.format.open_memmap(file, mode="w+", dtype=np.uint8, shape=(len(paths), 3, 224, 224))
-    for row, path in zip(rows, paths, strict=True):
-        row[:] = dataset.load_image(path, SPEC).numpy()
-    rows.flush()
-    return np.load(file, mmap_mode="r")
+def cached_set(paths: list[Path], folder: Path) -> dataset.ImageTextDataset:
+    """All pictures, five captions of 13 tokens each, read from the cache that a training run would make in `folder`."""
+    settings = config.load(["--cache-limit-gb", "10"])
+    token_ids = [[list(range(1, 14))] * 5 for _ in paths]
+    images = dataset.ImageTextDataset([{"file_name": path.name} for path in paths], paths[0].parent, token_ids, SPEC)
+    images.cached = training_sets.pictures(settings, folder, "train", images)
+    if images.cached is None:
+        raise SystemExit(f"the pictures could not be kept in {folder}: see above")
+    return images
 
 
 def measure(repeats: int = 5, number: int = 200, folder: str | None = None) -> list[dict[str, Any]]:
@@ -71,17 +76,18 @@ def measure(repeats: int = 5, number: int = 200, folder: str | None = None) -> l
             if folder and len(paths) < 2:
                 raise SystemExit(f"--folder {folder}: needs at least two .jpg files in it")
             paths = paths or draw_pictures(Path(place), number)
-            rows = cached_rows(paths, Path(place))
+            kept = cached_set(paths, Path(place))
 
             def peer(batch: list[int]) -> torch.Tensor:
                 images = [Image.open(paths[i]).convert("RGB") for i in batch]
                 return processor(images, return_tensors="pt")["pixel_values"]
 
             def ours(batch: list[int]) -> torch.Tensor:
-                return torch.stack([dataset.load_image(paths[i], SPEC) for i in batch])
+                return torch.stack([load_image(paths[i], SPEC) for i in batch])
 
             def cached(batch: list[int]) -> torch.Tensor:
-                return torch.stack([torch.from_numpy(np.array(rows[i])) for i in batch])
+                (found,) = dataset.make_loader(kept, [[(i, tuple(range(5))) for i in batch]], workers=0)
+                return found.images
 
             _require_alike(peer([0, 1]), ours([0, 1]), cached([0, 1]))
             rates = _rates({"peer": peer, "ours": ours, "cached": cached}, len(paths), repeats)

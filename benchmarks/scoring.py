@@ -40,14 +40,16 @@ def main() -> None:
     ptb.compile_rules()
     print(f"compiling the token rules, once in a process: {1000 * (time.perf_counter() - start):.0f} ms")
     for row in measure(args.images, args.repeats, verbose=True):
-        ratio = f"   {row['ratio']:5.1f}x faster [{row['lowest']:.1f} - {row['highest']:.1f}]" if row["ratio"] else ""
+        low, high = row["range"] or (0, 0)
+        ratio = f"   {row['ratio']:5.1f}x faster [{low:.1f} - {high:.1f}]" if row["ratio"] else ""
         print(f"{row['name']:<24}{row['ours']:8.4f} s{ratio}")
 
 
 def measure(images: Sequence[int] = (1000, 5000), repeats: int = 5, verbose: bool = False) -> list[dict[str, Any]]:
-    """[{"name", "ours", "peer", "ratio", "unit", "lowest", "highest"}]: medians over alternating repeats.
+    """[{"name", "ours", "peer", "ratio", "unit", "range", "note"}]: medians over alternating repeats.
 
-    names: scoring_<images>x5_cold and _prepared. peer and the ratios are None without Java or pycocoevalcap.
+    names: scoring_<images>x5_cold and _prepared. peer, ratio and range are None without Java or pycocoevalcap, and
+    the note says so.
     """
     reference, rows = load_reference(), []
     for number in images:
@@ -62,7 +64,8 @@ def measure(images: Sequence[int] = (1000, 5000), repeats: int = 5, verbose: boo
                 "name": f"scoring_{number}x5_{kind}", "ours": statistics.median(times[kind]),
                 "peer": statistics.median(times["peer"]) if ratios else None,
                 "ratio": statistics.median(ratios) if ratios else None, "unit": "s",
-                "lowest": min(ratios, default=None), "highest": max(ratios, default=None),
+                "range": [min(ratios), max(ratios)] if ratios else None,
+                "note": f"captions: {source}" + ("" if ratios else "; pycocoevalcap not run, it needs Java"),
             })  # fmt: skip
     return rows
 

@@ -8,7 +8,7 @@ them by binary search.
 
 from collections import defaultdict
 from collections.abc import Sequence
-from itertools import chain, repeat
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -19,11 +19,18 @@ _SPREAD = np.uint64(0x9E3779B97F4A7C15)  # an odd number near 2**64 over the gol
 _SHIFT = 32  # key = (id of the first n-1 words << _SHIFT) | id of the last word
 
 
+class WordIds(dict):
+    """Word -> id; -1 for a stranger. Three times as fast over many words as dict.get with a default."""
+
+    def __missing__(self, word: str) -> int:
+        return -1
+
+
 class ReferenceIndex(NamedTuple):
     """All n-grams of the references. One *pair* is an n-gram in a caption, one *group* an n-gram in an image;
     the pairs of a group are neighbours. G n-grams, those of one order after those of the order before."""
 
-    vocabulary: dict[str, int]
+    vocabulary: "WordIds"
     first_caption: np.ndarray  # (images + 1,) index of each image's first caption
     lengths: np.ndarray  # (captions,) number of words
     keys: tuple[np.ndarray, ...]  # per order int64, sorted; the position of a key is its n-gram's id in its order.
@@ -68,7 +75,7 @@ def index_references(captions: Sequence[str], first_caption: np.ndarray) -> Refe
     closed = tuple(np.concatenate((table, _END)) for table in tables)
     slots = tuple(map(_slots_of, closed))
     pairs = _pairs(np.concatenate(grams), np.concatenate(places), first_caption, int(first_gram[-1]))
-    return ReferenceIndex(dict(vocabulary), first_caption, lengths, closed, slots, first_gram,
+    return ReferenceIndex(WordIds(vocabulary), first_caption, lengths, closed, slots, first_gram,
                           *_weighted(*pairs, first_caption, first_gram))  # fmt: skip
 
 
@@ -171,10 +178,10 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     idf[known] = index.idf[gram]
     row = candidate * MAX_ORDER + order
     norms = np.sqrt(_sums(row, (tf * idf) ** 2, len(words) * MAX_ORDER)).reshape(-1, MAX_ORDER)
-    group, hit = _find_groups(index, images[candidate[known]], gram)
+    group, hit = _find_groups(index, images, candidate[known], gram)
     entries = tuple(values[known[hit]] for values in (candidate, order, tf, idf))
     products, matches = _join(index, group[hit], entries, (cell_start - first, len(cell_caption)))
-    both = norms[cell_candidate] * index.norms[cell_caption]
+    both = norms.take(cell_candidate, axis=0) * index.norms.take(cell_caption, axis=0)
     similarity = np.divide(products, both, out=products, where=both != 0).sum(1)
     cider = _sums(cell_candidate, similarity * penalty, len(words)) / MAX_ORDER / count * 10.0
     return Overlap(matches, lengths, cider)
@@ -204,8 +211,8 @@ def _counted(
     return place >> 2, place & 3, keys & ((1 << bits) - 1), counts.astype(np.float64)
 
 
-def _word_ids(vocabulary: dict[str, int], words: list[list[str]], total: int) -> np.ndarray:
-    ids = np.fromiter(map(vocabulary.get, chain.from_iterable(words), repeat(-1)), np.int64, total)
+def _word_ids(vocabulary: WordIds, words: list[list[str]], total: int) -> np.ndarray:
+    ids = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(words)), np.int64, total)
     strangers = np.flatnonzero(ids < 0)
     if len(strangers):
         flat, fresh = list(chain.from_iterable(words)), {}
@@ -229,14 +236,16 @@ def _ids_of(table: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> np.ndarra
     return place
 
 
-def _find_groups(index: ReferenceIndex, images: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The group of each (image, n-gram), and which of them are there."""
+def _find_groups(
+    index: ReferenceIndex, images: np.ndarray, candidate: np.ndarray, gram: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The group of each (candidate, n-gram) in the image of that candidate, and which of them are there."""
     distinct = np.unique(images)
     first, size = index.first_group[distinct], np.diff(index.first_group)[distinct]
     # The groups of these images alone fit into the cache.
     rows = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
     keys = np.append(index.group_keys[rows], _END)
-    wanted = images * len(index.idf) + gram
+    wanted = images[candidate] * len(index.idf) + gram
     place = np.searchsorted(keys, wanted)
     there = np.flatnonzero(keys[place] == wanted)
     place[there] = rows[place[there]]

@@ -182,10 +182,10 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
     """
     if len(images) != len(captions):
         raise ValueError(f"{len(images)} images for {len(captions)} captions: give one image id per caption")
-    strangers = [image for image in images if image not in references.position]
-    if strangers:
-        raise ValueError(f"image {strangers[0]!r} has no references: prepare them with the others")
-    places = np.array([references.position[image] for image in images], np.int64)
+    try:
+        places = np.fromiter(map(references.position.__getitem__, images), np.int64, len(images))
+    except KeyError as error:
+        raise ValueError(f"image {error.args[0]!r} has no references: prepare them with the others") from None
     return overlap_of(references.index, references.tokenize(list(captions)), places).cider
 
 

@@ -237,6 +237,33 @@ def test_a_worker_that_is_started_maps_the_cache_itself(folder):
     assert isinstance(again.cached, np.memmap) and torch.equal(one_batch(again).images, one_batch(images).images)
 
 
+def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
+    """Read again, not encoded again; another tokenizer or length asks for others; too large a file is no error."""
+    texts = [f"A dog number {n}, <pad> {'and a cat ' * (n % 9)}" for n in range(300)] + ["", "\ud83d is 东京"[1:]]
+    small, large = (tokenizers.train_tokenizer(texts, tmp_path / str(size), size) for size in (270, 300))
+    settings = config.load(["--max-seq-len", "20"])
+    expected = {name: tokenizers.encode_batch(t, texts, 20) for name, t in (("small", small), ("large", large))}
+    assert max(map(len, expected["small"])) == 20 and expected["small"] != expected["large"]
+    monkeypatch.setattr(training_sets, "KEPT_FROM", 300)
+
+    def ids(tokenizer, *flags):
+        how = config.load(["--max-seq-len", "20", *flags]) if flags else settings
+        return [list(map(int, row)) for row in training_sets.encoded(how, tmp_path, "train", texts, tokenizer)]
+
+    assert ids(small) == expected["small"] and ids(large) == expected["large"]
+    assert len(list((tmp_path / "cache").glob("tokens_train_*.npy"))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(tokenizers, "encode_batch", lambda *_: pytest.fail("encoded again"))
+        assert ids(small) == expected["small"]
+        with pytest.raises(pytest.fail.Exception, match="encoded again"):
+            ids(small, "--max-seq-len", "19")
+    assert ids(small, "--max-seq-len", "18", "--cache-limit-gb", "0") == tokenizers.encode_batch(small, texts, 18)
+    assert "more than CACHE_LIMIT_GB" in capsys.readouterr().out
+    monkeypatch.setattr(training_sets, "KEPT_FROM", 1000)
+    monkeypatch.setattr(caches, "cached_rows", lambda *_: pytest.fail("kept a small set"))
+    assert ids(small) == expected["small"]
+
+
 def test_features_that_float16_cannot_hold_are_an_error_with_its_fix(folder, monkeypatch):
     monkeypatch.setattr(models.ImageToTextModel, "encode", lambda self, images: torch.full((len(images), 4, 2), 1e6))
     with pytest.raises(ValueError, match="CACHE_FEATURES = False"):

@@ -121,11 +121,11 @@ def test_a_recipe_that_is_missing_or_broken_is_one_line(tmp_path):
 def test_a_wrong_constant_is_told_as_well(monkeypatch):
     monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", "eighty")
     assert refusal("--seed", "x") == [
-        "  - BATCH_SIZE = 'eighty': must be a whole number",
+        "  - BATCH_SIZE = 'eighty': must be a whole number or one of 'auto'",
         "  - SEED = 'x': must be a whole number",
     ]
     monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", 80.0)
-    assert refusal() == ["  - BATCH_SIZE = 80.0: must be a whole number"]
+    assert refusal() == ["  - BATCH_SIZE = 80.0: must be a whole number or one of 'auto'"]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,8 @@ def test_each_rule_refuses_and_lets_pass(wrong, right):
 def test_every_numeric_setting_has_a_range():
     kinds = {name: typing.get_args(kind) or (kind,) for name, kind in config._TYPES.items()}
     numeric = {name for name, options in kinds.items() if {int, float} & set(options)}
-    ruled = {*config._AT_LEAST_ONE, *config._NOT_NEGATIVE, *config._ABOVE_ZERO, *config._FRACTIONS}
+    checks = config.config_checks
+    ruled = {*checks._AT_LEAST_ONE, *checks._NOT_NEGATIVE, *checks._ABOVE_ZERO, *checks._FRACTIONS}
     in_cross_rules = {"VOCAB_SIZE", "ADAM_BETAS", "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
                       "RANDOM_CROP_AREA", "MAX_BAD_FRACTION"}  # fmt: skip
     assert numeric - ruled - in_cross_rules == set()

@@ -206,7 +206,7 @@ def test_rewards_equal_plain_dictionaries(monkeypatch):
     monkeypatch.setattr(rewards, "IMAGES", 300)
     monkeypatch.setattr(rewards.scoring, "SHARED", Path("/nowhere"))
     (row,) = rewards.measure(repeats=1)  # it compares all 250 rewards itself
-    assert row["name"] == "cider_reward_250" and row["unit"] == "s" and row["ratio"] > 1
+    assert row["name"] == "rewards" and row["unit"] == "s" and row["ratio"] > 1
     monkeypatch.setattr(rewards, "plain_rewards", lambda *given: np.zeros(250))
     with pytest.raises(SystemExit, match="rewards differ"):
         rewards.measure(repeats=1)

@@ -5,7 +5,7 @@ import shutil
 from collections import Counter
 
 import pytest
-from raw_sets import CAPTIONS, NAMES, draw, expected_records, jpeg, make_raw, write
+from raw_sets import CAPTIONS, NAMES, draw, jpeg, make_raw, prepared_records, write
 
 import config
 import dataset as data
@@ -162,5 +162,5 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
 
 def test_records_of_a_plain_set_are_what_they_were(tmp_path):
     folder = prepare("mine", tmp_path, raw_dir=make_raw(tmp_path / "raw"))
-    assert data.load_records(folder, "val") == [row for row in expected_records() if row["split"] == "val"]
+    assert data.load_records(folder, "val") == [row for row in prepared_records() if row["split"] == "val"]
     assert prepare_dataset.verify(folder)["counts"]["val"]["captions"] == len(CAPTIONS[NAMES[4]])

@@ -12,11 +12,11 @@ from raw_sets import (
     NAMES,
     SPLITS,
     draw,
-    expected_records,
     fix_splits,
     jpeg,
     listing,
     make_raw,
+    prepared_records,
     write,
     write_karpathy,
 )
@@ -64,7 +64,7 @@ def test_parquet_with_one_row_per_picture_and_the_split_in_the_shards_name(tmp_p
         write_parquet(raw / "data" / f"{word}-00000-of-00001.parquet", rows)
     write(raw / "README.md", "# a data set")
     folder = prepare("mine", tmp_path, raw_dir=raw)
-    assert sorted(captions_of(folder), key=lambda r: r["file_name"]) == expected_records()
+    assert sorted(captions_of(folder), key=lambda r: r["file_name"]) == prepared_records()
     assert listing(folder / "images") == EXPECTED
     assert "layout parquet, because 3 shards (test-00000-of-00001.parquet, " in capsys.readouterr().out
     assert verify(prepare("mine", tmp_path, raw_dir=raw))["layout"] == "parquet"
@@ -74,7 +74,7 @@ def test_parquet_with_one_row_per_caption(tmp_path):
     rows = [{"image": EXPECTED[name], "file_name": name, "caption": text, "split": split}
             for name, split in zip(NAMES, SPLITS, strict=True) for text in CAPTIONS[name]]  # fmt: skip
     folder = prepare("mine", tmp_path, raw_dir=write_parquet(tmp_path / "raw" / "all.parquet", rows))
-    assert captions_of(folder) == expected_records() and listing(folder / "images") == EXPECTED
+    assert captions_of(folder) == prepared_records() and listing(folder / "images") == EXPECTED
     rows[1]["image"] = jpeg(200)
     write_parquet(tmp_path / "torn" / "all.parquet", rows)
     with pytest.raises(ValueError, match=f"two different pictures are called {NAMES[0]}"):
@@ -87,7 +87,7 @@ def test_nameless_pictures_of_parquet_are_called_by_their_content(tmp_path):
     write_parquet(tmp_path / "raw" / "x.parquet", rows)
     folder = prepare("mine", tmp_path, raw_dir=tmp_path / "raw")
     assert [(r["split"], r["captions"]) for r in captions_of(folder)] == [
-        (r["split"], r["captions"]) for r in expected_records()
+        (r["split"], r["captions"]) for r in prepared_records()
     ]
     assert sorted(listing(folder / "images").values()) == sorted(EXPECTED.values())
     assert all(name == packed.content_name(data) for name, data in listing(folder / "images").items())
@@ -130,7 +130,7 @@ def test_webdataset_shards_are_read_and_a_rerun_goes_on(tmp_path, capsys, ending
     raw = tmp_path / "raw"
     write_shards(raw, ending)
     folder = prepare("mine", tmp_path, raw_dir=raw)
-    assert sorted(captions_of(folder), key=lambda r: r["file_name"]) == expected_records()
+    assert sorted(captions_of(folder), key=lambda r: r["file_name"]) == prepared_records()
     assert listing(folder / "images") == EXPECTED
     assert "layout WebDataset, because 3 tars (mini-test-000000" in capsys.readouterr().out
     kept = (folder / "images" / NAMES[0]).stat().st_ino
@@ -191,7 +191,7 @@ def pack(raw: Path, archive: Path) -> Path:
 def test_an_archive_of_pictures_and_captions_serves_like_its_folder(tmp_path, name):
     archive = pack(make_raw(tmp_path / "raw"), tmp_path / name)
     folder = prepare("mine", tmp_path / "data", raw_dir=archive)
-    assert captions_of(folder) == expected_records() and listing(folder / "images") == EXPECTED
+    assert captions_of(folder) == prepared_records() and listing(folder / "images") == EXPECTED
     assert "MACOSX" not in str(list(listing(folder / "unpacked")))
     prepare("mine", tmp_path / "data", raw_dir=archive)  # whole, and made from this archive
     with archive.open("ab") as file:
@@ -206,7 +206,7 @@ def test_captions_beside_an_archive_of_pictures(tmp_path, monkeypatch):
     write_karpathy(raw)
     (tmp_path / "images.tar.gz").rename(raw / "images.tar.gz")
     folder = prepare("mine", tmp_path / "data", raw_dir=raw)
-    assert captions_of(folder) == expected_records() and listing(folder / "images") == EXPECTED
+    assert captions_of(folder) == prepared_records() and listing(folder / "images") == EXPECTED
     draw(raw / "unpacked_by_hand")  # from here on the archive is not needed
     monkeypatch.setattr(archives, "unpack_beside", None)
     assert is_whole(prepare("other", tmp_path / "data", raw_dir=raw))
@@ -219,7 +219,7 @@ def test_the_two_files_of_the_hub_serve_as_a_local_copy(tmp_path):
     (tmp_path / "raw" / "flickr_annotations_30k.csv").write_bytes(annotations_csv())
     (tmp_path / "raw" / "flickr30k-images.zip").write_bytes(images_zip())
     folder = prepare("flickr30k", tmp_path, raw_dir=tmp_path / "raw")
-    assert captions_of(folder) == expected_records() and listing(folder / "images") == EXPECTED
+    assert captions_of(folder) == prepared_records() and listing(folder / "images") == EXPECTED
     assert verify(folder)["layout"] == "Hub annotations CSV"
 
 

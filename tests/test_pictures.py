@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import dataset
 import pictures
+import transform
 
 NATIVE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "flickr8k_native"
 # the four quarters of the test picture: top left, top right, bottom left, bottom right
@@ -152,7 +152,7 @@ def test_exif_is_applied_once(tmp_path, ending, orientation):
     picture = pictures.read(tmp_path / f"a.{ending}")
     assert picture.pixels.shape == (48, 64, 3) and off(picture.pixels, QUARTERS) <= 4
     spec = {"size": 16, "resize": 16, "crop": False, "interpolation": "bilinear"}
-    assert off(dataset.load_image(tmp_path / f"a.{ending}", spec).permute(1, 2, 0).numpy(), QUARTERS) <= 4
+    assert off(transform.load_image(tmp_path / f"a.{ending}", spec).permute(1, 2, 0).numpy(), QUARTERS) <= 4
 
 
 def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path):
@@ -254,20 +254,20 @@ def test_both_ways_give_the_same_pixels_and_refuse_the_same(tmp_path, monkeypatc
         noise = Image.merge("RGB", [Image.effect_noise((201, 133), 60) for _ in range(3)])
         noise.save(tmp_path / f"{quality}.jpg", quality=quality, subsampling=subsampling)
         files.append(tmp_path / f"{quality}.jpg")
-    assert dataset._jpeg_decoder() is not None, "torchvision's decoder was not found: the slow way only"
-    short = [dataset.load_image(path, spec) for path in files]
+    assert transform._jpeg_decoder() is not None, "torchvision's decoder was not found: the slow way only"
+    short = [transform.load_image(path, spec) for path in files]
     (tmp_path / "cut.jpg").write_bytes(files[-1].read_bytes()[:5000])
     with pytest.raises(ValueError, match="cut.jpg cannot be read: truncated or damaged"):
-        dataset.load_image(tmp_path / "cut.jpg", spec)
-    monkeypatch.setattr(dataset, "_jpeg_decoder", lambda: None)
-    long = [dataset.load_image(path, spec) for path in files]
+        transform.load_image(tmp_path / "cut.jpg", spec)
+    monkeypatch.setattr(transform, "_jpeg_decoder", lambda: None)
+    long = [transform.load_image(path, spec) for path in files]
     assert max((a.int() - b.int()).abs().max() for a, b in zip(short, long, strict=True)) <= 1
     assert all(pixels.is_contiguous() and pixels.dtype == torch.uint8 for pixels in short + long)
     assert (short[-1].int() - long[-2].int()).abs().max() > 1
 
 
 def test_the_short_way_imports_no_torchvision():
-    code = "import sys, dataset; assert dataset._jpeg_decoder(); print('torchvision' in sys.modules)"
+    code = "import sys, transform; assert transform._jpeg_decoder(); print('torchvision' in sys.modules)"
     root = Path(__file__).resolve().parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"

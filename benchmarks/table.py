@@ -1,0 +1,114 @@
+"""The README's table of measured times, made from benchmarks/results.json; written by benchmarks/run.py."""
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+BEGIN, END = "<!-- performance: made by benchmarks/run.py -->", "<!-- end -->"
+
+VED = "`VisionEncoderDecoderModel`"
+# name -> (what is measured, what ours is compared with; None where it is compared with nothing)
+SHOWN = {
+    "train_step_encoder_trained": ("training step, ViT-Tiny trained", f"{VED}, `Trainer`"),
+    "train_step_frozen_tiny": ("training step, ViT-Tiny frozen", f"{VED}, `Trainer`"),
+    "train_step_frozen_base": ("training step, ViT-B/16 frozen", f"{VED}, `Trainer`"),
+    "beam3_captioning": ("captions of 50 pictures, beam 3", f"{VED}, `generate`"),
+    "scoring_1000x5_cold": ("BLEU, CIDEr, ROUGE-L of 1,000 images", "pycocoevalcap"),
+    "scoring_1000x5_prepared": ("the same, references kept", "pycocoevalcap"),
+    "rewards": ("CIDEr rewards of 250 captions", "plain dictionaries"),
+    "image_pipeline": ("reading pictures, one core", "PIL and the processor of `transformers`"),
+    "image_pipeline_cached": ("the same, from the cache", "PIL and the processor of `transformers`"),
+    "checkpoint_save": ("wait for a checkpoint, frozen ViT-B/16", "`torch.save`"),
+    "scaling_captions_145000_vs_1000": ("training on 145,000 captions", "the same on 1,000"),
+    "memory_epochs": ("memory after the last of several epochs", "after the first"),
+    "start_to_first_step": ("start to first step, nothing cached", None),
+    "start_to_first_step_again": ("start to first step, cached", None),
+    "gloo_2_processes": ("2 processes, a core each", "1 process, 1 core"),
+    "gloo_2_processes_vs_2_threads": ("the same", "1 process, 2 threads"),
+}
+
+
+class CannotRun(Exception):
+    """A benchmark needs what this machine lacks: recorded with this reason, no failure."""
+
+
+def write(readme: Path, results: dict[str, dict[str, Any]]) -> None:
+    """Put the table of `results` between the markers of `readme`. Raises SystemExit where it has no markers."""
+    before, old, after = split(readme.read_text(encoding="utf-8"), readme)
+    new = table(results)
+    if new != old:
+        temporary = readme.with_name(f".{readme.name}.{os.getpid()}.tmp")
+        temporary.write_text(before + new + after, encoding="utf-8")
+        os.replace(temporary, readme)
+
+
+def split(text: str, origin: Any = "the text") -> tuple[str, str, str]:
+    """(up to and with the first marker, the table, the rest)"""
+    match = re.fullmatch(f"(.*{re.escape(BEGIN)}\n)(.*?)({re.escape(END)}.*)", text, re.DOTALL)
+    if match is None:
+        raise SystemExit(f"{origin} has not the two lines {BEGIN} and {END}: put them where the table belongs.")
+    return match.group(1), match.group(2), match.group(3)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """Markdown: a table for each machine that was measured on, and what was not measured."""
+    places: dict[str, list[str]] = {}
+    for name in SHOWN:
+        if name in results and "not_run" not in results[name]:
+            places.setdefault(_place(results[name]), []).append(name)
+    text = "\n"
+    for place, names in places.items():
+        text += "| | ours | compared with | ratio [range] |\n|---|---|---|---|\n"
+        text += "".join(_row(name, results[name]) for name in names)
+        days = sorted(results[name]["date"][:10] for name in names)
+        when = " to ".join(dict.fromkeys([days[0], days[-1]]))
+        text += f"\n*{place}; {when}. Medians; ratio: how many times better.*\n\n"
+    absent = [
+        f"{SHOWN[name][0]} ({results[name]['not_run'] if name in results else 'not measured yet'})"
+        for name in SHOWN if name not in results or "not_run" in results[name]
+    ]  # fmt: skip
+    if len(absent) == len(SHOWN) and not results:
+        text += "Not measured yet: `make bench`.\n\n"
+    elif absent:
+        text += f"Not in the table: {'; '.join(absent)}.\n\n"
+    return text
+
+
+def _row(name: str, result: dict[str, Any]) -> str:
+    what, against = SHOWN[name]
+    unit = result["unit"]
+    peer = f"{number(result['peer'])} {unit}, {against}" if result["peer"] is not None else "-"
+    ratio = "-" if result["ratio"] is None else f"{result['ratio']:.2f}x" + _range(result)
+    return f"| {what} | {number(result['ours'])} {unit} | {peer} | {ratio} |\n"
+
+
+def _range(result: dict[str, Any]) -> str:
+    low, high = result.get("range") or (None, None)
+    return "" if low is None else f" [{low:.2f}-{high:.2f}]"
+
+
+def _place(result: dict[str, Any]) -> str:
+    machine, versions = result["machine"], result["versions"]
+    gpu = f", {machine['gpu']}" if machine["gpu"] else ""
+    return f"{machine['cpu']}, {machine['cores']} cores, {machine['ram_gb']:.0f} GB{gpu}; " + ", ".join(
+        f"{name} {version}" for name, version in versions.items()
+    )
+
+
+def line(result: dict[str, Any]) -> str:
+    """A result for the terminal."""
+    if "not_run" in result:
+        return f"not run: {result['not_run']}"
+    text = f"ours {number(result['ours'])} {result['unit']}"
+    if result["peer"] is not None:
+        text += f", peer {number(result['peer'])} {result['unit']}, {result['ratio']:.2f}x{_range(result)}"
+    return text + (f"; {result['note']}" if result["note"] else "")
+
+
+def number(value: float) -> str:
+    """Three digits, or all of a larger whole number: 0.0123, 1.23, 12.3, 123, 12,345."""
+    if abs(value) >= 100:
+        return f"{value:,.0f}"
+    digits = 2 if abs(value) < 10 else 1
+    return f"{value:.{digits}f}" if abs(value) >= 0.1 else f"{value:.2g}"
