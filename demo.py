@@ -70,7 +70,8 @@ def main(argv: list[str]) -> None:
                 enable_monitoring=False, theme=_theme(),
             )  # fmt: skip
         except OSError as error:
-            raise SystemExit(f"--host {arguments.host} --port {arguments.port}: {error}") from error
+            place = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
+            raise SystemExit(f"{place}: taken, or not of this machine. Name another, or leave it out.") from error
         print(f"{path}: {public or address} (Ctrl-C ends it)", flush=True)
         try:
             signal.pause()
