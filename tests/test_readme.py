@@ -126,7 +126,7 @@ def test_every_flag_the_readme_names_is_one():
         subprocess.run(
             [sys.executable, str(ROOT / script), "--help"], capture_output=True, text=True, timeout=60, check=True
         ).stdout
-        for script in ("train.py", "evaluate.py", "caption.py")
+        for script in ("train.py", "evaluate.py", "caption.py", "export.py", "demo.py")
     )
     others = {"--nproc-per-node", "--flag", "--signals-to-handle"}
     flags = set(re.findall(r"--[a-z][a-z-]+", README)) - others
