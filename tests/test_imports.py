@@ -45,6 +45,7 @@ ALLOWED = {
         "checkpoint", "config", "dataset", "distributed", "inference", "model", "optim", "prepare_dataset", "runlog",
         "runs", "saver", "signals", "snapshot", "tokenizer", "training_sets",
     },
+    "tracking": {"distributed", "report", "runlog"},
     "report": {"report_html"},
     "report_html": set(),
     "results": {"metrics", "report"},
