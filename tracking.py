@@ -130,12 +130,18 @@ def samples_table(samples: list[dict[str, str]], pictures: dict[str, Path]) -> s
 
 
 def _answers(url: str) -> bool:
-    """Whether a server gives any answer there within ANSWER_SECONDS."""
+    """Whether W&B's interface at that address gives any answer within ANSWER_SECONDS, a refusal as well.
+
+    Asked for nothing much, but at the very place that wandb needs: it would wait longer, and again at the exit.
+    """
     answered = threading.Event()
 
     def ask() -> None:
         try:
-            urllib.request.urlopen(url, timeout=ANSWER_SECONDS).close()
+            question = urllib.request.Request(
+                url.rstrip("/") + "/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
+            )
+            urllib.request.urlopen(question, timeout=ANSWER_SECONDS).close()
         except urllib.error.HTTPError as error:
             error.close()  # an answer all the same
         except (OSError, ValueError, http.client.HTTPException) as error:

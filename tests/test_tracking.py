@@ -275,7 +275,10 @@ def server():
                     return
                 held.append(connection)
                 if answer:
-                    connection.recv(4096)
+                    question = b""
+                    while not question.endswith(b"}"):
+                        question += connection.recv(4096)
+                    assert question.startswith(b"POST /graphql ")
                     connection.sendall(answer[0])
                     connection.close()
 
