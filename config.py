@@ -106,9 +106,10 @@ INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights an
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
 HF_REPO_ID: str | None = None  # "user/name" on the Hub: new best checkpoints are exported and uploaded beside the run
 HF_PRIVATE: bool = True  # a repository that is made for HF_REPO_ID is private
-LOG_WANDB: bool = False  # copy the log to Weights & Biases
+LOG_WANDB: bool = False  # copy the log to Weights & Biases; WANDB_MODE=offline in the environment needs no login
 WANDB_PROJECT: str = "nanocaption"  # where W&B files the run
 WANDB_ENTITY: str | None = None  # None = your default entity
+LOG_TENSORBOARD: bool = False  # copy it to TensorBoard as well, into the run's folder; needs: pip install tensorboard
 
 # --- Captioning and scores ---
 EVAL_BATCH_SIZE: int = 50  # images captioned at once

@@ -156,7 +156,8 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
         raise ValueError(f"max_images is {max_images}, but must be at least 1")
     total = len(predictions)
     shown = _choose(predictions, max_images)
-    pictures = [_thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown]
+    small = (thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown)
+    pictures = [(data_uri(picture), *picture.size) for picture in small]
     aspects = sorted(width / height for _, width, height in pictures)
     template = TEMPLATE.read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
@@ -228,8 +229,11 @@ def seen_part(path: Path, image_spec: dict) -> list[float]:
     return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
 
 
-def _thumbnail(path: Path) -> tuple[str, int, int]:
-    """(data URI of a small JPEG, width, height): upright by its EXIF tag, transparent parts white."""
+def thumbnail(path: Path) -> Image.Image:
+    """A small RGB picture, THUMBNAIL_SIZE at most: upright by its EXIF tag, transparent parts white.
+
+    Raises ValueError where the file is missing or no picture.
+    """
     if not path.is_file():
         raise ValueError(f"{path}: prediction's picture is missing; check the pictures' folder")
     try:
@@ -241,9 +245,14 @@ def _thumbnail(path: Path) -> tuple[str, int, int]:
     upright.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
     flat = Image.new("RGB", upright.size, "white")
     flat.paste(upright, mask=upright)
+    return flat
+
+
+def data_uri(picture: Image.Image) -> str:
+    """An RGB picture as a JPEG that can stand in a page."""
     buffer = io.BytesIO()
-    flat.save(buffer, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode(), *flat.size
+    picture.save(buffer, "JPEG", quality=80, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
 
 def _charts_html(history: list[dict] | None) -> str:

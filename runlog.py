@@ -1,10 +1,11 @@
-"""Where a run's numbers go: log.jsonl, which is the truth, and a copy to Weights & Biases."""
+"""Where a run's numbers go: log.jsonl, which is the truth, and from there to copies of it."""
 
 import errno
 import json
 import math
 import os
 import sys
+from collections.abc import Callable, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import distributed
 
 REPLACED = "log_replaced.jsonl"
+
+Copy = Callable[[dict[str, Any]], None]  # takes a row
 
 
 def rewind(path: Path, step: int, epoch: int) -> int:
@@ -57,8 +60,8 @@ def open_log(path: Path) -> FileIO | None:
     return open(path, "ab", buffering=0)  # a killed run keeps every row
 
 
-def write(file: FileIO | None, row: dict[str, Any], wandb_run: Any = None) -> None:
-    """Append one row. Its numbers also go to `wandb_run`; trouble there is told once and never stops a run."""
+def write(file: FileIO | None, row: dict[str, Any], copies: Sequence[Copy] = ()) -> None:
+    """Append one row, then hand it to the `copies`; trouble there is told once and never stops a run."""
     if file is None:
         return
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has no NaN
@@ -70,36 +73,11 @@ def write(file: FileIO | None, row: dict[str, Any], wandb_run: Any = None) -> No
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         _warn_once(f"WARNING: {file.name} takes no more rows ({error.strerror}); the training goes on without its log.")
-    if wandb_run is not None:
-        numbers = {f"{row['type']}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
+    for copy in copies:
         try:
-            wandb_run.log({**numbers, "global_step": row.get("step", 0)})
+            copy(row)
         except Exception as error:  # whatever its network layer raises
-            _warn_once(f"W&B does not take rows any more ({error}); log.jsonl goes on.")
-
-
-def start_wandb(config: dict[str, Any], project: str, entity: str | None, name: str, run_id: str | None) -> Any:
-    """A W&B run, or None, said in one line, where it cannot be started within seconds.
-
-    run_id: of the run to continue; None starts a new one. Offline mode (WANDB_MODE=offline) needs no login.
-    """
-    if distributed.rank() != 0:
-        return None
-    try:
-        import wandb
-
-        run = wandb.init(
-            project=project, entity=entity, name=name, id=run_id, resume="allow", config=config,
-            settings=wandb.Settings(init_timeout=10, silent=True),
-        )  # fmt: skip
-        run.define_metric("global_step")
-        run.define_metric("*", step_metric="global_step")
-    except Exception as error:  # wandb raises its own errors, the network's and the operating system's
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        console(f"W&B could not be started ({reason}); the run goes on with log.jsonl alone.")
-        return None
-    console(f"W&B: {run.url or run.dir}")
-    return run
+            _warn_once(f"A copy of log.jsonl does not take rows any more ({error}); log.jsonl itself goes on.")
 
 
 def console(text: str) -> None:

@@ -25,7 +25,6 @@ import math  # noqa: E402
 import shlex  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
-from typing import Any  # noqa: E402
 
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
@@ -45,7 +44,9 @@ import sharding  # noqa: E402
 import signals  # noqa: E402
 import snapshot  # noqa: E402
 import step as one_step  # noqa: E402
+import tracking  # noqa: E402
 import trouble  # noqa: E402
+from tracking import setup_wandb  # noqa: E402
 from training_run import Progress, Run, epoch_steps, images_per_batch, prepare, step_seed  # noqa: E402
 
 
@@ -79,9 +80,15 @@ def main(argv: list[str] | None = None) -> None:
                 if resume and settings.RESUME_CHECKPOINT_PATH == "last":
                     runs.check_still_newest(folder, saved)
                 run, progress = prepare(settings, folder, device, requests, saved, initial)
-                run = run._replace(wandb_run=setup_wandb(settings, folder.name, saved))
-                with run.log or contextlib.nullcontext(), export.uploads(settings, folder, run.saver):
-                    fit(run, progress)
+                shown = {r["file_name"]: path for r, path in zip(run.val_records, run.val_images.paths, strict=True)}
+                wandb_run = setup_wandb(settings, folder, run.about, resumed=saved is not None)
+                board = tracking.start_tensorboard(folder, progress.step) if settings.LOG_TENSORBOARD else None
+                with (
+                    run.log or contextlib.nullcontext(),
+                    tracking.copies(wandb_run, board, shown) as copies,
+                    export.uploads(settings, folder, run.saver),
+                ):
+                    fit(run._replace(copies=copies), progress)
         finally:
             distributed.stop()
 
@@ -136,8 +143,6 @@ def fit(run: Run, progress: Progress) -> None:
         best = next(iter(checkpoint.best_files(run.folder)), run.folder / runs.LAST)
         print(f"curves: {curves}\nbest checkpoint: {best}")
         print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
-    if run.wandb_run is not None:
-        run.wandb_run.finish()
 
 
 def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progress]:
@@ -156,7 +161,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     batches = iter(data.make_loader(pictures, micro_batches, settings.NUM_WORKERS, run.device.type == "cuda"))
     signals.deaf_to_children()
     encoder_peak = settings.ENCODER_LEARNING_RATE
-    encoder_share = 1.0 if encoder_peak is None else encoder_peak / settings.LEARNING_RATE
+    encoder_share = 1.0 if encoder_peak is None or settings.FREEZE_ENCODER else encoder_peak / settings.LEARNING_RATE
     batch, wait = timed_batches(batches, len(todo[0]))
     for number, groups in enumerate(todo, start=1):
         start = time.perf_counter()
@@ -185,8 +190,10 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
             "lr": lr, "grad_norm": found.norm, "captions_per_s": round(found.captions / seconds, 1),
             "input_s": round(wait, 4),
         }  # fmt: skip
+        if encoder_share != 1:
+            row["encoder_lr"] = lr * encoder_share
         wait = next_wait
-        runlog.write(run.log, row, run.wandb_run)
+        runlog.write(run.log, row, run.copies)
         bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
         bar.update(found.captions)
         if not finite:
@@ -275,8 +282,9 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
         text += f" (greedy, {len(run.val_records)} images)"
         text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scored.items() if k.startswith("true_"))
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
-        runlog.write(run.log, {"type": "samples", "step": done.step, "epoch": done.epoch, "samples": samples})
-    runlog.write(run.log, row, run.wandb_run)
+        shown = {"type": "samples", "step": done.step, "epoch": done.epoch, "samples": samples}
+        runlog.write(run.log, shown, run.copies)
+    runlog.write(run.log, row, run.copies)
     if distributed.rank() == 0:
         bar.write(text)
     return done, names
@@ -311,8 +319,7 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
     generators = distributed.gather([checkpoint.rng_state()])
     run.saver.wait()
     trouble.tell_problem(run)
-    run_id = run.wandb_run.id if run.wandb_run is not None else None
-    values = {**progress._asdict(), **run.about, "wandb_run_id": run_id}
+    values = {**progress._asdict(), **run.about}
     state = snapshot.take(run.model, run.optimizer, run.scaler, generators, values)
     if distributed.rank() == 0:
         run.saver.start(state, names)
@@ -334,16 +341,6 @@ def rescue(run: Run, progress: Progress, error: BaseException) -> None:
         return
     runlog.write(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
     runlog.console(f"Saved after step {progress.step}. {how_to_resume(run)}")
-
-
-def setup_wandb(settings: Any, run_name: str, saved: dict[str, Any] | None = None) -> Any:
-    """The W&B run that LOG_WANDB asks for, continued on a resume; None where it is off or cannot be had."""
-    if not settings.LOG_WANDB:
-        return None
-    run_id = saved["wandb_run_id"] if saved else None
-    return runlog.start_wandb(
-        config.as_dict(settings), settings.WANDB_PROJECT, settings.WANDB_ENTITY, run_name, run_id
-    )
 
 
 def timed_batches(batches: Iterator[data.Batch], number: int) -> tuple[list[data.Batch], float]:

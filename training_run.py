@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,7 +50,7 @@ class Run(NamedTuple):
     saver: saver.Saver
     requests: signals.Requests
     log: Any
-    wandb_run: Any = None
+    copies: Sequence[runlog.Copy] = ()  # of the log, to W&B and TensorBoard
 
 
 class Progress(NamedTuple):
@@ -157,6 +157,7 @@ def prepare(
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
         "environment": environment,
+        "wandb_run_id": saved.get("wandb_run_id") if saved else None,
     }
     scored = settings.VALIDATION_SCORE_IMAGES
     run = Run(

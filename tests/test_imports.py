@@ -49,6 +49,7 @@ ALLOWED = {
     "batch_size": {"checkpoint", "dataset", "distributed", "inference", "model", "step"},
     "profiling": {"dataset", "distributed", "inference", "runlog", "signals", "step", "training_run"},
     "trouble": {"dataset", "distributed", "runlog", "training_run"},
+    "tracking": {"distributed", "report", "runlog"},
     "report": {"report_html"},
     "report_html": set(),
     "results": {"metrics", "report"},

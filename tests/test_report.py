@@ -168,10 +168,10 @@ def test_pictures_are_embedded_small_upright_and_on_white(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGBA", (600, 600), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert report._thumbnail(tmp_path / "turned.jpg")[1:] == (112, 224)
-    uri, width, height = report._thumbnail(tmp_path / "clear.png")
-    assert (width, height) == (224, 224)
-    data = report.base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))
+    assert report.thumbnail(tmp_path / "turned.jpg").size == (112, 224)
+    clear = report.thumbnail(tmp_path / "clear.png")
+    assert clear.size == (224, 224)
+    data = report.base64.b64decode(report.data_uri(clear).removeprefix("data:image/jpeg;base64,"))
     with Image.open(report.io.BytesIO(data)) as image:
         assert image.format == "JPEG" and min(image.convert("L").tobytes()) > 250
 

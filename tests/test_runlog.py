@@ -1,8 +1,6 @@
-"""The log, torn or whole, and its copy to W&B."""
+"""The log, torn or whole, and what its copies are handed."""
 
 import json
-import sys
-import types
 
 import pytest
 
@@ -79,66 +77,26 @@ def test_without_a_log_nothing_is_written_and_nothing_fails():
     runlog.write(None, {"type": "train", "step": 1})
 
 
-# --- W&B ---
+# --- Copies ---
 
 
-class FakeRun:
-    url, dir, id = "https://example.org/run", "x", "abc"
-
-    def __init__(self):
-        self.rows, self.metrics = [], []
-
-    def define_metric(self, name, **arguments):
-        self.metrics.append((name, arguments))
-
-    def log(self, row):
-        self.rows.append(row)
-
-
-def fake_wandb(monkeypatch, init):
-    module = types.ModuleType("wandb")
-    module.init, module.Settings = init, lambda **arguments: arguments
-    monkeypatch.setitem(sys.modules, "wandb", module)
-
-
-def start():
-    return runlog.start_wandb({"SEED": 1}, "project", None, "name", None)
-
-
-@pytest.mark.parametrize("error", [RuntimeError("no key\nsecond line"), TimeoutError(), OSError("offline")])
-def test_wandb_that_cannot_start_is_one_line_and_no_run(monkeypatch, capsys, error):
-    def fail(**_):
-        raise error
-
-    fake_wandb(monkeypatch, fail)
-    assert start() is None
-    (line,) = capsys.readouterr().out.splitlines()
-    assert "W&B could not be started" in line and "log.jsonl" in line
-
-
-def test_wandb_that_is_not_installed_is_one_line_and_no_run(monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    assert start() is None
-    assert len(capsys.readouterr().out.splitlines()) == 1
-
-
-def test_numbers_go_to_wandb_by_global_step_and_texts_do_not(monkeypatch, tmp_path):
-    run, given = FakeRun(), {}
-    fake_wandb(monkeypatch, lambda **arguments: given.update(arguments) or run)
-    assert start() is run
-    assert given["config"] == {"SEED": 1} and given["id"] is None and given["resume"] == "allow"
-    assert ("*", {"step_metric": "global_step"}) in run.metrics
+def test_a_copy_gets_every_row_as_the_log_holds_it(tmp_path):
+    taken = []
     with runlog.open_log(tmp_path / "log.jsonl") as log:
-        runlog.write(log, {"type": "train", "step": 4, "loss": 2.5, "note": "text"}, run)
-    assert run.rows == [{"train/loss": 2.5, "global_step": 4}]
+        runlog.write(log, {"type": "train", "step": 4, "loss": float("nan"), "note": "text"}, [taken.append])
+        runlog.write(log, {"type": "stop"})
+    assert taken == rows(tmp_path / "log.jsonl")[:1]
 
 
-def test_trouble_with_wandb_is_told_once_and_the_log_goes_on(monkeypatch, tmp_path, capsys):
+def test_trouble_with_a_copy_is_told_once_and_the_log_and_other_copies_go_on(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(runlog, "_warned", set())
-    run = FakeRun()
-    run.log = lambda row: (_ for _ in ()).throw(ConnectionError("gone"))
+    taken = []
+
+    def fail(row):
+        raise ConnectionError("gone")
+
     with runlog.open_log(tmp_path / "log.jsonl") as log:
         for step in range(3):
-            runlog.write(log, {"type": "train", "step": step}, run)
-    assert len(rows(tmp_path / "log.jsonl")) == 3
+            runlog.write(log, {"type": "train", "step": step}, [fail, taken.append])
+    assert rows(tmp_path / "log.jsonl") == taken and len(taken) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1
