@@ -156,6 +156,7 @@ def test_a_resume_equals_the_uninterrupted_run(demo_data, tmp_path, courses, sto
     assert_same_bits(go(demo_data, tmp_path, 2, *FSDP), courses["spread"])
 
 
+@pytest.mark.long
 def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_path, courses, stopped):
     shutil.copytree(stopped / "run", tmp_path / "run")
     run = go(demo_data, tmp_path, 1, "--no-fsdp")
