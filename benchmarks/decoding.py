@@ -2,12 +2,13 @@
 
     python benchmarks/decoding.py [--images 50] [--tokens 20] [--beams 3] [--repeats 3] [--threads 1]
 
-Both sides have a ViT-Tiny of the same random weights and a decoder of the sizes of recipes/flickr8k_vit_tiny.py; the
-peer's is a GPT-2 with cross-attention, the usual choice. They alternate within one process, and all captions have
---tokens tokens, so that both take the same number of steps. 20 is about what a batch of 50 needs where captions have
-13.5 tokens on average, as Flickr8k's have: the longest one holds up the rest. Three rows: pixels to captions; the same
-from the encoder's features on, which is what the two do differently; the encoder alone, which is the same network.
-One thread by default: another busy process disturbs it far less than several.
+Both sides have a ViT of the same random weights and a decoder of the same sizes; the peer's is a GPT-2 with
+cross-attention, the usual choice. Two kinds: a ViT-Tiny at 224 pixels with the decoder of recipes/flickr8k_vit_tiny.py,
+and the sizes that config.py itself has (a ViT of 2 layers at 64 pixels). They alternate within one process, and all
+captions have --tokens tokens, so that both take the same number of steps. 20 is about what a batch of 50 needs where
+captions have 13.5 tokens on average, as Flickr8k's have: the longest one holds up the rest. Three rows each: pixels to
+captions; the same from the encoder's features on, which is what the two do differently; the encoder alone, which is the
+same network. One thread by default: another busy process disturbs it far less than several.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -24,10 +26,27 @@ sys.path.insert(0, str(ROOT))
 
 import config  # noqa: E402
 import decode  # noqa: E402
+import encoder as encoders  # noqa: E402
 import model as models  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 
-SPEC = {"size": 224, "resize": 224, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
+RECIPE = str(ROOT / "recipes" / "flickr8k_vit_tiny.py")
+
+
+class Kind(NamedTuple):
+    """Sizes to compare at."""
+
+    suffix: str  # of the rows' names
+    argv: tuple[str, ...]  # of config.load: the decoder
+    encoder: dict[str, int]  # of transformers.ViTConfig
+
+
+KINDS = (
+    Kind("", (RECIPE,), {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3,
+                         "intermediate_size": 768, "image_size": 224, "patch_size": 16}),
+    Kind("_default_sizes", (), {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4,
+                                "intermediate_size": 512, "image_size": 64, "patch_size": 8}),
+)  # fmt: skip
 
 
 def main() -> None:
@@ -42,7 +61,7 @@ def main() -> None:
     for row in measure(a.images, a.tokens, a.beams, a.repeats, a.threads):
         low, high = row["range"]
         print(
-            f"{row['name']:<20} ours {row['ours']:7.3f} {row['unit']}   transformers {row['peer']:7.3f} {row['unit']}"
+            f"{row['name']:<32} ours {row['ours']:7.3f} {row['unit']}   transformers {row['peer']:7.3f} {row['unit']}"
             f"   {row['ratio']:4.2f}x faster [{low:.2f} - {high:.2f}]"
         )
 
@@ -54,7 +73,7 @@ def measure(images: int = 50, tokens: int = 20, beams: int = 3, repeats: int = 3
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sides = make_sides(images, tokens, beams)
+        sides = {name: pair for kind in KINDS for name, pair in make_sides(kind, images, tokens, beams).items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for repeat in range(repeats + 1):
             for name, (ours, peer) in sides.items():
@@ -73,14 +92,15 @@ def measure(images: int = 50, tokens: int = 20, beams: int = 3, repeats: int = 3
     return rows
 
 
-def make_sides(images: int, tokens: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
+def make_sides(kind: Kind, images: int, tokens: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
     """name -> (ours, the peer's), each a call that does the work once and gives (images, tokens) ids or features."""
     from transformers.modeling_outputs import BaseModelOutput
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ours, peer, generation = make_models(tokens, beams)
-        pixels = torch.randint(0, 256, (images, 3, SPEC["size"], SPEC["size"]), dtype=torch.uint8)
+        ours, peer, generation = make_models(kind, tokens, beams)
+        side = kind.encoder["image_size"]
+        pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
     floats = (pixels.float() / 255 - 0.5) / 0.5
     with torch.inference_mode():
         features = ours.encode(pixels)
@@ -99,8 +119,8 @@ def make_sides(images: int, tokens: int, beams: int) -> dict[str, tuple[Callable
         return peer.generate(**source, generation_config=generation)[:, 1:]
 
     sides = {
-        f"beam{beams}_captioning": (lambda: caption(pixels), lambda: generate(pixel_values=floats)),
-        f"beam{beams}_decoder": (
+        f"beam{beams}_captioning{kind.suffix}": (lambda: caption(pixels), lambda: generate(pixel_values=floats)),
+        f"beam{beams}_decoder{kind.suffix}": (
             lambda: caption(features),
             lambda: generate(encoder_outputs=BaseModelOutput(last_hidden_state=features.clone())),
         ),
@@ -110,15 +130,15 @@ def make_sides(images: int, tokens: int, beams: int) -> dict[str, tuple[Callable
             if (shape := tuple(side().shape)) != (images, tokens):
                 raise SystemExit(f"{name}: captions of the shape {shape}, must be {(images, tokens)}")
     encode = torch.inference_mode()(ours.encode), torch.inference_mode()(peer.encoder)
-    return {**sides, "encoder": (lambda: encode[0](pixels), lambda: encode[1](floats))}
+    return {**sides, f"encoder{kind.suffix}": (lambda: encode[0](pixels), lambda: encode[1](floats))}
 
 
-def make_models(tokens: int, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
-    """Our model, the peer's, and the peer's GenerationConfig: sizes of the Flickr8k recipe, random weights."""
+def make_models(kind: Kind, tokens: int, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
+    """Our model, the peer's, and the peer's GenerationConfig, with random weights."""
     import transformers as t
 
-    settings = config.load([str(ROOT / "recipes" / "flickr8k_vit_tiny.py"), "--max-seq-len", str(tokens + 2)])
-    encoder = t.ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+    settings = config.load([*kind.argv, "--max-seq-len", str(tokens + 2), "--encoder-model-name", "random"])
+    encoder = t.ViTConfig(**kind.encoder)
     decoder = t.GPT2Config(
         vocab_size=settings.VOCAB_SIZE, n_embd=settings.DECODER_EMBED_DIM, n_layer=settings.DECODER_LAYERS,
         n_head=settings.DECODER_HEADS, n_inner=settings.DECODER_FF_DIM, n_positions=tokens + 2,
@@ -126,7 +146,8 @@ def make_models(tokens: int, beams: int) -> tuple[models.ImageToTextModel, torch
     )  # fmt: skip
     both = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     peer = t.VisionEncoderDecoderModel(both).eval()
-    arguments = {"encoder_config": encoder.to_dict(), "image_spec": SPEC}
+    spec = encoders.scratch_image_spec(encoder.image_size)
+    arguments = {"encoder_config": encoder.to_dict(), "image_spec": spec}
     ours = models.build(config.as_dict(settings), settings.VOCAB_SIZE, arguments).eval()
     ours.encoder.tower.load_state_dict(peer.encoder.state_dict(), strict=False)
     generation = t.GenerationConfig(

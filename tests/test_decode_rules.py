@@ -339,5 +339,7 @@ def test_the_benchmark_compares_equal_work():
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
     rows = benchmark.measure(images=2, tokens=3, beams=3, repeats=1)
-    assert [row["name"] for row in rows] == ["beam3_captioning", "beam3_decoder", "encoder"]
+    assert [row["name"] for row in rows] == [
+        f"{name}{kind}" for kind in ("", "_default_sizes") for name in ("beam3_captioning", "beam3_decoder", "encoder")
+    ]
     assert all(set(row) >= {"name", "ours", "peer", "ratio", "unit"} and row["ratio"] > 0 for row in rows)
