@@ -2,7 +2,8 @@
 
 step(tokens (R,), parents (R,) or None) -> logits (R, V): feeds one token per row and gives the logits of the next.
 `parents` names the row of the step before that each row continues (None: its own). Rows are grouped by image: with K
-captions at once, image n has the rows n*K .. n*K+K-1.
+captions at once, image n has the rows n*K .. n*K+K-1. An image that is finished may be left out with all its rows; the
+step then counts those of the others anew.
 N images, K beams, G groups of K/G beams, R = N*K rows, V vocabulary, L tokens so far (<start> included).
 
 What the numbers of a caption mean, whichever way it was found: log_prob is its log-probability under the model itself
@@ -22,6 +23,8 @@ from torch import Tensor
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
 _FLOOR = -1e9  # total of a beam that is none: -inf would become NaN in a difference
+# Finished images are left out of the batch once they are this share of it: for fewer, copying the rest costs too much.
+_LEAVE_OUT = 0.2
 
 
 class Caption(NamedTuple):
@@ -122,12 +125,14 @@ def sample(
     random numbers, so what is drawn depends on the images of the batch. Two captions of an image may be equal.
     log_prob is under the model itself, not under the distribution that was drawn from.
     """
-    rows = images * captions
-    history = torch.full((rows, 1), start_id, device=device)  # (R, L)
-    finished = torch.zeros(rows, dtype=torch.bool, device=device)
-    log_prob = torch.zeros(rows, device=device)
+    rows = torch.arange(images * captions, device=device)  # whose captions are still being made
+    history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    log_prob = torch.zeros(len(rows), device=device)
+    parents = None
+    found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
-        logits = step(history[:, -1], None).float()
+        logits = step(history[:, -1], parents).float()
         forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
         allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
         tokens = _draw(allowed, temperature, top_k, top_p, generator)
@@ -136,14 +141,18 @@ def sample(
         tokens = tokens.masked_fill(finished, end_id)
         history = torch.cat([history, tokens[:, None]], 1)
         finished |= tokens == end_id
-        if finished.all():
-            break
-    rows_done = [
-        _caption(ids, end_id, total, length_penalty)
-        for ids, total in zip(history[:, 1:].tolist(), log_prob.tolist(), strict=True)
-    ]
-    per_image = [rows_done[i * captions : (i + 1) * captions] for i in range(images)]
-    return [sorted(found, key=lambda caption: -caption.score) for found in per_image]
+        leaving = _leaving(finished.view(-1, captions).all(1), length == max_length)
+        parents = None
+        if leaving is not None:
+            left = leaving.repeat_interleave(captions)
+            for row, ids, total in zip(*(x[left].tolist() for x in (rows, history[:, 1:], log_prob)), strict=True):
+                found[row] = _caption(ids, end_id, total, length_penalty)
+            parents = (~left).nonzero()[:, 0]
+            if not len(parents):
+                break
+            rows, history, finished, log_prob = (x[parents] for x in (rows, history, finished, log_prob))
+    per_image = [[found[i * captions + k] for k in range(captions)] for i in range(images)]
+    return [sorted(captions_of, key=lambda caption: -caption.score) for captions_of in per_image]
 
 
 def beam_search(
@@ -183,30 +192,49 @@ def beam_search(
         )  # fmt: skip
     width = beams // groups
     searches = [_start(images, width, start_id, end_id, max_length, device) for _ in range(groups)]
-    first_row = torch.arange(images, device=device)[:, None] * beams  # (N, 1)
+    place = torch.arange(images, device=device)  # the images that are still searched
     tokens, parents = torch.full((images * beams,), start_id, device=device), None
+    found: dict[int, list[Caption]] = {}
     for length in range(1, max_length + 1):
         logits = step(tokens, parents).float()
-        log_probs = F.log_softmax(logits, -1)
+        totals = logits.logsumexp(-1, keepdim=True)
         history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
         forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
         if forbidden is not None:
-            log_probs = log_probs.masked_fill(forbidden, _FLOOR)
-        costs = log_probs.new_zeros(images, logits.shape[-1]) if groups > 1 else None  # (N, V)
-        chosen_rows, chosen_tokens = [], []
-        for group, own in enumerate(log_probs.view(images, groups, width, -1).unbind(1)):  # (N, K/G, V)
-            search, beam = _advance(searches[group], own, costs, length, length == max_length, end_id, length_penalty)
-            token = search.ids[:, :, -1]  # (N, K/G)
+            logits = logits.masked_fill(forbidden, _FLOOR)
+        own = [x.view(len(place), groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
+        costs = logits.new_zeros(len(place), logits.shape[-1]) if groups > 1 else None  # (N, V)
+        chosen_rows = []
+        first_row = torch.arange(len(place), device=device)[:, None] * beams  # (N, 1)
+        for group, (own_logits, own_totals) in enumerate(zip(*own, strict=True)):
+            search, beam = _advance(
+                searches[group], own_logits, own_totals, costs, length, length == max_length, end_id, length_penalty
+            )
             if costs is not None:
                 counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
-                costs.scatter_add_(1, token, diversity_penalty * counted.float())
+                costs.scatter_add_(1, search.ids[:, :, -1], diversity_penalty * counted.float())
             searches[group] = search
             chosen_rows.append(first_row + group * width + beam)
-            chosen_tokens.append(token)
-        parents, tokens = torch.cat(chosen_rows, 1).flatten(), torch.cat(chosen_tokens, 1).flatten()
-        if all(bool(search.settled.all()) for search in searches):
-            break
-    return _collect(searches, end_id, length_penalty)
+        rows = torch.cat(chosen_rows, 1)  # (N, K)
+        leaving = _leaving(torch.stack([search.settled for search in searches]).all(0), length == max_length)
+        if leaving is not None:
+            done = _collect([_Search(*(x[leaving] for x in search)) for search in searches], end_id, length_penalty)
+            found.update(zip(place[leaving].tolist(), done, strict=True))
+            going = (~leaving).nonzero()[:, 0]
+            if not len(going):
+                break
+            place, rows = place[going], rows[going]
+            searches = [_Search(*(x[going] for x in search)) for search in searches]
+        parents, tokens = rows.flatten(), torch.cat([search.ids[:, :, -1] for search in searches], 1).flatten()
+    return [found[image] for image in range(images)]
+
+
+def _leaving(finished: Tensor, last: bool) -> Tensor | None:
+    """The images (N,) to leave out after this step, as a mask; None: go on with all. last: there is no further step."""
+    count = len(finished) if last else int(finished.sum())
+    if count == len(finished):
+        return torch.ones_like(finished)
+    return finished if count >= _LEAVE_OUT * len(finished) else None
 
 
 class _Search(NamedTuple):
@@ -234,23 +262,26 @@ def _start(images: int, beams: int, start_id: int, end_id: int, max_length: int,
 
 def _advance(
     search: _Search,
-    log_probs: Tensor,
+    logits: Tensor,
+    totals: Tensor,
     costs: Tensor | None,
     length: int,
     last: bool,
     end_id: int,
     length_penalty: float,
 ) -> tuple[_Search, Tensor]:
-    """One more token for the beams of a group. log_probs (N, K, V), costs (N, V) of its tokens.
+    """One more token for the beams of a group. logits (N, K, V) and their logsumexp (N, K, 1), costs (N, V) of tokens.
 
     Returns the search and which of the K beams each open one continues, (N, K).
     """
-    images, beams, vocabulary = log_probs.shape
-    gains = log_probs if costs is None else log_probs - costs[:, None]
-    # 2K candidates: at most K of them end, so K remain to go on.
-    best, index = (search.totals[:, :, None] + gains).flatten(1).topk(min(2 * beams, beams * vocabulary), dim=1)
-    beam, token = index // vocabulary, index % vocabulary  # (N, 2K)
-    own = search.log_probs.gather(1, beam) + log_probs.flatten(1).gather(1, index)
+    images, beams, vocabulary = logits.shape
+    # 2K candidates: at most K of them end, so K remain to go on. None of them is beyond the 2K best of its own beam.
+    gains, token = (logits if costs is None else logits - costs[:, None]).topk(min(2 * beams, vocabulary))
+    best = (search.totals[:, :, None] + gains - totals).flatten(1)  # (N, K * 2K)
+    best, index = best.topk(min(2 * beams, best.shape[1]), dim=1)
+    beam, token = index // gains.shape[2], token.flatten(1).gather(1, index)  # (N, 2K)
+    own = logits.flatten(1).gather(1, beam * vocabulary + token) - totals[:, :, 0].gather(1, beam)
+    own = search.log_probs.gather(1, beam) + own
     ids = torch.cat([_pick(search.ids, beam), token[:, :, None]], 2)
     ends = token == end_id
 
@@ -312,7 +343,8 @@ def _forbidden(history: Tensor, vocabulary: int, end_id: int, too_short: bool, n
     forbidden = forbidden[:, :vocabulary]
     if too_short:
         forbidden[:, end_id] = True
-    forbidden[:, end_id] &= ~forbidden.all(1)
+    if repeats:
+        forbidden[:, end_id] &= ~forbidden.all(1)
     return forbidden
 
 

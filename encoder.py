@@ -104,7 +104,7 @@ class PretrainedTower(nn.Module):
 
     def checkpoint_blocks(self) -> None:
         """As VisionTransformer's."""
-        # The name of it until and from transformers 5.23 or so.
+        # transformers 5.23 renamed it.
         begin = getattr(self.tower, "activation_checkpointing_enable", self.tower.gradient_checkpointing_enable)
         begin({"use_reentrant": False})
 

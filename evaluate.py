@@ -46,6 +46,7 @@ if __name__ == "__main__":
     _PARSER.parse_args(_rest)
     config.load(_own)  # --help and mistakes answer before torch is imported
 
+import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -58,6 +59,7 @@ import mixing  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
+import training_sets  # noqa: E402
 
 
 class Split(NamedTuple):
@@ -175,8 +177,8 @@ def caption_split(loaded: inference.Loaded, split: Split, output: Path, key: str
     distributed.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in kept]
     mine = left[distributed.rank() :: distributed.world_size()]
-    records = [split.records[i] for i in mine]
-    images = data.ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+    images = _images(split, mine, loaded)
+    images.cached = _cached_features(loaded, split, mine) if left else None
     if kept and distributed.rank() == 0:
         print(f"{len(kept)} captions are there from a start that was stopped")
     quiet = distributed.rank() != 0 or not mine
@@ -193,6 +195,26 @@ def caption_split(loaded: inference.Loaded, split: Split, output: Path, key: str
             bar.update(len(batch))
     found = kept | {row["image"]: row["caption"] for row in distributed.gather(rows)}
     return [found[i] for i in range(len(split.records))]
+
+
+def _images(split: Split, places: list[int], loaded: inference.Loaded) -> data.ImageTextDataset:
+    records = [split.records[i] for i in places]
+    return data.ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+
+
+def _cached_features(loaded: inference.Loaded, split: Split, places: list[int]) -> np.ndarray | None:
+    """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
+
+    It is filled with the whole split first, on all processes together. None where there is no such cache.
+    """
+    settings = loaded.settings
+    if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
+        return None
+    whole, (model,) = _images(split, list(range(len(split.records))), loaded), loaded.models
+    found = distributed.first_rank_first(
+        lambda: training_sets.features(settings, split.folder, split.name, whole, model, loaded.device)
+    )
+    return found if found is None or len(places) == len(found) else found[places]
 
 
 def score_captions(

@@ -15,9 +15,6 @@ import distributed
 import inference
 import model as models
 import sharding
-import tokenizer as tokenizers
-
-PAD = tokenizers.PAD
 
 
 class HalfUpdate(RuntimeError):
@@ -48,7 +45,8 @@ def gradients(
     """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters.
 
     resident: the images on the device, where batches hold their numbers (Batch.to). Returns what `read` turns into
-    Found. On a GPU all of it is only begun: nothing in here waits for a result.
+    Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP one thing: how many passes
+    the other ranks make).
     """
     counts = [[len(batch.places.in_captions), len(batch.image_index)] for batch in micro_batches]
     counts = distributed.sum_(torch.tensor(counts).sum(0).to(device, non_blocking=True))  # (2,) tokens, captions

@@ -240,7 +240,7 @@ def evaluate(run: Run) -> float:
     mine = groups[distributed.rank() :: distributed.world_size()]
     batches = data.chunks(mine, images_per_batch(settings, run.val_set))
     loader = iter(data.make_loader(run.val_set, batches, settings.NUM_WORKERS))
-    losses, tokens = [torch.zeros(())], 0
+    losses, tokens = [], 0
     (rounds,) = distributed.max_(len(batches))  # ranks may differ by one batch, and must ask together
     for number in range(rounds):
         stop_if_asked(run)

@@ -1,14 +1,17 @@
 """Time of beam search against transformers' VisionEncoderDecoderModel.generate, side by side on the CPU.
 
-    python benchmarks/decoding.py [--images 50] [--tokens 20] [--beams 3] [--repeats 3] [--threads 1]
+    python benchmarks/decoding.py [--images 50] [--beams 3] [--repeats 3] [--threads 1]
 
 Both sides have a ViT of the same random weights and a decoder of the same sizes; the peer's is a GPT-2 with
 cross-attention, the usual choice. Two kinds: a ViT-Tiny at 224 pixels with the decoder of recipes/flickr8k_vit_tiny.py,
-and the sizes that config.py itself has (a ViT of 2 layers at 64 pixels). They alternate within one process, and all
-captions have --tokens tokens, so that both take the same number of steps. 20 is about what a batch of 50 needs where
-captions have 13.5 tokens on average, as Flickr8k's have: the longest one holds up the rest. Three rows each: pixels to
-captions; the same from the encoder's features on, which is what the two do differently; the encoder alone, which is the
-same network. One thread by default: another busy process disturbs it far less than several.
+and the sizes that config.py itself has (a ViT of 2 layers at 64 pixels). They alternate within one process.
+
+Random weights would end captions anywhere, so each image is given a length at which all its captions end, on both sides
+by the same change of the logits. The lengths are spread as those of the captions that the recipe's trained model makes
+of Flickr8k's dev pictures: mean 13.3 tokens, standard deviation 3.1.
+
+Three rows each: pixels to captions; the same from the encoder's features on, which is what the two do differently; the
+encoder alone, which is the same network. One thread by default: another busy process disturbs it far less than several.
 """
 
 import argparse
@@ -30,6 +33,7 @@ import encoder as encoders  # noqa: E402
 import model as models  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
 
+LONGEST = 30
 RECIPE = str(ROOT / "recipes" / "flickr8k_vit_tiny.py")
 
 
@@ -52,13 +56,12 @@ KINDS = (
 def main() -> None:
     parser = argparse.ArgumentParser(description="Captioning time against transformers.")
     parser.add_argument("--images", type=int, default=50)
-    parser.add_argument("--tokens", type=int, default=20)
     parser.add_argument("--beams", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     a = parser.parse_args()
-    print(f"{a.images} images, {a.beams} beams, {a.tokens} tokens, {a.threads} thread(s), median of {a.repeats}")
-    for row in measure(a.images, a.tokens, a.beams, a.repeats, a.threads):
+    print(f"{a.images} images, {a.beams} beams, {a.threads} thread(s), median of {a.repeats}")
+    for row in measure(a.images, a.beams, a.repeats, a.threads):
         low, high = row["range"]
         print(
             f"{row['name']:<32} ours {row['ours']:7.3f} {row['unit']}   transformers {row['peer']:7.3f} {row['unit']}"
@@ -66,14 +69,14 @@ def main() -> None:
         )
 
 
-def measure(images: int = 50, tokens: int = 20, beams: int = 3, repeats: int = 3, threads: int = 1) -> list[dict]:
+def measure(images: int = 50, beams: int = 3, repeats: int = 3, threads: int = 1) -> list[dict]:
     """[{"name", "ours", "peer", "ratio", "unit", "range"}]: median seconds of each side for the whole batch, and the
     median of peer / ours over the repeats with its smallest and largest value.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
-        sides = {name: pair for kind in KINDS for name, pair in make_sides(kind, images, tokens, beams).items()}
+        sides = {name: pair for kind in KINDS for name, pair in make_sides(kind, images, beams).items()}
         times: dict[str, list[tuple[float, float]]] = {name: [] for name in sides}
         for repeat in range(repeats + 1):
             for name, (ours, peer) in sides.items():
@@ -92,13 +95,13 @@ def measure(images: int = 50, tokens: int = 20, beams: int = 3, repeats: int = 3
     return rows
 
 
-def make_sides(kind: Kind, images: int, tokens: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
-    """name -> (ours, the peer's), each a call that does the work once and gives (images, tokens) ids or features."""
+def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
+    """name -> (ours, the peer's), calls that do the work once and give a list of ids per image, or features."""
     from transformers.modeling_outputs import BaseModelOutput
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        ours, peer, generation = make_models(kind, tokens, beams)
+        ours, peer, generation = make_models(kind, beams)
         side = kind.encoder["image_size"]
         pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
     floats = (pixels.float() / 255 - 0.5) / 0.5
@@ -106,17 +109,20 @@ def make_sides(kind: Kind, images: int, tokens: int, beams: int) -> dict[str, tu
         features = ours.encode(pixels)
         if not torch.allclose(features, peer.encoder(floats).last_hidden_state, atol=1e-4):
             raise SystemExit("the two encoders differ")
-    options = decode.Options(beam_size=beams, min_length=tokens)
-    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": tokens}
+    lengths = caption_lengths(images)
+    options = decode.Options(beam_size=beams)
+    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": LONGEST}
 
     @torch.inference_mode()
-    def caption(source: torch.Tensor) -> torch.Tensor:
-        found = decode.decode(ours.start_decoding(source), images, options, **limits)
-        return torch.tensor([captions[0].ids for captions in found])
+    def caption(source: torch.Tensor) -> list[list[int]]:
+        step = ending_step(ours.start_decoding(source), lengths.repeat_interleave(beams))
+        return [captions[0].ids for captions in decode.decode(step, images, options, **limits)]
 
     @torch.inference_mode()
-    def generate(**source: object) -> torch.Tensor:
-        return peer.generate(**source, generation_config=generation)[:, 1:]
+    def generate(**source: object) -> list[list[int]]:
+        ending = EndingProcessor(lengths.repeat_interleave(beams))
+        rows = peer.generate(**source, generation_config=generation, logits_processor=[ending])[:, 1:].tolist()
+        return [row[: row.index(tokenizers.END)] for row in rows]
 
     sides = {
         f"beam{beams}_captioning{kind.suffix}": (lambda: caption(pixels), lambda: generate(pixel_values=floats)),
@@ -127,21 +133,57 @@ def make_sides(kind: Kind, images: int, tokens: int, beams: int) -> dict[str, tu
     }
     for name, pair in sides.items():
         for side in pair:
-            if (shape := tuple(side().shape)) != (images, tokens):
-                raise SystemExit(f"{name}: captions of the shape {shape}, must be {(images, tokens)}")
+            if (found := [len(ids) + 1 for ids in side()]) != lengths.tolist():
+                raise SystemExit(f"{name}: captions of {found} tokens, must be {lengths.tolist()}")
     encode = torch.inference_mode()(ours.encode), torch.inference_mode()(peer.encoder)
     return {**sides, f"encoder{kind.suffix}": (lambda: encode[0](pixels), lambda: encode[1](floats))}
 
 
-def make_models(kind: Kind, tokens: int, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
+def caption_lengths(images: int) -> torch.Tensor:
+    """Tokens of each image's captions, <end> included: the quantiles of a normal distribution, in mixed order."""
+    shares = (torch.arange(images, dtype=torch.float64) + 0.5) / images
+    lengths = (13.3 + 3.1 * torch.special.ndtri(shares)).round().long().clamp(5, LONGEST)
+    return lengths[torch.randperm(images, generator=torch.Generator().manual_seed(0))]
+
+
+def end_in_time(logits: torch.Tensor, lengths: torch.Tensor, position: int) -> torch.Tensor:
+    """logits (R, V) of token number `position`, changed so that rows end with token number `lengths` (R,)."""
+    forbidden = (lengths <= position)[:, None].repeat(1, logits.shape[1])
+    forbidden[:, tokenizers.END] = lengths > position
+    return logits.masked_fill(forbidden, -1e4)
+
+
+def ending_step(step: decode.Step, lengths: torch.Tensor) -> decode.Step:
+    position = 0
+
+    def ending(tokens: torch.Tensor, parents: torch.Tensor | None = None) -> torch.Tensor:
+        nonlocal position, lengths
+        position += 1
+        lengths = lengths if parents is None else lengths[parents]
+        return end_in_time(step(tokens, parents), lengths, position)
+
+    return ending
+
+
+class EndingProcessor:
+    """The same for generate()."""
+
+    def __init__(self, lengths: torch.Tensor):
+        self.lengths = lengths
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return end_in_time(scores, self.lengths, input_ids.shape[1])
+
+
+def make_models(kind: Kind, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
     """Our model, the peer's, and the peer's GenerationConfig, with random weights."""
     import transformers as t
 
-    settings = config.load([*kind.argv, "--max-seq-len", str(tokens + 2), "--encoder-model-name", "random"])
+    settings = config.load([*kind.argv, "--max-seq-len", str(LONGEST + 2), "--encoder-model-name", "random"])
     encoder = t.ViTConfig(**kind.encoder)
     decoder = t.GPT2Config(
         vocab_size=settings.VOCAB_SIZE, n_embd=settings.DECODER_EMBED_DIM, n_layer=settings.DECODER_LAYERS,
-        n_head=settings.DECODER_HEADS, n_inner=settings.DECODER_FF_DIM, n_positions=tokens + 2,
+        n_head=settings.DECODER_HEADS, n_inner=settings.DECODER_FF_DIM, n_positions=LONGEST + 2,
         bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
     )  # fmt: skip
     both = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
@@ -151,7 +193,7 @@ def make_models(kind: Kind, tokens: int, beams: int) -> tuple[models.ImageToText
     ours = models.build(config.as_dict(settings), settings.VOCAB_SIZE, arguments).eval()
     ours.encoder.tower.load_state_dict(peer.encoder.state_dict(), strict=False)
     generation = t.GenerationConfig(
-        num_beams=beams, max_new_tokens=tokens, min_new_tokens=tokens, do_sample=False, early_stopping=False,
+        num_beams=beams, max_new_tokens=LONGEST, do_sample=False, early_stopping=False,
         decoder_start_token_id=tokenizers.START, bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
         pad_token_id=tokenizers.PAD,
     )  # fmt: skip

@@ -9,8 +9,8 @@ VIT_TINY: a ViT-Tiny/16 pretrained on ImageNet, as a folder or a Hub id (e.g. Wi
 """
 
 DATASET = "flickr8k"
-RAW_DATA_DIR = "../shared/data/flickr8k"
-ENCODER_MODEL_NAME = "../shared/data/vit_tiny"
+RAW_DATA_DIR = "raw/flickr8k"
+ENCODER_MODEL_NAME = "WinKawaks/vit-tiny-patch16-224"
 FREEZE_ENCODER = True
 
 VOCAB_SIZE = 4000
@@ -20,7 +20,7 @@ DECODER_EMBED_DIM = 256
 DECODER_HEADS = 4
 DECODER_LAYERS = 3
 DECODER_FF_DIM = 1024
-DECODER_DROPOUT = 0.1
+DECODER_DROPOUT = 0.2
 
 NUM_EPOCHS = 8
 BATCH_SIZE = 160

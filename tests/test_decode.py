@@ -18,18 +18,15 @@ def logits_of(seed: int, image: int, prefix: tuple[int, ...], vocabulary: int) -
 
 def toy_step(seed: int, images: list[int], vocabulary: int):
     """A step function that, as the contract says, follows parents and keeps rows with their image."""
-    rows: list[tuple[int, ...]] | None = None
+    rows: list[tuple[int, tuple[int, ...]]] = []  # image and tokens of each
 
     def step(tokens, parents=None):
         nonlocal rows
-        before = [()] * len(tokens) if rows is None else rows
-        if parents is not None and rows is not None:
-            before = [rows[parent] for parent in parents.tolist()]
-        rows = [(*prefix, token) for prefix, token in zip(before, tokens.tolist(), strict=True)]
-        per_image = len(rows) // len(images)
-        return torch.stack(
-            [logits_of(seed, images[row // per_image], prefix, vocabulary) for row, prefix in enumerate(rows)]
-        )
+        rows = rows or [(image, ()) for image in images for _ in range(len(tokens) // len(images))]
+        if parents is not None:
+            rows = [rows[parent] for parent in parents.tolist()]
+        rows = [(image, (*prefix, token)) for (image, prefix), token in zip(rows, tokens.tolist(), strict=True)]
+        return torch.stack([logits_of(seed, image, prefix, vocabulary) for image, prefix in rows])
 
     return step
 
@@ -103,6 +100,22 @@ def test_one_beam_is_greedy_and_greedy_takes_the_likeliest_token(seed):
             assert logits_of(seed, image, prefix, 6).argmax() == token
             prefix = (*prefix, token)
         assert len(caption.ids) == 6 or logits_of(seed, image, prefix, 6).argmax() == END
+
+
+@pytest.mark.parametrize("beams", [1, 2])
+def test_images_that_are_finished_are_left_out_of_the_further_steps(beams):
+    inner, rows = toy_step(2, list(range(10)), 6), []
+
+    def step(tokens, parents=None):
+        rows.append(len(tokens))
+        return inner(tokens, parents)
+
+    found = beam_search(step, 10, beams, max_length=12, **LIMITS)
+    assert rows[0] == 10 * beams and rows[-1] < rows[0] and rows == sorted(rows, reverse=True)
+    lengths = [len(captions[0].ids) for captions in found]
+    assert len(rows) > min(lengths) + 3  # some went on long after others were finished
+    alone = [beam_search(toy_step(2, [image], 6), 1, beams, max_length=12, **LIMITS)[0] for image in range(10)]
+    assert ids(found) == ids(alone)
 
 
 @pytest.mark.parametrize("search", ["beam", "greedy", "sample"])

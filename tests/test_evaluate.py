@@ -1,5 +1,6 @@
 """evaluate.py: what it writes, goes on after a kill, shares the pictures, compares, and refuses."""
 
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -103,6 +104,36 @@ def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
     batches = evaluation._caption_batches(loaded, images)
     expected = [found[0].text for batch in batches for found in batch]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
+
+
+def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    live = inference.load_models([trained], BATCHES)
+    torch.manual_seed(0)
+    for parameter in live.models[0].parameters():
+        parameter.data.normal_(std=0.4)  # so that the pictures have captions of their own
+    frozen = live._replace(settings=dataclasses.replace(live.settings, FREEZE_ENCODER=True))
+    split, seen = evaluation.load_split(live.settings, "test", live.states[0]["config"]), []
+    split = split._replace(folder=Path(shutil.copytree(split.folder, tmp_path / "demo")))
+    live.models[0].encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+
+    def captioned(loaded: inference.Loaded, name: str) -> list[str]:
+        (tmp_path / name).mkdir()
+        return evaluation.caption_split(loaded, split, tmp_path / name, "key")
+
+    expected = captioned(live, "live")
+    assert sum(seen) == CUTOFF and len(set(expected)) > 5
+    assert captioned(frozen, "filling") == expected and sum(seen) == 2 * CUTOFF
+    assert captioned(frozen, "filled") == expected and sum(seen) == 2 * CUTOFF
+    (tmp_path / "part").mkdir()
+    with (tmp_path / "part" / "captions-0.jsonl").open("w") as file:  # half of it is there already
+        rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
+        file.write("".join(json.dumps(row) + "\n" for row in [{"key": "key"}, *rows]))
+    assert evaluation.caption_split(frozen, split, tmp_path / "part", "key") == expected
+    with torch.no_grad():
+        live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
+    captioned(frozen, "changed")
+    assert sum(seen) == 3 * CUTOFF
 
 
 def test_the_table_shows_intervals_statistics_and_what_is_empty(whole):

@@ -41,7 +41,7 @@ ALLOWED = {
     "signals": set(),
     "saver": {"checkpoint", "runs"},
     "snapshot": {"checkpoint", "distributed", "model", "optim", "sharding"},
-    "step": {"dataset", "distributed", "inference", "model", "sharding", "tokenizer"},
+    "step": {"dataset", "distributed", "inference", "model", "sharding"},
     "training_run": {
         "batch_size", "checkpoint", "config", "dataset", "distributed", "inference", "model", "optim",
         "prepare_dataset", "runlog", "runs", "saver", "sharding", "signals", "snapshot", "tokenizer", "training_sets",
@@ -69,7 +69,7 @@ ALLOWED = {
     },
     "evaluate": {
         "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
-        "inference", "demo_set", "mixing", "results",
+        "inference", "demo_set", "mixing", "results", "training_sets",
     },
     "caption": {"attention", "config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
 }  # fmt: skip

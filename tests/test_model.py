@@ -199,6 +199,35 @@ def test_a_cached_step_gives_the_logits_of_the_full_forward_pass(beams):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("left", [[1, 2], [0, 2], [2]])
+def test_images_left_out_of_the_steps_change_nothing_for_the_others(left):
+    model, images, beams = tiny(), pictures(3), 2
+    all_of_them, fewer = model.start_decoding(images), model.start_decoding(images)
+    tokens = torch.randint(4, V, (T, 3 * beams), generator=rng(1))
+    parents = torch.tensor([1, 0, 2, 2, 5, 4])  # of each image, in other orders
+    rows = torch.tensor([image * beams + beam for image in left for beam in range(beams)])
+    for position in range(3):
+        step_parents = parents if position else None
+        assert close(all_of_them(tokens[position], step_parents), fewer(tokens[position], step_parents))
+    expected = all_of_them(tokens[3], parents)
+    logits = fewer(tokens[3][rows], parents[rows])
+    assert close(logits, expected[rows])
+    assert not close(expected[:beams], expected[beams : 2 * beams])
+    assert close(fewer(tokens[4][rows]), all_of_them(tokens[4])[rows])
+
+
+@torch.no_grad()
+def test_steps_beyond_the_caches_first_room_are_those_of_the_full_pass():
+    length = 2 * models._ROOM + 2
+    model, image = tiny(decoder_max_seq_len=length), pictures(1)
+    step = model.start_decoding(image)
+    tokens = torch.randint(4, V, (2, length), generator=rng(3))
+    full = model(image, tokens, torch.zeros(2, dtype=torch.long))
+    for position in range(length):
+        assert close(step(tokens[:, position]), full[:, position]), f"token {position}"
+
+
+@torch.no_grad()
 def test_steps_of_a_batch_are_those_of_single_images():
     model, images, tokens = tiny(), pictures(3), captions(3)
     together = model.start_decoding(images)

@@ -24,7 +24,7 @@ SMALL_VIT = "--vit-layers 1 --vit-embed-dim 32 --vit-heads 2 --image-size 32"
 # The encoder a recipe names -> the kind of its model, as its config.json says
 KINDS = {
     "google/vit-base-patch16-224-in21k": "ViT", "openai/clip-vit-base-patch32": "CLIP",
-    "openai/clip-vit-large-patch14": "CLIP", "../shared/data/vit_tiny": "ViT",
+    "openai/clip-vit-large-patch14": "CLIP", "WinKawaks/vit-tiny-patch16-224": "ViT",
 }  # fmt: skip
 
 

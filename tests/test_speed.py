@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 import transformers
 
 import batch_size
@@ -124,6 +125,18 @@ def test_the_profile_trains_nothing_and_its_parts_are_the_step(flags, tmp_path, 
     for part in profiling.PARTS:
         assert f"  {part}" in printed
     assert "captions/s" in printed and "MFU" in printed
+
+
+def test_the_profile_counts_the_fused_attention_as_plain_products():
+    q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
+    with profiling.flop_counter() as fused:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    with profiling.flop_counter() as plain:
+        (q @ k.transpose(-1, -2)).softmax(-1) @ v
+    assert fused.get_total_flops() == plain.get_total_flops() == 2 * 2 * (2 * 3 * 5 * 5 * 8)
+    with profiling.flop_counter() as backward:
+        mixed.sum().backward()
+    assert backward.get_total_flops() == 2.5 * fused.get_total_flops()  # one of the five makes the weights again
 
 
 def test_a_profiled_step_has_the_gradients_of_training(flags, tmp_path):
