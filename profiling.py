@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dataset as data
@@ -29,7 +28,7 @@ PARTS = (
 MEANING = {
     "input": "reading and collating; a GPU's training overlaps it",
     "encoder": "and the map of its features to the decoder's width",
-    "loss": "map to the vocabulary, cross-entropy",
+    "loss": "map to the vocabulary, cross-entropy; on a CPU their backward pass as well",
     "gradients": "sum over processes, norm, clipping",
 }
 
@@ -150,9 +149,7 @@ def _passes(run: training_run.Run, batch: data.Batch, clock: Clock) -> Tensor:
         clock.mark("encoder")
         hidden = model.decoder(batch.decoder_input_tokens, memory, batch.places)
         clock.mark("decoder")
-        targets = batch.target_tokens.flatten().index_select(0, batch.places.in_captions)
-        logits = model.decoder.logits(hidden)
-        loss = F.cross_entropy(logits.float(), targets, label_smoothing=settings.LABEL_SMOOTHING)
+        loss = one_step.hidden_loss(model, hidden, batch, settings.LABEL_SMOOTHING) / len(hidden)
         clock.mark("loss")
     # The gradient of `hidden` is there when the loss is behind, that of `memory` when the decoder is.
     hidden.register_hook(lambda _: clock.mark("loss backward"))

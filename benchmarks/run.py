@@ -47,10 +47,12 @@ class Job(NamedTuple):
 
 JOBS = (
     *(Job("benchmarks.training", (name,), {"names": [name]}) for name in (
-        "train_step_encoder_trained", "train_step_frozen_tiny", "train_step_frozen_base",
+        f"train_step_{what}{captions}" for captions in ("", "_40")
+        for what in ("encoder_trained", "frozen_tiny", "frozen_base")
     )),
     Job("benchmarks.decoding", tuple(
-        f"{row}{kind}" for kind in ("", "_default_sizes") for row in ("beam3_captioning", "beam3_decoder", "encoder")
+        f"{row}{kind}" for kind in ("", "_50", "_10", "_default_sizes")
+        for row in ("beam3_captioning", "beam3_decoder", "encoder")
     )),
     Job("benchmarks.scoring", (
         "scoring_1000x5_cold", "scoring_1000x5_prepared", "scoring_5000x5_cold", "scoring_5000x5_prepared",

@@ -10,11 +10,17 @@ BEGIN, END = "<!-- performance: made by benchmarks/run.py -->", "<!-- end -->"
 VED = "`VisionEncoderDecoderModel`"
 # name -> (what is measured, what ours is compared with; None where it is compared with nothing)
 SHOWN = {
-    "train_step_encoder_trained": ("training step, ViT-Tiny trained", f"{VED}, `Trainer`"),
-    "train_step_frozen_tiny": ("training step, ViT-Tiny frozen", f"{VED}, `Trainer`"),
-    "train_step_frozen_base": ("training step, ViT-B/16 frozen", f"{VED}, `Trainer`"),
-    "beam3_captioning": ("captions of 50 pictures, beam 3, ViT-Tiny at 224 px", f"{VED}, `generate`"),
-    "beam3_captioning_default_sizes": ("the same, sizes of `config.py`, 64 px", f"{VED}, `generate`"),
+    "train_step_encoder_trained": ("training step of 80 captions, ViT-Tiny trained", f"{VED}, `Trainer`"),
+    "train_step_encoder_trained_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
+    "train_step_frozen_tiny": ("training step of 80 captions, ViT-Tiny frozen", f"{VED}, `Trainer`"),
+    "train_step_frozen_tiny_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
+    "train_step_frozen_base": ("training step of 80 captions, ViT-B/16 frozen", f"{VED}, `Trainer`"),
+    "train_step_frozen_base_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
+    "beam3_captioning": ("beam 3 from pixels, ViT-Tiny at 224 px, 100 pictures at once", f"{VED}, `generate`"),
+    "beam3_captioning_50": ("the same, 50 at once", f"{VED}, `generate`"),
+    "beam3_captioning_10": ("the same, 10 at once", f"{VED}, `generate`"),
+    "beam3_decoder": ("beam 3 from a frozen encoder's features, 100 at once", f"{VED}, `generate`, the same"),
+    "beam3_captioning_default_sizes": ("beam 3, sizes of `config.py`, 64 px, 100 at once", f"{VED}, `generate`"),
     "scoring_1000x5_cold": ("BLEU, CIDEr, ROUGE-L of 1,000 images", "pycocoevalcap"),
     "scoring_1000x5_prepared": ("the same, references kept", "pycocoevalcap"),
     "rewards": ("CIDEr rewards of 250 captions", "plain dictionaries"),

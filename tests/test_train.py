@@ -298,6 +298,40 @@ def test_label_smoothing_and_padding_agree_with_the_library(tiny):
     torch.testing.assert_close(step.caption_loss(tiny.model, batch, 0.1), expected)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("rows", [1, 64, 150])
+def test_the_loss_in_parts_is_the_librarys_with_its_gradients(smoothing, rows, monkeypatch):
+    monkeypatch.setattr(step, "_PART", 1)  # 64 rows at a time
+    generator = torch.Generator().manual_seed(rows)
+    hidden, weight = (torch.randn(size, 6, generator=generator, dtype=torch.float64) for size in (rows, 11))
+    targets = torch.randint(11, (rows,), generator=generator)
+
+    def found(loss_of):
+        own = [tensor.clone().requires_grad_() for tensor in (hidden, weight)]
+        loss = loss_of(*own)
+        (3 * loss).backward()  # as a loss scale, or the number of tokens, multiplies it
+        return loss.detach(), *(tensor.grad for tensor in own)
+
+    def plain(hidden, weight):
+        return F.cross_entropy(hidden @ weight.T, targets, reduction="sum", label_smoothing=smoothing)
+
+    ours = found(lambda hidden, weight: step.LossInParts.apply(hidden, weight, targets, smoothing))
+    for own, theirs in zip(ours, found(plain), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=1e-10, atol=1e-12)
+    other = found(lambda hidden, weight: step.LossInParts.apply(hidden, weight, targets, smoothing + 0.1))
+    assert not torch.allclose(other[1], ours[1], rtol=1e-3)
+
+
+def test_training_takes_the_loss_in_parts_and_validation_the_plain_one(tiny):
+    batch = next(iter(data.make_loader(tiny.train_set, [data.in_order([5] * 3)], 0)))
+    tiny.model.eval()
+    parts = step.caption_loss(tiny.model, batch)
+    with torch.no_grad():
+        whole = step.caption_loss(tiny.model, batch)
+    assert "LossInParts" in type(parts.grad_fn).__name__
+    torch.testing.assert_close(parts.detach(), whole)
+
+
 def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, tmp_path):
     from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
