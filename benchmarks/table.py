@@ -15,7 +15,6 @@ SHOWN = {
     "train_step_frozen_tiny": ("training step of 80 captions, ViT-Tiny frozen", f"{VED}, `Trainer`"),
     "train_step_frozen_tiny_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
     "train_step_frozen_base": ("training step of 80 captions, ViT-B/16 frozen", f"{VED}, `Trainer`"),
-    "train_step_frozen_base_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
     "beam3_captioning": ("beam 3 from pixels, ViT-Tiny at 224 px, 100 pictures at once", f"{VED}, `generate`"),
     "beam3_captioning_50": ("the same, 50 at once", f"{VED}, `generate`"),
     "beam3_captioning_10": ("the same, 10 at once", f"{VED}, `generate`"),

@@ -54,7 +54,6 @@ CASES = {
     "train_step_frozen_base": (BASE, True, 80),
     "train_step_encoder_trained_40": (TINY, False, 40),
     "train_step_frozen_tiny_40": (TINY, True, 40),
-    "train_step_frozen_base_40": (BASE, True, 40),
 }
 VOCAB_SIZE = 4000
 

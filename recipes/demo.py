@@ -2,7 +2,7 @@
 
     python train.py recipes/demo.py
 
-Hardware: 2 CPU cores, no download. Time, measured: 4 minutes. Score, measured: test CIDEr 385, BLEU-4 94 (beam 3) on
+Hardware: 2 CPU cores, no download. Time, measured: 4 minutes. Score, measured: test CIDEr 388, BLEU-4 95 (beam 3) on
 200 drawn pictures, where the references score CIDEr 178 against each other; 99 % of the named things are true.
 """
 
