@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from files import cases, is_junk
+from files import PICTURE_SUFFIXES, cases, is_junk
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
 FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name")
@@ -114,10 +114,18 @@ def read_jsonl(path: Path) -> tuple[list[Row], list[str]]:
 
 
 def read_csv(path: Path) -> tuple[list[Row], list[str]]:
-    """captions.csv and Kaggle's captions.txt: comma CSV with a header; captions with commas in double quotes."""
+    """captions.csv and Kaggle's captions.txt: comma CSV with a header; captions with commas in double quotes.
+
+    Or tabs between the columns, where quotes mean nothing and a first line with a picture's name needs no header.
+    """
+    text = read_text(path)
+    first = text.partition("\n")[0].split("\t")
+    if len(first) == 2 and first[0].strip().lower().endswith(PICTURE_SUFFIXES):
+        text = "file_name\tcaption\n" + text
     # strict: otherwise a caption that merely opens with a quoted word loses its quotes, and an unclosed quote eats the
     # lines below
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    form = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if len(first) > 1 else {"strict": True}
+    reader = csv.reader(io.StringIO(text, newline=""), **form)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
         lines = [(reader.line_num, cells) for cells in reader if cells]
@@ -128,11 +136,11 @@ def read_csv(path: Path) -> tuple[list[Row], list[str]]:
     caption = next((key for key in CAPTION_KEYS if key in header), None)
     if name is None or caption is None:
         raise ValueError(f"{path} begins with {','.join(header)[:80]!r}: expected a header with the columns image "
-                         "(or file_name), caption and optionally split, separated by commas")
+                         "(or file_name), caption and optionally split, separated by commas or tabs")
     uneven = [f"line {number} ({len(cells)} cells)" for number, cells in lines if len(cells) != len(header)]
     if uneven:
-        raise ValueError(f"{path}: {cases(uneven, 'row')} unlike the header's {len(header)} columns; "
-                         "a caption with a comma stands in double quotes")
+        rule = "a caption holds no tab" if len(first) > 1 else "a caption with a comma stands in double quotes"
+        raise ValueError(f"{path}: {cases(uneven, 'row')} unlike the header's {len(header)} columns; {rule}")
     table = [dict(zip(header, cells, strict=True)) for _, cells in lines]
     return group_pairs([(line[name].strip(), line[caption], line.get("split", "").strip()) for line in table], path), []
 

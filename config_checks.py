@@ -142,7 +142,11 @@ def cross_problems(values: dict[str, Any]) -> list[str]:
     for name in ("COMPILE", "PROFILE"):
         require(not (v.FSDP and getattr(v, name)), f"FSDP and {name} do not go together: set one of them to False")
     if v.ENCODER_MODEL_NAME is None:
-        require(not v.FREEZE_ENCODER, "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME")
+        require(
+            not v.FREEZE_ENCODER,
+            "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME, or FREEZE_ENCODER = False "
+            "(--no-freeze-encoder)",
+        )
         require(
             _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE or 64),
             f"IMAGE_SIZE = {v.IMAGE_SIZE or 64} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",

@@ -306,8 +306,10 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_c
 
 
 def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
-    """Raises ValueError when `raw_dir` holds other captions than the set was made from; a missing folder is fine."""
-    if raw_dir.exists() and layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
+    """Raises ValueError when `raw_dir` holds other captions than the set was made from; tells of a missing one."""
+    if not raw_dir.exists():
+        print(f"Note: RAW_DATA_DIR = {str(raw_dir)!r} is not there; the set that was made before is used: {folder}")
+    elif layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
         raise ValueError(f"{folder} was made from other captions than RAW_DATA_DIR = {str(raw_dir)!r} holds now: take "
                          f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
 

@@ -338,9 +338,8 @@ def test_the_benchmark_compares_equal_work():
     spec = importlib.util.spec_from_file_location("benchmark_decoding", ROOT / "benchmarks" / "decoding.py")
     benchmark = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(benchmark)
-    rows = benchmark.measure(images=2, beams=3, repeats=1, kinds=benchmark.KINDS[-2:])
+    rows = benchmark.measure(images=2, beams=3, repeats=1, kinds=benchmark.KINDS[-1:])
     assert [row["name"] for row in rows] == [
-        f"{name}{kind}" for kind in ("_10", "_default_sizes")
-        for name in ("beam3_captioning", "beam3_decoder", "encoder")
+        f"{name}_default_sizes" for name in ("beam3_captioning", "beam3_decoder", "encoder")
     ]
     assert all(set(row) >= {"name", "ours", "peer", "ratio", "unit"} and row["ratio"] > 0 for row in rows)

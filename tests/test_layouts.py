@@ -53,6 +53,19 @@ def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatc
     assert layout.records[2]["captions"][1] == CAPTIONS[NAMES[2]][1]
 
 
+@pytest.mark.parametrize("header", ["", "file_name\tcaption\n", "Image\tCaption\r\n"])
+@pytest.mark.parametrize("name", ["captions.csv", "captions.txt"])
+def test_tabs_between_the_columns_are_read_with_or_without_a_header(tmp_path, name, header):
+    captions = ['A dog, "Rex", runs.', "Two, three cats."]
+    (tmp_path / name).write_text(header + "".join(f"{n}\t{caption}\n" for n in NAMES[:5] for caption in captions))
+    layout = layouts.read_layout(tmp_path, seed=1)
+    assert sorted(record["file_name"] for record in layout.records) == sorted(NAMES[:5])
+    assert all(record["captions"] == captions for record in layout.records)
+    (tmp_path / name).write_text(header + f"{NAMES[0]}\tOne.\n{NAMES[1]}\tTwo.\tThree.\n")
+    with pytest.raises(ValueError, match="1 row .line . .3 cells.. unlike .* 2 columns; a caption holds no tab"):
+        layouts.read_layout(tmp_path, seed=1)
+
+
 def test_other_splits_keep_their_names_and_are_noted_and_odd_names_are_refused(tmp_path):
     images = karpathy_images()
     images[0]["split"], images[4]["split"] = "restval", "Dev"
