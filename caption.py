@@ -79,6 +79,7 @@ def main(argv: list[str]) -> int:
         rows.append({"file_name": str(picture), "captions": captions})
         if arguments.attention:
             write_atomically(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
+            print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
     text = json.dumps(rows, indent=1, ensure_ascii=False)
     if arguments.output:
         write_atomically(Path(arguments.output), f"{text}\n".encode())

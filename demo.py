@@ -57,6 +57,7 @@ def main(argv: list[str]) -> None:
     import inference
 
     path = inference.find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
+    print(f"{path}: starting the page ...", flush=True)
     loaded = inference.load_models([path], own)
     title = f"{path.parent.name}/{path.name}" if not inference.is_exported(path) else path.parent.resolve().name
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
@@ -72,6 +73,9 @@ def main(argv: list[str]) -> None:
         except OSError as error:
             place = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
             raise SystemExit(f"{place}: taken, or not of this machine. Name another, or leave it out.") from error
+        except KeyboardInterrupt:  # the server may be up already, before its address is known
+            page.close(verbose=False)
+            return
         print(f"{path}: {public or address} (Ctrl-C ends it)", flush=True)
         try:
             signal.pause()
