@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     import inference
 
     path = inference.find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
-    print(f"{path}: starting the page ...", flush=True)
+    print(f"{path}: starting the page ...", file=sys.stderr)
     loaded = inference.load_models([path], own)
     title = f"{path.parent.name}/{path.name}" if not inference.is_exported(path) else path.parent.resolve().name
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
