@@ -126,6 +126,7 @@ def test_it_is_the_course_of_one_process_and_of_two_with_whole_models(courses):
     assert "FSDP has nothing to spread over one process" in (courses["one"].parent / "printed").read_text()
 
 
+@pytest.mark.long
 def test_a_mean_instead_of_the_sum_of_gradients_is_noticed(demo_data, tmp_path, courses):
     """The control of the test above."""
 
