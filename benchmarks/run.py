@@ -51,7 +51,7 @@ JOBS = (
         "train_step_encoder_trained_40", "train_step_frozen_tiny_40",
     )),
     Job("benchmarks.decoding", tuple(
-        f"{row}{kind}" for kind in ("", "_50", "_10", "_default_sizes")
+        f"{row}{kind}" for kind in ("", "_100", "_10", "_default_sizes")
         for row in ("beam3_captioning", "beam3_decoder", "encoder")
     )),
     Job("benchmarks.scoring", (
