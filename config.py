@@ -112,7 +112,7 @@ WANDB_ENTITY: str | None = None  # None = your default entity
 LOG_TENSORBOARD: bool = False  # copy it to TensorBoard as well, into the run's folder; needs: pip install tensorboard
 
 # --- Captioning and scores ---
-EVAL_BATCH_SIZE: int = 50  # images captioned at once
+EVAL_BATCH_SIZE: int = 100  # images captioned at once
 BEAM_SIZE: int = 3  # 1 = greedy
 LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_PENALTY; larger = longer captions
 MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>

@@ -39,7 +39,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, image_size: int, patch_size: int, stem: str, width: int, layers: int, heads: int):
         super().__init__()
-        self.width = width
+        self.width, self.patch_size = width, patch_size
         self.stem = _conv_stem(patch_size, width) if stem == "conv" else nn.Conv2d(3, width, patch_size, patch_size)
         self.position = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2, width))
         self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(layers)])
@@ -96,7 +96,8 @@ class PretrainedTower(nn.Module):
     def __init__(self, tower: nn.Module):
         super().__init__()
         self.tower = tower
-        self.width = tower.config.hidden_size
+        patch = tower.config.patch_size
+        self.width, self.patch_size = tower.config.hidden_size, patch if isinstance(patch, int) else patch[0]
 
     @property
     def config(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def spread(model: nn.Module, device: torch.device) -> None:
     trained = [block for block in blocks if any(parameter.requires_grad for parameter in block.parameters())]
     for module, earlier in zip([*trained, model], [model, *trained], strict=True):
         module.set_modules_to_backward_prefetch([earlier])
-    model.images_at_once = None  # the processes may have different numbers of images, and must gather equally often
+    model.encode_in_parts = False  # the processes may have different numbers of images, and must gather equally often
 
 
 def is_spread(model: nn.Module) -> bool:

@@ -164,7 +164,7 @@ def end_in_time(logits: torch.Tensor, lengths: torch.Tensor, position: int) -> t
     """logits (R, V) of token number `position`, changed so that rows end with token number `lengths` (R,)."""
     forbidden = (lengths <= position)[:, None].repeat(1, logits.shape[1])
     forbidden[:, tokenizers.END] = lengths > position
-    return logits.masked_fill(forbidden, -1e4)
+    return logits.masked_fill(forbidden, -80.0)
 
 
 def ending_step(step: decode.Step, lengths: torch.Tensor) -> decode.Step:

@@ -195,7 +195,7 @@ def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
 
     def few() -> None:
         tell_sizes()
-        models._CPU_IMAGES = 1
+        models._CPU_PATCHES = 1
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
     tower = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False)
