@@ -110,7 +110,11 @@ def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Pat
         if not is_exported(folder / WEIGHTS):
             raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
         return folder / WEIGHTS
-    raise SystemExit(f"There is no checkpoint {path!r}. Name a .safetensors file of a run, or an exported folder.")
+    beside = sorted(found.name for found in Path(path).parent.glob("*.safetensors"))
+    there = f" In its folder are: {', '.join(beside)}." if beside else ""
+    raise SystemExit(
+        f"There is no checkpoint {path!r}. Name a .safetensors file of a run, or an exported folder.{there}"
+    )
 
 
 def is_exported(path: Path) -> bool:

@@ -23,8 +23,8 @@ from packing import Places, find_places, pack, unpack
 # "v" (N, H, C*K, D/H), where C is how many of them have room
 Cache = list[dict[str, Tensor]]
 _ROOM = 16  # tokens by which that grows
-# How many patches a CPU encodes at a time without gradients, 16 images of 224 x 224: their activations stay in its cache
-# and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
+# How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
+# its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
 _CPU_PATCHES = 16 * 14**2
 
 

@@ -114,8 +114,9 @@ def plot_curves(history: list[dict], path: Path | str, title: str) -> None:
     figure.get_layout_engine().set(w_pad=0.12, h_pad=0.1)
     panels = figure.subplots(1, len(drawn), squeeze=False)[0]
     if curves.train:
-        panels[0].plot(*zip(*curves.train, strict=True), color="#2f6db3", alpha=0.25, linewidth=0.8)
-        panels[0].plot(*zip(*curves.smooth, strict=True), color="#2f6db3", label="training, smoothed")
+        blue = "#2f6db3"
+        panels[0].plot(*zip(*curves.train, strict=True), color=blue, alpha=0.25, linewidth=0.8, label="training")
+        panels[0].plot(*zip(*curves.smooth, strict=True), color=blue, label="training, moving mean")
     for panel, (name, points, best, form, color) in zip(panels, drawn, strict=True):
         if points:
             panel.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label="validation")
@@ -260,7 +261,7 @@ def _charts_html(history: list[dict] | None) -> str:
     lines = {"raw": curves.train, "train": curves.smooth, "val": curves.val}
     charts = []
     if curves.train or curves.val:
-        names = (("train", "training, smoothed"), ("val", "validation"))
+        names = (("train", "training, moving mean"), ("val", "validation"))
         legend = "".join(f'<span class="{name}">{text}</span>' for name, text in names if lines[name])
         charts.append(("Loss per token", legend, report_html.svg(lines, min, "{:.3f}", curves.x_label)))
     if curves.cider:

@@ -47,11 +47,12 @@ class Job(NamedTuple):
 
 JOBS = (
     *(Job("benchmarks.training", (name,), {"names": [name]}) for name in (
-        "train_step_encoder_trained", "train_step_frozen_tiny", "train_step_frozen_base",
-        "train_step_encoder_trained_40", "train_step_frozen_tiny_40",
+        "train_step_encoder_trained", "train_step_encoder_trained_divided", "train_step_encoder_trained_80",
+        "train_step_encoder_trained_40", "train_step_frozen_tiny", "train_step_frozen_tiny_divided",
+        "train_step_frozen_tiny_40", "train_step_frozen_base",
     )),
     Job("benchmarks.decoding", tuple(
-        f"{row}{kind}" for kind in ("", "_100", "_10", "_default_sizes")
+        f"{row}{kind}" for kind in ("", "_divided", "_50", "_10", "_default_sizes")
         for row in ("beam3_captioning", "beam3_decoder", "encoder")
     )),
     Job("benchmarks.scoring", (

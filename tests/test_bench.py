@@ -131,7 +131,7 @@ def test_the_table_says_what_was_measured_where_and_what_was_not():
     assert "| 1,234 captions/s | 0.012 captions/s, `VisionEncoderDecoderModel`, `Trainer` | 4.57x [4.50-4.60] |" in row
     assert "| start to first step, nothing cached | 1,234 s | - | - |" in text
     assert "A CPU, 2 cores, 16 GB; python 3.11.7" in text and "CIDEr rewards of 250 captions (no such thing" in text
-    assert "beam 3 from pixels, ViT-Tiny at 224 px, 50 pictures at once (not measured yet)" in text
+    assert "beam 3 from pixels, ViT-Tiny at 224 px, 100 pictures at once (not measured yet)" in text
     other = result(machine={"cpu": "B", "cores": 8, "threads": 8, "ram_gb": 64.0, "gpu": "A GPU"})
     both = table.table(results | {"beam3_captioning": other})
     assert both.count("|---|---|---|---|") == 2  # a table for each machine

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,6 +203,9 @@ def test_models_of_other_tokenizers_or_missing_files_are_refused_in_one_line(run
     assert "\n" not in str(refused.value)
     with pytest.raises(SystemExit, match="There is no checkpoint 'nowhere'"):
         caption.main([images[0], "--checkpoint", f"{runs['a']},nowhere"])
+    missing = Path(runs["a"]).with_name("best_of_all.safetensors")
+    with pytest.raises(SystemExit, match=f"There is no checkpoint.* In its folder are: .*{Path(runs['a']).name}"):
+        caption.main([images[0], "--checkpoint", str(missing)])
 
 
 # --- attention ---
