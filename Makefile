@@ -23,7 +23,7 @@ demo: setup      ## train on the built-in pictures, score, caption a few held-ou
 test: setup      ## lint, then all tests that need no GPU and no network
 	$(PYTHON) -m ruff check .
 	# One thread each: the models are so small that a second one only waits.
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
 	$(PYTHON) benchmarks/run.py

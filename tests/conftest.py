@@ -16,12 +16,19 @@ preflight_report.draw = lambda *_: None  # half a second of every set; test_pref
 
 ROOT = Path(__file__).resolve().parents[1]
 CUTOFF = 24
+# A minute and less each, the longest first: begun last, one of them would keep the other process waiting.
+SLOW_FILES = ("test_resume", "test_train", "test_readme", "test_faults", "test_fsdp")
 
 TINY_MODEL = """
     --vit-layers 1 --vit-embed-dim 32 --vit-heads 2 --image-size 32 --decoder-layers 1 --decoder-embed-dim 32
     --decoder-heads 2 --decoder-ff-dim 64 --vocab-size 320 --num-workers 0 --batch-size 20 --warmup-steps 2
     --validation-score-images 4 --learning-rate 3e-3
     """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")
