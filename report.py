@@ -121,8 +121,9 @@ def plot_curves(history: list[dict], path: Path | str, title: str) -> None:
         if points:
             panel.plot(*zip(*points, strict=True), "o-", color=color, markersize=4, label="validation")
             point = best(points, key=lambda p: p[1])
-            panel.annotate(form.format(point[1]), point, xytext=(0, 7), textcoords="offset points",
-                           ha="center", fontsize=9, weight="bold", color=color)
+            away = (0, -15) if best is min else (0, 7)
+            panel.annotate(form.format(point[1]), point, xytext=away, textcoords="offset points", ha="center",
+                           fontsize=9, weight="bold", color=color)
         panel.set_ylim(*report_html.y_range(points if panel is not panels[0] else curves.smooth + curves.val))
         panel.set_title(name, loc="left", fontsize=10, color="#444444")
         panel.set_xlabel(curves.x_label, fontsize=9, color="#666666")

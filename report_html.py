@@ -285,7 +285,8 @@ def svg(lines: dict[str, Points], best: Callable, form: str, x_label: str) -> st
     if line:
         point = best(line, key=lambda p: p[1])
         x, y = place(point)
-        out.append(f'<text class="x best {name}" x="{min(x, right - 12):.1f}" y="{y - 7:.1f}">'
+        y += 15 if best is min else -7  # away from the line
+        out.append(f'<text class="x best {name}" x="{min(x, right - 12):.1f}" y="{y:.1f}">'
                    f'{form.format(point[1])}</text>')
     return f'<svg viewBox="0 0 380 220" role="img">{"".join(out)}</svg>'
 

@@ -177,6 +177,20 @@ def test_features_serve_in_place_of_the_images():
 
 
 @torch.no_grad()
+def test_a_cpu_encodes_few_images_at_a_time_without_gradients_and_finds_the_same(monkeypatch):
+    model, images, sizes = tiny(), pictures(5), []
+    model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
+    whole = model.encode(images)
+    monkeypatch.setattr(models, "_CPU_PATCHES", 2 * 16 + 3)  # 16 patches each: two images at a time
+    with torch.no_grad():
+        torch.testing.assert_close(model.encode(images), whole)
+        monkeypatch.setattr(models, "_CPU_PATCHES", 3)  # not one whole image: then one at a time
+        torch.testing.assert_close(model.encode(images), whole)
+        model.encode_in_parts = False
+        model.encode(images)
+    assert sizes == [5, 2, 2, 1, 1, 1, 1, 1, 1, 5]
+
+
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_cached_step_gives_the_logits_of_the_full_forward_pass(beams):
     model, images = tiny(), pictures(2)
