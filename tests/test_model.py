@@ -173,10 +173,6 @@ def test_features_serve_in_place_of_the_images():
     assert model(half, tokens).dtype == torch.float32
 
 
-# --- generation ---
-
-
-@torch.no_grad()
 def test_a_cpu_encodes_few_images_at_a_time_without_gradients_and_finds_the_same(monkeypatch):
     model, images, sizes = tiny(), pictures(5), []
     model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
@@ -191,6 +187,10 @@ def test_a_cpu_encodes_few_images_at_a_time_without_gradients_and_finds_the_same
     assert sizes == [5, 2, 2, 1, 1, 1, 1, 1, 1, 5]
 
 
+# --- generation ---
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("beams", [1, 3])
 def test_a_cached_step_gives_the_logits_of_the_full_forward_pass(beams):
     model, images = tiny(), pictures(2)
