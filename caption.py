@@ -231,4 +231,7 @@ if __name__ == "__main__":
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        raise SystemExit(130) from None
     raise SystemExit(code)

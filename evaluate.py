@@ -33,7 +33,7 @@ _PARSER = argparse.ArgumentParser(
 _PARSER.add_argument(
     "--checkpoint", help="a file or an exported folder; several with commas: an ensemble [the newest run's best]"
 )
-_PARSER.add_argument("--split", default="test", help="train, val, test (as TEST_SPLITS says), or another one [test]")
+_PARSER.add_argument("--split", help="train, val, test (as TEST_SPLITS says), or another one [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
 _PARSER.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test B minus A over the same images")
@@ -76,6 +76,11 @@ def main(argv: list[str]) -> None:
         raise SystemExit("--json goes with --compare; the scores of one model are in scores.json")
     if arguments.compare and (arguments.output or arguments.predictions or arguments.checkpoint):
         raise SystemExit("--compare names both sides itself: leave out --checkpoint, --predictions and --output")
+    if arguments.split and arguments.compare and not any(map(_is_model, arguments.compare)):
+        raise SystemExit("--split is for checkpoints: both sides of --compare are captions already")
+    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
+        raise SystemExit(f"--json {arguments.json}: its folder does not exist; make it first")
+    arguments.split = arguments.split or "test"
     try:
         if arguments.compare:
             compare(arguments, own)
@@ -147,6 +152,9 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
 
 def compare(arguments: argparse.Namespace, own: list[str]) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
+    for name in arguments.compare:
+        if not _is_model(name):
+            results.read_results(Path(name))  # a mistake is told before the other side is captioned
     places = [
         evaluate(arguments, own, inference.find_checkpoints(name, ""), reuse=True) if _is_model(name) else Path(name)
         for name in arguments.compare
@@ -367,3 +375,6 @@ if __name__ == "__main__":
         main(sys.argv[1:])
     except (ValueError, OSError) as error:
         raise SystemExit(str(error)) from error
+    except KeyboardInterrupt:
+        print("\nStopped. What is captioned is kept: the same command goes on from there.", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
     parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
     args = parser.parse_args(argv)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
+        if args.json is not None and not args.json.absolute().parent.is_dir():
+            raise ValueError(f"--json {args.json}: its folder does not exist; make it first")
         result = compare(args) if args.compare else report(args)
         if args.json is not None:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")

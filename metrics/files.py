@@ -71,6 +71,8 @@ def read_json(path: Path) -> object:
         return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text, so it is not JSON: {error}") from error
 
 
 def _without_duplicates(pairs: list[tuple[str, object]]) -> dict:

@@ -5,6 +5,10 @@ import json
 import multiprocessing
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,7 +24,7 @@ import inference
 import metrics
 import results
 import train
-from tests.conftest import CUTOFF, TINY_MODEL
+from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 from tests.test_distributed import free_port
 
 BATCHES = ["--eval-batch-size", "5", "--beam-size", "2", "--device", "cpu"]
@@ -306,12 +310,32 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
     [
         (["--json", "x"], "--json goes with --compare"),
         (["--compare", "a", "b", "--output", "x"], "--compare names both sides itself"),
+        (["--compare", "a", "b", "--split", "val"], "--split is for checkpoints"),
+        (["--compare", "a", "b.safetensors", "--json", "nowhere/x.json"], "its folder does not exist"),
+        (["--compare", "a", "b.safetensors", "--split", "val"], "There is no a. Name a results folder"),
+        (["--beam-size", "101"], "BEAM_SIZE = 101: at most 100"),
         (["--predictions", "x.json", "--dataset", "none"], "There is no data set"),
     ],
 )
 def test_flags_that_do_not_go_together_are_told(flags, message):
-    with pytest.raises(SystemExit, match=message):
+    with pytest.raises((SystemExit, ValueError), match=message):
         evaluation.main(flags)
+
+
+def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path, capsys):
+    flags = ["--checkpoint", str(trained), "--output", str(tmp_path / "out"), "--data-dir", str(demo_data)]
+    flags += ["--device", "cpu", "--eval-batch-size", "1", "--beam-size", "100"]
+    command = [sys.executable, str(ROOT / "evaluate.py"), *flags]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        kept = tmp_path / "out" / "captions-0.jsonl"
+        while process.poll() is None and (not kept.is_file() or kept.read_text().count("\n") < 3):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
+    assert process.returncode == 130 and told.endswith("the same command goes on from there.\n")
+    assert "Traceback" not in told
+    evaluation.main(flags)
+    assert " captions are there from a start that was stopped" in capsys.readouterr().out
 
 
 # --- confusions of the demo set ---

@@ -409,6 +409,22 @@ def test_command_line_refuses_a_json_key_twice_and_broken_json(tmp_path: Path, c
         assert metrics_main([references, str(tmp_path / "p.json")]) == 1
         assert message in capsys.readouterr().err
     assert metrics_main([references, str(tmp_path / "absent.json")]) == 1
+    (tmp_path / "p.json").write_bytes(b"\xff\xfe")
+    assert metrics_main([references, str(tmp_path / "p.json")]) == 1
+    assert capsys.readouterr().err.endswith(".json is not UTF-8 text, so it is not JSON: 'utf-8' codec can't decode "
+                                            "byte 0xff in position 0: invalid start byte\n")  # fmt: skip
+
+
+def test_command_line_warns_in_one_line_and_looks_for_the_folder_of_json_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    files = write(tmp_path / "r.json", {"1": ["a"]}), write(tmp_path / "p.json", {"1": "a"})
+    assert metrics_main([*files, "--json", str(tmp_path / "nowhere" / "x.json")]) == 1
+    told = capsys.readouterr()
+    assert told.out == "" and "its folder does not exist" in told.err
+    result = subprocess.run([sys.executable, "-m", "metrics", *files], cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0 and result.stderr.startswith("warning: CIDEr of a single image is always 0")
+    assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
 
 
 def test_module_runs_as_a_program():
