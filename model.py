@@ -34,7 +34,7 @@ class ImageToTextModel(nn.Module):
     encoder_model_name: Hub id or folder of a pretrained tower; None = a ViT from scratch of the vit_* sizes.
     encoder_config, image_spec: of a checkpoint, to rebuild a pretrained tower without loading or downloading it.
     image_size: side of the input in pixels; None = the pretrained encoder's own.
-    Raises ValueError with one line where the encoder cannot be loaded.
+    Raises ValueError with one line where the encoder cannot be loaded, or its patches are wider than the images.
     """
 
     def __init__(
@@ -71,6 +71,9 @@ class ImageToTextModel(nn.Module):
             self.encoder, self.image_spec = encoders.load_pretrained(encoder_model_name)
             if image_size is not None:
                 self.image_spec = {**self.image_spec, "size": image_size, "resize": image_size}
+        side, patch = self.image_spec["size"], self.encoder.patch_size
+        if side < patch:
+            raise ValueError(f"IMAGE_SIZE = {side}: less than one patch of the encoder. Give {patch} or more, or None.")
         self.freeze_encoder = freeze_encoder
         if freeze_encoder:
             self.encoder.requires_grad_(False)

@@ -172,7 +172,7 @@ def caption_lengths(images: int) -> torch.Tensor:
 def end_in_time(logits: torch.Tensor, lengths: torch.Tensor, position: int) -> torch.Tensor:
     """logits (R, V) of token number `position`, changed so that rows end with token number `lengths` (R,).
 
-    -80 is small enough beside these logits, and exp(-80) still a normal number: below that exp() is ten times as slow.
+    -80 is small enough beside these logits, and exp(-80) still a normal number: of far smaller ones exp() is slow.
     """
     forbidden = (lengths <= position)[:, None].repeat(1, logits.shape[1])
     forbidden[:, tokenizers.END] = lengths > position

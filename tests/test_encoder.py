@@ -97,6 +97,12 @@ def test_a_tower_loads_quietly_and_gives_its_own_features(towers, name, capfd):
 
 
 @pytest.mark.parametrize("name", TOWERS)
+def test_images_smaller_than_a_patch_are_refused(towers, name):
+    with pytest.raises(ValueError, match=r"^IMAGE_SIZE = 1: less than one patch of the encoder. Give \d+ or more"):
+        captioner(towers[name][0], "--image-size", "1")
+
+
+@pytest.mark.parametrize("name", TOWERS)
 def test_a_checkpoint_rebuilds_the_tower_without_its_folder(towers, name, tmp_path):
     folder, _ = towers[name]
     copied = tmp_path / "tower"
