@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import config
+import decoding_flags
 
 _ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PARSER = argparse.ArgumentParser(
     prog="caption.py",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="All other flags are settings of config.py, e.g. --beam-size, --length-penalty, --min-length, "
-    "--no-repeat-ngram, --seed: python train.py --help",
+    epilog="All other flags are settings of config.py: python train.py --help",
     allow_abbrev=False,
 )
 _PARSER.add_argument("pictures", nargs="+", help="picture files, folders of them, or - for a list of paths on stdin")
@@ -37,17 +37,10 @@ _PARSER.add_argument(
     "averaged [the best of the newest run under OUTPUT_DIR]",
 )
 _PARSER.add_argument("--num-captions", type=int, default=1, help="captions per picture, best first [1]")
-_PARSER.add_argument("--beam-groups", type=int, default=1, help="diverse beam search: groups that avoid each other [1]")
-_PARSER.add_argument(
-    "--diversity-penalty", type=float, default=0.5, help="what a token costs a group that an earlier one took [0.5]"
-)
-_PARSER.add_argument("--sample", action="store_true", help="random captions, not beam search; --seed repeats them")
-_PARSER.add_argument("--temperature", type=float, default=1.0, help="--sample: below 1 likelier captions, 0 greedy [1]")
-_PARSER.add_argument("--top-k", type=int, default=0, help="--sample: among the k likeliest tokens only, 0 = all [0]")
-_PARSER.add_argument("--top-p", type=float, default=1.0, help="--sample: among the likeliest that hold this share [1]")
 _PARSER.add_argument("--json", action="store_true", help="print JSON with log-probabilities instead of text")
 _PARSER.add_argument("--output", help="write the JSON to this file instead")
 _PARSER.add_argument("--attention", help="one picture: draw what each word looked at into this PNG file")
+decoding_flags.add(_PARSER)
 
 
 def main(argv: list[str]) -> int:
@@ -68,7 +61,9 @@ def main(argv: list[str]) -> int:
     rows, unreadable = [], 0
     # Captions that scroll by on a terminal show the progress themselves.
     bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
-    for picture, found in caption_pictures(loaded, pictures, search_options(arguments, loaded.settings), bar):
+    search = inference.search_options(loaded.settings)
+    options = decoding_flags.options(arguments, search, arguments.num_captions)
+    for picture, found in caption_pictures(loaded, pictures, options, bar):
         if found is None:
             unreadable += 1
             continue
@@ -94,42 +89,14 @@ def check_arguments(arguments: argparse.Namespace, pictures: int) -> None:
     a = arguments
     rules = [
         (a.num_captions >= 1, f"--num-captions {a.num_captions}: must be 1 or more"),
-        (a.beam_groups >= 1, f"--beam-groups {a.beam_groups}: must be 1 or more"),
-        (a.diversity_penalty >= 0, f"--diversity-penalty {a.diversity_penalty}: must be 0 or more"),
-        (a.beam_groups > 1 or a.diversity_penalty == 0.5, "--diversity-penalty keeps groups apart: add --beam-groups"),
-        (a.beam_groups == 1 or not a.sample, "--beam-groups belongs to beam search: leave --sample out"),
-        (0 <= a.temperature < float("inf"), f"--temperature {a.temperature}: must be 0 or more, and finite"),
-        (a.top_k >= 0, f"--top-k {a.top_k}: must be 0 (all tokens) or more"),
-        (0 < a.top_p <= 1, f"--top-p {a.top_p}: must be above 0 and at most 1"),
-        (
-            a.sample or (a.temperature, a.top_k, a.top_p) == (1.0, 0, 1.0),
-            "--temperature, --top-k and --top-p change random captions: add --sample",
-        ),
         (not a.attention or pictures == 1, f"--attention draws one picture: give one, not {pictures}"),
         (not a.attention or a.attention.endswith(".png"), f"--attention {a.attention}: must end in .png"),
     ]
     for flag, name in (("--output", a.output), ("--attention", a.attention)):
         rules.append((not name or Path(name).parent.is_dir(), f"{flag} {name}: there is no such folder"))
-    problems = [text for holds, text in rules if not holds]
+    problems = [text for holds, text in rules if not holds] + decoding_flags.problems(a, a.num_captions)
     if problems:
         raise SystemExit("\n".join(problems))
-
-
-def search_options(arguments: argparse.Namespace, settings: Any) -> Any:
-    """decode.Options of the settings and the flags: beams enough for the captions asked for, a multiple of groups."""
-    import inference
-
-    options = inference.search_options(settings)
-    if arguments.sample:
-        return options._replace(
-            samples=arguments.num_captions, temperature=arguments.temperature, top_k=arguments.top_k,
-            top_p=arguments.top_p,
-        )  # fmt: skip
-    groups = arguments.beam_groups
-    beams = max(settings.BEAM_SIZE, arguments.num_captions, groups)
-    return options._replace(
-        beam_size=-(-beams // groups) * groups, beam_groups=groups, diversity_penalty=arguments.diversity_penalty
-    )
 
 
 def caption_pictures(
@@ -145,7 +112,6 @@ def caption_pictures(
     import inference
 
     settings, image_spec = loaded.settings, loaded.models[0].image_spec
-    generator = torch.Generator(loaded.device).manual_seed(settings.SEED)
 
     def read(picture: Path) -> torch.Tensor | None:
         try:
@@ -165,7 +131,7 @@ def caption_pictures(
             images.kept = dict(enumerate(pixels.values()))
             captions = inference.caption_images(
                 loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
-                device=loaded.device, precision=settings.PRECISION, workers=0, generator=generator,
+                device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
             )  # fmt: skip
             found = dict(zip(readable, captions, strict=True))
             yield from ((picture, found.get(picture)) for picture in chunk)

@@ -5,6 +5,7 @@ with any number of workers.
 """
 
 import copy
+import hashlib
 import json
 import math
 import random
@@ -282,6 +283,11 @@ def make_loader(
         # Making an iterator draws from the global generator otherwise, and so would change the training.
         generator=torch.Generator(),
     )
+
+
+def seed_of(*parts: Any) -> int:
+    """A seed that depends on all parts and on nothing else; Python's hash() differs from process to process."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:

@@ -56,15 +56,15 @@ def decode(
     start_id: int,
     end_id: int,
     max_length: int,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
-    """The captions of each image as `options` ask for. generator: of the random ones, None = the global one."""
+    """The captions of each image as `options` ask for. seeds: of the random ones, see `sample`."""
     o = options
     limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
     rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
     if o.samples:
-        kept = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "generator": generator}
+        kept = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "seeds": seeds}
         return sample(step, images, o.samples, **kept, **rules, **limits)
     groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
     return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
@@ -115,27 +115,32 @@ def sample(
     length_penalty: float = 1.0,
     min_length: int = 0,
     no_repeat_ngram: int = 0,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
     """`captions` random captions per image, drawn token by token; per image the best score first.
 
     temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
-    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`. All rows share one stream of
-    random numbers, so what is drawn depends on the images of the batch. Two captions of an image may be equal.
-    log_prob is under the model itself, not under the distribution that was drawn from.
+    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`.
+    seeds: one per image. What is drawn for an image depends on its own seed alone, whatever else is in the batch, and
+    its first captions are the same however many are asked for. None: seeds from torch's global generator.
+    Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
     """
     rows = torch.arange(images * captions, device=device)  # whose captions are still being made
     history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     log_prob = torch.zeros(len(rows), device=device)
+    chances = _chances(images, captions, max_length, seeds).to(device) if temperature else None  # (R, max_length)
     parents = None
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
         logits = step(history[:, -1], parents).float()
         forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
         allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
-        tokens = _draw(allowed, temperature, top_k, top_p, generator)
+        if chances is None:
+            tokens = allowed.argmax(-1)
+        else:
+            tokens = _draw(allowed / temperature, top_k, top_p, chances[rows, length - 1])
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
@@ -348,10 +353,16 @@ def _forbidden(history: Tensor, vocabulary: int, end_id: int, too_short: bool, n
     return forbidden
 
 
-def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits / temperature
+def _chances(images: int, captions: int, length: int, seeds: Sequence[int] | None) -> Tensor:
+    """A random number in [0, 1) for every token of every caption, (N * captions, length)."""
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (images,)).tolist()
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.cat([torch.rand(captions, length, generator=stream) for stream in streams])
+
+
+def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
+    """One token per row of logits (R, V): the one whose share of the probabilities in a row chances (R,) fall into."""
     if top_k:
         lowest = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
         logits = logits.masked_fill(logits < lowest, -torch.inf)
@@ -361,7 +372,10 @@ def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generato
         before = probabilities.cumsum(-1) - probabilities  # the likeliest token always stays
         dropped = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(dropped, -torch.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0]
+    shares = logits.softmax(-1).cumsum(-1)  # (R, V)
+    whole = shares[:, -1:].contiguous()  # 1, but for rounding
+    last = torch.searchsorted(shares, whole)  # a product rounded up to the whole would fall behind it
+    return torch.searchsorted(shares, whole * chances[:, None], right=True).minimum(last)[:, 0]
 
 
 def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:

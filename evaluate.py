@@ -5,6 +5,7 @@
     python evaluate.py --checkpoint my_captioner              a folder that export.py wrote
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
+    python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
     python evaluate.py --predictions anyones.json             score captions of any model, without one
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
@@ -18,10 +19,12 @@ import argparse
 import hashlib
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import config
+import decoding_flags
 
 _PARSER = argparse.ArgumentParser(
     prog="evaluate.py",
@@ -40,6 +43,7 @@ _PARSER.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test B minu
 _PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
 _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
+decoding_flags.add(_PARSER)
 
 if __name__ == "__main__":
     _own, _rest = config.take_settings(sys.argv[1:])
@@ -51,6 +55,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 import dataset as data  # noqa: E402
+import decode  # noqa: E402
 import demo_set  # noqa: E402
 import distributed  # noqa: E402
 import inference  # noqa: E402
@@ -78,6 +83,11 @@ def main(argv: list[str]) -> None:
         raise SystemExit("--compare names both sides itself: leave out --checkpoint, --predictions and --output")
     if arguments.split and arguments.compare and not any(map(_is_model, arguments.compare)):
         raise SystemExit("--split is for checkpoints: both sides of --compare are captions already")
+    captioned = not arguments.predictions and (not arguments.compare or any(map(_is_model, arguments.compare)))
+    if decoding_flags.used(arguments) and not captioned:
+        raise SystemExit("--sample, --beam-groups and their like are for checkpoints: here all is captioned already")
+    if problems := decoding_flags.problems(arguments):
+        raise SystemExit("\n".join(problems))
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
         raise SystemExit(f"--json {arguments.json}: its folder does not exist; make it first")
     arguments.split = arguments.split or "test"
@@ -100,12 +110,13 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     device = _join_processes(config.load(own))
     loaded = inference.load_models(paths, own)
     settings, states = loaded.settings, loaded.states
+    options = decoding_flags.options(arguments, inference.search_options(settings))
     split = load_split(settings, arguments.split, states[0]["config"])
     results.check_records(split.records, split.folder / "images")
     digest = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
-    output = Path(arguments.output) if arguments.output else paths[0].parent / _label(settings, split, states)
+    output = Path(arguments.output) if arguments.output else paths[0].parent / _label(settings, options, split, states)
     made_by = " + ".join(f"{path.name} {results.digest(path)}" for path in paths)
-    key = results.digest(made_by, _decoding(settings), digest, split.name, len(split.records))
+    key = results.digest(made_by, _decoding(settings, options), digest, split.name, len(split.records))
     if reuse and (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key:
         return output
 
@@ -116,13 +127,13 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
-    captions = caption_split(loaded, split, output, key)
+    captions = caption_split(loaded, options, split, output, key)
     if not first:
         return output
     scores, per_image = score_captions(
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
-    decoding = ", ".join(f"{name} {value}" for name, value in _decoding(settings).items())
+    decoding = ", ".join(f"{name} {value}" for name, value in _decoding(settings, options).items())
     scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"{decoding} | {made_by}")}
     rows = gallery_rows(split.records, captions, per_image)
     shown = report.shown_rows(rows)
@@ -173,7 +184,9 @@ def compare(arguments: argparse.Namespace, own: list[str]) -> None:
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
-def caption_split(loaded: inference.Loaded, split: Split, output: Path, key: str) -> list[str]:
+def caption_split(
+    loaded: inference.Loaded, options: decode.Options, split: Split, output: Path, key: str
+) -> list[str]:
     """The best caption of every image of the split, in order; on every process, each of which captions its share.
 
     Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
@@ -194,7 +207,7 @@ def caption_split(loaded: inference.Loaded, split: Split, output: Path, key: str
     rows: list[dict[str, Any]] = []
     with (output / f"captions-{distributed.rank()}.jsonl").open("w", encoding="utf-8") as file, bar:
         file.write(json.dumps({"key": key}) + "\n")
-        for captions in _caption_batches(loaded, images) if mine else ():
+        for captions in _caption_batches(loaded, options, images) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
             batch = [{"image": i, "caption": row[0].text} for i, row in zip(places, captions, strict=True)]
             file.write("".join(json.dumps(row) + "\n" for row in batch))
@@ -303,23 +316,27 @@ def _is_model(name: str) -> bool:
     return name.endswith(".safetensors") or inference.is_exported(Path(name) / "model.safetensors")
 
 
-def _caption_batches(loaded: inference.Loaded, images: data.ImageTextDataset) -> Any:
+def _caption_batches(loaded: inference.Loaded, options: decode.Options, images: data.ImageTextDataset) -> Any:
     settings = loaded.settings
     return inference.caption_batches(
         loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
-        options=inference.search_options(settings), device=loaded.device, precision=settings.PRECISION,
-        workers=settings.NUM_WORKERS,
+        options=options, device=loaded.device, precision=settings.PRECISION, workers=settings.NUM_WORKERS,
+        seed=settings.SEED,
     )  # fmt: skip
 
 
-def _decoding(settings: Any) -> dict[str, Any]:
-    """Every setting that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
-    dtype = inference.pick_dtype(settings.PRECISION, inference.pick_device(settings.DEVICE))
-    return {
-        "beam": settings.BEAM_SIZE, "length penalty": settings.LENGTH_PENALTY, "longest": settings.MAX_SEQ_LEN,
-        "shortest": settings.MIN_LENGTH, "no repeated n-gram": settings.NO_REPEAT_NGRAM,
+def _decoding(settings: Any, options: decode.Options) -> dict[str, Any]:
+    """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
+    o, dtype = options, inference.pick_dtype(settings.PRECISION, inference.pick_device(settings.DEVICE))
+    how: dict[str, Any] = {"beam": o.beam_size, "length penalty": o.length_penalty}
+    if o.samples:
+        how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
+    elif o.beam_groups > 1:
+        how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
+    return how | {
+        "longest": settings.MAX_SEQ_LEN, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
         "precision": str(dtype).removeprefix("torch."),
-    }  # fmt: skip
+    }
 
 
 def _attention(loaded: inference.Loaded, split: Split, rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
@@ -348,10 +365,14 @@ def _signature(split: Split, scores: dict[str, Any], origin: str) -> str:
     return f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {origin}"
 
 
-def _label(settings: Any, split: Split, states: list[dict[str, Any]]) -> str:
-    label = f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
-    label += f"_beam{settings.BEAM_SIZE}_penalty{settings.LENGTH_PENALTY:g}"
-    for name, value in (("min", settings.MIN_LENGTH), ("ngram", settings.NO_REPEAT_NGRAM)):
+def _label(settings: Any, options: decode.Options, split: Split, states: list[dict[str, Any]]) -> str:
+    o, label = options, f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
+    if o.samples:
+        label += f"_sampled{settings.SEED}_temperature{o.temperature:g}_topk{o.top_k}_topp{o.top_p:g}"
+    else:
+        label += f"_beam{o.beam_size}_penalty{o.length_penalty:g}"
+        label += f"_groups{o.beam_groups}_diversity{o.diversity_penalty:g}" if o.beam_groups > 1 else ""
+    for name, value in (("min", o.min_length), ("ngram", o.no_repeat_ngram)):
         label += f"_{name}{value}" if value else ""
     return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
 
@@ -371,6 +392,7 @@ def _read(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         main(sys.argv[1:])
     except (ValueError, OSError) as error:

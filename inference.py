@@ -165,12 +165,12 @@ def caption_batches(
     device: torch.device,
     precision: str,
     workers: int,
-    generator: torch.Generator | None = None,
+    seed: int = 0,
 ) -> Iterator[list[list[CaptionText]]]:
     """Captions of the data set's images in its order, batch by batch; per image the best first.
 
     model: several are averaged (decode.ensemble); each reads the pictures as its own encoder wants them.
-    options: beam search or random captions; generator (on `device`): of the random ones, None = the global one.
+    options: beam search or random captions; what is drawn for a picture depends on `seed` and its file name alone.
     """
     members = [model] if isinstance(model, models.ImageToTextModel) else list(model)
     specs = [member.image_spec for member in members]
@@ -178,10 +178,11 @@ def caption_batches(
     batches = data.chunks([(i, ()) for i in range(len(images))], batch_size)
     sets = {view: _seen_with(images, specs[view]) for view in views}
     loaders = {view: data.make_loader(seen, batches, workers) for view, seen in sets.items()}
-    for parts in zip(*loaders.values(), strict=True):
+    for chunk, *parts in zip(batches, *loaders.values(), strict=True):
+        seeds = [data.seed_of(seed, images.paths[i].name) for i, _ in chunk]
         pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
         with autocast(device, pick_dtype(precision, device)):
-            found = pretrained.decode_pictures(members, tokenizer, [pixels[v] for v in views], options, generator)
+            found = pretrained.decode_pictures(members, tokenizer, [pixels[v] for v in views], options, seeds)
         yield found
 
 

@@ -316,17 +316,17 @@ def decode_pictures(
     tokenizer: Tokenizer,
     pixels: Sequence[Tensor],
     options: decode.Options,
-    generator: torch.Generator | None = None,
+    seeds: Sequence[int] | None = None,
 ) -> list[list[CaptionText]]:
     """Captions of N pictures by one model, or by several whose probabilities are averaged; per picture the best first.
 
     pixels: per model its own reading of the pictures, uint8 (N, 3, S, S) on the models' device.
-    generator: of random captions, on that device; None = the global one.
+    seeds: of random captions, one per picture, see decode.sample.
     """
     steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
     results = decode.decode(
         decode.ensemble(steps), len(pixels[0]), options, start_id=tokenizers.START, end_id=tokenizers.END,
-        max_length=min(model.decoder.max_seq_len for model in models) - 1, generator=generator,
+        max_length=min(model.decoder.max_seq_len for model in models) - 1, seeds=seeds,
         device=pixels[0].device,
     )  # fmt: skip
     return [

@@ -47,7 +47,7 @@ import step as one_step  # noqa: E402
 import tracking  # noqa: E402
 import trouble  # noqa: E402
 from tracking import setup_wandb  # noqa: E402
-from training_run import Progress, Run, epoch_steps, images_per_batch, prepare, step_seed  # noqa: E402
+from training_run import Progress, Run, epoch_steps, images_per_batch, prepare  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -166,7 +166,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     for number, groups in enumerate(todo, start=1):
         start = time.perf_counter()
         # Dropout is a function of (seed, step, rank) alone: nothing that ran before can change it.
-        torch.manual_seed(step_seed(settings.SEED, progress.step, distributed.rank()))
+        torch.manual_seed(data.seed_of(settings.SEED, progress.step, distributed.rank()))
         lr = run.learning_rate(progress.step)
         for group in run.optimizer.param_groups:
             group["lr"] = lr * (encoder_share if group["part"] == "encoder" else 1.0)

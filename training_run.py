@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import hashlib
 import os
 import random
 from collections.abc import Callable, Sequence
@@ -98,7 +97,7 @@ def prepare(
     runlog.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
 
     for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(step_seed(settings.SEED, "initial weights") % 2**32)
+        seed_generator(data.seed_of(settings.SEED, "initial weights") % 2**32)
     model = models.build(
         config.as_dict(settings), tokenizer.get_vocab_size(), source["model_arguments"] if source else None
     ).to(device)
@@ -245,8 +244,3 @@ def images_per_batch(settings: Any, images: data.ImageTextDataset) -> int:
     """So many images that a batch has about BATCH_SIZE captions."""
     together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in images.token_ids))
     return max(1, settings.BATCH_SIZE // together)
-
-
-def step_seed(*parts: Any) -> int:
-    """A seed that depends on all parts and on nothing else; Python's hash() differs from process to process."""
-    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1

@@ -106,6 +106,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     [
         ("--num-captions 0", "--num-captions 0: must be 1 or more"),
         ("--beam-groups 0", "--beam-groups 0: must be 1 or more"),
+        ("--num-captions 101", "one beam each, at most 100, or add --sample"),
         ("--beam-groups 2 --diversity-penalty -1", "--diversity-penalty -1.0: must be 0 or more"),
         ("--diversity-penalty 2", "add --beam-groups"),
         ("--beam-groups 2 --sample", "leave --sample out"),
@@ -150,6 +151,8 @@ def test_sampling_is_repeated_by_its_seed(runs, images, capsys):
     assert one == again != other
     assert all(len(row["captions"]) == 4 for row in one)
     assert len({found["caption"] for found in one[0]["captions"]}) > 1
+    turned = rows(capsys, *reversed(images[:2]), *flags[2:], "--seed", "1")
+    assert turned == one[::-1]  # a picture's captions do not depend on its company
     greedy = rows(capsys, *flags[:-2], "--temperature", "0")
     assert len({found["caption"] for found in greedy[0]["captions"]}) == 1
 

@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from decode import beam_search, greedy, sample
+from decode import _draw, beam_search, greedy, sample
 
 START, END = 0, 1
 
@@ -127,8 +127,7 @@ def test_log_prob_is_that_of_scoring_the_caption_again(search):
         elif search == "greedy":
             found = greedy(step, 2, **options)
         else:
-            generator = torch.Generator().manual_seed(seed)
-            found = sample(step, 2, 3, temperature=1.5, top_k=4, generator=generator, **options)
+            found = sample(step, 2, 3, temperature=1.5, top_k=4, seeds=[seed, seed + 1], **options)
         for image, captions in enumerate(found):
             assert captions == sorted(captions, key=lambda caption: -caption.score)
             for caption in captions:
@@ -198,8 +197,7 @@ def first_tokens(number: int = 4000, seed: int = 0, **options) -> torch.Tensor:
     def step(tokens, parents=None):
         return logits.expand(len(tokens), -1)
 
-    generator = torch.Generator().manual_seed(seed)
-    (found,) = sample(step, 1, number, max_length=1, generator=generator, **options, **LIMITS)
+    (found,) = sample(step, 1, number, max_length=1, seeds=[seed], **options, **LIMITS)
     drawn = torch.tensor([caption.ids[0] if caption.ids else END for caption in found])
     return torch.bincount(drawn, minlength=5) / number
 
@@ -220,11 +218,49 @@ def test_sampling_follows_the_distribution_as_changed_by_its_options():
         assert not shares[expected == 0].any(), options
 
 
-def test_a_generator_makes_sampling_repeatable_and_leaves_the_global_one_alone():
+def test_seeds_make_sampling_repeatable_and_leave_the_global_generator_alone():
     state = torch.get_rng_state()
     a, again, other = first_tokens(50, seed=1), first_tokens(50, seed=1), first_tokens(50, seed=2)
     assert torch.equal(a, again) and not torch.equal(a, other)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_seeds_sampling_follows_the_global_generator():
+    def drawn() -> list:
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            return [sample(toy_step(0, [0, 1], 6), 2, 3, max_length=6, **LIMITS) for _ in range(2)]
+
+    one, again = drawn(), drawn()
+    assert one == again and one[0] != one[1]
+
+
+def test_what_is_drawn_for_an_image_depends_on_its_seed_alone():
+    def drawn(images: list[int], number: int = 3, seeds: dict[int, int] | None = None) -> dict[int, list]:
+        given = [(seeds or {}).get(image, 70 + image) for image in images]
+        found = sample(toy_step(0, images, 6), len(images), number, max_length=8, seeds=given, **LIMITS)
+        return dict(zip(images, found, strict=True))
+
+    together = drawn([0, 1, 2, 3, 4, 5, 6, 7])
+    lengths = {max(len(caption.ids) for caption in captions) for captions in together.values()}
+    assert len(lengths) > 2  # images leave the batch at different steps
+    assert drawn([7, 2, 5]) == {image: together[image] for image in (7, 2, 5)}
+    for image in range(8):
+        assert drawn([image])[image] == together[image]
+        more = drawn([image], number=5)[image]
+        assert all(caption in more for caption in together[image])
+    assert drawn([0, 1], seeds={1: 5})[0] == together[0] and drawn([0, 1], seeds={1: 5})[1] != together[1]
+
+
+def test_the_outermost_chances_take_the_first_and_the_last_token_that_may_come():
+    logits = torch.full((3, 40), -torch.inf)
+    logits[:, 5:30] = torch.randn(25, generator=torch.Generator().manual_seed(0))
+    almost_one = 1 - 2**-24  # the largest number below 1 that torch.rand gives
+    assert _draw(logits, 0, 1.0, torch.tensor([0.0, almost_one, 0.5])).tolist()[:2] == [5, 29]
+    for seed in range(200):  # sums that round so that this share is the whole
+        some = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed))
+        some[:, 30:] = -torch.inf
+        assert _draw(some, 0, 1.0, torch.tensor([almost_one])).item() <= 29
 
 
 # --- transformers as the second opinion ---

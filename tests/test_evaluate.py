@@ -16,7 +16,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import config
 import dataset as data
+import decoding_flags
 import demo_set
 import distributed
 import evaluate as evaluation
@@ -105,7 +107,7 @@ def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
     loaded = inference.load_models([trained], BATCHES)
     split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
     images = data.ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
-    batches = evaluation._caption_batches(loaded, images)
+    batches = evaluation._caption_batches(loaded, inference.search_options(loaded.settings), images)
     expected = [found[0].text for batch in batches for found in batch]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
 
@@ -123,7 +125,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
 
     def captioned(loaded: inference.Loaded, name: str) -> list[str]:
         (tmp_path / name).mkdir()
-        return evaluation.caption_split(loaded, split, tmp_path / name, "key")
+        return evaluation.caption_split(loaded, inference.GREEDY, split, tmp_path / name, "key")
 
     expected = captioned(live, "live")
     assert sum(seen) == CUTOFF and len(set(expected)) > 5
@@ -133,7 +135,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
     with (tmp_path / "part" / "captions-0.jsonl").open("w") as file:  # half of it is there already
         rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
         file.write("".join(json.dumps(row) + "\n" for row in [{"key": "key"}, *rows]))
-    assert evaluation.caption_split(frozen, split, tmp_path / "part", "key") == expected
+    assert evaluation.caption_split(frozen, inference.GREEDY, split, tmp_path / "part", "key") == expected
     with torch.no_grad():
         live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
     captioned(frozen, "changed")
@@ -314,6 +316,10 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
         (["--compare", "a", "b.safetensors", "--json", "nowhere/x.json"], "its folder does not exist"),
         (["--compare", "a", "b.safetensors", "--split", "val"], "There is no a. Name a results folder"),
         (["--beam-size", "101"], "BEAM_SIZE = 101: at most 100"),
+        (["--beam-groups", "101"], "--beam-groups 101: at most 100"),
+        (["--top-p", "0.5"], "add --sample"),
+        (["--predictions", "x.json", "--sample"], "here all is captioned already"),
+        (["--compare", "a", "b", "--beam-groups", "2"], "here all is captioned already"),
         (["--predictions", "x.json", "--dataset", "none"], "There is no data set"),
     ],
 )
@@ -367,7 +373,35 @@ def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeyp
 def test_options_that_change_captions_have_folders_of_their_own(trained):
     loaded = inference.load_models([trained], [])
     split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
-    flags = ([], ["--min-length", "3"], ["--no-repeat-ngram", "2"], ["--beam-size", "5"], ["--length-penalty", "0"])
-    settings = [inference.load_state(trained, more)[1] for more in flags]
-    assert len({evaluation._label(one, split, loaded.states) for one in settings}) == len(flags)
-    assert len({str(evaluation._decoding(one)) for one in settings}) == len(flags)
+    flags = (
+        "", "--min-length 3", "--no-repeat-ngram 2", "--beam-size 5", "--length-penalty 0", "--beam-groups 3",
+        "--beam-groups 3 --diversity-penalty 1", "--sample", "--sample --seed 7", "--sample --temperature 0.5",
+        "--sample --top-k 5", "--sample --top-p 0.9", "--sample --min-length 3",
+    )  # fmt: skip
+    labels, decodings = set(), set()
+    for line in flags:
+        own, rest = config.take_settings(line.split())
+        settings = inference.load_state(trained, own)[1]
+        options = decoding_flags.options(evaluation._PARSER.parse_args(rest), inference.search_options(settings))
+        labels.add(evaluation._label(settings, options, split, loaded.states))
+        decodings.add(str(evaluation._decoding(settings, options)))
+    assert len(labels) == len(decodings) == len(flags)
+
+
+def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    flags = ["--checkpoint", str(trained), "--device", "cpu", "--sample", "--top-k", "8"]
+
+    def drawn(name: str, *more: str) -> list[str]:
+        evaluation.main([*flags, "--output", str(tmp_path / name), *more])
+        return [row["caption"] for row in read(tmp_path / name / "predictions.json")]
+
+    whole = drawn("whole")
+    assert len(set(whole)) > CUTOFF / 2 and "sampled with seed 1, temperature 1.0, top-k 8" in read(
+        tmp_path / "whole" / "scores.json")["signature"]  # fmt: skip
+    key = read(tmp_path / "whole" / "scores.json")["key"]
+    (tmp_path / "part").mkdir()
+    rows = [{"key": key}, *({"image": i, "caption": whole[i]} for i in (0, 1, 2, 9))]
+    (tmp_path / "part" / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert drawn("part", "--eval-batch-size", "5") == whole
+    assert drawn("other", "--seed", "7") != whole

@@ -26,6 +26,7 @@ ALLOWED = {
     "pretrained": {"checkpoint", "decode", "encoder", "hub", "tokenizer", "transform"},
     "model": {"encoder", "packing", "pretrained"},  # the last for from_pretrained and caption alone
     "decode": set(),
+    "decoding_flags": set(),
     "optim": {"sharding"},
     "sharding": {"distributed"},
     "metrics": set(),
@@ -68,10 +69,12 @@ ALLOWED = {
         "archives", "config", "demo_set", "files", "flickr30k", "layouts", "mixing", "preflight", "preflight_report",
     },
     "evaluate": {
-        "config", "tokenizer", "dataset", "model", "decode", "metrics", "checkpoint", "distributed", "report",
-        "inference", "demo_set", "mixing", "results", "training_sets",
+        "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint", "distributed",
+        "report", "inference", "demo_set", "mixing", "results", "training_sets",
     },
-    "caption": {"attention", "config", "tokenizer", "dataset", "model", "decode", "checkpoint", "inference"},
+    "caption": {
+        "attention", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "checkpoint", "inference",
+    },
 }  # fmt: skip
 ALLOWED["export"] = {
     "card", "config", "distributed", "encoder", "hub", "inference", "model", "pretrained", "report",
@@ -138,7 +141,7 @@ def test_light_rooms_import_nothing_heavy():
     assert imports_of("config") | imports_of("config_checks") <= {*sys.stdlib_module_names, "config_checks"}
     for room in ("metrics", "layouts", "caption_files", "packed", "archives", "download", "report", "report_html",
                  "results", "demo_set", "flickr30k", "captions", "pictures", "preflight", "preflight_report",
-                 "prepare_dataset", "hub", "card"):  # fmt: skip
+                 "prepare_dataset", "hub", "card", "decoding_flags"):  # fmt: skip
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 

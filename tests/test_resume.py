@@ -146,7 +146,7 @@ def forget_position():
 
 def forget_dropout():
     """A seed of the process instead of one of the step."""
-    train.step_seed = lambda *parts: os.getpid()
+    train.data.seed_of = lambda *parts: os.getpid()
 
 
 def forget_augmentation():

@@ -1,0 +1,60 @@
+"""The flags by which evaluate.py and caption.py choose captions otherwise than by the beam search of config.py."""
+
+import argparse
+from typing import Any
+
+_DEFAULTS = {"beam_groups": 1, "diversity_penalty": 0.5, "sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+_MOST = 100  # beams, as in config_checks.py
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` the flags. Their values go through `problems` and, after that, `options`."""
+    group = parser.add_argument_group("decoding", "besides --beam-size, --length-penalty, --min-length, "
+                                      "--no-repeat-ngram and --seed, which are settings of config.py")  # fmt: skip
+    group.add_argument("--beam-groups", type=int, help="diverse beam search: groups that avoid each other [1]")
+    group.add_argument("--diversity-penalty", type=float,
+                       help="what a token costs a group that an earlier one took [0.5]")  # fmt: skip
+    group.add_argument("--sample", action="store_true", help="random captions, not beam search; --seed repeats them")
+    group.add_argument("--temperature", type=float, help="--sample: below 1 likelier captions, 0 greedy [1]")
+    group.add_argument("--top-k", type=int, help="--sample: among the k likeliest tokens only, 0 = all [0]")
+    group.add_argument("--top-p", type=float, help="--sample: among the likeliest that hold this share [1]")
+    parser.set_defaults(**_DEFAULTS)
+
+
+def used(arguments: argparse.Namespace) -> bool:
+    """Whether any of the flags was given another value than its default."""
+    return any(getattr(arguments, name) != value for name, value in _DEFAULTS.items())
+
+
+def problems(arguments: argparse.Namespace, captions: int = 1) -> list[str]:
+    """One line for each flag that cannot be meant so, with so many captions a picture."""
+    a = arguments
+    rules = [
+        (a.beam_groups >= 1, f"--beam-groups {a.beam_groups}: must be 1 or more"),
+        (a.beam_groups <= _MOST, f"--beam-groups {a.beam_groups}: at most {_MOST}, give fewer"),
+        (captions <= _MOST or a.sample, f"--num-captions {captions}: one beam each, at most {_MOST}, or add --sample"),
+        (0 <= a.diversity_penalty < float("inf"), f"--diversity-penalty {a.diversity_penalty}: must be 0 or more"),
+        (a.beam_groups > 1 or a.diversity_penalty == 0.5, "--diversity-penalty keeps groups apart: add --beam-groups"),
+        (a.beam_groups == 1 or not a.sample, "--beam-groups belongs to beam search: leave --sample out"),
+        (0 <= a.temperature < float("inf"), f"--temperature {a.temperature}: must be 0 or more, and finite"),
+        (a.top_k >= 0, f"--top-k {a.top_k}: must be 0 (all tokens) or more"),
+        (0 < a.top_p <= 1, f"--top-p {a.top_p}: must be above 0 and at most 1"),
+        (
+            a.sample or (a.temperature, a.top_k, a.top_p) == (1.0, 0, 1.0),
+            "--temperature, --top-k and --top-p change random captions: add --sample",
+        ),
+    ]
+    return [text for holds, text in rules if not holds]
+
+
+def options(arguments: argparse.Namespace, search: Any, captions: int = 1) -> Any:
+    """`search` (decode.Options, as the settings have it) changed as the flags say, for so many captions a picture.
+
+    A search gets beams enough for them, a multiple of its groups.
+    """
+    a = arguments
+    if a.sample:
+        return search._replace(samples=captions, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p)
+    beams = max(search.beam_size, captions, a.beam_groups)
+    beams = -(-beams // a.beam_groups) * a.beam_groups
+    return search._replace(beam_size=beams, beam_groups=a.beam_groups, diversity_penalty=a.diversity_penalty)
