@@ -1,5 +1,6 @@
 """Rank, world size, reduce and gather. On one process, without torchrun, every function is a no-op."""
 
+import contextlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -87,7 +88,10 @@ def gather(rows: list[Any]) -> list[Any]:
 
 
 def first_rank_first(make: Callable[[], Any]) -> Any:
-    """Call `make` on the first process, then on the others, which find its result on the disk."""
+    """Call `make` on the first process, then on the others, which find its result on the disk and print nothing."""
     result = make() if rank() == 0 else None
     barrier()
-    return result if rank() == 0 else make()
+    if rank() == 0:
+        return result
+    with contextlib.redirect_stdout(None):
+        return make()

@@ -116,7 +116,11 @@ def prepare(
     if settings.BATCH_SIZE == "auto":
         found = batch_size.choose(settings, model, sets["train"], scaler, device)
         settings = dataclasses.replace(settings, BATCH_SIZE=found)
-        runlog.console(f"BATCH_SIZE = 'auto': {found} captions at a time")
+        bound = "fit" if device.type == "cuda" else f"pay here ({batch_size.CPU_CAPTIONS})"
+        runlog.console(
+            f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch "
+            f"{batch_size.STEPS_AN_EPOCH} steps"
+        )
     if settings.FSDP and distributed.world_size() > 1:
         sharding.spread(model, device)
     elif settings.FSDP:

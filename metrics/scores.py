@@ -53,7 +53,7 @@ def score(
     What is called CIDEr there and here is CIDEr-D, its document frequencies are those of the references
     given: numbers from different image sets do not compare, and with a single image CIDEr is 0 (warned of).
     An empty caption is legal; its CIDEr is 0, its BLEU 0 for any printed digit, its ROUGE_L 0 unless a
-    reference is empty too.
+    reference is empty too. An empty reference counts as a caption of no words (warned of).
 
     `tokenize` takes one batch of captions; pass `list` for captions that are already
     tokenised. Raises ValueError if an image has a candidate but no references or the other way round, if a
@@ -95,6 +95,12 @@ def prepare_references(
             _require_text(text, "a reference", image)
         captions.extend(texts)
         counts.append(len(texts))
+    if blank := sum(not text.strip() for text in captions):
+        warnings.warn(
+            f"{blank} of {len(captions)} references are empty texts, which count as captions of no words, as in "
+            "pycocoevalcap: take them out",
+            stacklevel=2,
+        )
     tokens = tokenize(captions)
     first = np.concatenate(([0], np.cumsum(counts)))
     words = [caption.split(" ") for caption in tokens]

@@ -3,6 +3,7 @@
 import json
 import os
 import socket
+import sys
 
 import pytest
 import torch
@@ -59,7 +60,7 @@ def worker(rank: int, ranks: int, port: int, folder: str) -> None:
 
 def _append(folder: str, rank: int) -> int:
     with open(f"{folder}/order", "a") as file:
-        file.write(f"{rank}\n")
+        file.write(f"{rank} {'silent' if sys.stdout is None else 'heard'}\n")
     return rank
 
 
@@ -77,7 +78,7 @@ def results(request, tmp_path_factory) -> list[dict]:
         worker, (request.param, free_port(), str(folder)), nprocs=request.param, start_method="fork"
     )
     found = [json.loads((folder / f"{rank}.json").read_text()) for rank in range(request.param)]
-    found[0]["file"] = (folder / "order").read_text().split()
+    found[0]["file"] = (folder / "order").read_text().splitlines()
     return found
 
 
@@ -110,7 +111,8 @@ def test_sums_ranks_and_turns(results):
         assert (result["rank"], result["ranks"], result["local"]) == (rank, ranks, rank)
         assert result["sum"] == [sum(range(ranks)), ranks]
         assert result["order"] == rank and result["after"] == [0, 1]
-    assert results[0]["file"][0] == "0" and len(results[0]["file"]) == ranks
+    assert results[0]["file"][0] == "0 heard"
+    assert sorted(results[0]["file"][1:]) == [f"{rank} silent" for rank in range(1, ranks)]
 
 
 def test_on_one_process_everything_is_a_no_op(monkeypatch):
