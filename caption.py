@@ -13,8 +13,10 @@ A picture that cannot be read is told on stderr, the others are captioned, and t
 
 import argparse
 import json
+import math
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,11 @@ def main(argv: list[str]) -> int:
         found = found[: arguments.num_captions]
         for caption in found if as_text else ():
             print(f"{picture}: {caption.text}")
-        captions = [{"caption": c.text, "log_prob": c.log_prob, "score": c.score} for c in found]
+        numbers = [None if math.isnan(c.log_prob) else c.log_prob for c in found]  # JSON has no NaN
+        captions = [
+            {"caption": c.text, "log_prob": number, "score": None if number is None else c.score}
+            for c, number in zip(found, numbers, strict=True)
+        ]
         rows.append({"file_name": str(picture), "captions": captions})
         if arguments.attention:
             write_atomically(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
@@ -94,6 +100,7 @@ def check_arguments(arguments: argparse.Namespace, pictures: int) -> None:
     ]
     for flag, name in (("--output", a.output), ("--attention", a.attention)):
         rules.append((not name or Path(name).parent.is_dir(), f"{flag} {name}: there is no such folder"))
+        rules.append((not name or not Path(name).is_dir(), f"{flag} {name}: is a folder, name a file"))
     problems = [text for holds, text in rules if not holds] + decoding_flags.problems(a, a.num_captions)
     if problems:
         raise SystemExit("\n".join(problems))
@@ -177,9 +184,9 @@ def find_pictures(names: list[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if name == "-":
-            pictures += [Path(line.rstrip("\n")) for line in sys.stdin if line.strip()]
+            pictures += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
         elif path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _ENDINGS)
+            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _ENDINGS and entry.is_file())
             if not found:
                 raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(_ENDINGS)}).")
             pictures += found
@@ -193,6 +200,7 @@ def find_pictures(names: list[str]) -> list[Path]:
 
 
 if __name__ == "__main__":
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         code = main(sys.argv[1:])
     except (ValueError, OSError) as error:

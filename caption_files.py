@@ -27,6 +27,7 @@ class Row(NamedTuple):
     file_name: Any
     split: Any
     captions: list
+    image_id: int | None = None  # COCO's own number of the picture
 
 
 def read_karpathy(path: Path) -> tuple[list[Row], list[str]]:
@@ -39,7 +40,8 @@ def read_karpathy(path: Path) -> tuple[list[Row], list[str]]:
                          '{"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}')
     return [
         Row(image["filename"], image.get("split"),
-            [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in image["sentences"]])
+            [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in image["sentences"]],
+            _number(image.get("cocoid")))
         for image in images
     ], []
 
@@ -87,7 +89,8 @@ def read_coco(*paths: Path) -> tuple[list[Row], list[str]]:
         for entry in data["annotations"]:
             captions[str(entry["image_id"])].append(entry["caption"])
         split = split_in_name(path.name)
-        rows += [Row(image["file_name"], split, captions[str(image["id"])]) for image in data["images"]]
+        rows += [Row(image["file_name"], split, captions[str(image["id"])], _number(image["id"]))
+                 for image in data["images"]]  # fmt: skip
     return rows, []
 
 
@@ -228,6 +231,10 @@ def read_json(path: Path) -> Any:
         return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
+
+
+def _number(image_id: Any) -> int | None:
+    return image_id if type(image_id) is int else None
 
 
 def split_in_name(name: str) -> str | None:

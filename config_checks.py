@@ -93,6 +93,7 @@ def cross_problems(values: dict[str, Any]) -> list[str]:
         f"MIN_LENGTH = {v.MIN_LENGTH}: at most {v.MAX_SEQ_LEN - 2} go between <start> and <end> "
         f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
     )
+    require(v.LENGTH_PENALTY <= 10, f"LENGTH_PENALTY = {v.LENGTH_PENALTY}: at most 10, 1 is usual")
     require(v.BEAM_SIZE <= 100, f"BEAM_SIZE = {v.BEAM_SIZE}: at most 100, give fewer")
     require(
         _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),

@@ -11,6 +11,7 @@ What the numbers of a caption mean, whichever way it was found: log_prob is its 
 log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length and
 n-gram blocking forbid tokens without raising the probability of the rest. Where every token is forbidden, <end> is
 allowed again, so a caption may then be shorter than min_length; no score is ever infinite because of a rule.
+A model whose logits are no numbers (NaN) for an image gives an empty caption there, and its log_prob and score are NaN.
 """
 
 import math
@@ -46,6 +47,7 @@ class Options(NamedTuple):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    max_length: int = 0  # most tokens of a caption; 0: as many as the model can
 
 
 def decode(
@@ -59,8 +61,13 @@ def decode(
     seeds: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
 ) -> list[list[Caption]]:
-    """The captions of each image as `options` ask for. seeds: of the random ones, see `sample`."""
+    """The captions of each image as `options` ask for. seeds: of the random ones, see `sample`.
+
+    Raises ValueError for options that cannot be meant so.
+    """
     o = options
+    _check(o)
+    max_length = min(o.max_length or max_length, max_length)
     limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
     rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
     if o.samples:
@@ -68,6 +75,24 @@ def decode(
         return sample(step, images, o.samples, **kept, **rules, **limits)
     groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
     return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
+
+
+def _check(o: Options) -> None:
+    rules = [
+        (o.beam_size >= 1, f"beam_size = {o.beam_size}: must be 1 or more"),
+        (0 <= o.length_penalty <= 10, f"length_penalty = {o.length_penalty}: must be from 0 to 10"),
+        (o.max_length >= 0, f"max_length = {o.max_length}: must be 0 (as the model can) or more"),
+        (o.min_length >= 0, f"min_length = {o.min_length}: must be 0 or more"),
+        (o.no_repeat_ngram >= 0, f"no_repeat_ngram = {o.no_repeat_ngram}: must be 0 (off) or more"),
+        (0 <= o.diversity_penalty < math.inf, f"diversity_penalty = {o.diversity_penalty}: must be 0 or more"),
+        (o.samples >= 0, f"samples = {o.samples}: must be 0 (beam search) or more"),
+        (0 <= o.temperature < math.inf, f"temperature = {o.temperature}: must be 0 (greedy) or more, and finite"),
+        (o.top_k >= 0, f"top_k = {o.top_k}: must be 0 (all tokens) or more"),
+        (0 < o.top_p <= 1, f"top_p = {o.top_p}: must be above 0 and at most 1"),
+    ]
+    problems = [text for holds, text in rules if not holds]
+    if problems:
+        raise ValueError("; ".join(problems))
 
 
 def ensemble(steps: Sequence[Step]) -> Step:
@@ -140,7 +165,8 @@ def sample(
         if chances is None:
             tokens = allowed.argmax(-1)
         else:
-            tokens = _draw(allowed / temperature, top_k, top_p, chances[rows, length - 1])
+            below = allowed - allowed.amax(-1, keepdim=True)  # a low temperature makes infinity of other numbers
+            tokens = _draw(below / temperature, top_k, top_p, chances[rows, length - 1])
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
@@ -324,6 +350,7 @@ def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> lis
                 if score > _FLOOR / 2
             ]
             found.sort(key=lambda caption: -caption.score)  # the search went by totals that hold the costs
+            found = found or [Caption([], math.nan, math.nan)]
             ranked += [(place, -caption.score, caption) for place, caption in enumerate(found)]
         results.append([caption for *_, caption in sorted(ranked, key=lambda entry: entry[:2])])
     return results
@@ -375,10 +402,13 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
     shares = logits.softmax(-1).cumsum(-1)  # (R, V)
     whole = shares[:, -1:].contiguous()  # 1, but for rounding
     last = torch.searchsorted(shares, whole)  # a product rounded up to the whole would fall behind it
+    last = last.clamp(max=logits.shape[1] - 1)  # NaN falls behind all
     return torch.searchsorted(shares, whole * chances[:, None], right=True).minimum(last)[:, 0]
 
 
 def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:
     """ids: after <start>, up to the length limit, or to <end> with whatever follows it."""
+    if math.isnan(log_prob):
+        return Caption([], log_prob, log_prob)
     length = ids.index(end_id) + 1 if end_id in ids else len(ids)
     return Caption([token for token in ids[:length] if token != end_id], log_prob, log_prob / length**length_penalty)

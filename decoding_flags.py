@@ -3,14 +3,18 @@
 import argparse
 from typing import Any
 
-_DEFAULTS = {"beam_groups": 1, "diversity_penalty": 0.5, "sample": False, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-_MOST = 100  # beams, as in config_checks.py
+_DEFAULTS = {
+    "max_length": 0, "beam_groups": 1, "diversity_penalty": 0.5, "sample": False, "temperature": 1.0, "top_k": 0,
+    "top_p": 1.0,
+}  # fmt: skip
+_MOST_BEAMS, _MOST_SAMPLES = 100, 1000  # a picture; the first as in config_checks.py
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the flags. Their values go through `problems` and, after that, `options`."""
     group = parser.add_argument_group("decoding", "besides --beam-size, --length-penalty, --min-length, "
                                       "--no-repeat-ngram and --seed, which are settings of config.py")  # fmt: skip
+    group.add_argument("--max-length", type=int, help="most tokens of a caption [0, as many as the model can]")
     group.add_argument("--beam-groups", type=int, help="diverse beam search: groups that avoid each other [1]")
     group.add_argument("--diversity-penalty", type=float,
                        help="what a token costs a group that an earlier one took [0.5]")  # fmt: skip
@@ -30,9 +34,14 @@ def problems(arguments: argparse.Namespace, captions: int = 1) -> list[str]:
     """One line for each flag that cannot be meant so, with so many captions a picture."""
     a = arguments
     rules = [
+        (a.max_length >= 0, f"--max-length {a.max_length}: must be 1 or more, 0 = as many as the model can"),
         (a.beam_groups >= 1, f"--beam-groups {a.beam_groups}: must be 1 or more"),
-        (a.beam_groups <= _MOST, f"--beam-groups {a.beam_groups}: at most {_MOST}, give fewer"),
-        (captions <= _MOST or a.sample, f"--num-captions {captions}: one beam each, at most {_MOST}, or add --sample"),
+        (a.beam_groups <= _MOST_BEAMS, f"--beam-groups {a.beam_groups}: at most {_MOST_BEAMS}, give fewer"),
+        (
+            captions <= _MOST_BEAMS or a.sample,
+            f"--num-captions {captions}: one beam each, at most {_MOST_BEAMS}, or add --sample",
+        ),
+        (not a.sample or captions <= _MOST_SAMPLES, f"--num-captions {captions}: at most {_MOST_SAMPLES}, give fewer"),
         (0 <= a.diversity_penalty < float("inf"), f"--diversity-penalty {a.diversity_penalty}: must be 0 or more"),
         (a.beam_groups > 1 or a.diversity_penalty == 0.5, "--diversity-penalty keeps groups apart: add --beam-groups"),
         (a.beam_groups == 1 or not a.sample, "--beam-groups belongs to beam search: leave --sample out"),
@@ -50,9 +59,12 @@ def problems(arguments: argparse.Namespace, captions: int = 1) -> list[str]:
 def options(arguments: argparse.Namespace, search: Any, captions: int = 1) -> Any:
     """`search` (decode.Options, as the settings have it) changed as the flags say, for so many captions a picture.
 
-    A search gets beams enough for them, a multiple of its groups.
+    A search gets beams enough for them, a multiple of its groups. Raises ValueError where lengths exclude each other.
     """
     a = arguments
+    if 0 < a.max_length < search.min_length:
+        raise ValueError(f"--max-length {a.max_length} is below MIN_LENGTH = {search.min_length}: raise it")
+    search = search._replace(max_length=a.max_length)
     if a.sample:
         return search._replace(samples=captions, temperature=a.temperature, top_k=a.top_k, top_p=a.top_p)
     beams = max(search.beam_size, captions, a.beam_groups)

@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
         raise SystemExit("--split is for checkpoints: both sides of --compare are captions already")
     captioned = not arguments.predictions and (not arguments.compare or any(map(_is_model, arguments.compare)))
     if decoding_flags.used(arguments) and not captioned:
-        raise SystemExit("--sample, --beam-groups and their like are for checkpoints: here all is captioned already")
+        raise SystemExit("--sample, --max-length and their like are for checkpoints: here all is captioned already")
     if problems := decoding_flags.problems(arguments):
         raise SystemExit("\n".join(problems))
     if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
@@ -114,12 +114,14 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     split = load_split(settings, arguments.split, states[0]["config"])
     results.check_records(split.records, split.folder / "images")
     digest = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
-    output = Path(arguments.output) if arguments.output else paths[0].parent / _label(settings, options, split, states)
     made_by = " + ".join(f"{path.name} {results.digest(path)}" for path in paths)
     key = results.digest(made_by, _decoding(settings, options), digest, split.name, len(split.records))
+    place = paths[0].parent / _label(settings, options, split, states)
+    output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     if reuse and (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key:
         return output
 
+    metrics.require_java(arguments.meteor, arguments.spice)
     first = distributed.rank() == 0
     if first:
         trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
@@ -148,6 +150,9 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
 def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
     """Score the captions of a predictions file, of whatever model, on a split."""
     settings, path = config.load(own), Path(arguments.predictions)
+    _join_processes(settings)
+    if distributed.rank() != 0:
+        return  # there is nothing to share
     split = load_split(settings, arguments.split, config.as_dict(settings))
     results.check_records(split.records, split.folder / "images")
     captions = results.read_predictions(path, split.records)
@@ -175,12 +180,16 @@ def compare(arguments: argparse.Namespace, own: list[str]) -> None:
     read = [results.read_results(place) for place in places]
     differences, references = results.compare_results(*read, arguments.meteor, arguments.spice)
     signature = metrics.signature(references, differences)
-    print(f"\nfirst:  {places[0]}\nsecond: {places[1]}\n{metrics.differences_table(differences)}\n{signature}")
-    if len(references) < results.FEW_IMAGES:
+    origins = [results.origin(place) for place in places]
+    for name, place, made_by in zip(("first: ", "second:"), places, origins, strict=True):
+        print(f"\n{name} {place}\n        {made_by}")
+    print(f"\n{metrics.differences_table(differences)}\n{signature}")
+    if len(references) < report.FEW_IMAGES:
         print(f"Only {len(references)} images: a difference would have to be large to show here.")
     if arguments.json:
         rows = {name: row._asdict() for name, row in differences.items()}
-        content = {"first": str(places[0]), "second": str(places[1]), "differences": rows, "signature": signature}
+        content = {"first": str(places[0]), "second": str(places[1]), "made_by": origins, "differences": rows,
+                   "signature": signature}  # fmt: skip
         Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
 
 
@@ -328,12 +337,13 @@ def _caption_batches(loaded: inference.Loaded, options: decode.Options, images: 
 def _decoding(settings: Any, options: decode.Options) -> dict[str, Any]:
     """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
     o, dtype = options, inference.pick_dtype(settings.PRECISION, inference.pick_device(settings.DEVICE))
+    limit = {"cut at": o.max_length} if o.max_length else {}
     how: dict[str, Any] = {"beam": o.beam_size, "length penalty": o.length_penalty}
     if o.samples:
         how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
     elif o.beam_groups > 1:
         how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
-    return how | {
+    return how | limit | {
         "longest": settings.MAX_SEQ_LEN, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
         "precision": str(dtype).removeprefix("torch."),
     }
@@ -372,7 +382,7 @@ def _label(settings: Any, options: decode.Options, split: Split, states: list[di
     else:
         label += f"_beam{o.beam_size}_penalty{o.length_penalty:g}"
         label += f"_groups{o.beam_groups}_diversity{o.diversity_penalty:g}" if o.beam_groups > 1 else ""
-    for name, value in (("min", o.min_length), ("ngram", o.no_repeat_ngram)):
+    for name, value in (("max", o.max_length), ("min", o.min_length), ("ngram", o.no_repeat_ngram)):
         label += f"_{name}{value}" if value else ""
     return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
 
@@ -392,6 +402,7 @@ def _read(path: Path) -> Any:
 
 
 if __name__ == "__main__":
+    warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         main(sys.argv[1:])

@@ -118,9 +118,10 @@ def find_evaluation(origin: Path) -> tuple[dict[str, Any], list[dict[str, str]]]
         scores = _read(path)
         made_by = str(scores.get("signature", "")).rpartition(" | ")[2].split(" ")
         if len(made_by) == 2 and {"split", "corpus", "intervals", "images"} <= scores.keys():
-            found.append((scores["split"] == "test", path.stat().st_mtime, path, made_by[1]))
+            searched = "sampled with seed" not in scores["signature"]  # an export's own captions are not random
+            found.append((scores["split"] == "test", searched, path.stat().st_mtime, path, made_by[1]))
     own = results.digest(origin) if found else None
-    for _, _, path, digest in sorted(found, reverse=True):
+    for *_, path, digest in sorted(found, reverse=True):
         predictions = path.with_name("predictions.json")
         if digest == own:
             return _read(path), json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []

@@ -52,7 +52,7 @@ TRAIN_SHARE, VAL_SHARE = 0.90, 0.05  # of a set that brings no split of its own;
 class Layout(NamedTuple):
     """What `read_layout` found.
 
-    records: [{"file_name", "split", "captions": [str, ...]}, ...] in the order of the source.
+    records: [{"file_name", "split", "captions": [str, ...], of COCO "image_id"}, ...] in the order of the source.
     notes: lines a person should read: what was left out, repaired or derived.
     drawn: whether the splits come from the seed, because the source has none.
     unpack: (file names, folder) -> None, writes these pictures there; None where they are files of their own.
@@ -181,6 +181,7 @@ SEVERAL = ("COCO captions JSON",)
 def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[dict], list[str]]:
     """Rows of any source -> records {"file_name", "split", "captions"} fit for captions.json, and notes.
 
+    Those of COCO have their "image_id" as well.
     File names become relative paths with "/"; captions stay as they are, text or not: preflight.py cleans them. Raises
     ValueError naming `source`, the first cases and their count.
     """
@@ -192,8 +193,11 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[dic
     refuse_duplicates(names, source)
     notes: list[str] = []
     splits = splits_of(names, rows, seed, source, notes)
-    records = [{"file_name": name, "split": split, "captions": list(row.captions)}
-               for name, row, split in zip(names, rows, splits, strict=True)]  # fmt: skip
+    records = [
+        {"file_name": name, "split": split, "captions": list(row.captions)}
+        | ({} if row.image_id is None else {"image_id": row.image_id})
+        for name, row, split in zip(names, rows, splits, strict=True)
+    ]
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
     absent = [split for split in SPLITS if not any(record["split"] == split for record in records)]

@@ -1,7 +1,8 @@
 """Raw data -> data/<name>/: `python prepare_dataset.py [recipe] [--dataset NAME] [--raw-data-dir FOLDER] ...`
 
     data/<name>/images/         the pictures
-    data/<name>/captions.json   {"images": [{"file_name", "split", "captions": [...], optional "scene"}, ...]}
+    data/<name>/captions.json   {"images": [{"file_name", "split", "captions": [...],
+                                             of the demo set "scene", of COCO "image_id"}, ...]}
     data/<name>/report.json, report.png   what was kept, converted, refused and why; sizes and lengths (preflight.py)
     data/<name>/manifest.json   counts, source, licence, sha256 of captions.json; written last
 

@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 import report_html
 from report_html import Points
 
+FEW_IMAGES = 100  # below this, scores say little
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MAX_IMAGES = 200
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
@@ -163,11 +164,13 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
     aspects = sorted(width / height for _, width, height in pictures)
     template = TEMPLATE.read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
+    few = scores.get("images", total) < FEW_IMAGES
     parts = {
         # The page's policy runs this one script and nothing else, should an escape ever be forgotten.
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "title": html.escape(title),
-        "subtitle": html.escape(f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures"),
+        "subtitle": html.escape(f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures")
+                    + (": few, so these scores are rough, CIDEr above all" if few else ""),
         "signature": html.escape(str(scores.get("signature", ""))),
         "scores": report_html.scores_html(scores),
         "charts": _charts_html(history) + report_html.distributions_html(predictions),

@@ -1,6 +1,7 @@
 """The results folder of an evaluation: scores, predictions, references, the page, and captions of an unfinished one."""
 
 import hashlib
+import itertools
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +13,6 @@ import report
 from metrics import files
 
 Records = list[dict[str, Any]]
-FEW_IMAGES = 100
 
 
 def digest(*parts: Any) -> str:
@@ -41,6 +41,20 @@ def check_records(records: Records, images_dir: Path | None) -> None:
 
 
 # --- captions of an evaluation that was stopped ---
+
+
+def folder_for(folder: Path, key: str) -> Path:
+    """`folder`, or the first of folder_2, folder_3, ... that holds nothing of an evaluation with another key."""
+    for number in itertools.count(1):
+        place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
+        scores = place / "scores.json"
+        kept = [rows[0] for path in place.glob("captions-*.jsonl") if (rows := report.read_log(path))]
+        keys = {row.get("key") for row in kept}
+        if scores.is_file():
+            keys.add(files.read_json(scores).get("key"))
+        if keys <= {key}:
+            return place
+    raise AssertionError("count() has no end")
 
 
 def tidy_kept(folder: Path, key: str) -> None:
@@ -79,8 +93,8 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     """Anyone's captions of the records, in their order: a COCO results list, or a mapping {picture: caption}.
 
     An entry names its picture by "file_name", else by "image_id", which may be a file name, a file name without its
-    ending, or the picture's number in the split from 0, as in the references.json written here. Raises ValueError for
-    a picture named twice, one that is not in the split, and one without caption.
+    ending, or the picture's number (`image_ids`), as in the references.json written here. Raises ValueError for a
+    picture named twice, one that is not in the split, one without caption, and names that fit in two ways.
     """
     content = files.read_json(path)
     entries = list(content.items()) if isinstance(content, dict) else []
@@ -89,7 +103,7 @@ def read_predictions(path: Path, records: Records) -> list[str]:
         entries.append((row.get("file_name", image), caption))
     if not entries:
         raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
-    place_of = _best_names([str(name) for name, _ in entries], records)
+    place_of = _best_names([str(name) for name, _ in entries], records, path)
     captions: dict[int, str] = {}
     unknown = [name for name, _ in entries if str(name) not in place_of]
     if unknown:
@@ -108,12 +122,26 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     return [captions[place] for place in range(len(records))]
 
 
-def _best_names(names: Sequence[str], records: Records) -> dict[str, int]:
+def image_ids(records: Records) -> list[int]:
+    """The number of each picture in the files written here: COCO's own where all have one, else its place from 0."""
+    ids = [record.get("image_id") for record in records]
+    return ids if None not in ids and len(set(ids)) == len(ids) else list(range(len(records)))
+
+
+def _best_names(names: Sequence[str], records: Records, path: Path) -> dict[str, int]:
     """{name: place} by the way of naming that fits most of `names`: file name, its stem, or number."""
     ways = [[record["file_name"] for record in records], [Path(record["file_name"]).stem for record in records],
-            [str(place) for place in range(len(records))]]  # fmt: skip
+            [str(number) for number in image_ids(records)]]  # fmt: skip
     tables = [dict(zip(way, range(len(way)), strict=True)) for way in ways if len(set(way)) == len(way)]
-    return max(tables, key=lambda table: sum(name in table for name in names))
+    fits = [sum(name in table for name in names) for table in tables]
+    best = [table for table, fit in zip(tables, fits, strict=True) if fit == max(fits)]
+    for name in names:
+        places = sorted({table[name] for table in best if name in table})
+        if len(places) > 1:
+            one, other = (records[place]["file_name"] for place in places[:2])
+            raise ValueError(f"{path}: image_id {name!r} may mean {one} or {other}, by name or by number: give each "
+                             'entry a "file_name"')  # fmt: skip
+    return best[0]
 
 
 def read_results(path: Path) -> tuple[dict | None, dict]:
@@ -127,6 +155,14 @@ def read_results(path: Path) -> tuple[dict | None, dict]:
         return None, predictions
     references = files.read_references(beside)
     return references, files.with_ids_of(references, predictions)
+
+
+def origin(path: Path) -> str:
+    """What made the captions of `path`, a results folder or a predictions file: its signature, or its digest."""
+    scores = path / "scores.json"
+    if scores.is_file() and "signature" in (read := files.read_json(scores)):
+        return read["signature"]
+    return f"captions of {path.name} {digest(path / 'predictions.json' if path.is_dir() else path)}"
 
 
 def compare_results(
@@ -162,15 +198,15 @@ def write_results(
     predictions.json is the COCO results layout; its readers ignore the file name beside each caption.
     """
     output.mkdir(parents=True, exist_ok=True)
-    rows = list(enumerate(zip(records, captions, per_image, strict=True)))
+    rows = list(zip(image_ids(records), zip(records, captions, per_image, strict=True), strict=True))
     predictions = [
         {"image_id": i, "caption": caption, "file_name": record["file_name"]} for i, (record, caption, _) in rows
     ]
     references = {
         "images": [{"id": i, "file_name": record["file_name"]} for i, (record, _, _) in rows],
         "annotations": [
-            {"id": len(records) * n + i, "image_id": i, "caption": text}
-            for i, (record, _, _) in rows
+            {"id": len(records) * n + place, "image_id": i, "caption": text}
+            for place, (i, (record, _, _)) in enumerate(rows)
             for n, text in enumerate(record["captions"])
         ],
     }
@@ -203,6 +239,6 @@ def scores_table(scores: dict[str, Any]) -> str:
     )
     if text["empty"]:
         lines.append(f"{text['empty']} captions are empty and score 0.")
-    if scores["images"] < FEW_IMAGES:
+    if scores["images"] < report.FEW_IMAGES:
         lines.append(f"Only {scores['images']} images: these scores are rough, CIDEr above all.")
     return "\n".join([*lines, scores.get("signature", "")])

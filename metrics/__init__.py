@@ -10,7 +10,8 @@
   times; `cider_rewards(prepared, images, captions)` for any captions of any of its images.
 - `measure(prepared, candidates)` holds what each image adds: `total(measured)` makes `Scores` of it,
   `intervals(measured)` their bootstrap intervals, `compare(first, second)` a paired test of two models' captions.
-  `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs.
+  `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs; `require_java(meteor, spice)`
+  raises first where these are missing.
 - `leave_one_out(references)`: how well the people who wrote the references agree.
 - `text_statistics(captions)`: distinct n-grams, lengths, vocabulary, repetition; needs no references.
 - `python -m metrics references.json predictions.json [--compare other.json] [--json out.json]`: for files of
@@ -25,6 +26,7 @@ it, so order matters, rarely.
 from metrics.bootstrap import Difference, compare, differences_table, intervals
 from metrics.diversity import TextStatistics, text_statistics
 from metrics.files import references_digest, require_same_references, signature
+from metrics.java import require_java
 from metrics.ptb import ptb_tokenize
 from metrics.scores import (
     Measured,
@@ -55,6 +57,7 @@ __all__ = [
     "prepare_references",
     "ptb_tokenize",
     "references_digest",
+    "require_java",
     "require_same_references",
     "score",
     "score_per_image",

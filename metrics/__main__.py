@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
     parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
     args = parser.parse_args(argv)
+    warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         if args.json is not None and not args.json.absolute().parent.is_dir():
@@ -54,6 +55,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
     import metrics
     from metrics import files
 
+    metrics.require_java(args.meteor, args.spice)
     references = files.read_references(args.references)
     predictions = files.with_ids_of(references, files.read_predictions(args.predictions))
     measured = metrics.measure(metrics.prepare_references(references), predictions, args.meteor, args.spice)
@@ -79,6 +81,7 @@ def compare(args: argparse.Namespace) -> dict[str, Any]:
     import metrics
     from metrics import files
 
+    metrics.require_java(args.meteor, args.spice)
     references = files.read_references(args.references)
     prepared = metrics.prepare_references(references)
     measured = [

@@ -13,7 +13,7 @@ def read_references(path: Path) -> dict:
     """{image id: [captions]} from a COCO captions file or a plain mapping; ValueError if it is neither."""
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        references: dict = {}
+        references = {image: [] for image in _listed_images(content, path)}
         for entry in content["annotations"]:
             image, caption = image_and_caption(entry, path)
             references.setdefault(image, []).append(caption)
@@ -23,6 +23,16 @@ def read_references(path: Path) -> dict:
     raise ValueError(
         f'{path} is no reference file: expected {{"annotations": [...]}} or {{image id: [captions]}}'
     )
+
+
+def _listed_images(content: dict, path: Path) -> list:
+    """The ids of COCO's "images", in whose order pycocoevalcap reads the captions: tokens depend on neighbours."""
+    images = content.get("images", [])
+    if not isinstance(images, list) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("id"), int | str) for entry in images
+    ):
+        raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out')
+    return [entry["id"] for entry in images]
 
 
 def read_predictions(path: Path) -> dict:
@@ -68,8 +78,8 @@ def image_and_caption(entry: object, path: Path) -> tuple:
 
 def read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_duplicates)
-    except json.JSONDecodeError as error:
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
+    except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text, so it is not JSON: {error}") from error

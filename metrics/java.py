@@ -32,9 +32,7 @@ def meteor_statistics(references: Sequence[Sequence[str]], candidates: Sequence[
     match content words matched in both, function words matched in both; chunks; matched words of both. Takes 5 to
     15 s to start. Raises ValueError where Java or the jar is missing and where Java stops.
     """
-    jar = _package_folder("METEOR") / "meteor" / "meteor-1.5.jar"
-    if not (jar.parent / "data" / "paraphrase-en.gz").is_file():
-        raise ValueError(f"METEOR: {jar.parent} is incomplete: pip install --force-reinstall pycocoevalcap==1.2")
+    jar = _meteor_jar()
     lines = ["SCORE ||| " + " ||| ".join(map(_clean, [*texts, candidate]))
              for texts, candidate in zip(references, candidates, strict=True)]  # fmt: skip
     command = ["-Xmx2G", *FLAGS, "-jar", str(jar), "-", "-", "-stdio", "-l", "en", "-norm"]
@@ -74,12 +72,7 @@ def spice_scores(references: Sequence[Sequence[str]], candidates: Sequence[str])
 
     Raises ValueError where Java, the jar or the models of Stanford CoreNLP are missing and where Java stops.
     """
-    folder = _package_folder("SPICE") / "spice"
-    if not (folder / "lib" / SPICE_MODELS).is_file():
-        raise ValueError(
-            f"SPICE needs {SPICE_MODELS}, a download of 384 MB, in {folder / 'lib'}: python -c "
-            '"from pycocoevalcap.spice import get_stanford_models as get; get.get_stanford_models()"'
-        )
+    folder = _spice_folder()
     rows = [{"image_id": i, "test": candidate, "refs": list(texts)}
             for i, (texts, candidate) in enumerate(zip(references, candidates, strict=True))]  # fmt: skip
     with tempfile.TemporaryDirectory() as place:
@@ -96,6 +89,31 @@ def spice_scores(references: Sequence[Sequence[str]], candidates: Sequence[str])
     if set(values) != set(range(len(rows))):
         raise ValueError(f"SPICE answered for {len(values)} of {len(rows)} captions")
     return np.array([values[i] for i in range(len(rows))])
+
+
+def require_java(meteor: bool, spice: bool) -> None:
+    """Raise ValueError where a program that is asked for, or what it needs, is missing: before any long work."""
+    if meteor:
+        _meteor_jar()
+    if spice:
+        _spice_folder()
+
+
+def _meteor_jar() -> Path:
+    jar = _package_folder("METEOR") / "meteor" / "meteor-1.5.jar"
+    if not (jar.parent / "data" / "paraphrase-en.gz").is_file():
+        raise ValueError(f"METEOR: {jar.parent} is incomplete: pip install --force-reinstall pycocoevalcap==1.2")
+    return jar
+
+
+def _spice_folder() -> Path:
+    folder = _package_folder("SPICE") / "spice"
+    if not (folder / "lib" / SPICE_MODELS).is_file():
+        raise ValueError(
+            f"SPICE needs {SPICE_MODELS}, a download of 384 MB, in {folder / 'lib'}: python -c "
+            '"from pycocoevalcap.spice import get_stanford_models as get; get.get_stanford_models()"'
+        )
+    return folder
 
 
 def _clean(text: str) -> str:

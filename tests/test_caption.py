@@ -56,7 +56,7 @@ def test_text_json_and_the_file_tell_the_same(runs, images, tmp_path, capsys, mo
     assert caption.main([*images, *flags]) == 0
     lines = [f"{row['file_name']}: {found['caption']}" for row in told for found in row["captions"]]
     assert capsys.readouterr().out.splitlines() == lines
-    monkeypatch.setattr(sys, "stdin", io.StringIO("\n".join(images) + "\n\n"))
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\r\n".join(images) + "\n\r\n"))
     output = tmp_path / "captions.json"
     output.write_text("old")
     assert caption.main(["-", *flags, "--output", str(output)]) == 0
@@ -85,6 +85,26 @@ def test_unreadable_pictures_are_told_and_the_others_captioned(runs, images, tmp
         caption.main(["-", *flags])
 
 
+def test_a_folder_in_a_folder_is_no_picture(images, tmp_path):
+    (tmp_path / "album.jpg").mkdir()
+    with pytest.raises(SystemExit, match="holds no pictures"):
+        caption.find_pictures([str(tmp_path)])
+    (tmp_path / "one.JPG").write_bytes(Path(images[0]).read_bytes())
+    assert caption.find_pictures([str(tmp_path)]) == [tmp_path / "one.JPG"]
+
+
+def test_a_model_that_gives_no_numbers_gives_empty_captions_and_a_warning(runs, images, capsys):
+    state = checkpoint.load(runs["a"])
+    state["model_state_dict"]["decoder.norm.weight"][:] = torch.nan
+    broken = Path(runs["a"]).with_name("broken.safetensors")
+    checkpoint.save(broken, state)
+    for flags in ([], ["--beam-size", "1"], ["--sample"]):
+        with pytest.warns(UserWarning, match=f"no numbers .NaN. for 2 pictures, the first {Path(images[0]).name}"):
+            told = rows(capsys, *images[:2], "--checkpoint", str(broken), *flags)
+        assert [row["captions"] for row in told] == [[{"caption": "", "log_prob": None, "score": None}]] * 2
+    broken.unlink()
+
+
 def test_batches_and_readers_change_nothing(runs, images, capsys):
     flags = [*images, "--checkpoint", runs["a"]]
     one = rows(capsys, *flags, "--eval-batch-size", "1")
@@ -106,6 +126,10 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     [
         ("--num-captions 0", "--num-captions 0: must be 1 or more"),
         ("--beam-groups 0", "--beam-groups 0: must be 1 or more"),
+        ("--sample --num-captions 1001", "--num-captions 1001: at most 1000"),
+        ("--max-length -1", "--max-length -1: must be 1 or more"),
+        ("--length-penalty 300", "LENGTH_PENALTY = 300.0: at most 10"),
+        ("--output .", "--output .: is a folder"),
         ("--num-captions 101", "one beam each, at most 100, or add --sample"),
         ("--beam-groups 2 --diversity-penalty -1", "--diversity-penalty -1.0: must be 0 or more"),
         ("--diversity-penalty 2", "add --beam-groups"),
@@ -141,6 +165,10 @@ def test_the_flags_reach_the_search(runs, images, capsys):
     assert len(first[0]) < len(first[1])
     penalised = rows(capsys, *flags, "--beam-size", "1", "--length-penalty", "0")[0]["captions"][0]
     assert penalised["score"] == penalised["log_prob"]
+    (cut,) = rows(capsys, *flags, "--max-length", "3")[0]["captions"]
+    assert len(cut["caption"]) < len(varied["caption"])
+    with pytest.raises(ValueError, match="--max-length 3 is below MIN_LENGTH = 4"):
+        caption.main([*flags, "--max-length", "3", "--min-length", "4"])
     with pytest.raises(SystemExit, match="MIN_LENGTH = 39: at most 38 go between"):
         caption.main([*flags, "--min-length", "39"])
 

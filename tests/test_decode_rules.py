@@ -198,6 +198,39 @@ def test_a_larger_diversity_penalty_gives_more_different_first_words():
     assert 6 < different(0.5) < different(20.0)
 
 
+def test_options_that_cannot_be_meant_so_are_refused_together():
+    wrong = Options(beam_size=0, length_penalty=11, max_length=-1, temperature=-1, top_p=0, top_k=-2)
+    with pytest.raises(ValueError) as refused:
+        decode(never_ending, 1, wrong, max_length=3, **LIMITS)
+    assert str(refused.value).count("must be") == 6 and "beam_size = 0: must be 1 or more" in str(refused.value)
+
+
+@pytest.mark.parametrize("options", [Options(), Options(beam_size=2), Options(samples=2)])
+def test_the_most_tokens_are_those_of_the_options_or_of_the_model(options):
+    for asked, longest in ((0, 5), (3, 3), (9, 5)):
+        found = decode(never_ending, 1, options._replace(max_length=asked), max_length=5, **LIMITS)
+        assert {len(caption.ids) for caption in found[0]} == {longest}
+
+
+@pytest.mark.parametrize("options", [Options(), Options(beam_size=3), Options(samples=1, top_p=0.5)])
+def test_an_image_without_numbers_has_an_empty_caption_and_the_others_theirs(options):
+    def half(tokens, parents=None):
+        logits = toy(tokens, parents)
+        logits[: len(logits) // 2] = torch.nan
+        return logits
+
+    toy = toy_step(0, [0, 1], 6)
+    broken, found = decode(half, 2, options, max_length=3, seeds=[5, 6], **LIMITS)
+    assert broken[0].ids == [] and math.isnan(broken[0].log_prob) and math.isnan(broken[0].score)
+    expected = decode(toy_step(0, [0, 1], 6), 2, options, max_length=3, seeds=[5, 6], **LIMITS)[1]
+    assert found == expected
+
+
+def test_a_temperature_near_zero_is_greedy():
+    found = sample(toy_step(0, [0, 1], 6), 2, 1, max_length=5, temperature=1e-38, seeds=[0, 1], **LIMITS)
+    assert ids(found) == ids(greedy(toy_step(0, [0, 1], 6), 2, max_length=5, **LIMITS))
+
+
 def test_groups_that_do_not_divide_the_beams_are_refused():
     with pytest.raises(ValueError, match="4 beams cannot be dealt out to 3 groups"):
         beam_search(never_ending, 1, 4, groups=3, max_length=3, **LIMITS)

@@ -16,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+import checkpoint
 import config
 import dataset as data
 import decoding_flags
@@ -151,7 +152,13 @@ def test_the_table_shows_intervals_statistics_and_what_is_empty(whole):
     assert "2 captions are empty" in results.scores_table(scores | {"text": scores["text"] | {"empty": 2}})
 
 
-def dies_after_two_batches(checkpoint: Path, output: Path) -> None:
+def test_an_evaluation_without_comparison_captions_anew(trained, counted, tmp_path):
+    for times in (1, 2):
+        evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+        assert sum(counted) == times * CUTOFF
+
+
+def dies_after_two_batches(path: Path, output: Path) -> None:
     torch.set_num_threads(1)
     original = inference.caption_batches
 
@@ -162,7 +169,7 @@ def dies_after_two_batches(checkpoint: Path, output: Path) -> None:
             yield captions
 
     inference.caption_batches = mortal
-    evaluation.main(["--checkpoint", str(checkpoint), "--output", str(output), *BATCHES])
+    evaluation.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
 
 
 def test_a_killed_evaluation_goes_on_and_other_settings_start_over(trained, whole, counted, tmp_path, capsys):
@@ -183,7 +190,7 @@ def test_a_killed_evaluation_goes_on_and_other_settings_start_over(trained, whol
     assert sum(counted) == CUTOFF
 
 
-def one_of_two(rank: int, port: int, checkpoint: Path, output: Path) -> None:
+def one_of_two(rank: int, port: int, path: Path, output: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
@@ -194,7 +201,7 @@ def one_of_two(rank: int, port: int, checkpoint: Path, output: Path) -> None:
         return original(model, tokenizer, images, **how)
 
     inference.caption_batches = count
-    evaluation.main(["--checkpoint", str(checkpoint), "--output", str(output), *BATCHES])
+    evaluation.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
     assert distributed.world_size() == 1  # it has left the group
 
 
@@ -261,6 +268,58 @@ def test_empty_captions_and_a_single_picture_have_their_documented_values(demo_d
     assert scores["corpus"]["CIDEr"] == 0 and scores["intervals"]["CIDEr"] == (0, 0)
 
 
+def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
+    records = [{"file_name": f"{name}.jpg", "captions": ["a dog"]} for name in sorted(map(str, range(12)))]
+    entries = [{"image_id": number, "caption": f"about {number}"} for number in range(12)]
+    path = demo_data / "numbers.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(ValueError, match="image_id '2' may mean 10.jpg or 2.jpg, by name or by number"):
+        results.read_predictions(path, records)
+    path.write_text(json.dumps([entry | {"file_name": f"{entry['image_id']}.jpg"} for entry in entries]))
+    assert results.read_predictions(path, records) == [f"about {Path(r['file_name']).stem}" for r in records]
+    path.write_text(json.dumps(entries[:10]))
+    in_order = [{"file_name": f"{number}.jpg", "captions": ["a dog"]} for number in range(10)]
+    assert results.read_predictions(path, in_order) == [f"about {number}" for number in range(10)]  # both ways agree
+    path.unlink()
+
+
+def test_pictures_of_coco_keep_their_own_numbers(tmp_path):
+    records = [{"file_name": f"{n}.jpg", "captions": ["a dog", "a cat"], "image_id": 900 - n} for n in range(3)]
+    results.write_results(tmp_path, records, ["x", "y", "z"], [{}] * 3, {})
+    assert [row["image_id"] for row in read(tmp_path / "predictions.json")] == [900, 899, 898]
+    references = read(tmp_path / "references.json")
+    assert [row["id"] for row in references["images"]] == [900, 899, 898]
+    assert {(row["image_id"], row["caption"]) for row in references["annotations"]} == {
+        (number, caption) for number in (900, 899, 898) for caption in ("a dog", "a cat")}  # fmt: skip
+    assert len({row["id"] for row in references["annotations"]}) == 6
+    (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": n, "caption": str(n)} for n in (898, 899, 900)]))
+    assert results.read_predictions(tmp_path / "theirs.json", records) == ["900", "899", "898"]
+    assert results.image_ids([*records, records[0]]) == [0, 1, 2, 3]  # of two sets, say
+    assert results.image_ids([records[0], {"file_name": "own.jpg"}]) == [0, 1]
+
+
+def test_only_one_of_several_processes_scores_a_file(demo_data, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    assert score_quietly(demo_data, tmp_path) == [] and capsys.readouterr().out == ""
+    monkeypatch.undo()
+    assert score_quietly(demo_data, tmp_path) == ["eval_test_theirs"] and "CIDEr" in capsys.readouterr().out
+
+
+def score_quietly(demo_data: Path, folder: Path) -> list[str]:
+    captions = {record["file_name"]: "a dog" for record in data.load_records(demo_data / "demo", "test")}
+    (folder / "theirs.json").write_text(json.dumps(captions))
+    evaluation.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data)])
+    return [path.name for path in folder.glob("eval_*")]
+
+
+def test_missing_java_is_told_before_anything_is_captioned(trained, counted, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for flag in ("--meteor", "--spice"):
+        with pytest.raises(ValueError, match=f"{flag.strip('-').upper()} needs Java"):
+            evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path / "out"), *BATCHES, flag])
+    assert counted == []
+
+
 def test_pictures_without_file_or_references_are_told_before_anything_is_captioned(demo_data):
     records = data.load_records(demo_data / "demo", "test")
     results.check_records(records, demo_data / "demo" / "images")
@@ -287,6 +346,33 @@ def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(traine
     assert metrics.references_digest(references) in found["signature"]
     expected = read(whole / "scores.json")["corpus"]["CIDEr"]
     assert found["differences"]["CIDEr"]["first"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(trained, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    state, first, second = checkpoint.load(trained), tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    shutil.copy(trained, first)
+    for number, tensor in enumerate(state["model_state_dict"].values()):
+        if tensor.is_floating_point():
+            tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
+    checkpoint.save(second, state)
+    out = tmp_path / "out.json"
+    evaluation.main(["--compare", str(first), str(second), "--json", str(out), *BATCHES])
+    found = read(out)
+    assert found["first"] != found["second"] and found["differences"]["Bleu_1"]["difference"] != 0
+    told = capsys.readouterr().out
+    assert all("beam 2" in made_by and made_by in told for made_by in found["made_by"])
+    assert f"first.safetensors {results.digest(first)}" in found["made_by"][0]
+    kept = {side: read(Path(found[side]) / "predictions.json") for side in ("first", "second")}
+    evaluation.main(["--checkpoint", str(first), *BATCHES, "--precision", "bf16"])
+    evaluation.main(["--checkpoint", str(second), *BATCHES])
+    assert {side: read(Path(found[side]) / "predictions.json") for side in kept} == kept
+    folders = sorted(path.name for path in tmp_path.glob("eval_*"))
+    assert len(folders) == 3 and folders[2] == f"{folders[0]}_3"
+    capsys.readouterr()
+    evaluation.main(["--compare", found["first"], found["second"]])
+    assert metrics.differences_table({}).splitlines()[0] in (again := capsys.readouterr().out)
+    assert all(made_by in again for made_by in found["made_by"])
 
 
 def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path):
@@ -376,7 +462,7 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
     flags = (
         "", "--min-length 3", "--no-repeat-ngram 2", "--beam-size 5", "--length-penalty 0", "--beam-groups 3",
         "--beam-groups 3 --diversity-penalty 1", "--sample", "--sample --seed 7", "--sample --temperature 0.5",
-        "--sample --top-k 5", "--sample --top-p 0.9", "--sample --min-length 3",
+        "--max-length 9", "--sample --top-k 5", "--sample --top-p 0.9", "--sample --min-length 3",
     )  # fmt: skip
     labels, decodings = set(), set()
     for line in flags:
@@ -405,3 +491,4 @@ def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, 
     (tmp_path / "part" / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert drawn("part", "--eval-batch-size", "5") == whole
     assert drawn("other", "--seed", "7") != whole
+    assert all(short in long for long, short in zip(whole, drawn("short", "--max-length", "4"), strict=True))

@@ -99,6 +99,9 @@ def test_coco_captions_of_several_files_are_one_set(tmp_path):
     draw(tmp_path / "val2014", NAMES[4:])
     layout = layouts.read_layout(tmp_path, 1)
     expected = [record | {"split": "val"} if record["split"] == "test" else record for record in expected_records()]
+    ids = [image["id"] for name in ("train", "val") for image in
+           json.loads((tmp_path / "annotations" / f"captions_{name}2014.json").read_text())["images"]]  # fmt: skip
+    expected = [record | {"image_id": number} for record, number in zip(expected, ids, strict=True)]
     assert (layout.name, layout.records, layout.drawn) == ("COCO captions JSON", expected, False)
     assert "captions_train2014.json, captions_val2014.json stands in" in layout.why
     assert any("the source has no test pictures" in note for note in layout.notes)

@@ -119,6 +119,18 @@ def test_tokens_equal_the_jar_on_random_odd_captions():
     assert [row for row in rows if row[1] != row[2]] == []
 
 
+@pytest.mark.long
+@pytest.mark.skipif(not HARD_LIST.exists(), reason="the captions are not beside the checkout")
+def test_tokens_equal_the_jar_on_all_captions_of_flickr8k_and_flickr30k():
+    flickr30k = gzip.decompress((HARD_LIST.parents[1] / "flickr30k_train_captions.token.gz").read_bytes()).decode()
+    flickr8k = (HARD_LIST.parents[1] / "flickr8k" / "Flickr8k.token.txt").read_text("utf-8")
+    captions = [line.split("\t", 1)[1] for text in (flickr8k, flickr30k) for line in text.splitlines()]
+    assert len(captions) == 180_000
+    for batch in (captions, random.Random(3).sample(captions, len(captions))):
+        rows = zip(batch, jar_tokens(batch), ptb_tokenize(batch), strict=True)
+        assert [row for row in rows if row[1] != row[2]] == []
+
+
 def test_next_caption_decides_about_the_period():
     assert ptb_tokenize(["plan B.", "The dog runs", "x"])[0] == "plan b"
     assert ptb_tokenize(["plan B.", "Two men", "x"])[0] == "plan b."
@@ -402,6 +414,45 @@ def test_command_line_answers_bad_files_with_one_line(
     assert metrics_main(list(files)) == 1
     printed = capsys.readouterr().err
     assert message in printed and printed.count("\n") == 1 and "Traceback" not in printed
+
+
+PLANS = {2: ["Two men look at a plan B.", "Two men read"], 4: ["a cat sits on a mat", "a cat on a mat"],
+         1: ["a map of plan B.", "the plan B."], 3: ["The dog runs in the park", "The dog is there"]}  # fmt: skip
+PLANNED = {1: "a map of plan B.", 2: "two men read plan B.", 3: "The dog runs in a park", 4: "a cat on a mat sits"}
+
+
+def test_captions_are_read_in_the_order_of_the_images_as_their_tokens_depend_on_neighbours(tmp_path: Path):
+    annotations = [{"image_id": image, "caption": caption} for image in (1, 2, 3, 4) for caption in PLANS[image]]
+    content = {"images": [{"id": image} for image in PLANS], "annotations": annotations}
+    predictions = write(tmp_path / "p.json", [{"image_id": i, "caption": text} for i, text in PLANNED.items()])
+    found = {}
+    for name, part in (("images", content), ("none", {"annotations": annotations})):
+        out = tmp_path / f"{name}.json"
+        references = write(tmp_path / "r.json", part)
+        assert metrics_main([references, predictions, "--json", str(out)]) == 0
+        found[name] = json.loads(out.read_text("utf-8"))
+    # Values of pycocoevalcap 1.2 with its Java tokenizer.
+    expected = {"Bleu_1": 0.9545454545020661, "Bleu_4": 0.6418277965151052, "CIDEr": 4.661775393354574,
+                "ROUGE_L": 0.866159738650445}  # fmt: skip
+    assert {name: found["images"][name] for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert score(PLANS, PLANNED)["CIDEr"] == pytest.approx(expected["CIDEr"], abs=1e-9)
+    assert found["none"]["CIDEr"] != pytest.approx(expected["CIDEr"], abs=0.1)
+    # One caption at a time has no neighbours.
+    alone = score(PLANS, PLANNED, lambda captions: [ptb_tokenize([caption])[0] for caption in captions])
+    assert alone["CIDEr"] != pytest.approx(expected["CIDEr"], abs=0.1)
+
+
+def test_command_line_takes_a_byte_order_mark_and_refuses_what_lists_no_images(tmp_path: Path, capsys):
+    references, predictions = tmp_path / "r.json", tmp_path / "p.json"
+    references.write_text(json.dumps({"1": ["a dog"], "2": ["a cat"]}), encoding="utf-8-sig")
+    predictions.write_text(json.dumps({"1": "a dog", "2": "a cat"}), encoding="utf-8-sig")
+    assert metrics_main([str(references), str(predictions)]) == 0
+    references.write_text(json.dumps({"images": [1], "annotations": []}), encoding="utf-8")
+    assert metrics_main([str(references), str(predictions)]) == 1
+    assert capsys.readouterr().err.endswith('"images" must be a list of {"id": ...}, or left out\n')
+    predictions.write_text("[" * 100_000, encoding="utf-8")
+    references.write_text(json.dumps({"1": ["a dog"]}), encoding="utf-8")
+    assert metrics_main([str(references), str(predictions)]) == 1 and "is not JSON" in capsys.readouterr().err
 
 
 def test_command_line_refuses_a_json_key_twice_and_broken_json(tmp_path: Path, capsys: pytest.CaptureFixture):

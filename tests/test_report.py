@@ -419,6 +419,8 @@ def test_the_page_works_in_a_browser(tmp_path):
     rows[1] = with_maps(rows[1])
     rows[1]["attention"]["box"] = [0.25, 0, 0.75, 1]
     write_page(tmp_path, rows, title="calm", history=make_history())
+    longest = sorted("0123", key=lambda number: -len(rows[int(number)]["caption"].split()))
+    assert longest not in (list("3021"), list("1203"))  # no other order
     names = "[...document.querySelectorAll('.card:not([hidden])')].map(card => card.dataset.name)"
     words = ".card:first-child .word:nth-child({})"
     with browser(tmp_path / "profile") as page:
@@ -430,6 +432,10 @@ def test_the_page_works_in_a_browser(tmp_path):
         page.run("order.value = 'best'; order.dispatchEvent(new Event('change'))")
         assert page.run(names) == ["p1.png", "p2.png", "p0.png", "p3.png"]
         assert "order=best" in page.run("location.hash")
+        for order, expected in (("worst", "3021"), ("longest", longest)):
+            page.run(f"order.value = '{order}'; order.dispatchEvent(new Event('change'))")
+            assert page.run(names) == [f"p{number}.png" for number in expected]
+        page.run("order.value = 'best'; order.dispatchEvent(new Event('change'))")
         # Pointing at a word, at the next one, away.
         page.mouse(words.format(2))
         assert page.run(BRIGHTEST) == [1, 0]
