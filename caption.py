@@ -16,15 +16,15 @@ import json
 import math
 import os
 import sys
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import commands
 import config
 import decoding_flags
+from files import PICTURE_SUFFIXES, walk_files
 
-_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 _PARSER = argparse.ArgumentParser(
     prog="caption.py",
     description=__doc__,
@@ -32,7 +32,9 @@ _PARSER = argparse.ArgumentParser(
     epilog="All other flags are settings of config.py: python train.py --help",
     allow_abbrev=False,
 )
-_PARSER.add_argument("pictures", nargs="+", help="picture files, folders of them, or - for a list of paths on stdin")
+_PARSER.add_argument(
+    "pictures", nargs="+", help="files, folders with pictures in or below them, or - for a list of paths on stdin"
+)
 _PARSER.add_argument(
     "--checkpoint",
     help="a checkpoint file, an exported folder or its id on the Hub (user/name); several with commas between are "
@@ -58,6 +60,8 @@ def main(argv: list[str]) -> int:
     paths = inference.find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
     if arguments.attention and len(paths) > 1:
         raise SystemExit("--attention shows what one model looks at: give one checkpoint")
+    if arguments.checkpoint is None:
+        print(f"captions of {paths[0]}", file=sys.stderr)
     loaded = inference.load_models(paths, own)
     as_text = not (arguments.json or arguments.output)
     rows, unreadable = [], 0
@@ -179,33 +183,31 @@ def write_atomically(path: Path, content: bytes) -> None:
 
 
 def find_pictures(names: list[str]) -> list[Path]:
-    """Files as named, folders as the pictures in them, - as the paths on stdin. SystemExit for a name without any."""
+    """Files as named, folders as the pictures in and below them, - as the paths on stdin.
+
+    SystemExit for a folder without any, and where no file is there. One that is missing among others is kept: it is
+    told in its turn.
+    """
     pictures: list[Path] = []
     for name in names:
         path = Path(name)
         if name == "-":
             pictures += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
         elif path.is_dir():
-            found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in _ENDINGS and entry.is_file())
+            below = (path / entry for entry in walk_files(path) if entry.lower().endswith(PICTURE_SUFFIXES))
+            found = [picture for picture in below if picture.is_file()]
             if not found:
-                raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(_ENDINGS)}).")
+                raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(PICTURE_SUFFIXES)}).")
             pictures += found
-        elif path.is_file():
-            pictures.append(path)
         else:
-            raise SystemExit(f"There is no picture {name!r}.")
+            pictures.append(path)
     if not pictures:
         raise SystemExit("No picture was named: the list on stdin is empty.")
+    if not any(picture.is_file() for picture in pictures):
+        raise SystemExit(f"There is no picture {str(pictures[0])!r}.")
     return pictures
 
 
 if __name__ == "__main__":
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    try:
-        code = main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt:
-        print("\nStopped.", file=sys.stderr)
-        raise SystemExit(130) from None
-    raise SystemExit(code)
+    commands.begin()
+    commands.run(main)

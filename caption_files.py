@@ -257,11 +257,11 @@ def read_text(path: Path) -> str:
 def group_pairs(pairs: Iterable[tuple[Any, Any, Any]], source: Path) -> list[Row]:
     """(file_name, caption, split) lines -> one row per picture, in order of first appearance."""
     rows: dict[str, Row] = {}
-    torn = []
+    torn: list[str] = []
     for name, caption, split in pairs:
         row = rows.setdefault(name if isinstance(name, str) else repr(name), Row(name, split, []))
         row.captions.append(caption)
-        if row.split != split:
+        if row.split != split and repr(name) not in torn:
             torn.append(repr(name))
     if torn:
         raise ValueError(f"{source}: {cases(torn, 'picture')} in two splits at once; give each picture one split")

@@ -16,7 +16,6 @@ import os
 import random
 import re
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -110,7 +109,8 @@ def read_header(path: Path | str) -> dict[str, Any]:
     """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no checkpoint {path}.")
+        what = f"{path} is a folder" if Path(path).is_dir() else f"There is no checkpoint {path}"
+        raise ValueError(f"{what}: name a .safetensors file of a run.")
     try:
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -349,12 +349,12 @@ def sync_folder(folder: Path) -> None:
 
 
 def main(argv: list[str]) -> None:
-    if len(argv) != 1 or argv[0] in ("-h", "--help"):
-        raise SystemExit("Usage: python checkpoint.py FILE    verify a checkpoint and print what is inside")
-    try:
-        state = load(argv[0])
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    usage = "Usage: python checkpoint.py FILE    verify a checkpoint and print what is inside"
+    if argv in (["-h"], ["--help"]):
+        return print(usage)
+    if len(argv) != 1:
+        raise SystemExit(usage)
+    state = load(argv[0])
     model = state["model_state_dict"]
     print(f"{argv[0]}: whole, digest verified; {Path(argv[0]).stat().st_size / 1e6:.1f} MB")
     written = time.strftime("%Y-%m-%d %H:%M", time.localtime(state.get("saved_at", 0)))
@@ -370,4 +370,6 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    import commands
+
+    commands.run(main)

@@ -155,6 +155,7 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
         out, so that a checkpoint of an older program still serves.
     Returns a frozen Settings. Raises SystemExit with every problem found, one line each; --help prints and exits.
     """
+    _require_settings()
     values = dict(CONSTANTS)
     # A value of this file may be wrong as well: it was edited by hand.
     checked = [config_checks.type_problem(name, value, _TYPES[name]) for name, value in values.items()]
@@ -178,6 +179,21 @@ def load(argv: list[str], base: dict[str, Any] | None = None) -> Any:
     if problems:
         raise SystemExit("Settings are not right:\n" + "\n".join(f"  - {problem}" for problem in problems))
     return Settings(**values)
+
+
+def _require_settings() -> None:
+    """SystemExit where this file, edited by hand, lacks a setting, its type, or has a line that is no setting."""
+    known = {*RESUME_SETTINGS, *config_checks.NAMES}
+    own = {"DATA_SETTINGS", "CHECKPOINT_SETTINGS", "RESUME_SETTINGS", "CONSTANTS"}
+    bare = [name for name in globals() if name.isupper() and name[0] != "_" and name not in {*_TYPES, *own}]
+    problems = [
+        f"{name} has lost its type: write {name}: <type> = {globals()[name]!r}, with the type that stood there"
+        if name in known else f"{name} is not a setting{_nearest(name, {*_TYPES, *known})}"
+        for name in bare
+    ]  # fmt: skip
+    problems += [f"{name} is missing: put its line back" for name in sorted(known - {*_TYPES, *bare})]
+    if problems:
+        raise SystemExit("config.py is not right:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
 def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
@@ -240,7 +256,8 @@ def _read_recipe(path: str) -> dict[str, Any]:
         namespace = runpy.run_path(path)
     except Exception as error:
         raise SystemExit(f"The recipe {path!r} does not run: {type(error).__name__}: {error}") from error
-    return {name: value for name, value in namespace.items() if name.isupper()}
+    # A setting in small letters would change nothing, silently.
+    return {name: value for name, value in namespace.items() if name.isupper() or name.upper() in _TYPES}
 
 
 def _parse_argv(argv: list[str]) -> tuple[str | None, dict[str, Any], list[str]]:
@@ -314,6 +331,7 @@ def _comments() -> dict[str, dict[str, str]]:
     return sections
 
 
-def _nearest(word: str, choices: typing.Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.6)
+def _nearest(word: str, choices: typing.Collection[str]) -> str:
+    exact = [name for name in (word.upper(), _SHORT.get(f"--{word.lower()}")) if name in choices]
+    close = exact or difflib.get_close_matches(word, choices, n=1, cutoff=0.6)
     return f"; did you mean {close[0]}?" if close else "; `python train.py --help` lists them all"

@@ -19,6 +19,7 @@ _NOT_NEGATIVE = (
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
 _FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
 
 _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import commands
 import config
 
 _PARSER = argparse.ArgumentParser(
@@ -342,7 +343,5 @@ HEAD = """
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    commands.begin()
+    commands.run(main)

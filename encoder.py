@@ -25,7 +25,10 @@ _TOWERS = {
     "siglip": ("SiglipVisionModel", {}),
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
-_HINT = "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None needs none."
+_HINT = (
+    "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
+    "False needs none."
+)
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
 
 

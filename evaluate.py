@@ -19,10 +19,10 @@ import argparse
 import hashlib
 import json
 import sys
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import commands
 import config
 import decoding_flags
 
@@ -49,6 +49,7 @@ if __name__ == "__main__":
     _own, _rest = config.take_settings(sys.argv[1:])
     _PARSER.parse_args(_rest)
     config.load(_own)  # --help and mistakes answer before torch is imported
+    commands.begin()
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
@@ -61,6 +62,7 @@ import distributed  # noqa: E402
 import inference  # noqa: E402
 import metrics  # noqa: E402
 import mixing  # noqa: E402
+import prepare_dataset  # noqa: E402
 import report  # noqa: E402
 import results  # noqa: E402
 import tokenizer as tokenizers  # noqa: E402
@@ -160,8 +162,10 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
     made_by = f"{path.name} {results.digest(path)}"
-    scores |= {"split": split.name, "signature": _signature(split, scores, f"captions of {made_by}")}
-    output = Path(arguments.output) if arguments.output else path.parent / f"eval_{split.name}_{path.stem}"
+    key = results.digest(path, split.folder / "captions.json", split.name, len(split.records))
+    scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"captions of {made_by}")}
+    place = path.parent / f"eval_{split.name}_{path.stem}"
+    output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     rows = gallery_rows(split.records, captions, per_image)
     finish(output, split, captions, per_image, scores, rows, path.parent / "log.jsonl")
 
@@ -283,9 +287,13 @@ def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     folder = Path(settings.DATA_DIR) / mixing.folder_name(settings.DATASET)
     if not (folder / "captions.json").is_file():
         make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
-        raise SystemExit(f"There is no data set {folder}. Make it: {make}")
+        raise SystemExit(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
+    prepare_dataset.verify(folder)
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
-    records = data.load_records(folder, splits, settings.DATA_CUTOFF)
+    try:
+        records = data.load_records(folder, splits, settings.DATA_CUTOFF)
+    except ValueError as error:
+        raise ValueError(f"{error} Or name one of its splits: --split val") from error
     origin = Path(settings.DATA_DIR) / mixing.folder_name(trained["DATASET"]) / "captions.json"
     there = {row["split"] for row in _read(origin)["images"]} if origin.is_file() else set()
     seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
@@ -402,12 +410,4 @@ def _read(path: Path) -> Any:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("once", UserWarning)
-    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt:
-        print("\nStopped. What is captioned is kept: the same command goes on from there.", file=sys.stderr)
-        raise SystemExit(130) from None
+    commands.run(main, "Stopped. What is captioned is kept: the same command goes on from there.")

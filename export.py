@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import config
 
 _PARSER = argparse.ArgumentParser(
@@ -41,6 +42,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 if __name__ == "__main__":
     _parse(sys.argv[1:])  # --help and mistakes answer before torch is imported
+    commands.begin()
 
 import contextlib  # noqa: E402
 import shlex  # noqa: E402
@@ -198,7 +200,4 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
+    commands.run(main)

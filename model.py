@@ -69,6 +69,12 @@ class ImageToTextModel(nn.Module):
             self.image_spec = image_spec
         else:
             self.encoder, self.image_spec = encoders.load_pretrained(encoder_model_name)
+            if image_size is not None and image_size > (patch := self.encoder.patch_size) and image_size % patch:
+                lower = image_size // patch * patch
+                raise ValueError(
+                    f"IMAGE_SIZE = {image_size}: must be a multiple of the encoder's patch of {patch}, or the last "
+                    f"pixels are not seen. Give {lower} or {lower + patch}."
+                )
             if image_size is not None:
                 self.image_spec = {**self.image_spec, "size": image_size, "resize": image_size}
         side, patch = self.image_spec["size"], self.encoder.patch_size

@@ -23,6 +23,7 @@ from typing import Any
 from tqdm import tqdm
 
 import archives
+import commands
 import flickr30k
 import layouts
 import mixing
@@ -43,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         prepare_from(settings)
     except (ValueError, OSError) as error:
-        raise SystemExit(f"prepare_dataset: {error}") from error
-    except KeyboardInterrupt:
-        raise SystemExit("prepare_dataset: stopped; run it again to go on from here") from None
+        raise SystemExit(f"prepare_dataset: {commands.told(error)}") from error
 
 
 def prepare_from(settings: Any) -> Path:
@@ -93,7 +92,7 @@ def prepare(
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
                     hf_revision=hf_revision, workers=workers, rules=rules)  # fmt: skip
-        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts)
+        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts, workers)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -161,16 +160,17 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int, rule
                   seed=seed)
 
 
-def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
+def prepare_mix(folder: Path, parts: Sequence[mixing.Part], workers: int = 1) -> Path:
     """Prepared sets, side by side in one DATA_DIR -> the set of all of them at `folder`, whose images/ links to theirs.
 
-    Made again whenever one of them is another one than before: it costs no pictures.
+    Made again whenever one of them is another one than before: it costs no pictures. A picture that stands in one split
+    here and in another there is left out as within one set, and noted.
     """
     folders = [folder.parent / part.name for part in parts]
     manifests = [verify(source) for source in folders]
     made_of = {part.name: {"weight": part.weight, "captions_sha256": manifest["captions_sha256"]}
                for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
-    if is_whole(folder) and verify(folder).get("parts") == made_of:
+    if is_whole(folder) and (old := verify(folder)).get("parts") == made_of and "copies_left_out" in old:
         return folder
     if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
         raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
@@ -179,8 +179,22 @@ def prepare_mix(folder: Path, parts: Sequence[mixing.Part]) -> Path:
         mixing.link_pictures(folder / "images", part.name, source / "images")
     records = [json.loads((source / "captions.json").read_bytes())["images"] for source in folders]
     licences = sorted({str(manifest.get("licence")) for manifest in manifests})
-    return write_set(folder, mixing.mixed_records(parts, records), [], layout="mix", parts=made_of,
+    found = {f"{source.name}/{name}": entry for source, rows in zip(folders, records, strict=True)
+             for name, entry in _looked_at(source, rows, workers).items()}  # fmt: skip
+    mixed = mixing.mixed_records(parts, records)
+    seen = [record for record in mixed if record["file_name"] in found]
+    copies, leaving = preflight.find_copies(seen, found, in_images(folder, seen))
+    notes = [f"{cases(copies['left_out'], 'picture')} with a copy in another split of another set, left out"]
+    return write_set(folder, [record for record in mixed if record["file_name"] not in leaving],
+                     notes if leaving else [], layout="mix", parts=made_of, copies_left_out=copies["left_out"],
                      licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
+
+
+def _looked_at(folder: Path, records: Sequence[dict], workers: int) -> dict[str, dict]:
+    """What the check found of a prepared set's pictures; nothing of pictures drawn here, which are nowhere else."""
+    if not (folder / "scan.jsonl").is_file():
+        return {}
+    return preflight.scan(in_images(folder, records), folder / "scan.jsonl", workers)
 
 
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: preflight.Rules) -> Path:
@@ -378,4 +392,4 @@ def folder_of(name: str, data_dir: Path) -> Path:
 
 
 if __name__ == "__main__":
-    main()
+    commands.run(main, "prepare_dataset: stopped; run it again to go on from here")

@@ -213,9 +213,9 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         if revision is not None:
             raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {name} is a folder here.")
         return Path(name).expanduser()
-    if Path(name).is_file() or not is_hub_id(str(name)):
-        what = "is a file, not an exported folder" if Path(name).is_file() else "is no folder"
-        raise ValueError(f"{name} {what}. {_HINT}")
+    if Path(name).is_file() or str(name).count("/") != 1 or not is_hub_id(str(name)):
+        what = "a file, not an exported folder" if Path(name).is_file() else "no folder, and no USER/NAME of the Hub"
+        raise ValueError(f"{name} is {what}. {_HINT}")
     return hub.download(str(name), revision)
 
 
@@ -303,6 +303,9 @@ def captions(model: Any, paths: Sequence[str | Path], **options: Any) -> list[li
     """
     if model.tokenizer is None:
         raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
+    strange = [path for path in paths if not isinstance(path, str | os.PathLike)]
+    if strange:
+        raise ValueError(f"{strange[0]!r:.60} is no path of a picture file: save the picture, and give its path")
     chosen = search_options(model.about["config"])._replace(**options)
     found = []
     for start in range(0, len(paths), _PICTURES):

@@ -93,8 +93,9 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     """Anyone's captions of the records, in their order: a COCO results list, or a mapping {picture: caption}.
 
     An entry names its picture by "file_name", else by "image_id", which may be a file name, a file name without its
-    ending, or the picture's number (`image_ids`), as in the references.json written here. Raises ValueError for a
-    picture named twice, one that is not in the split, one without caption, and names that fit in two ways.
+    ending or without its folder, or the picture's number (`image_ids`), as in the references.json written here. Raises
+    ValueError for a picture named twice, one that is not in the split, one without caption, and names that fit in two
+    ways.
     """
     content = files.read_json(path)
     entries = list(content.items()) if isinstance(content, dict) else []
@@ -108,7 +109,7 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     unknown = [name for name, _ in entries if str(name) not in place_of]
     if unknown:
         raise ValueError(f"{path}: {len(unknown)} of {len(entries)} predictions are for pictures that are not in this "
-                         f"split, the first {unknown[0]!r}: check --split and the names")  # fmt: skip
+                         f"split, the first {unknown[0]!r}: check --dataset, --split and the names")  # fmt: skip
     for name, caption in entries:
         if not isinstance(caption, str):
             raise ValueError(f"{path}: the caption of {name!r} must be a text, got {caption!r:.60}")
@@ -131,6 +132,7 @@ def image_ids(records: Records) -> list[int]:
 def _best_names(names: Sequence[str], records: Records, path: Path) -> dict[str, int]:
     """{name: place} by the way of naming that fits most of `names`: file name, its stem, or number."""
     ways = [[record["file_name"] for record in records], [Path(record["file_name"]).stem for record in records],
+            [Path(record["file_name"]).name for record in records],
             [str(number) for number in image_ids(records)]]  # fmt: skip
     tables = [dict(zip(way, range(len(way)), strict=True)) for way in ways if len(set(way)) == len(way)]
     fits = [sum(name in table for name in names) for table in tables]

@@ -336,7 +336,8 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
     silent = {*config.RESUME_SETTINGS, "RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH", "RUN_NAME"}
     changed = config.differences(settings, saved["config"], [n for n in config.CONSTANTS if n not in silent])
     notes += [f"changed since: {line}" for line in changed]
-    if saved["config"]["NUM_EPOCHS"] != settings.NUM_EPOCHS and settings.LR_SCHEDULE in ("linear", "cosine"):
+    stretched = settings.NUM_EPOCHS not in (saved["config"]["NUM_EPOCHS"], *range(saved["epoch"] + 1))
+    if stretched and settings.LR_SCHEDULE in ("linear", "cosine"):
         notes.append(f"The {settings.LR_SCHEDULE} schedule now ends with the new NUM_EPOCHS; it followed the old one.")
     return Resume(path, saved, settings, notes)
 
@@ -348,5 +349,8 @@ def load_initial(settings: Any) -> dict[str, Any]:
     names = [name for name in config.CHECKPOINT_SETTINGS if name not in free]
     changed = config.differences(settings, initial["config"], names)
     if changed:
-        raise ValueError(f"INIT_CHECKPOINT_PATH {settings.INIT_CHECKPOINT_PATH} is another model: {'; '.join(changed)}")
+        raise ValueError(
+            f"INIT_CHECKPOINT_PATH {settings.INIT_CHECKPOINT_PATH} is another model: {'; '.join(changed)}. Set these "
+            "back, or leave it out"
+        )
     return initial

@@ -13,15 +13,17 @@ What main() prepares is made in training_run.py.
 import signal
 import sys
 
+import commands
 import config
 
 if __name__ == "__main__":
     config.load(sys.argv[1:])  # --help and mistakes answer before torch is imported
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # no traceback of an import
+    commands.begin()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to save yet
 
 import contextlib  # noqa: E402
 import math  # noqa: E402
+import operator  # noqa: E402
 import shlex  # noqa: E402
 import time  # noqa: E402
 from collections.abc import Iterator, Sequence  # noqa: E402
@@ -380,21 +382,15 @@ def how_to_resume(run: Run) -> str:
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
-    captions = sum(len(ids) for ids in run.train_set.token_ids)
+    captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
     done = epoch_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
     in_epoch = sum(len(ids) for step in done for batch in step for _, ids in batch) * distributed.world_size()
     return tqdm(
         total=captions * run.settings.NUM_EPOCHS, initial=captions * progress.epoch + in_epoch, unit="caption",
-        smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 20, disable=distributed.rank() != 0,
-        dynamic_ncols=True,
+        smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True,
+        disable=distributed.rank() != 0 or progress.epoch >= run.settings.NUM_EPOCHS,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        raise SystemExit(str(error)) from error
-    except KeyboardInterrupt:
-        print("\nStopped while nothing was being trained.")
-        raise SystemExit(130) from None
+    commands.run(main, "Stopped while nothing was being trained.")

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.json is not None:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     except (ValueError, OSError) as error:
-        print(f"python -m metrics: {error}", file=sys.stderr)
+        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        print(f"python -m metrics: {what}", file=sys.stderr)
         return 1
     return 0
 

@@ -85,12 +85,23 @@ def test_unreadable_pictures_are_told_and_the_others_captioned(runs, images, tmp
         caption.main(["-", *flags])
 
 
-def test_a_folder_in_a_folder_is_no_picture(images, tmp_path):
+def test_folders_give_the_pictures_in_and_below_them(images, tmp_path):
     (tmp_path / "album.jpg").mkdir()
+    (tmp_path / ".thumbnails").mkdir()
     with pytest.raises(SystemExit, match="holds no pictures"):
         caption.find_pictures([str(tmp_path)])
-    (tmp_path / "one.JPG").write_bytes(Path(images[0]).read_bytes())
-    assert caption.find_pictures([str(tmp_path)]) == [tmp_path / "one.JPG"]
+    for name in ("one.JPG", "album.jpg/two.png", "album.jpg/notes.txt", ".thumbnails/one.jpg"):
+        (tmp_path / name).write_bytes(Path(images[0]).read_bytes())
+    found = caption.find_pictures([str(tmp_path)])
+    assert sorted(found) == [tmp_path / "album.jpg" / "two.png", tmp_path / "one.JPG"]
+
+
+def test_a_missing_picture_among_others_is_told_and_the_chosen_checkpoint_named(runs, images, tmp_path, capsys):
+    folder = str(Path(runs["a"]).parents[1])
+    assert caption.main([images[0], "nowhere.jpg", "--output-dir", folder]) == 1
+    out, err = capsys.readouterr()
+    assert out.startswith(f"{images[0]}: ") and out.count("\n") == 1
+    assert "nowhere.jpg cannot be read" in err and err.startswith("captions of ") and folder in err
 
 
 def test_a_model_that_gives_no_numbers_gives_empty_captions_and_a_warning(runs, images, capsys):

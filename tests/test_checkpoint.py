@@ -144,7 +144,7 @@ def test_zeroed_blocks_are_refused(saved, tmp_path):
 
 def test_what_is_not_a_checkpoint_is_told_apart(tmp_path):
     assert "There is no checkpoint" in refusal(tmp_path / "missing.safetensors")
-    assert "There is no checkpoint" in refusal(tmp_path)
+    assert "is a folder: name a .safetensors file" in refusal(tmp_path)
     safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "foreign.safetensors")
     assert "not a nanoCaption checkpoint" in refusal(tmp_path / "foreign.safetensors")
     for metadata in ("no json", "[]", "{}", '{"format_version": 1}'):
@@ -419,7 +419,7 @@ def test_command_line_tells_what_is_inside_and_whether_it_is_whole(saved, capsys
     for part in ("whole, digest verified", "after 3 epochs and 0 steps: 120 steps in all", "SEED = 1", "of 3 tokens"):
         assert part in text
     saved.write_bytes(saved.read_bytes()[:-1])
-    with pytest.raises(SystemExit, match="damaged|readable"):
+    with pytest.raises(ValueError, match="damaged|readable"):
         checkpoint.main([str(saved)])
     with pytest.raises(SystemExit, match="Usage"):
         checkpoint.main([])

@@ -1,6 +1,7 @@
 """Settings: what is accepted, in which order, and that every mistake is told at once, in one line each."""
 
 import json
+import shutil
 import subprocess
 import sys
 import typing
@@ -86,6 +87,31 @@ def test_a_flag_is_read_as_the_type_of_its_setting(argv, name, value):
 def test_a_whole_number_serves_where_a_fraction_is_meant(tmp_path):
     settings = config.load([recipe(tmp_path, "LEARNING_RATE = 1\nENCODER_LEARNING_RATE = 0\n")])
     assert type(settings.LEARNING_RATE) is float and type(settings.ENCODER_LEARNING_RATE) is float
+
+
+def test_a_setting_in_small_letters_is_no_silent_nothing(tmp_path):
+    lines = refusal(recipe(tmp_path, "num_epochs = 3\nBatch_Size = 4\nhelper = 5\nLR = 3\n"))
+    assert len(lines) == 3 and "num_epochs is not a setting; did you mean NUM_EPOCHS?" in "\n".join(lines)
+    assert "LR is not a setting; did you mean LEARNING_RATE?" in "\n".join(lines)
+
+
+def test_lines_of_config_py_that_lost_their_type_or_their_name_are_told(tmp_path):
+    text = (ROOT / "config.py").read_text()
+    for old, new in (("BATCH_SIZE: int |", "BATCH_SIZE = 80  #"), ("DECODER_HEADS: int", "DECODERHEADS"),
+                     ("SEED: int = 1", "SEED: int = 1\nLERNING_RATE = 3")):  # fmt: skip
+        assert text.count(f"\n{old}") == 1
+        text = text.replace(f"\n{old}", f"\n{new}")
+    (tmp_path / "config.py").write_text(text)
+    shutil.copy(ROOT / "config_checks.py", tmp_path)
+    command = [sys.executable, "-c", "import config; config.load([])"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.splitlines() == [
+        "config.py is not right:",
+        "  - DECODERHEADS is not a setting; did you mean DECODER_HEADS?",
+        "  - LERNING_RATE is not a setting; did you mean LEARNING_RATE?",
+        "  - BATCH_SIZE has lost its type: write BATCH_SIZE: <type> = 80, with the type that stood there",
+        "  - DECODER_HEADS is missing: put its line back",
+    ]
 
 
 def test_all_problems_are_told_at_once(tmp_path):

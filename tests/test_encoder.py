@@ -103,6 +103,15 @@ def test_images_smaller_than_a_patch_are_refused(towers, name):
 
 
 @pytest.mark.parametrize("name", TOWERS)
+def test_pixels_that_no_patch_would_see_are_refused(towers, name):
+    patch = captioner(towers[name][0]).encoder.patch_size
+    with pytest.raises(ValueError) as refused:
+        captioner(towers[name][0], "--image-size", str(3 * patch - 1))
+    assert f"IMAGE_SIZE = {3 * patch - 1}: must be a multiple of the encoder's patch of {patch}" in str(refused.value)
+    assert f"Give {2 * patch} or {3 * patch}." in str(refused.value)
+
+
+@pytest.mark.parametrize("name", TOWERS)
 def test_a_checkpoint_rebuilds_the_tower_without_its_folder(towers, name, tmp_path):
     folder, _ = towers[name]
     copied = tmp_path / "tower"

@@ -222,7 +222,8 @@ def score_file(content: object, demo_data: Path, folder: Path) -> dict:
     (folder / "theirs.json").write_text(json.dumps(content))
     evaluation.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data),
                      "--data-cutoff", str(CUTOFF)])  # fmt: skip
-    return read(folder / "eval_test_theirs" / "scores.json")
+    newest = max(folder.glob("eval_test_theirs*"), key=lambda path: (path / "scores.json").stat().st_mtime_ns)
+    return read(newest / "scores.json")
 
 
 def test_predictions_of_anyone_are_scored_however_they_name_the_pictures(demo_data, whole, tmp_path):
@@ -234,6 +235,9 @@ def test_predictions_of_anyone_are_scored_however_they_name_the_pictures(demo_da
         [{"image_id": row["file_name"], "caption": row["caption"]} for row in rows],
         {Path(row["file_name"]).stem: row["caption"] for row in rows},
     ]
+    deep = [{"file_name": f"a/b{i}/{row['file_name']}"} for i, row in enumerate(rows)]
+    (tmp_path / "flat.json").write_text(json.dumps(ways[2]))
+    assert results.read_predictions(tmp_path / "flat.json", deep) == [row["caption"] for row in rows]
     for way in ways:
         scores = score_file(way, demo_data, tmp_path)
         assert scores["corpus"] == expected["corpus"] and scores["intervals"] == expected["intervals"]
@@ -318,6 +322,14 @@ def test_missing_java_is_told_before_anything_is_captioned(trained, counted, tmp
         with pytest.raises(ValueError, match=f"{flag.strip('-').upper()} needs Java"):
             evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path / "out"), *BATCHES, flag])
     assert counted == []
+
+
+def test_a_data_set_that_is_not_whole_is_not_scored(demo_data, tmp_path):
+    shutil.copytree(demo_data / "demo", tmp_path / "data" / "demo")
+    (tmp_path / "data" / "demo" / "manifest.json").unlink()
+    (tmp_path / "theirs.json").write_text("{}")
+    with pytest.raises(ValueError, match="demo is not whole: it has no manifest.json"):
+        evaluation.main(["--predictions", str(tmp_path / "theirs.json"), "--data-dir", str(tmp_path / "data")])
 
 
 def test_pictures_without_file_or_references_are_told_before_anything_is_captioned(demo_data):

@@ -30,7 +30,8 @@ ALLOWED = {
     "optim": {"sharding"},
     "sharding": {"distributed"},
     "metrics": set(),
-    "checkpoint": set(),
+    "checkpoint": {"commands"},
+    "commands": set(),
     "distributed": set(),
     "runlog": {"distributed"},
     "runs": {"checkpoint", "config", "distributed", "mixing"},
@@ -66,21 +67,23 @@ ALLOWED = {
     "preflight": {"captions", "pictures", "preflight_report"},
     "preflight_report": set(),
     "prepare_dataset": {
-        "archives", "config", "demo_set", "files", "flickr30k", "layouts", "mixing", "preflight", "preflight_report",
+        "archives", "commands", "config", "demo_set", "files", "flickr30k", "layouts", "mixing", "preflight",
+        "preflight_report",
     },
     "evaluate": {
-        "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint", "distributed",
-        "report", "inference", "demo_set", "mixing", "results", "training_sets",
+        "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint",
+        "distributed", "report", "inference", "demo_set", "mixing", "prepare_dataset", "results", "training_sets",
     },
     "caption": {
-        "attention", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "checkpoint", "inference",
+        "attention", "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "checkpoint",
+        "files", "inference",
     },
 }  # fmt: skip
 ALLOWED["export"] = {
-    "card", "config", "distributed", "encoder", "hub", "inference", "model", "pretrained", "report",
+    "card", "commands", "config", "distributed", "encoder", "hub", "inference", "model", "pretrained", "report",
     "results", "saver",
 }
-ALLOWED["demo"] = {"config", "dataset", "inference", "pictures", "pretrained", "report", "transform"}
+ALLOWED["demo"] = {"commands", "config", "dataset", "inference", "pictures", "pretrained", "report", "transform"}
 ALLOWED["train"] = set(ALLOWED) - {"demo"}
 SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption", "export", "demo"}
 
@@ -141,7 +144,7 @@ def test_light_rooms_import_nothing_heavy():
     assert imports_of("config") | imports_of("config_checks") <= {*sys.stdlib_module_names, "config_checks"}
     for room in ("metrics", "layouts", "caption_files", "packed", "archives", "download", "report", "report_html",
                  "results", "demo_set", "flickr30k", "captions", "pictures", "preflight", "preflight_report",
-                 "prepare_dataset", "hub", "card", "decoding_flags"):  # fmt: skip
+                 "prepare_dataset", "hub", "card", "decoding_flags", "commands"):  # fmt: skip
         assert not imports_of(room) & heavy, room
     assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
 

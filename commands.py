@@ -1,0 +1,48 @@
+"""How a script begins and ends: no traceback for a mistake, a full disk or Ctrl-C."""
+
+import errno
+import os
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+
+_ADVICE = {
+    errno.ENOSPC: "free some space, or name another place",
+    errno.EROFS: "name another place",
+    errno.EACCES: "name another place, or change its rights",
+}
+
+
+def begin() -> None:
+    """Before slow imports: Ctrl-C ends the process there and then, without the traceback of an import."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> None:
+    """Call main(argv) and leave the process with its code.
+
+    ValueError and OSError become one line, a UserWarning one line each; Ctrl-C says `stopped` and leaves with 130.
+    """
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.simplefilter("once", UserWarning)
+    warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+    try:
+        code = main(sys.argv[1:])
+    except (ValueError, OSError) as error:
+        raise SystemExit(told(error)) from error
+    except KeyboardInterrupt:
+        print(f"\n{stopped}", file=sys.stderr)
+        raise SystemExit(130) from None
+    raise SystemExit(code or 0)
+
+
+def told(error: Exception) -> str:
+    """An error as one line; of the system's errors which file, what, and what to do, without numbers."""
+    if not isinstance(error, OSError) or error.strerror is None or error.errno is None:
+        return str(error)
+    # Files are written under a name of their own first, which nobody has heard of.
+    path = re.sub(r"\.([^/]+)\.\d+\.(?:part|tmp)$", r"\1", os.fsdecode(error.filename)) if error.filename else ""
+    advice = _ADVICE.get(error.errno)
+    return f"{path}{': ' if path else ''}{error.strerror}{f': {advice}' if advice else ''}"
