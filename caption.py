@@ -14,7 +14,6 @@ A picture that cannot be read is told on stderr, the others are captioned, and t
 import argparse
 import json
 import math
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import Any
 import commands
 import config
 import decoding_flags
-from files import PICTURE_SUFFIXES, walk_files
+from files import PICTURE_SUFFIXES, walk_files, write_file
 
 _PARSER = argparse.ArgumentParser(
     prog="caption.py",
@@ -83,11 +82,11 @@ def main(argv: list[str]) -> int:
         ]
         rows.append({"file_name": str(picture), "captions": captions})
         if arguments.attention:
-            write_atomically(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
+            write_file(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
             print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
     text = json.dumps(rows, indent=1, ensure_ascii=False)
     if arguments.output:
-        write_atomically(Path(arguments.output), f"{text}\n".encode())
+        write_file(Path(arguments.output), f"{text}\n".encode())
         print(f"captions of {len(rows)} pictures: {arguments.output}")
     elif arguments.json:
         print(text)
@@ -170,16 +169,6 @@ def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
             width, height = ImageOps.exif_transpose(original).size
         drawing = drawing.resize((448, max(1, round(448 * height / width))))
     return attention.draw(drawing, caption.text, maps)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write `content` so that `path` holds all of it or what it held before."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def find_pictures(names: list[str]) -> list[Path]:

@@ -59,6 +59,7 @@ import dataset as data  # noqa: E402
 import decode  # noqa: E402
 import demo_set  # noqa: E402
 import distributed  # noqa: E402
+import files  # noqa: E402
 import inference  # noqa: E402
 import metrics  # noqa: E402
 import mixing  # noqa: E402
@@ -194,7 +195,7 @@ def compare(arguments: argparse.Namespace, own: list[str]) -> None:
         rows = {name: row._asdict() for name, row in differences.items()}
         content = {"first": str(places[0]), "second": str(places[1]), "made_by": origins, "differences": rows,
                    "signature": signature}  # fmt: skip
-        Path(arguments.json).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        files.write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
 
 
 def caption_split(

@@ -102,7 +102,7 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     for row in content if isinstance(content, list) else []:
         image, caption = files.image_and_caption(row, path)
         entries.append((row.get("file_name", image), caption))
-    if not entries:
+    if not entries or isinstance(content, dict) and not any(isinstance(caption, str) for caption in content.values()):
         raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
     place_of = _best_names([str(name) for name, _ in entries], records, path)
     captions: dict[int, str] = {}

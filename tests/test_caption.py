@@ -14,6 +14,7 @@ import checkpoint
 import config
 import dataset as data
 import decode
+import files
 import inference
 import tokenizer as tokenizers
 import train
@@ -125,10 +126,10 @@ def test_batches_and_readers_change_nothing(runs, images, capsys):
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "captions.json"
-    caption.write_atomically(path, b"old")
-    monkeypatch.setattr(caption.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    files.write_file(path, b"old")
+    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        caption.write_atomically(path, b"new")
+        files.write_file(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 

@@ -335,7 +335,7 @@ def test_a_damaged_or_foreign_folder_is_one_clear_line(exported, tmp_path, name,
 def test_names_that_lead_nowhere_are_one_line(exported, tmp_path):
     path, folder = exported["scratch"]
     for name, revision, message in (
-        (tmp_path / "none", None, "is no folder, and no USER/NAME of the Hub"), ("none", None, "is no folder, and no U"),
+        (tmp_path / "none", None, "is no folder, and no USER/NAME of the Hub"), ("none", None, "is no folder, and"),
         (path, None, "is a file, not an exported folder"),
         (folder, "main", "revision = 'main' belongs to a model of the Hub"), ("a/b", None, "HF_HUB_OFFLINE is set"),
     ):  # fmt: skip

@@ -71,7 +71,7 @@ ALLOWED = {
         "preflight_report",
     },
     "evaluate": {
-        "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint",
+        "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint", "files",
         "distributed", "report", "inference", "demo_set", "mixing", "prepare_dataset", "results", "training_sets",
     },
     "caption": {
