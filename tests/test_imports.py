@@ -71,8 +71,9 @@ ALLOWED = {
         "preflight_report",
     },
     "evaluate": {
-        "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint", "files",
-        "distributed", "report", "inference", "demo_set", "mixing", "prepare_dataset", "results", "training_sets",
+        "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "metrics", "checkpoint",
+        "files", "distributed", "report", "inference", "demo_set", "mixing", "prepare_dataset", "results",
+        "training_sets",
     },
     "caption": {
         "attention", "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "checkpoint",
