@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or name another place",
@@ -17,25 +18,35 @@ _ADVICE = {
 
 def begin() -> None:
     """Before slow imports: Ctrl-C ends the process there and then, without the traceback of an import."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    _on_ctrl_c(signal.SIG_DFL)
 
 
 def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> None:
     """Call main(argv) and leave the process with its code.
 
-    ValueError and OSError become one line, a UserWarning one line each; Ctrl-C says `stopped` and leaves with 130.
+    ValueError and OSError become one line, a UserWarning one line each; Ctrl-C says `stopped` and leaves with 130, an
+    output that nobody reads any more leaves with 141, as the system's own programs do.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    _on_ctrl_c(signal.default_int_handler)
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
         code = main(sys.argv[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except (ValueError, OSError) as error:
         raise SystemExit(told(error)) from error
     except KeyboardInterrupt:
         print(f"\n{stopped}", file=sys.stderr)
         raise SystemExit(130) from None
     raise SystemExit(code or 0)
+
+
+def _on_ctrl_c(handler: Any) -> None:
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # else: started in the background, not meant
+        signal.signal(signal.SIGINT, handler)
 
 
 def told(error: Exception) -> str:

@@ -155,7 +155,8 @@ def sample(
     history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     log_prob = torch.zeros(len(rows), device=device)
-    chances = _chances(images, captions, max_length, seeds).to(device) if temperature else None  # (R, max_length)
+    drawn = temperature >= torch.finfo(torch.float32).tiny  # anything lower is 0 to the logits
+    chances = _chances(images, captions, max_length, seeds).to(device) if drawn else None  # (R, max_length)
     parents = None
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
@@ -403,7 +404,10 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
     whole = shares[:, -1:].contiguous()  # 1, but for rounding
     last = torch.searchsorted(shares, whole)  # a product rounded up to the whole would fall behind it
     last = last.clamp(max=logits.shape[1] - 1)  # NaN falls behind all
-    return torch.searchsorted(shares, whole * chances[:, None], right=True).minimum(last)[:, 0]
+    token = torch.searchsorted(shares, whole * chances[:, None], right=True).minimum(last)
+    # Sums made in parallel, on a GPU, may fall by a rounding, and a search may end at such a place.
+    possible = logits.gather(1, token) > -torch.inf
+    return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]
 
 
 def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:

@@ -119,13 +119,18 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     digest = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
     made_by = " + ".join(f"{path.name} {results.digest(path)}" for path in paths)
     key = results.digest(made_by, _decoding(settings, options), digest, split.name, len(split.records))
-    place = paths[0].parent / _label(settings, options, split, states)
-    output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
-    if reuse and (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key:
-        return output
-
     metrics.require_java(arguments.meteor, arguments.spice)
     first = distributed.rank() == 0
+    decided: list[tuple[Path, bool]] = []
+    if first:  # the others would look while this one writes
+        place = paths[0].parent / _label(settings, options, split, states)
+        output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
+        there = (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key
+        decided = [(output, reuse and there)]
+    output, done = distributed.gather(decided)[0]
+    if done:
+        return output
+
     if first:
         trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
         if any(state["captions_sha256"] != digest for state in trained_here):
@@ -289,7 +294,11 @@ def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     if not (folder / "captions.json").is_file():
         make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
         raise SystemExit(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
-    prepare_dataset.verify(folder)
+    try:
+        prepare_dataset.verify(folder)
+    except ValueError as error:
+        again = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
+        raise ValueError(f"{error}. Prepare it again: {again}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
     try:
         records = data.load_records(folder, splits, settings.DATA_CUTOFF)

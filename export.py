@@ -104,26 +104,34 @@ def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -
     log = origin.parent / "log.jsonl"
     rows = [row for row in report.read_log(log) if row.get("step") == state["step"]] if log.is_file() else []
     by_type = {row.get("type"): row for row in rows if row.get("epoch") == state["epoch"]}
-    scores, samples = find_evaluation(origin)
+    scores, samples = find_evaluation(origin, state["config"])
     split = scores["split"] if samples else "val"
     samples = samples or by_type.get("samples", {}).get("samples", [])
     return card.Facts(name, manifest or None, scores or None, by_type.get("val"), samples[:3], split)
 
 
-def find_evaluation(origin: Path) -> tuple[dict[str, Any], list[dict[str, str]]]:
-    """(scores.json, predictions.json) of the newest evaluation of this very file beside it, the test split's first.
+def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """(scores.json, predictions.json) of the evaluation beside this very file that says most of an export of it.
 
-    The last word of its signature is the digest of the checkpoint; both are empty where there is none.
+    First those that decoded as `config` (the export) does, among them the test split's, the one of most pictures, the
+    newest. Random and shortened captions are no export's. The last word of a signature is the digest of the checkpoint;
+    both results are empty where there is none.
     """
+    own_decoding = (
+        f" | beam {config['BEAM_SIZE']}, length penalty {config['LENGTH_PENALTY']}, longest {config['MAX_SEQ_LEN']}, "
+        f"shortest {config['MIN_LENGTH']}, no repeated n-gram {config['NO_REPEAT_NGRAM']}, "
+    )
     found = []
     for path in origin.parent.glob("eval_*/scores.json"):
         scores = _read(path)
         made_by = str(scores.get("signature", "")).rpartition(" | ")[2].split(" ")
         if len(made_by) == 2 and {"split", "corpus", "intervals", "images"} <= scores.keys():
-            searched = "sampled with seed" not in scores["signature"]  # an export's own captions are not random
-            found.append((scores["split"] == "test", searched, path.stat().st_mtime, path, made_by[1]))
+            signature = scores["signature"]
+            if "sampled with seed " not in signature and ", cut at " not in signature:
+                rank = (own_decoding in signature, scores["split"] == "test", scores["images"], path.stat().st_mtime)
+                found.append((rank, path, made_by[1]))
     own = results.digest(origin) if found else None
-    for *_, path, digest in sorted(found, reverse=True):
+    for _, path, digest in sorted(found, reverse=True):
         predictions = path.with_name("predictions.json")
         if digest == own:
             return _read(path), json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []

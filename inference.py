@@ -185,12 +185,10 @@ def caption_batches(
         pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
         with autocast(device, pick_dtype(precision, device)):
             found = pretrained.decode_pictures(members, tokenizer, [pixels[v] for v in views], options, seeds)
-        strange = [images.paths[i].name for (i, _), captions in zip(chunk, found, strict=True)
-                   if math.isnan(captions[0].log_prob)]  # fmt: skip
-        if strange:
+        if any(math.isnan(captions[0].log_prob) for captions in found):  # always the same text: it is told once
             warnings.warn(
-                f"the model gives no numbers (NaN) for {len(strange)} pictures, the first {strange[0]}: their captions "
-                "are empty. Half precision may be too coarse for it: PRECISION = 'fp32'",
+                "the model gives no numbers (NaN) for some pictures, whose captions are empty. Half precision may be "
+                "too coarse for it: PRECISION = 'fp32'",
                 stacklevel=2,
             )
         yield found

@@ -111,7 +111,7 @@ def test_a_model_that_gives_no_numbers_gives_empty_captions_and_a_warning(runs, 
     broken = Path(runs["a"]).with_name("broken.safetensors")
     checkpoint.save(broken, state)
     for flags in ([], ["--beam-size", "1"], ["--sample"]):
-        with pytest.warns(UserWarning, match=f"no numbers .NaN. for 2 pictures, the first {Path(images[0]).name}"):
+        with pytest.warns(UserWarning, match="no numbers .NaN. for some pictures"):
             told = rows(capsys, *images[:2], "--checkpoint", str(broken), *flags)
         assert [row["captions"] for row in told] == [[{"caption": "", "log_prob": None, "score": None}]] * 2
     broken.unlink()

@@ -58,6 +58,26 @@ def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
     assert capsys.readouterr().err == "warning: few images\n\nStopped half-way.\n"
 
 
+def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
+    (tmp_path / "long.py").write_text(
+        "import sys\nimport commands\ncommands.begin()\n"
+        "def main(argv):\n    for number in range(int(argv[0])):\n        print(number)\n"
+        "commands.run(main)\n"
+    )
+    command = f"{sys.executable} {tmp_path / 'long.py'}"
+    place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
+    for number, code in ((100_000, 141), (1, 0)):
+        pipe = f"{command} {number} | head -1; echo ${{PIPESTATUS[0]}}"
+        done = subprocess.run(["bash", "-c", pipe], **place)
+        assert done.stdout.split() == ["0", str(code)] and done.stderr == ""
+    (tmp_path / "deaf.py").write_text(
+        "import os, signal\nimport commands\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ncommands.begin()\n"
+        "commands.run(lambda argv: os.kill(os.getpid(), signal.SIGINT))\n"
+    )
+    done = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], **place)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 @pytest.mark.parametrize("script", ["evaluate.py", "export.py", "demo.py", "caption.py"])
 def test_ctrl_c_while_libraries_are_loaded_leaves_no_traceback(script, tmp_path):
     if script == "demo.py" and importlib.util.find_spec("gradio") is None:

@@ -392,6 +392,25 @@ def test_the_card_is_complete_and_its_scores_are_those_of_the_checkpoint(evaluat
     assert not re.search(r"(?i:more information)|TODO|[{}]|None", text)
 
 
+def test_the_card_takes_the_evaluation_that_decoded_as_the_export_will(evaluated, demo_data, tmp_path):
+    run = Path(shutil.copytree(evaluated.parent, tmp_path / "run"))
+    path = run / evaluated.name
+    (own,) = (folder for folder in run.glob("eval_*") if folder.name != "eval_test_other")
+    common = ["--checkpoint", str(path), "--data-dir", str(demo_data)]
+    for flags in ("--sample", "--max-length 3", "--beam-groups 3", "--beam-size 1", "--data-cutoff 9"):
+        evaluation.main([*common, *flags.split()])
+    config = checkpoint.load(path)["config"]
+    assert export.find_evaluation(path, config)[0] == json.loads((own / "scores.json").read_text())
+    shutil.rmtree(own)
+    left = [export.find_evaluation(path, config | {"BEAM_SIZE": beam})[0] for beam in (3, 1, 7)]
+    assert [scores["images"] for scores in left] == [9, 24, 24]
+    assert " | beam 1, " in left[1]["signature"] and ", groups 3, " not in left[1]["signature"]
+    for folder in run.glob("eval_*"):
+        if "sampled" not in folder.name and "_max3" not in folder.name:
+            shutil.rmtree(folder)
+    assert len(list(run.glob("eval_*"))) == 2 and export.find_evaluation(path, config) == ({}, [])
+
+
 def test_without_an_evaluation_the_card_says_so_and_takes_the_validation(evaluated, tmp_path):
     run = tmp_path / "run"
     run.mkdir()
