@@ -127,6 +127,13 @@ def test_faults_in_coco_files_are_named(tmp_path):
         layouts.read_layout(tmp_path, 1)
 
 
+def test_a_picture_in_two_splits_counts_once_however_many_captions_it_has(tmp_path):
+    lines = [f"{name}.jpg,a dog,{split}" for name in "ab" for split in ("train", "val", "test")]
+    write(tmp_path / "captions.csv", "\n".join(["image,caption,split", *lines]))
+    with pytest.raises(ValueError, match=r"2 pictures \('a.jpg', 'b.jpg'\) in two splits at once; give each"):
+        layouts.read_layout(tmp_path, 1)
+
+
 def test_hashed_splits_stay_when_pictures_are_added_and_are_about_90_5_5():
     few = [f"{number}.jpg" for number in range(4000)]
     before = {name: layouts.hashed_split(name, 1) for name in few}

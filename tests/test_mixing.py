@@ -167,7 +167,11 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     prepare("own", places, raw_dir=tmp_path / "raw")
     argv = [*flags, "--data-dir", str(places), "--dataset", "demo,own*1.5", "--train-splits", "train,extra",
             "--num-epochs", "1", "--validation-score-images", "0"]  # fmt: skip
+    totals = []
+    bar = train.progress_bar
+    monkeypatch.setattr(train, "progress_bar", lambda *run: totals.append(bar(*run)) or totals[-1])
     train.main(argv)
+    assert abs(totals[0].n - totals[0].total) < 4  # the half of 3 pictures with 5 captions each varies by epoch
     assert "data: 27 images with 135 captions; validation 27" in capsys.readouterr().out
     last = tmp_path / "runs" / "demo+own@1.5-001" / "last.safetensors"
     train.main(["--resume-checkpoint-path", str(last), "--num-epochs", "2"])
