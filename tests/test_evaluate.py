@@ -428,7 +428,7 @@ def test_flags_that_do_not_go_together_are_told(flags, message):
 
 def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path, capsys):
     flags = ["--checkpoint", str(trained), "--output", str(tmp_path / "out"), "--data-dir", str(demo_data)]
-    flags += ["--device", "cpu", "--eval-batch-size", "1", "--beam-size", "100"]
+    flags += ["--device", "cpu", "--eval-batch-size", "1", "--beam-size", "50"]
     command = [sys.executable, str(ROOT / "evaluate.py"), *flags]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         kept = tmp_path / "out" / "captions-0.jsonl"
