@@ -78,7 +78,10 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-@pytest.mark.parametrize("script", ["evaluate.py", "export.py", "demo.py", "caption.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["evaluate.py", *(pytest.param(f"{name}.py", marks=pytest.mark.long) for name in ("export", "demo", "caption"))],
+)
 def test_ctrl_c_while_libraries_are_loaded_leaves_no_traceback(script, tmp_path):
     if script == "demo.py" and importlib.util.find_spec("gradio") is None:
         pytest.skip("without Gradio it ends before")
