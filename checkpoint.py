@@ -109,7 +109,7 @@ def read_header(path: Path | str) -> dict[str, Any]:
     """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
     path = Path(path)
     if not path.is_file():
-        what = f"{path} is a folder" if Path(path).is_dir() else f"There is no checkpoint {path}"
+        what = f"{path} is a folder" if path.is_dir() else f"There is no checkpoint {path}"
         raise ValueError(f"{what}: name a .safetensors file of a run.")
     try:
         with open(path, "rb") as file:

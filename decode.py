@@ -22,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from options import Options, problems
+
 Step = Callable[[Tensor, Tensor | None], Tensor]
 _FLOOR = -1e9  # total of a beam that is none: -inf would become NaN in a difference
 # Finished images are left out of the batch once they are this share of it: for fewer, copying the rest costs too much.
@@ -32,22 +34,6 @@ class Caption(NamedTuple):
     ids: list[int]  # without <start> and <end>
     log_prob: float  # sum over its tokens under the model, <end> included where it was reached
     score: float  # log_prob / length ** length_penalty
-
-
-class Options(NamedTuple):
-    """How captions are chosen: by beam search, or `samples` random ones. See `beam_search` and `sample`."""
-
-    beam_size: int = 1
-    length_penalty: float = 1.0
-    min_length: int = 0
-    no_repeat_ngram: int = 0
-    beam_groups: int = 1
-    diversity_penalty: float = 0.5
-    samples: int = 0  # above 0: this many random captions instead of a search
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    max_length: int = 0  # most tokens of a caption; 0: as many as the model can
 
 
 def decode(
@@ -66,7 +52,8 @@ def decode(
     Raises ValueError for options that cannot be meant so.
     """
     o = options
-    _check(o)
+    if wrong := problems(o):
+        raise ValueError("; ".join(wrong))
     max_length = min(o.max_length or max_length, max_length)
     limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
     rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
@@ -75,24 +62,6 @@ def decode(
         return sample(step, images, o.samples, **kept, **rules, **limits)
     groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
     return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
-
-
-def _check(o: Options) -> None:
-    rules = [
-        (o.beam_size >= 1, f"beam_size = {o.beam_size}: must be 1 or more"),
-        (0 <= o.length_penalty <= 10, f"length_penalty = {o.length_penalty}: must be from 0 to 10"),
-        (o.max_length >= 0, f"max_length = {o.max_length}: must be 0 (as the model can) or more"),
-        (o.min_length >= 0, f"min_length = {o.min_length}: must be 0 or more"),
-        (o.no_repeat_ngram >= 0, f"no_repeat_ngram = {o.no_repeat_ngram}: must be 0 (off) or more"),
-        (0 <= o.diversity_penalty < math.inf, f"diversity_penalty = {o.diversity_penalty}: must be 0 or more"),
-        (o.samples >= 0, f"samples = {o.samples}: must be 0 (beam search) or more"),
-        (0 <= o.temperature < math.inf, f"temperature = {o.temperature}: must be 0 (greedy) or more, and finite"),
-        (o.top_k >= 0, f"top_k = {o.top_k}: must be 0 (all tokens) or more"),
-        (0 < o.top_p <= 1, f"top_p = {o.top_p}: must be above 0 and at most 1"),
-    ]
-    problems = [text for holds, text in rules if not holds]
-    if problems:
-        raise ValueError("; ".join(problems))
 
 
 def ensemble(steps: Sequence[Step]) -> Step:
@@ -401,11 +370,8 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
         dropped = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before >= top_p)
         logits = logits.masked_fill(dropped, -torch.inf)
     shares = logits.softmax(-1).cumsum(-1)  # (R, V)
-    whole = shares[:, -1:].contiguous()  # 1, but for rounding
-    last = torch.searchsorted(shares, whole)  # a product rounded up to the whole would fall behind it
-    last = last.clamp(max=logits.shape[1] - 1)  # NaN falls behind all
-    token = torch.searchsorted(shares, whole * chances[:, None], right=True).minimum(last)
-    # Sums made in parallel, on a GPU, may fall by a rounding, and a search may end at such a place.
+    token = torch.searchsorted(shares, shares[:, -1:] * chances[:, None], right=True).clamp(max=logits.shape[1] - 1)
+    # Rounding may lead to a token that may not come: behind all others, or where sums made in parallel fall again.
     possible = logits.gather(1, token) > -torch.inf
     return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]
 

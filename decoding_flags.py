@@ -1,12 +1,12 @@
 """The flags by which evaluate.py and caption.py choose captions otherwise than by the beam search of config.py."""
 
 import argparse
-from typing import Any
 
-_DEFAULTS = {
-    "max_length": 0, "beam_groups": 1, "diversity_penalty": 0.5, "sample": False, "temperature": 1.0, "top_k": 0,
-    "top_p": 1.0,
-}  # fmt: skip
+from options import Options
+from options import problems as option_problems
+
+_NAMES = ("max_length", "beam_groups", "diversity_penalty", "temperature", "top_k", "top_p")  # of Options
+_DEFAULTS = {"sample": False, **{name: Options._field_defaults[name] for name in _NAMES}}
 _MOST_BEAMS, _MOST_SAMPLES = 100, 1000  # a picture; the first as in config_checks.py
 
 
@@ -33,31 +33,30 @@ def used(arguments: argparse.Namespace) -> bool:
 def problems(arguments: argparse.Namespace, captions: int = 1) -> list[str]:
     """One line for each flag that cannot be meant so, with so many captions a picture."""
     a = arguments
+    own = Options(**{name: getattr(a, name) for name in _NAMES})
     rules = [
-        (a.max_length >= 0, f"--max-length {a.max_length}: must be 1 or more, 0 = as many as the model can"),
-        (a.beam_groups >= 1, f"--beam-groups {a.beam_groups}: must be 1 or more"),
         (a.beam_groups <= _MOST_BEAMS, f"--beam-groups {a.beam_groups}: at most {_MOST_BEAMS}, give fewer"),
         (
             captions <= _MOST_BEAMS or a.sample,
             f"--num-captions {captions}: one beam each, at most {_MOST_BEAMS}, or add --sample",
         ),
         (not a.sample or captions <= _MOST_SAMPLES, f"--num-captions {captions}: at most {_MOST_SAMPLES}, give fewer"),
-        (0 <= a.diversity_penalty < float("inf"), f"--diversity-penalty {a.diversity_penalty}: must be 0 or more"),
-        (a.beam_groups > 1 or a.diversity_penalty == 0.5, "--diversity-penalty keeps groups apart: add --beam-groups"),
+        (
+            a.beam_groups > 1 or a.diversity_penalty == _DEFAULTS["diversity_penalty"],
+            "--diversity-penalty keeps groups apart: add --beam-groups",
+        ),
         (a.beam_groups == 1 or not a.sample, "--beam-groups belongs to beam search: leave --sample out"),
-        (0 <= a.temperature < float("inf"), f"--temperature {a.temperature}: must be 0 or more, and finite"),
-        (a.top_k >= 0, f"--top-k {a.top_k}: must be 0 (all tokens) or more"),
-        (0 < a.top_p <= 1, f"--top-p {a.top_p}: must be above 0 and at most 1"),
         (
             a.sample or (a.temperature, a.top_k, a.top_p) == (1.0, 0, 1.0),
             "--temperature, --top-k and --top-p change random captions: add --sample",
         ),
     ]
-    return [text for holds, text in rules if not holds]
+    lines = option_problems(own, lambda name, value: f"--{name.replace('_', '-')} {value}")
+    return lines + [text for holds, text in rules if not holds]
 
 
-def options(arguments: argparse.Namespace, search: Any, captions: int = 1) -> Any:
-    """`search` (decode.Options, as the settings have it) changed as the flags say, for so many captions a picture.
+def options(arguments: argparse.Namespace, search: Options, captions: int = 1) -> Options:
+    """`search` (as the settings have it) changed as the flags say, for so many captions a picture.
 
     A search gets beams enough for them, a multiple of its groups. Raises ValueError where lengths exclude each other.
     """

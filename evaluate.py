@@ -291,14 +291,13 @@ def score_captions(
 def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     """The split to score, and the captions of the training split of `trained`, the settings of the training."""
     folder = Path(settings.DATA_DIR) / mixing.folder_name(settings.DATASET)
+    make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
     if not (folder / "captions.json").is_file():
-        make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
         raise SystemExit(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
     try:
         prepare_dataset.verify(folder)
     except ValueError as error:
-        again = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
-        raise ValueError(f"{error}. Prepare it again: {again}") from error
+        raise ValueError(f"{error}. Prepare it again: {make}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
     try:
         records = data.load_records(folder, splits, settings.DATA_CUTOFF)

@@ -45,16 +45,15 @@ def check_records(records: Records, images_dir: Path | None) -> None:
 
 def folder_for(folder: Path, key: str) -> Path:
     """`folder`, or the first of folder_2, folder_3, ... that holds nothing of an evaluation with another key."""
-    for number in itertools.count(1):
-        place = folder if number == 1 else folder.with_name(f"{folder.name}_{number}")
-        scores = place / "scores.json"
-        kept = [rows[0] for path in place.glob("captions-*.jsonl") if (rows := report.read_log(path))]
-        keys = {row.get("key") for row in kept}
-        if scores.is_file():
-            keys.add(files.read_json(scores).get("key"))
-        if keys <= {key}:
-            return place
-    raise AssertionError("count() has no end")
+    others = (folder.with_name(f"{folder.name}_{number}") for number in itertools.count(2))
+    return next(place for place in itertools.chain([folder], others) if _keys(place) <= {key})
+
+
+def _keys(folder: Path) -> set[str | None]:
+    """Of the results and the kept captions in `folder`; None: of an earlier version, which wrote none."""
+    keys = {rows[0].get("key") for path in folder.glob("captions-*.jsonl") if (rows := report.read_log(path))}
+    scores = folder / "scores.json"
+    return keys | {files.read_json(scores).get("key")} if scores.is_file() else keys
 
 
 def tidy_kept(folder: Path, key: str) -> None:

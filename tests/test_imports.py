@@ -25,8 +25,9 @@ ALLOWED = {
     "card": set(),
     "pretrained": {"checkpoint", "decode", "encoder", "hub", "tokenizer", "transform"},
     "model": {"encoder", "packing", "pretrained"},  # the last for from_pretrained and caption alone
-    "decode": set(),
-    "decoding_flags": set(),
+    "decode": {"options"},
+    "decoding_flags": {"options"},
+    "options": set(),
     "optim": {"sharding"},
     "sharding": {"distributed"},
     "metrics": set(),
@@ -145,9 +146,10 @@ def test_light_rooms_import_nothing_heavy():
     assert imports_of("config") | imports_of("config_checks") <= {*sys.stdlib_module_names, "config_checks"}
     for room in ("metrics", "layouts", "caption_files", "packed", "archives", "download", "report", "report_html",
                  "results", "demo_set", "flickr30k", "captions", "pictures", "preflight", "preflight_report",
-                 "prepare_dataset", "hub", "card", "decoding_flags", "commands"):  # fmt: skip
+                 "prepare_dataset", "hub", "card", "decoding_flags", "commands",
+                 "options"):  # fmt: skip
         assert not imports_of(room) & heavy, room
-    assert imports_of("decode") <= {*sys.stdlib_module_names, "torch"}  # knows no text and no files
+    assert imports_of("decode") <= {*sys.stdlib_module_names, "torch", "options"}  # knows no text and no files
 
 
 def test_light_rooms_stay_light_when_imported():
