@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch._dynamo  # every optimizer imports it, for seconds: here once, and not in every forked process
 
 import signals
 import train

@@ -107,8 +107,8 @@ def test_captions_equal_the_checkpoints_to_the_bit(exported, photos, kind):
 
 def test_a_fresh_process_elsewhere_captions_with_these_files_alone(exported, photos, tmp_path):
     _, folder = exported["scratch"]
-    parts = ("model", "encoder", "pretrained", "checkpoint", "decode", "hub", "options", "packing", "pictures", "tokenizer",
-             "transform")  # fmt: skip
+    parts = ("model", "encoder", "pretrained", "checkpoint", "decode", "hub", "options", "packing", "pictures",
+             "tokenizer", "transform")  # fmt: skip
     for name in parts:
         shutil.copy(ROOT / f"{name}.py", tmp_path)
     shutil.copytree(folder, tmp_path / "captioner")

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 import pytest
 import safetensors.torch
 import torch
-import torch._dynamo  # FSDP imports it; here once, and not in every forked process
 import torch.distributed.fsdp
 
 import checkpoint

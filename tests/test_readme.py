@@ -14,6 +14,7 @@ import caption
 import config
 import evaluate
 import metrics
+import train
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,7 +80,8 @@ def test_the_commands_of_the_first_block_work_in_their_order(place, monkeypatch,
 
     resume = "python train.py --resume-checkpoint-path last"
     assert resume in COMMANDS
-    assert "resumed after epoch 2" in run(resume, place, "--num-epochs", "3")
+    train.main([*resume.split()[2:], "--num-epochs", "3"])
+    assert "resumed after epoch 2" in capsys.readouterr().out
 
 
 def test_an_own_folder_works_in_the_three_steps(demo_data, tmp_path, monkeypatch, capsys):
@@ -94,11 +96,10 @@ def test_an_own_folder_works_in_the_three_steps(demo_data, tmp_path, monkeypatch
         rows += [f'{name},"{caption}"' for caption in record["captions"][:2]]
     (folder / "captions.csv").write_text("\n".join(rows))
     before = sorted(path.name for path in folder.iterdir())
-    command = f"python train.py --dataset mine --raw-data-dir {folder} --num-epochs 1"
-    out = run(command, tmp_path, *TINY_MODEL.split())
-    assert "best checkpoint: runs/mine-001/" in out
-    assert sorted(path.name for path in folder.iterdir()) == before
     monkeypatch.chdir(tmp_path)
+    train.main(["--dataset", "mine", "--raw-data-dir", str(folder), "--num-epochs", "1", *TINY_MODEL.split()])
+    assert "best checkpoint: runs/mine-001/" in capsys.readouterr().out
+    assert sorted(path.name for path in folder.iterdir()) == before
     evaluate.main(["--split", "val"])
     assert "CIDEr" in capsys.readouterr().out
 

@@ -240,7 +240,7 @@ def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
 
         def written(file, row, *rest):
             write(file, row, *rest)
-            if row["step"] == 5:
+            if row["step"] == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         train.runlog.write = written
@@ -249,7 +249,7 @@ def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
     for name, preludes in (("whole", [prelude]), ("parts", [stopped, prelude])):
         output = tmp_path / name
         output.mkdir()
-        argv = arguments(demo_data, output, 2, "--num-workers", "0", "--precision", "fp16",
+        argv = arguments(demo_data, output, 1, "--num-workers", "0", "--precision", "fp16",
                          "--validation-score-images", "0")  # fmt: skip
         statuses = [end(start(argv, output / "printed", before)) for before in preludes]
         assert statuses == [143, 0][-len(preludes) :], (output / "printed").read_text()
