@@ -35,6 +35,9 @@ def problems(options: Options, told: Callable[[str, Any], str] = lambda name, va
         "temperature": (0 <= o.temperature < math.inf, "must be 0 (greedy) or more, and finite"),
         "top_k": (o.top_k >= 0, "must be 0 (all tokens) or more"),
         "top_p": (0 < o.top_p <= 1, "must be above 0 and at most 1"),
-        "max_length": (o.max_length >= 0, "must be 0 (as many as the model can) or more"),
+        "max_length": (
+            o.max_length == 0 or o.max_length >= max(1, o.min_length),
+            f"must be 0 (as many as the model can), or at least {max(1, o.min_length)} (min_length = {o.min_length})",
+        ),
     }
     return [f"{told(name, getattr(o, name))}: {rule}" for name, (holds, rule) in rules.items() if not holds]

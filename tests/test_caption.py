@@ -139,7 +139,7 @@ def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
         ("--num-captions 0", "--num-captions 0: must be 1 or more"),
         ("--beam-groups 0", "--beam-groups 0: must be 1 or more"),
         ("--sample --num-captions 1001", "--num-captions 1001: at most 1000"),
-        ("--max-length -1", "--max-length -1: must be 0 (as many as the model can) or more"),
+        ("--max-length -1", "--max-length -1: must be 0 (as many as the model can), or at least 1"),
         ("--length-penalty 300", "LENGTH_PENALTY = 300.0: at most 10"),
         ("--output .", "--output .: is a folder"),
         ("--num-captions 101", "one beam each, at most 100, or add --sample"),

@@ -203,6 +203,9 @@ def test_options_that_cannot_be_meant_so_are_refused_together():
     with pytest.raises(ValueError) as refused:
         decode(never_ending, 1, wrong, max_length=3, **LIMITS)
     assert str(refused.value).count("must be") == 6 and "beam_size = 0: must be 1 or more" in str(refused.value)
+    for options in (Options(min_length=3, max_length=2), Options(beam_size=3, beam_groups=2)):
+        with pytest.raises(ValueError, match="at least 3 .min_length = 3|3 beams cannot be dealt out to 2 groups"):
+            decode(never_ending, 1, options, max_length=3, **LIMITS)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(beam_size=2), Options(samples=2)])
