@@ -392,6 +392,7 @@ def test_the_card_is_complete_and_its_scores_are_those_of_the_checkpoint(evaluat
     assert not re.search(r"(?i:more information)|TODO|[{}]|None", text)
 
 
+@pytest.mark.filterwarnings("ignore:.*line separator")  # an untrained model writes anything
 def test_the_card_takes_the_evaluation_that_decoded_as_the_export_will(evaluated, demo_data, tmp_path):
     run = Path(shutil.copytree(evaluated.parent, tmp_path / "run"))
     path = run / evaluated.name
