@@ -122,20 +122,16 @@ def whole(tensor: Tensor, part: nn.Parameter | None = None) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def spread_like(tensor: Tensor, like: Tensor) -> Tensor:
-    """A whole `tensor`, which every process has, spread as `like` is; `tensor` itself where that is not spread."""
-    if not hasattr(like, "full_tensor"):
+def own_part_like(tensor: Tensor, part: nn.Parameter) -> Tensor:
+    """What of a whole `tensor`, which every process has, belongs to the optimizer's `part`."""
+    of = layout(part)
+    if not hasattr(of, "full_tensor"):
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
     # Without a source nothing is sent. A copy, or the whole would stay in memory.
-    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None).clone()
-
-
-def own_part_like(tensor: Tensor, part: nn.Parameter) -> Tensor:
-    """What of a whole `tensor` belongs to the optimizer's `part`."""
-    found = spread_like(tensor, layout(part))
-    return found.to_local() if hasattr(found, "to_local") else found
+    spread = distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None)
+    return spread.clone().to_local()
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:

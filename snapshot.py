@@ -55,24 +55,18 @@ def take(
 
 def restore(
     saved: dict[str, Any],
-    model: models.ImageToTextModel,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     origin: str,
 ) -> None:
-    """Put weights, optimizer, scaler and this rank's generators back; all is checked before anything is assigned.
+    """Put optimizer, scaler and this rank's generators back; all is checked before anything is assigned.
 
     Raises ValueError naming what does not fit. A rank that the saved run did not have keeps its generators.
     """
-    checkpoint.check_fits(model, saved["model_state_dict"], origin)
-    checkpoint.check_finite(saved, origin)
     state = optim.positional_state(optimizer, saved["optimizer_state_dict"])
     generators = saved["rng_state_dict"].get(str(distributed.rank()))
     if generators is not None:
         checkpoint.check_rng_state(generators, origin)
-    present = model.state_dict()
-    weights = saved["model_state_dict"]
-    model.load_state_dict({name: sharding.spread_like(tensor, present[name]) for name, tensor in weights.items()})
     optimizer.load_state_dict(state)
     if saved["scaler_state_dict"]:  # empty where the run did not use fp16
         scaler.load_state_dict(saved["scaler_state_dict"])

@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from tokenizers import Tokenizer
 
 import batch_size
 import checkpoint
@@ -37,14 +38,14 @@ class Run(NamedTuple):
     folder: Path
     device: torch.device
     model: models.ImageToTextModel
-    tokenizer: Any
+    tokenizer: Tokenizer
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     train_set: data.ImageTextDataset
     val_set: data.ImageTextDataset
     val_images: data.ImageTextDataset  # the first VALIDATION_SCORE_IMAGES of val_set, with their val_records
     val_records: list[dict[str, Any]]
-    learning_rate: Callable[[int], float]  # of an optimizer step
+    learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
     about: dict[str, Any]  # what every checkpoint of the run says of it
     saver: saver.Saver
     requests: signals.Requests
@@ -76,41 +77,14 @@ def prepare(
     precision = inference.pick_dtype(settings.PRECISION, device)
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
-    data_folder = distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
-    records = {
-        role: data.load_records(data_folder, splits, settings.DATA_CUTOFF)
-        for role, splits in (("train", settings.TRAIN_SPLITS), ("val", settings.VAL_SPLITS))
-    }
+    source = saved or initial
+    data_folder, records = load_records(settings)
     captions_sha256 = prepare_dataset.verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
-    train_captions = [caption for record in records["train"] for caption in record["captions"]]
-    source = saved or initial
-    if source:
-        tokenizer, origin = tokenizers.from_json(source["tokenizer"]), "from the checkpoint"
-    else:
-        tokenizer, fresh = distributed.first_rank_first(
-            lambda: tokenizers.load_or_train(train_captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
-        )
-        origin = f"trained on {len(train_captions):,} captions" if fresh else "loaded"
-    tokenizers.self_check(tokenizer)  # a freshly trained one as well
-    runlog.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
-
-    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(data.seed_of(settings.SEED, "initial weights") % 2**32)
-    model = models.build(
-        config.as_dict(settings), tokenizer.get_vocab_size(), source["model_arguments"] if source else None
-    ).to(device)
-    if initial:
-        checkpoint.check_fits(model, initial["model_state_dict"], settings.INIT_CHECKPOINT_PATH)
-        checkpoint.check_finite(initial, settings.INIT_CHECKPOINT_PATH)
-        model.load_state_dict(initial["model_state_dict"])
-    if settings.PRECISION == "tf32":
-        torch.set_float32_matmul_precision("high")
-    if settings.GRADIENT_CHECKPOINTING and not settings.FREEZE_ENCODER:
-        model.encoder.checkpoint_blocks()
-    if settings.COMPILE:
-        model.compile_parts()
+    tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
+    origin = "The checkpoint" if saved else settings.INIT_CHECKPOINT_PATH
+    model = make_model(settings, tokenizer, source, origin, device)
     sets = training_sets.make(settings, data_folder, records, tokenizer, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
@@ -133,18 +107,11 @@ def prepare(
     runs.check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
     steps_per_epoch = len(epoch_steps(settings, sets["train"], epoch=0))
     total_steps = settings.NUM_EPOCHS * steps_per_epoch
-    warmup = settings.WARMUP_STEPS
-    if settings.WARMUP_RATIO is not None:
-        warmup = round(settings.WARMUP_RATIO * total_steps)
-    learning_rate = functools.partial(
-        optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
-        total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
-        min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
-    )  # fmt: skip
+    learning_rate = make_schedule(settings, steps_per_epoch, total_steps)
     environment = snapshot.environment(device, precision, settings.DETERMINISTIC)
     groups_per_step = images_per_batch(settings, sets["train"]) * settings.GRAD_ACCUM_STEPS * distributed.world_size()
     steps = {"groups_per_step": groups_per_step, "steps_per_epoch": steps_per_epoch}
-    progress = restore(saved, model, optimizer, scaler, steps) if saved else Progress()
+    progress = restore(saved, optimizer, scaler, steps) if saved else Progress()
     if saved and saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
     for change in snapshot.environment_changes(saved["environment"], environment) if saved else ():
@@ -168,12 +135,73 @@ def prepare(
         sets["val"].first(scored), records["val"][:scored], learning_rate, about,
         saver.Saver(folder, settings.KEEP_BEST), requests, log,
     )  # fmt: skip
-    describe(run, progress, steps_per_epoch, total_steps, warmup, resumed=saved is not None)
+    describe(run, progress, steps_per_epoch, total_steps, resumed=saved is not None)
     return run, progress
 
 
-def restore(saved: dict[str, Any], model: Any, optimizer: Any, scaler: Any, steps: dict[str, int]) -> Progress:
-    """Put a checkpoint's state back; SystemExit, before anything is, where its steps are not those of this start."""
+def load_records(settings: Any) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
+    folder = distributed.first_rank_first(lambda: prepare_dataset.prepare_from(settings))
+    splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    return folder, {role: data.load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+
+
+def make_tokenizer(
+    settings: Any, data_folder: Path, records: list[dict[str, Any]], source: dict[str, Any] | None
+) -> Tokenizer:
+    """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
+    if source:
+        tokenizer, origin = tokenizers.from_json(source["tokenizer"]), "from the checkpoint"
+    else:
+        captions = [caption for record in records for caption in record["captions"]]
+        tokenizer, fresh = distributed.first_rank_first(
+            lambda: tokenizers.load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
+        )
+        origin = f"trained on {len(captions):,} captions" if fresh else "loaded"
+    tokenizers.self_check(tokenizer)  # a freshly trained one as well
+    runlog.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
+    return tokenizer
+
+
+def make_model(
+    settings: Any, tokenizer: Tokenizer, source: dict[str, Any] | None, origin: str | None, device: torch.device
+) -> models.ImageToTextModel:
+    """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
+
+    The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
+    """
+    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+        seed_generator(data.seed_of(settings.SEED, "initial weights") % 2**32)
+    arguments = source["model_arguments"] if source else None
+    model = models.build(config.as_dict(settings), tokenizer.get_vocab_size(), arguments)
+    if source:
+        checkpoint.check_fits(model, source["model_state_dict"], origin)
+        checkpoint.check_finite(source, origin)
+        model.load_state_dict(source["model_state_dict"])
+    model.to(device)
+    if settings.PRECISION == "tf32":
+        torch.set_float32_matmul_precision("high")
+    if settings.GRADIENT_CHECKPOINTING and not settings.FREEZE_ENCODER:
+        model.encoder.checkpoint_blocks()
+    if settings.COMPILE:
+        model.compile_parts()
+    return model
+
+
+def make_schedule(settings: Any, steps_per_epoch: int, total_steps: int) -> functools.partial[float]:
+    """The learning rate of every optimizer step; its `keywords` say all that it depends on."""
+    warmup = settings.WARMUP_STEPS
+    if settings.WARMUP_RATIO is not None:
+        warmup = round(settings.WARMUP_RATIO * total_steps)
+    return functools.partial(
+        optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
+        total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
+        min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
+    )  # fmt: skip
+
+
+def restore(saved: dict[str, Any], optimizer: Any, scaler: Any, steps: dict[str, int]) -> Progress:
+    """Put back all but the weights; SystemExit, before anything is, where its steps are not those of this start."""
     progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
     changed = [f"{name} {saved.get(name)} -> {now}" for name, now in steps.items() if saved.get(name) != now]
     if changed:
@@ -186,7 +214,7 @@ def restore(saved: dict[str, Any], model: Any, optimizer: Any, scaler: Any, step
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
             f"{progress.step_in_epoch} steps; with {steps['steps_per_epoch']} steps an epoch that cannot be."
         )
-    snapshot.restore(saved, model, optimizer, scaler, "The checkpoint")
+    snapshot.restore(saved, optimizer, scaler, "The checkpoint")
     return progress
 
 
@@ -216,9 +244,9 @@ def be_deterministic(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
-def describe(run: Run, progress: Progress, steps_per_epoch: int, total_steps: int, warmup: int, resumed: bool) -> None:
+def describe(run: Run, progress: Progress, steps_per_epoch: int, total_steps: int, resumed: bool) -> None:
     """Print what was derived, and begin the log with the settings."""
-    settings = run.settings
+    settings, warmup = run.settings, run.learning_rate.keywords["warmup_steps"]
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     captions = sum(len(ids) for ids in run.train_set.token_ids)

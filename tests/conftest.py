@@ -31,6 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
+def save_tower(folder: Path):
+    """A ViT of a few weights and its preprocessor file, in `folder` as a pretrained one would be; gives the ViT."""
+    import torch
+    from transformers import ViTConfig, ViTImageProcessor, ViTModel
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+    tower = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False)
+    tower.save_pretrained(folder)
+    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return tower
+
+
 @pytest.fixture(scope="session")
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DATA_DIR that holds the first pictures of the demo set, CUTOFF of each split."""

@@ -18,7 +18,7 @@ import model as models
 import runs
 import sharding
 import train
-from tests.conftest import TINY_MODEL
+from tests.conftest import TINY_MODEL, save_tower
 from tests.processes import end, rows, start, start_ranks
 
 # 11 pictures, 4 a step on all processes together: the last step and the validation give one of two processes a pass
@@ -190,16 +190,12 @@ def test_a_checkpoint_of_a_whole_model_goes_on_spread(demo_data, tmp_path, cours
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
     """It encodes a CPU's pictures few at a time, and one process has more of them than the other."""
-    from transformers import ViTConfig, ViTImageProcessor, ViTModel
 
     def few() -> None:
         tell_sizes()
         models._CPU_PATCHES = 1
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
-    tower = ViTModel(ViTConfig(image_size=32, patch_size=8, **sizes), add_pooling_layer=False)
-    tower.save_pretrained(tmp_path / "vit")
-    ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(tmp_path / "vit")
+    tower = save_tower(tmp_path / "vit")
     how = ["--encoder-model-name", str(tmp_path / "vit"), "--freeze-encoder", "--image-size", "none"]
     how += ["--no-cache-features", "--precision", precision, "--batch-size", "20", "--grad-accum-steps", "1"]
     one = go(demo_data, tmp_path / "one", 1, *how)

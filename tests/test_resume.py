@@ -22,7 +22,7 @@ import snapshot
 import step
 import train
 import training_run
-from tests.conftest import CUTOFF, TINY_MODEL
+from tests.conftest import CUTOFF, TINY_MODEL, save_tower
 from tests.processes import end, rows, start, start_ranks, steps_done, wait_for
 
 # Everything that draws at random, in processes of its own; a step takes some milliseconds, an epoch six steps.
@@ -225,6 +225,28 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
     process = start(argv, tmp_path / "printed", user_code)
     assert end(process) == 0
     assert fingerprint(tmp_path / "run", demo_data) == whole(2)
+
+
+def test_a_frozen_encoder_resumes_with_the_features_of_its_own_weights(demo_data, tmp_path):
+    """Whose folder is gone: the checkpoint's weights, and no cache is made anew."""
+    tower = tmp_path / "tower"
+    own = ["--encoder-model-name", str(tower), "--freeze-encoder", "--image-size", "none", "--num-workers", "0",
+           "--random-crop-area", "1", "--no-random-flip"]  # fmt: skip
+    save_tower(tower)
+    process = start(arguments(demo_data, tmp_path / "whole", 2, *own), tmp_path / "printed")
+    assert end(process) == 0, (tmp_path / "printed").read_text()
+    argv = arguments(demo_data, tmp_path / "parts", 2, *own)
+    process = start(argv, tmp_path / "printed")
+    wait_for(lambda: steps_done(tmp_path / "parts" / "run") >= 3, process)
+    os.kill(process.pid, signal.SIGTERM)
+    assert end(process) == 143
+    shutil.rmtree(tower)
+    cached = set((demo_data / "demo" / "cache").glob("features_*"))
+    process = start(argv, tmp_path / "printed")
+    assert end(process) == 0, (tmp_path / "printed").read_text()
+    assert cached and cached == set((demo_data / "demo" / "cache").glob("features_*"))
+    whole, parts = (fingerprint(tmp_path / name / "run", demo_data) for name in ("whole", "parts"))
+    assert whole == parts
 
 
 def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
