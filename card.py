@@ -6,6 +6,8 @@ What is not known is said to be unknown, or left out; nothing is left for someon
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import mixing
+
 _METRICS = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "CIDEr": "CIDEr-D",
             "ROUGE_L": "ROUGE-L", "METEOR": "METEOR", "SPICE": "SPICE"}  # fmt: skip
 _TYPES = {"Bleu_4": "bleu", "CIDEr": "cider", "ROUGE_L": "rouge"}  # those of the header, by the Hub's names
@@ -66,8 +68,11 @@ def write_card(state: Mapping[str, Any], base_model: str | None, image_size: int
 
 
 def kind_of(dataset: str) -> str:
-    """Which of the known kinds of data sets a name belongs to: "demo", "flickr", "coco" or "own"."""
-    return next((kind for kind in ("demo", "flickr", "coco") if dataset.lower().startswith(kind)), "own")
+    """The kind of data set that a name belongs to, or every part of a mix: "demo", "flickr" or "coco"; else "own"."""
+    names = [part.name for part in mixing.parse(dataset)] if mixing.is_mix(dataset) else [dataset]
+    known = ("demo", "flickr", "coco")
+    kinds = {next((kind for kind in known if name.lower().startswith(kind)), "own") for name in names}
+    return kinds.pop() if len(kinds) == 1 else "own"
 
 
 def _header(state: Mapping[str, Any], base_model: str | None, facts: Facts) -> str:
@@ -144,6 +149,8 @@ def _data(state: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> str:
         commit = manifest.get("commit")
         origin = f"[{source}](https://huggingface.co/datasets/{_slug(manifest, dataset)})"
         origin += f", commit {commit}" if commit else ""
+    elif manifest.get("layout") == "mix":
+        origin = f"a mix of the sets {source}"
     else:
         origin = f"a folder of the person who trained it (layout: {manifest.get('layout', 'unknown')})"
     lines = [f"- source: {origin}", f"- terms: {manifest.get('licence', 'unknown')}"]

@@ -87,9 +87,10 @@ def main(argv: list[str]) -> None:
 def held_out(loaded: Any) -> list[Path]:
     """The first pictures of the model's own test split, if that very data set is on this disk; else none."""
     import dataset as data
+    import mixing
 
     settings, state = loaded.settings, loaded.states[0]
-    folder = Path(settings.DATA_DIR) / settings.DATASET
+    folder = Path(settings.DATA_DIR) / mixing.folder_name(settings.DATASET)
     try:
         manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
         if manifest["captions_sha256"] != state.get("captions_sha256"):

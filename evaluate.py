@@ -116,9 +116,11 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     options = decoding_flags.options(arguments, inference.search_options(settings))
     split = load_split(settings, arguments.split, states[0]["config"])
     results.check_records(split.records, split.folder / "images")
-    digest = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
-    made_by = " + ".join(f"{path.name} {results.digest(path)}" for path in paths)
-    key = results.digest(made_by, _decoding(settings, options), digest, split.name, len(split.records))
+    captions_sha256 = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
+    digests = [results.digest(path) for path in paths]
+    made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
+    decoding = _decoding(settings, options)
+    key = results.digest(made_by, decoding, captions_sha256, split.folder.name, split.name, len(split.records))
     metrics.require_java(arguments.meteor, arguments.spice)
     first = distributed.rank() == 0
     decided: list[tuple[Path, bool]] = []
@@ -133,7 +135,7 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
 
     if first:
         trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
-        if any(state["captions_sha256"] != digest for state in trained_here):
+        if any(state["captions_sha256"] != captions_sha256 for state in trained_here):
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
@@ -143,8 +145,11 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     scores, per_image = score_captions(
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
-    decoding = ", ".join(f"{name} {value}" for name, value in _decoding(settings, options).items())
-    scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"{decoding} | {made_by}")}
+    origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
+    scores |= {
+        "dataset": split.folder.name, "split": split.name, "decoding": decoding, "checkpoints": digests, "key": key,
+        "signature": _signature(split, scores, origin),
+    }  # fmt: skip
     rows = gallery_rows(split.records, captions, per_image)
     shown = report.shown_rows(rows)
     for row, maps in zip(shown, _attention(loaded, split, shown), strict=True):
@@ -168,8 +173,9 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
     made_by = f"{path.name} {results.digest(path)}"
-    key = results.digest(path, split.folder / "captions.json", split.name, len(split.records))
-    scores |= {"split": split.name, "key": key, "signature": _signature(split, scores, f"captions of {made_by}")}
+    key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records))
+    signature = _signature(split, scores, f"captions of {made_by}")
+    scores |= {"dataset": split.folder.name, "split": split.name, "key": key, "signature": signature}
     place = path.parent / f"eval_{split.name}_{path.stem}"
     output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     rows = gallery_rows(split.records, captions, per_image)

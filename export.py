@@ -55,6 +55,7 @@ import distributed  # noqa: E402
 import encoder  # noqa: E402
 import hub  # noqa: E402
 import inference  # noqa: E402
+import mixing  # noqa: E402
 import model as models  # noqa: E402
 import pretrained  # noqa: E402
 import report  # noqa: E402
@@ -98,7 +99,7 @@ def write(folder: Path, state: dict[str, Any], origin: Path, data_dir: Path, rep
 
 def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -> card.Facts:
     """What lies around a checkpoint and belongs to it: data set, scores of an evaluation, validation, samples."""
-    manifest = _read(data_dir / state["config"]["DATASET"] / "manifest.json")
+    manifest = _read(data_dir / mixing.folder_name(state["config"]["DATASET"]) / "manifest.json")
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
         manifest = {}  # of other data than it was trained on
     log = origin.parent / "log.jsonl"
@@ -113,29 +114,26 @@ def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -
 def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """(scores.json, predictions.json) of the evaluation beside this very file that says most of an export of it.
 
-    First those that decoded as `config` (the export) does, among them the test split's, the one of most pictures, the
-    newest. Random and shortened captions are no export's. The last word of a signature is the digest of the checkpoint;
-    both results are empty where there is none.
+    Only of the data set it was trained on. First those that decoded as `config` (the export) does, among them the test
+    split's, the one of most pictures, the newest. Random and shortened captions are no export's. Both results are empty
+    where there is none.
     """
-    own_decoding = (
-        f" | beam {config['BEAM_SIZE']}, length penalty {config['LENGTH_PENALTY']}, longest {config['MAX_SEQ_LEN']}, "
-        f"shortest {config['MIN_LENGTH']}, no repeated n-gram {config['NO_REPEAT_NGRAM']}, "
-    )
+    own_decoding = {
+        "beam": config["BEAM_SIZE"], "length penalty": config["LENGTH_PENALTY"], "longest": config["MAX_SEQ_LEN"],
+        "shortest": config["MIN_LENGTH"], "no repeated n-gram": config["NO_REPEAT_NGRAM"],
+    }  # fmt: skip
+    wanted = {"dataset": mixing.folder_name(config["DATASET"]), "checkpoints": [results.digest(origin)]}
     found = []
     for path in origin.parent.glob("eval_*/scores.json"):
         scores = _read(path)
-        made_by = str(scores.get("signature", "")).rpartition(" | ")[2].split(" ")
-        if len(made_by) == 2 and {"split", "corpus", "intervals", "images"} <= scores.keys():
-            signature = scores["signature"]
-            if "sampled with seed " not in signature and ", cut at " not in signature:
-                rank = (own_decoding in signature, scores["split"] == "test", scores["images"], path.stat().st_mtime)
-                found.append((rank, path, made_by[1]))
-    own = results.digest(origin) if found else None
-    for _, path, digest in sorted(found, reverse=True):
-        predictions = path.with_name("predictions.json")
-        if digest == own:
-            return _read(path), json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []
-    return {}, []
+        if wanted.items() <= scores.items() and not {"sampled with seed", "cut at"} & scores["decoding"].keys():
+            alike = own_decoding.items() <= scores["decoding"].items() and "groups" not in scores["decoding"]
+            found.append(((alike, scores["split"] == "test", scores["images"], path.stat().st_mtime), path, scores))
+    if not found:
+        return {}, []
+    _, path, scores = max(found, key=lambda entry: entry[0])
+    predictions = path.with_name("predictions.json")
+    return scores, json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []
 
 
 def title(state: dict[str, Any], facts: card.Facts) -> str:

@@ -114,7 +114,8 @@ def _label(key: str, group: str = "") -> str:
 
 def scores_html(scores: dict) -> str:
     """Groups of metrics as columns of one table, "truth" as bars, all else as lists of names and values."""
-    apart = ("truth", "images", "split", "signature", "intervals", "confusions", "key")
+    apart = ("truth", "images", "split", "signature", "intervals", "confusions", "key", "dataset", "decoding",
+             "checkpoints")  # fmt: skip
     rest = {name: value for name, value in scores.items() if name not in apart}
     groups = {name: value for name, value in rest.items()
               if name == "corpus" or isinstance(value, dict) and METRIC_LABELS.keys() & value.keys()}

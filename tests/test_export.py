@@ -356,7 +356,7 @@ def evaluated(demo_data, tmp_path_factory) -> Path:
     other = path.parent / "eval_test_other"
     shutil.copytree(own, other)
     scores = json.loads((other / "scores.json").read_text())
-    scores["corpus"]["CIDEr"], scores["signature"] = 9.99, scores["signature"][:-12] + "0123456789ab"
+    scores["corpus"]["CIDEr"], scores["checkpoints"] = 9.99, ["0123456789ab"]
     (other / "scores.json").write_text(json.dumps(scores))
     return path
 
@@ -400,14 +400,17 @@ def test_the_card_takes_the_evaluation_that_decoded_as_the_export_will(evaluated
     common = ["--checkpoint", str(path), "--data-dir", str(demo_data)]
     for flags in ("--sample", "--max-length 3", "--beam-groups 3", "--beam-size 1", "--data-cutoff 9"):
         evaluation.main([*common, *flags.split()])
+    (tmp_path / "mine").symlink_to(demo_data / "demo")
+    evaluation.main(["--checkpoint", str(path), "--data-dir", str(tmp_path), "--dataset", "mine"])
     config = checkpoint.load(path)["config"]
+    assert export.find_evaluation(path, config | {"DATASET": "mine"})[0]["signature"].startswith("mine/test | ")
     assert export.find_evaluation(path, config)[0] == json.loads((own / "scores.json").read_text())
     shutil.rmtree(own)
     left = [export.find_evaluation(path, config | {"BEAM_SIZE": beam})[0] for beam in (3, 1, 7)]
     assert [scores["images"] for scores in left] == [9, 24, 24]
     assert " | beam 1, " in left[1]["signature"] and ", groups 3, " not in left[1]["signature"]
     for folder in run.glob("eval_*"):
-        if "sampled" not in folder.name and "_max3" not in folder.name:
+        if not {"sampled with seed", "cut at"} & json.loads((folder / "scores.json").read_text())["decoding"].keys():
             shutil.rmtree(folder)
     assert len(list(run.glob("eval_*"))) == 2 and export.find_evaluation(path, config) == ({}, [])
 

@@ -22,7 +22,7 @@ ALLOWED = {
     "dataset": {"packing", "signals", "transform"},
     "encoder": set(),
     "hub": set(),
-    "card": set(),
+    "card": {"mixing"},
     "pretrained": {"checkpoint", "decode", "encoder", "hub", "tokenizer", "transform"},
     "model": {"encoder", "packing", "pretrained"},  # the last for from_pretrained and caption alone
     "decode": {"options"},
@@ -82,10 +82,12 @@ ALLOWED = {
     },
 }  # fmt: skip
 ALLOWED["export"] = {
-    "card", "commands", "config", "distributed", "encoder", "hub", "inference", "model", "pretrained", "report",
-    "results", "saver",
+    "card", "commands", "config", "distributed", "encoder", "hub", "inference", "mixing", "model", "pretrained",
+    "report", "results", "saver",
 }
-ALLOWED["demo"] = {"commands", "config", "dataset", "inference", "pictures", "pretrained", "report", "transform"}
+ALLOWED["demo"] = {
+    "commands", "config", "dataset", "inference", "mixing", "pictures", "pretrained", "report", "transform",
+}
 ALLOWED["train"] = set(ALLOWED) - {"demo"}
 SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption", "export", "demo"}
 

@@ -7,9 +7,14 @@ from collections import Counter
 import pytest
 from raw_sets import CAPTIONS, NAMES, draw, jpeg, make_raw, prepared_records, write
 
+import card
+import checkpoint
 import config
 import dataset as data
+import demo
 import evaluate
+import export
+import inference
 import mixing
 import prepare_dataset
 import train
@@ -188,6 +193,12 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     assert (split.name, len(split.records)) == ("val+test", 51)
     with pytest.raises(ValueError, match="no image of the split 'nowhere'; it has extra, test, train, val. Which are"):
         evaluate.load_split(settings, "nowhere", saved)
+    # The card and the demo page find a mix by the name of its folder.
+    facts = export.find_facts(checkpoint.load(last), last, places, "captioner")
+    text = card.write_card(checkpoint.load(last), None, 32, facts)
+    assert "- source: a mix of the sets demo, own\n" in text and "- extra: 2 images, 10 captions" in text
+    assert "drawn scenes" not in text and "pictures of the data set demo,own*1.5" in text
+    assert len(demo.held_out(inference.load_models([last], []))) == demo.EXAMPLES
 
 
 def test_records_of_a_plain_set_are_what_they_were(tmp_path):
