@@ -8,10 +8,8 @@ It needs Gradio: pip install -r requirements-demo.txt. The pictures stay on this
 """
 
 import argparse
-import base64
 import html
 import importlib.util
-import io
 import json
 import math
 import os
@@ -184,16 +182,15 @@ def _theme() -> Any:
 
 def result_html(loaded: Any, path: Path, **how: Any) -> str:
     """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
-    import pictures
     import report
 
     try:
-        image = shown_picture(path)
+        image = report.thumbnail(path, SHOWN_SIDE)
         width, height = image.size
         found = find_captions(loaded, path, **how)
         box = report.seen_part(path, loaded.models[0].image_spec)
     except ValueError as error:
-        reason = str(error) if isinstance(error, pictures.PictureError) else str(error).rpartition(": ")[2]
+        reason = str(error).removeprefix(f"The picture {path} cannot be read: ")
         return f'<p class="nc problem" role="alert">{html.escape(path.name)} cannot be read: {html.escape(reason)}</p>'
     likeliest = max(caption.log_prob for caption in found["beam"] + found["sampled"])
     parts, maps = [], iter(found["maps"])
@@ -207,7 +204,7 @@ def result_html(loaded: Any, path: Path, **how: Any) -> str:
     place = f"--ratio:{width / height};--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
     return (
         f'<div class="nc result"><figure><div class="stage" style="{place}">'
-        f'<img src="{data_uri(image, "JPEG")}" alt="the picture"><div class="veil"></div></div>'
+        f'<img src="{report.data_uri(image, "JPEG")}" alt="the picture"><div class="veil"></div></div>'
         "<figcaption>Tap a word: the picture stays light where the model looked.</figcaption></figure>"
         f'<div>{"".join(parts)}</div></div>'
     )
@@ -240,28 +237,13 @@ def mask(maps: dict[str, Any], weights: Sequence[int]) -> str:
     """A word's map as a small PNG (data URI): the more opaque, the more it looked there."""
     from PIL import Image
 
+    import report
+
     low, high = min(weights), max(weights)
     alpha = bytes(round(255 * (weight - low) / max(1, high - low)) for weight in weights)
     image = Image.new("LA", (maps["cols"], maps["rows"]))
     image.putalpha(Image.frombytes("L", image.size, alpha))
-    return data_uri(image, "PNG")
-
-
-def shown_picture(path: Path) -> Any:
-    """The picture (PIL) upright and no larger than the page needs. Raises pictures.PictureError."""
-    from PIL import Image
-
-    import pictures
-
-    image = Image.fromarray(pictures.read(path).pixels)
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return image
-
-
-def data_uri(image: Any, kind: str) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return report.data_uri(image, "PNG")
 
 
 # The veil covers what lies outside of what the encoder sees, and inside of that what the word's map leaves.

@@ -61,16 +61,17 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]  # what had to be done, by the names above; () for a plain RGB picture
 
 
-def read(path: Path | str) -> Picture:
+def read(path: Path | str, at_least: int | None = None) -> Picture:
     """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
 
+    at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
     More than MAX_PIXELS or a longer shape than MAX_ASPECT is refused from the header, before anything is decoded.
     """
     path = Path(path)
     try:
         with warnings.catch_warnings():  # of PIL, on odd EXIF blocks and large pictures: told here by what is done
             warnings.simplefilter("ignore")
-            return _read(path)
+            return _read(path, at_least)
     except (PictureError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -83,7 +84,7 @@ def read(path: Path | str) -> Picture:
         raise PictureError("truncated or damaged", _first_line(error)) from error
 
 
-def _read(path: Path) -> Picture:
+def _read(path: Path, at_least: int | None) -> Picture:
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -108,9 +109,11 @@ def _read(path: Path) -> Picture:
         if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its preview
             conversions.append("first frame")
         sixteen = bool(image.tile) and "16" in str(image.tile[0][3])  # 16 bit colour: PIL takes the upper byte
+        if at_least:
+            image.draft(None, (at_least, at_least))
         image.load()
         turned = _upright(image)
-        if turned.size != (width, height) or turned is not image:
+        if turned is not image:
             conversions.append("turned by EXIF")
         pixels, kind = _rgb(turned)
     if kind or sixteen:

@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageOps
+from PIL import Image
 
+import pictures
 import report_html
 from report_html import Points
 
@@ -160,8 +161,8 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
     total = len(predictions)
     shown = _choose(predictions, max_images)
     small = (thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown)
-    pictures = [(data_uri(picture), *picture.size) for picture in small]
-    aspects = sorted(width / height for _, width, height in pictures)
+    embedded = [(data_uri(picture), *picture.size) for picture in small]
+    aspects = sorted(width / height for _, width, height in embedded)
     template = TEMPLATE.read_text(encoding="utf-8")
     script = re.search(r"<script>(.*?)</script>", template, re.DOTALL)[1]
     few = scores.get("images", total) < FEW_IMAGES
@@ -181,7 +182,7 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
                    f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
         "aspect": f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
         "cards": "\n".join(report_html.card_html(row, picture, rank, total)
-                           for (rank, row), (picture, _, _) in zip(shown, pictures, strict=True)),
+                           for (rank, row), (picture, _, _) in zip(shown, embedded, strict=True)),
     }
     # One pass: a caption that holds "{{cards}}" stays text.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -228,36 +229,26 @@ def seen_part(path: Path, image_spec: dict) -> list[float]:
     """
     if not image_spec["crop"]:
         return [0.0, 0.0, 1.0, 1.0]
-    with Image.open(path) as image:
-        sides = ImageOps.exif_transpose(image).size
-    across, down = (image_spec["size"] / (side / min(sides) * image_spec["resize"]) for side in sides)
+    height, width, _ = pictures.read(path, 2 * THUMBNAIL_SIZE).pixels.shape
+    across, down = (image_spec["size"] / (side / min(width, height) * image_spec["resize"]) for side in (width, height))
     return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
 
 
-def thumbnail(path: Path) -> Image.Image:
-    """A small RGB picture, THUMBNAIL_SIZE at most: upright by its EXIF tag, transparent parts white.
-
-    Raises ValueError where the file is missing or no picture.
-    """
-    if not path.is_file():
-        raise ValueError(f"{path}: prediction's picture is missing; check the pictures' folder")
+def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:
+    """A small RGB picture, `size` pixels at most, read as the encoder's are; ValueError where that is not possible."""
     try:
-        with Image.open(path) as image:
-            image.draft("RGB", (2 * THUMBNAIL_SIZE, 2 * THUMBNAIL_SIZE))  # a large JPEG decodes faster
-            upright = ImageOps.exif_transpose(image).convert("RGBA")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: prediction's picture is unreadable, replace it ({error})") from error
-    upright.thumbnail((THUMBNAIL_SIZE, THUMBNAIL_SIZE))
-    flat = Image.new("RGB", upright.size, "white")
-    flat.paste(upright, mask=upright)
-    return flat
+        picture = Image.fromarray(pictures.read(path, 2 * size).pixels)
+    except pictures.PictureError as error:
+        raise ValueError(f"The picture {path} cannot be read: {error}") from error
+    picture.thumbnail((size, size))
+    return picture
 
 
-def data_uri(picture: Image.Image) -> str:
-    """An RGB picture as a JPEG that can stand in a page."""
+def data_uri(picture: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as a JPEG or PNG that can stand in a page."""
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    picture.save(buffer, kind, quality=80, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
 def _charts_html(history: list[dict] | None) -> str:

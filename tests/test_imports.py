@@ -53,7 +53,7 @@ ALLOWED = {
     "profiling": {"dataset", "distributed", "inference", "runlog", "signals", "step", "training_run"},
     "trouble": {"dataset", "distributed", "runlog", "training_run"},
     "tracking": {"distributed", "report", "runlog"},
-    "report": {"report_html"},
+    "report": {"pictures", "report_html"},
     "report_html": set(),
     "results": {"metrics", "report"},
     "demo_set": set(),
@@ -86,7 +86,7 @@ ALLOWED["export"] = {
     "report", "results", "saver",
 }
 ALLOWED["demo"] = {
-    "commands", "config", "dataset", "inference", "mixing", "pictures", "pretrained", "report", "transform",
+    "commands", "config", "dataset", "inference", "mixing", "pretrained", "report", "transform",
 }
 ALLOWED["train"] = set(ALLOWED) - {"demo"}
 SCRIPTS = {"prepare_dataset", "train", "evaluate", "caption", "export", "demo"}

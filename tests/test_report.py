@@ -8,9 +8,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
+import pictures
 import report
 import report_html
 from tests.browser import CHROMIUM, browser
@@ -176,13 +178,34 @@ def test_pictures_are_embedded_small_upright_and_on_white(tmp_path):
         assert image.format == "JPEG" and min(image.convert("L").tobytes()) > 250
 
 
+@pytest.mark.parametrize("kind", ["uint16.png", "int32.tiff", "float32.tiff", "large.jpg", "turned.jpg"])
+def test_a_small_picture_shows_what_the_encoder_is_given(tmp_path, kind):
+    values = np.add.outer(np.arange(1000), np.arange(800)) / 1800  # 0..1
+    path = tmp_path / kind
+    if kind.endswith("jpg"):
+        exif = Image.Exif()
+        exif[0x0112] = 6 if kind == "turned.jpg" else 1
+        Image.fromarray((values * 255).astype(np.uint8)).convert("RGB").save(path, exif=exif)
+    else:
+        dtype = kind.partition(".")[0]
+        Image.fromarray((values * {"uint16": 65535, "int32": 255, "float32": 1}[dtype]).astype(dtype)).save(path)
+    whole = Image.fromarray(pictures.read(path).pixels)
+    small = report.thumbnail(path)
+    assert small.size == ((224, 179) if kind == "turned.jpg" else (179, 224))
+    difference = np.abs(np.asarray(small, float) - np.asarray(whole.resize(small.size), float))
+    assert difference.mean() < 3 and np.asarray(whole).std() > 40
+    left, top, _, _ = report.seen_part(path, {"crop": True, "size": 224, "resize": 256})
+    cut = ((1 - 224 / 256) / 2, (1 - 224 / 320) / 2)  # of the shorter side, of the longer
+    assert (left, top) == pytest.approx(cut[::-1] if kind == "turned.jpg" else cut, abs=2e-3)
+
+
 def test_a_missing_or_broken_picture_is_named_and_no_page_is_left(tmp_path):
     rows = make_rows(tmp_path / "images", [1.0, 0.5])
     (tmp_path / "images" / "p1.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match=r"p1\.png.*unreadable"):
+    with pytest.raises(ValueError, match=r"p1\.png cannot be read: not a picture"):
         write_page(tmp_path, rows)
     (tmp_path / "images" / "p1.png").unlink()
-    with pytest.raises(ValueError, match=r"p1\.png.*missing"):
+    with pytest.raises(ValueError, match=r"p1\.png cannot be read: missing"):
         write_page(tmp_path, rows)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
