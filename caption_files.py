@@ -244,10 +244,14 @@ def split_in_name(name: str) -> str | None:
 
 
 def read_text(path: Path) -> str:
-    """The file as text; line ends become "\\n". Raises ValueError where it is not UTF-8."""
+    """The file as text; line ends become "\\n". Raises ValueError where it is not UTF-8.
+
+    A lone "\\r" ends a line only in a file without any other line end: elsewhere it stands within a caption.
+    """
     data = path.read_bytes()
     try:
-        return data.decode("utf-8-sig").replace("\r\n", "\n")
+        text = data.decode("utf-8-sig").replace("\r\n", "\n")
+        return text if "\n" in text else text.replace("\r", "\n")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         byte = f"byte {data[error.start]:#04x}"

@@ -112,9 +112,8 @@ def cross_problems(values: dict[str, Any]) -> list[str]:
     require(
         all(0 <= beta < 1 for beta in v.ADAM_BETAS), f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1"
     )
-    kind, _, number = v.DEVICE.partition(":")
     require(
-        kind in ("auto", "cpu", "mps", "cuda") and (not number or number.isdigit()),
+        re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", v.DEVICE) is not None,
         f"DEVICE = {v.DEVICE!r}: must be auto, cpu, mps, cuda or cuda:<number>",
     )
     for name in ("VAL_SPLITS", "TEST_SPLITS"):

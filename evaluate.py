@@ -184,13 +184,12 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
 
 def compare(arguments: argparse.Namespace, own: list[str]) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
-    for name in arguments.compare:
-        if not _is_model(name):
-            results.read_results(Path(name))  # a mistake is told before the other side is captioned
-    places = [
-        evaluate(arguments, own, inference.find_checkpoints(name, ""), reuse=True) if _is_model(name) else Path(name)
-        for name in arguments.compare
-    ]
+    sides: list[list[Path] | Path] = []
+    for name in arguments.compare:  # a mistake is told before the other side is captioned
+        sides.append(inference.find_checkpoints(name, "") if _is_model(name) else Path(name))
+        if isinstance(sides[-1], Path):
+            results.read_results(sides[-1])
+    places = [side if isinstance(side, Path) else evaluate(arguments, own, side, reuse=True) for side in sides]
     if distributed.rank() != 0:
         return
     read = [results.read_results(place) for place in places]

@@ -75,8 +75,8 @@ def profile(run: training_run.Run, steps: int = STEPS) -> dict[str, Any]:
     step, "rate": of a large matrix product, 1/s, "mfu"}.
     """
     plan = training_run.epoch_steps(run.settings, run.train_set, epoch=0)[: WARMUP + steps]
-    if len(plan) <= WARMUP:
-        plan = plan * (WARMUP + 2)
+    while len(plan) < WARMUP + 2:  # one step in parts and one whole, at least
+        plan = plan + plan
     pictures = run.train_set.at_epoch(0)
     batches = [batch for groups in plan for batch in groups]
     loader = iter(data.make_loader(pictures, batches, run.settings.NUM_WORKERS, run.device.type == "cuda"))

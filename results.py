@@ -99,8 +99,9 @@ def read_predictions(path: Path, records: Records) -> list[str]:
     content = files.read_json(path)
     entries = list(content.items()) if isinstance(content, dict) else []
     for row in content if isinstance(content, list) else []:
-        image, caption = files.image_and_caption(row, path)
-        entries.append((row.get("file_name", image), caption))
+        if isinstance(row, dict) and isinstance(row.get("file_name"), str):
+            row = row | {"image_id": row["file_name"]}
+        entries.append(files.image_and_caption(row, path))
     if not entries or isinstance(content, dict) and not any(isinstance(caption, str) for caption in content.values()):
         raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
     place_of = _best_names([str(name) for name, _ in entries], records, path)

@@ -331,8 +331,10 @@ def _resume(path: Path, saved: dict[str, Any], argv: list[str]) -> Resume:
             "--init-checkpoint-path to begin with its weights):\n" + "\n".join(f"  - {line}" for line in refused)
         )
     notes = []
-    if old != new or saved["config"].get("FSDP", False) != settings.FSDP:
-        notes.append("Other processes, micro-batches or FSDP: the same data and order, but sums may round otherwise.")
+    rounding = ["FSDP", *(["CACHE_FEATURES"] if settings.FREEZE_ENCODER else [])]  # features are kept in float16
+    if old != new or config.differences(settings, saved["config"], rounding):
+        what = "processes, micro-batches, FSDP or CACHE_FEATURES"
+        notes.append(f"Other {what}: the same data and order, but sums may round otherwise.")
     silent = {*config.RESUME_SETTINGS, "RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH", "RUN_NAME"}
     changed = config.differences(settings, saved["config"], [n for n in config.CONSTANTS if n not in silent])
     notes += [f"changed since: {line}" for line in changed]

@@ -279,8 +279,10 @@ def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
     path.write_text(json.dumps(entries))
     with pytest.raises(ValueError, match="image_id '2' may mean 10.jpg or 2.jpg, by name or by number"):
         results.read_predictions(path, records)
-    path.write_text(json.dumps([entry | {"file_name": f"{entry['image_id']}.jpg"} for entry in entries]))
-    assert results.read_predictions(path, records) == [f"about {Path(r['file_name']).stem}" for r in records]
+    named = [{"file_name": f"{entry['image_id']}.jpg", "caption": entry["caption"]} for entry in entries]
+    for rows in ([entry | row for entry, row in zip(entries, named, strict=True)], named):
+        path.write_text(json.dumps(rows))
+        assert results.read_predictions(path, records) == [f"about {Path(r['file_name']).stem}" for r in records]
     path.write_text(json.dumps(entries[:10]))
     in_order = [{"file_name": f"{number}.jpg", "captions": ["a dog"]} for number in range(10)]
     assert results.read_predictions(path, in_order) == [f"about {number}" for number in range(10)]  # both ways agree
@@ -385,6 +387,13 @@ def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(tra
     evaluation.main(["--compare", found["first"], found["second"]])
     assert metrics.differences_table({}).splitlines()[0] in (again := capsys.readouterr().out)
     assert all(made_by in again for made_by in found["made_by"])
+
+
+def test_a_comparison_with_a_checkpoint_that_is_not_there_captions_nothing(trained, monkeypatch):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("captioned"))
+    for sides in ([str(trained), "typo.safetensors"], [str(trained), "typo.json"]):
+        with pytest.raises((SystemExit, ValueError), match="There is no .*typo"):
+            evaluation.main(["--compare", *sides])
 
 
 def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path):

@@ -53,6 +53,20 @@ def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatc
     assert layout.records[2]["captions"][1] == CAPTIONS[NAMES[2]][1]
 
 
+@pytest.mark.parametrize("end", ["\r", "\r\n"])
+def test_line_ends_of_other_systems_change_nothing(tmp_path, monkeypatch, end):
+    fix_splits(monkeypatch)
+    write_token(tmp_path)
+    path = tmp_path / "Flickr8k.token.txt"
+    expected, text = layouts.read_layout(tmp_path, seed=1).records, path.read_text()
+    path.write_bytes(text.replace("\n", end).encode())
+    assert layouts.read_layout(tmp_path, seed=1).records == expected
+    path.write_bytes(text.replace(" ", "\r", 1).encode())  # one within a caption
+    assert [len(record["captions"]) for record in layouts.read_layout(tmp_path, seed=1).records] == [
+        len(record["captions"]) for record in expected
+    ]
+
+
 @pytest.mark.parametrize("header", ["", "file_name\tcaption\n", "Image\tCaption\r\n"])
 @pytest.mark.parametrize("name", ["captions.csv", "captions.txt"])
 def test_tabs_between_the_columns_are_read_with_or_without_a_header(tmp_path, name, header):
