@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+import files
+
 CHUNK = 256  # rows that share a checksum
 CHECKED_BYTES = 2**28  # so much of a cache is read and compared when it is opened, evenly spread
 SAVE_SECONDS = 5.0  # a kill loses at most so much work, and a chunk
@@ -159,9 +161,7 @@ def _note(store: np.ndarray, notes: Path, key: str, chunks: list[str]) -> None:
     """Put the rows on the disk, and then the word that they are there."""
     store.flush()
     about = {"key": key, "shape": list(store.shape), "dtype": str(store.dtype), "chunks": chunks}
-    temporary = notes.with_name(f".{notes.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(about))
-    os.replace(temporary, notes)
+    files.write_atomically(notes, json.dumps(about))
 
 
 def _fits(path: Path, rows: np.ndarray, count: int, limit: int, say: Callable[[str], Any]) -> bool:

@@ -18,6 +18,9 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+import files
+import hub
+
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new try; the next failure after these ends the download
 LONGEST_WAIT = 300  # of what a server asks for with Retry-After
 PROGRESS = 2**20  # bytes that a try must bring for the count of failures to start again
@@ -51,7 +54,7 @@ class Broken(OSError):
 
 
 def listing(repository: str, revision: str) -> tuple[str, list[str]]:
-    """(commit, names of all files) of a dataset repository. Raises what `hub_errors` names."""
+    """(commit, names of all files) of a dataset repository. Raises what `hub.errors` names."""
     import huggingface_hub as hub
     from huggingface_hub import constants
 
@@ -62,7 +65,7 @@ def listing(repository: str, revision: str) -> tuple[str, list[str]]:
 
 
 def ask(repository: str, commit: str, name: str) -> Remote:
-    """ETag and size of one file. Raises what `hub_errors` names."""
+    """ETag and size of one file. Raises what `hub.errors` names."""
     import huggingface_hub as hub
 
     found = retried(lambda: hub.get_hf_file_metadata(url_of(repository, commit, name)), name)
@@ -109,7 +112,7 @@ def part_bytes(folder: Path, remote: Remote) -> int:
 def fetch(remote: Remote, folder: Path) -> Fetched:
     """Bring the file to folder/name, from where an earlier start was cut off.
 
-    Raises WrongContent with one line for HTML and for a wrong length or hash, and what `hub_errors` names where the
+    Raises WrongContent with one line for HTML and for a wrong length or hash, and what `hub.errors` names where the
     network fails for good. What came so far is kept, but for bytes that cannot be the file's.
     """
     target = folder / remote.name
@@ -258,7 +261,7 @@ def retried(action: Callable[[], Any], what: str, progress: Callable[[], int] | 
         before = progress() if progress else 0
         try:
             return action()
-        except hub_errors() as error:
+        except hub.errors() as error:
             if not may_pass(error, patient):
                 raise
             failures = 0 if progress and progress() - before >= PROGRESS else failures + 1
@@ -287,13 +290,6 @@ def asked_wait(error: Exception) -> float | None:
     response = getattr(error, "response", None)
     text = response.headers.get("Retry-After", "") if response is not None else ""
     return min(float(text), LONGEST_WAIT) if text.isdecimal() else None
-
-
-def hub_errors() -> tuple[type[Exception], ...]:
-    """All that versions 1 and 2 of the Hub's client raise for a wrong id, a missing file or a failing network."""
-    from huggingface_hub.utils import httpx
-
-    return OSError, ValueError, httpx.HTTPError
 
 
 @contextlib.contextmanager
@@ -329,9 +325,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    part = beside(path, f".{os.getpid()}.tmp")
-    part.write_text(json.dumps(content), encoding="utf-8")
-    os.replace(part, path)
+    files.write_atomically(path, json.dumps(content))
 
 
 def first_line(error: Exception) -> str:

@@ -411,10 +411,7 @@ def _label(settings: Any, options: decode.Options, split: Split, states: list[di
 
 def _join_processes(settings: Any) -> torch.device:
     """The device of this process; joins the group if torchrun started several."""
-    device = inference.pick_device(settings.DEVICE)
-    if device.type == "cuda" and device.index is None and distributed.world_size_of_environment() > 1:
-        device = inference.pick_device(f"cuda:{distributed.local_rank()}")
-        torch.cuda.set_device(device)  # NCCL gathers through the current device
+    device = inference.pick_device(settings.DEVICE, distributed.local_rank())
     distributed.start(device.type)
     return device
 

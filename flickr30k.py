@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import archives
 import download
+import hub
 import packed
 from caption_files import Row, read_annotations
 from download import Fetched, Remote
@@ -54,7 +55,7 @@ def find(repository: str, revision: str, folder: Path) -> Copy:
     """
     try:
         copy = local_copy(repository, revision, folder) or hub_copy(repository, revision, folder)
-    except download.hub_errors() as error:
+    except hub.errors() as error:
         raise explained(error, "the list of files", repository, revision) from error
     if any(name.endswith(".parquet") for name in copy.names):
         packed.import_pyarrow()  # before 4 GB are downloaded that nothing could read
@@ -128,7 +129,7 @@ def fetch(copy: Copy, name: str) -> Fetched:
         about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit, "names": copy.names}
         download.write_json(copy.folder / "listing.json", about)
         return download.fetch(copy.missing[name], copy.folder)
-    except download.hub_errors() as error:
+    except hub.errors() as error:
         raise explained(error, name, copy.repository, copy.revision) from error
 
 

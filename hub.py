@@ -35,7 +35,7 @@ def download(name: str, revision: str | None = None) -> Path:
 
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
-    except _errors() as error:
+    except errors() as error:
         raise ValueError(_download_problem(error, name, revision)) from error
 
 
@@ -51,7 +51,7 @@ def push(folder: Path, repo_id: str, private: bool, message: str) -> str:
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
-    except (*_errors(), RuntimeError) as error:
+    except (*errors(), RuntimeError) as error:
         raise ValueError(f"{repo_id} could not be uploaded to {api.endpoint}: {_reason(error)}") from error
     return str(url)
 
@@ -71,7 +71,7 @@ def access_problem(repo_id: str) -> str | None:
         utils.hf_raise_for_status(answer)
         person = answer.json()
         names = [person["name"], *(group["name"] for group in person.get("orgs", ()))]
-    except (*_errors(), KeyError, TypeError) as error:
+    except (*errors(), KeyError, TypeError) as error:
         return f"{constants.ENDPOINT} does not say whose token this is ({_reason(error)})"
     owner = repo_id.partition("/")[0]
     return None if owner in names else f"the token belongs to {' and '.join(names)}, not to {owner!r}"
@@ -138,7 +138,7 @@ class Uploads:
         self.tell(f"Hub: {self._message} is not uploaded: {reason}{repeat}")
 
 
-def _errors() -> tuple[type[Exception], ...]:
+def errors() -> tuple[type[Exception], ...]:
     """All that versions 1 and 2 of the Hub's client raise for a wrong id, a refusal or a failing network."""
     from huggingface_hub.utils import httpx
 

@@ -101,6 +101,9 @@ def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Pat
         best = runs.best_of_newest(output_dir)
         if best is None:
             raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
+        newest = runs.newest(output_dir)
+        if newest not in (None, best.parent):
+            warnings.warn(f"{newest} saved later, but has had no validation yet: taking {best}", stacklevel=2)
         return best
     if Path(path).is_file():
         return Path(path)
@@ -124,15 +127,22 @@ def is_exported(path: Path) -> bool:
     return path.name == WEIGHTS and pretrained.is_export(path.parent)
 
 
-def pick_device(name: str) -> torch.device:
-    """auto: cuda, else mps, else cpu. SystemExit where the named device is not there."""
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """auto: cuda, else mps, else cpu. SystemExit where the named device is not there.
+
+    local_rank: which of this machine's processes asks; where no GPU is named it gets that one, as its current device.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SystemExit(f"DEVICE = {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s). Use 'auto'.")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise SystemExit("DEVICE = 'mps': this machine has none. Use 'auto'.")
+    if device.type == "cuda" and local_rank is not None:
+        torch.cuda.set_device(device)  # NCCL gathers through the current device
     return device
 
 

@@ -273,12 +273,12 @@ class Decoder(nn.Module):
 
     def forward(self, tokens: Tensor, memory: Tensor, places: Places) -> Tensor:
         """tokens (B, T) with its places, memory (N, P, D) -> hidden states of the real tokens (R, D)."""
-        x = self._embed(tokens, memory, places)
+        x = self._embed(tokens, places)
         for layer in self.layers:
             x = layer(x, places, memory)
         return self.norm(x)
 
-    def _embed(self, tokens: Tensor, memory: Tensor, places: Places) -> Tensor:
+    def _embed(self, tokens: Tensor, places: Places) -> Tensor:
         captions, length = tokens.shape
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
@@ -287,7 +287,7 @@ class Decoder(nn.Module):
 
     def cross_attention(self, tokens: Tensor, memory: Tensor, places: Places) -> list[Tensor]:
         """Per layer the weights (R, H * P) of the real tokens' attention over the memory; arguments as `forward`."""
-        x = self._embed(tokens, memory, places)
+        x = self._embed(tokens, places)
         found = []
         for layer in self.layers:
             found.append(layer.cross_attention(x, places, memory))

@@ -1,12 +1,14 @@
 """What the check of a data set found, for people: a summary in lines, report.json, and histograms."""
 
+import io
 import json
-import os
 import statistics
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import files
 
 SHOWN = 3  # cases of each kind that are printed; report.json has CASES of them, and every refused picture
 CASES = 20
@@ -47,10 +49,7 @@ def summary(report: dict) -> list[str]:
 
 def write_report(folder: Path, report: dict) -> None:
     """report.json, atomically."""
-    path = folder / "report.json"
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(report, ensure_ascii=True, indent=1) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    files.write_atomically(folder / "report.json", json.dumps(report, ensure_ascii=True, indent=1) + "\n")
 
 
 def draw(path: Path, records: Sequence[dict], found: dict[str, dict], name: str) -> None:
@@ -77,12 +76,9 @@ def draw(path: Path, records: Sequence[dict], found: dict[str, dict], name: str)
         axes.set_ylabel(counted)
         axes.spines[["top", "right"]].set_visible(False)
         axes.yaxis.set_major_formatter("{x:,.0f}")
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        figure.savefig(part, format="png")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png")
+    files.write_file(path, buffer.getvalue())
 
 
 def _histogram(axes: Any, series: dict[str, Sequence[float]], whole: bool) -> None:

@@ -8,13 +8,13 @@ import hashlib
 import html
 import io
 import json
-import os
 import re
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+import files
 import pictures
 import report_html
 from report_html import Points
@@ -137,7 +137,7 @@ def plot_curves(history: list[dict], path: Path | str, title: str) -> None:
     panels[0].legend(loc="upper right", frameon=False, fontsize=9, title=curves.note, title_fontsize=8)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
-    _write_atomic(Path(path), buffer.getvalue())
+    files.write_file(Path(path), buffer.getvalue())
 
 
 def write_report(path: Path | str, *, title: str, scores: dict, predictions: list[dict],
@@ -186,7 +186,7 @@ def write_report(path: Path | str, *, title: str, scores: dict, predictions: lis
     }
     # One pass: a caption that holds "{{cards}}" stays text.
     page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
-    _write_atomic(Path(path), page.encode("utf-8", "backslashreplace"))
+    files.write_file(Path(path), page.encode("utf-8", "backslashreplace"))
 
 
 def shown_rows(predictions: list[dict], max_images: int = MAX_IMAGES) -> list[dict]:
@@ -266,13 +266,3 @@ def _charts_html(history: list[dict] | None) -> str:
         note = "The log holds no losses that can be drawn."
     return "".join(f'<figure class="panel"><figcaption><h2>{name}</h2>{legend}</figcaption>{svg}</figure>'
                    for name, legend, svg in charts) + (f'<p class="note">{note}</p>' if note else "")
-
-
-def _write_atomic(path: Path, data: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -3,13 +3,13 @@
 import hashlib
 import itertools
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import metrics
 import report
+from files import write_atomically
 from metrics import files
 
 Records = list[dict[str, Any]]
@@ -62,9 +62,7 @@ def tidy_kept(folder: Path, key: str) -> None:
     kept, old = read_kept(folder, key), list(folder.glob("captions-*.jsonl"))
     if kept:
         rows = [{"key": key}] + [{"image": image, "caption": caption} for image, caption in kept.items()]
-        whole = folder / f".captions.{os.getpid()}.tmp"
-        whole.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        whole.replace(folder / "captions-kept.jsonl")
+        write_atomically(folder / "captions-kept.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for path in old:
         if not kept or path.name != "captions-kept.jsonl":
             path.unlink()
@@ -213,10 +211,7 @@ def write_results(
         ],
     }
     for name, content in (("predictions", predictions), ("references", references), ("scores", scores)):
-        text = json.dumps(content, indent=1, ensure_ascii=False)
-        whole = output / f".{name}.{os.getpid()}.tmp"
-        whole.write_text(text, encoding="utf-8")
-        whole.replace(output / f"{name}.json")
+        write_atomically(output / f"{name}.json", json.dumps(content, indent=1, ensure_ascii=False))
 
 
 def scores_table(scores: dict[str, Any]) -> str:

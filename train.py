@@ -63,10 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         initial = runs.load_initial(settings)
     elif settings.ENCODER_MODEL_NAME is not None and resume is None:
         encoder.check_available(settings.ENCODER_MODEL_NAME)
-    device = inference.pick_device(settings.DEVICE)
-    if device.type == "cuda" and device.index is None:
-        device = inference.pick_device(f"cuda:{distributed.local_rank()}")
-        torch.cuda.set_device(device)  # NCCL gathers through the current device
+    device = inference.pick_device(settings.DEVICE, distributed.local_rank())
     with signals.catch() as requests:
         distributed.start(device.type)
         try:
@@ -111,7 +108,7 @@ def fit(run: Run, progress: Progress) -> None:
     saved_at = time.monotonic()
     with progress_bar(run, progress) as bar:
         try:
-            while progress.epoch < settings.NUM_EPOCHS and not out_of_patience(run, progress, bar):
+            while progress.epoch < settings.NUM_EPOCHS and not out_of_patience(run, progress):
                 for reached in train_one_epoch(run, progress, bar):
                     progress = reached
                     if boundary(run, progress, time.monotonic() - saved_at):
@@ -368,7 +365,7 @@ def stop_if_asked(run: Run) -> None:
         raise signals.Stopped(stop)
 
 
-def out_of_patience(run: Run, progress: Progress, bar: tqdm) -> bool:
+def out_of_patience(run: Run, progress: Progress) -> bool:
     patience = run.settings.EARLY_STOPPING_PATIENCE
     if not patience or progress.validations_without_gain < patience:
         return False

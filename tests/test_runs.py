@@ -10,6 +10,7 @@ import torch
 
 import checkpoint
 import config
+import inference
 import runs
 
 
@@ -83,6 +84,8 @@ def test_a_run_that_has_just_begun_is_not_what_evaluate_takes(tmp_path):
     best = put(tmp_path / "a" / checkpoint.best_name(1, 2.0), saved_at=90)
     put(tmp_path / "b" / "last.safetensors", saved_at=200, step=0)
     assert runs.best_of_newest(tmp_path) == best
+    with pytest.warns(UserWarning, match=r"b saved later, but has had no validation yet: taking .*/a/checkpoint"):
+        assert inference.find_checkpoint(None, str(tmp_path)) == best
 
 
 def find(tmp_path, given: str, *more: str):
