@@ -1,4 +1,4 @@
-"""Prepared data -> batches of tensors: the one image transform, captions as ids, the epoch's order.
+"""Prepared data -> batches of tensors: pictures as `transform` makes them, captions as ids, the epoch's order.
 
 The order of an epoch is a pure function of (seed, epoch), so a resume finds its place without replaying anything,
 with any number of workers.

@@ -57,7 +57,6 @@ def prepare_from(settings: Any) -> Path:
         cutoff=settings.DATA_CUTOFF,
         hf_dataset_id=settings.HF_DATASET_ID,
         hf_revision=settings.HF_DATASET_REVISION,
-        workers=settings.NUM_WORKERS,
         rules=preflight.Rules(settings.CAPTION_CASE, settings.MAX_BAD_FRACTION, settings.NUM_WORKERS),
     )
 
@@ -71,7 +70,6 @@ def prepare(
     cutoff: int | None = None,
     hf_dataset_id: str = flickr30k.OFFICIAL_ID,
     hf_revision: str = "main",
-    workers: int = 2,
     rules: preflight.Rules = preflight.DEFAULT_RULES,
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
@@ -91,8 +89,8 @@ def prepare(
         parts = mixing.parse(name)
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
-                    hf_revision=hf_revision, workers=workers, rules=rules)  # fmt: skip
-        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts, workers)
+                    hf_revision=hf_revision, rules=rules)  # fmt: skip
+        return prepare_mix(folder_of(mixing.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -104,7 +102,7 @@ def prepare(
             check_raw_unchanged(folder, manifest, raw_dir)
         return folder
     if name == "demo":
-        return prepare_demo(folder, seed, cutoff, workers, rules)
+        return prepare_demo(folder, seed, cutoff, rules)
     if raw_dir is not None:
         return prepare_folder(folder, raw_dir, seed, cutoff, rules)
     raise ValueError(f"DATASET = {name!r} is not in {data_dir} and not a set that can be made here (demo, flickr30k): "
@@ -149,18 +147,18 @@ def prepare_flickr30k(
     return folder
 
 
-def prepare_demo(folder: Path, seed: int, cutoff: int | None, workers: int, rules: preflight.Rules) -> Path:
+def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: preflight.Rules) -> Path:
     from demo_set import draw_demo_set
 
     begin(folder)
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
-    records = draw_demo_set(folder / "images", seed, counts, max(1, workers))
+    records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
     checked = preflight.check(folder, records, None, rules)
     return finish(folder, checked, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set",
                   seed=seed)
 
 
-def prepare_mix(folder: Path, parts: Sequence[mixing.Part], workers: int = 1) -> Path:
+def prepare_mix(folder: Path, parts: Sequence[mixing.Part], workers: int = 0) -> Path:
     """Prepared sets, side by side in one DATA_DIR -> the set of all of them at `folder`, whose images/ links to theirs.
 
     Made again whenever one of them is another one than before: it costs no pictures. A picture that stands in one split

@@ -1,6 +1,6 @@
 """The README's picture: held-out demo pictures with the captions of a run.
 
-    python docs/demo_picture.py runs/demo-001/eval_test_epoch12_beam3 docs/demo.png
+    python docs/demo_picture.py runs/demo-001/eval_test_epoch12_beam3_penalty1 docs/demo.png
 """
 
 import json

@@ -15,7 +15,7 @@ references:  a COCO captions file {"annotations": [{"image_id": 1, "caption": ".
 predictions: a COCO results list [{"image_id": 1, "caption": "..."}, ...], or a mapping {"1": "...", ...}
 
 Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java, except for --meteor and
---spice. Beside each score stand the 95 % bootstrap interval over images; it does not hold other training seeds.
+--spice. Beside each score stands the 95 % bootstrap interval over images; it does not hold other training seeds.
 """
 
 

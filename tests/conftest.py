@@ -48,7 +48,7 @@ def save_tower(folder: Path):
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DATA_DIR that holds the first pictures of the demo set, CUTOFF of each split."""
     folder = tmp_path_factory.mktemp("data")
-    prepare_dataset.prepare("demo", folder, seed=1, cutoff=CUTOFF, workers=1)
+    prepare_dataset.prepare("demo", folder, seed=1, cutoff=CUTOFF)
     return folder
 
 

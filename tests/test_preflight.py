@@ -162,7 +162,7 @@ def test_the_case_of_captions_is_a_setting_and_part_of_the_set(tmp_path):
 def test_the_demo_set_is_not_scanned_and_its_captions_stay(demo_data, tmp_path):
     assert not (demo_data / "demo" / "report.json").exists() and not (demo_data / "demo" / "scan.jsonl").exists()
     assert verify(demo_data / "demo")["caption_text"] == {"version": 1, "case": "keep"}
-    folder = prepare("demo", tmp_path, cutoff=2, workers=1, rules=preflight.Rules(caption_case="lower"))
+    folder = prepare("demo", tmp_path, cutoff=2, rules=preflight.Rules(caption_case="lower"))
     texts = [text for record in dataset.load_records(folder, "train") for text in record["captions"]]
     assert texts == [text.lower() for text in texts]
 

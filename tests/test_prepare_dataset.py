@@ -236,7 +236,7 @@ def test_unknown_names_say_how_to_point_at_a_folder(tmp_path):
 
 
 def test_demo_set_is_drawn_whole_with_its_scenes(tmp_path):
-    folder = prepare("demo", tmp_path, seed=3, cutoff=4, workers=0)
+    folder = prepare("demo", tmp_path, seed=3, cutoff=4)
     manifest = verify(folder)
     assert manifest["counts"] == {split: {"images": 4, "captions": 20} for split in layouts.SPLITS}
     assert (manifest["seed"], manifest["layout"]) == (3, "demo")
