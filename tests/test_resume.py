@@ -227,25 +227,59 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
     assert fingerprint(tmp_path / "run", demo_data) == whole(2)
 
 
+def stopped_and_resumed(data: Path, output: Path, argv: list[str], between=lambda: None) -> list[dict[str, str]]:
+    """Fingerprints of a run of two epochs, whole and in two parts; `between` is called between the parts."""
+    for name in ("whole", "parts"):
+        argv[argv.index("--output-dir") + 1] = str(output / name)
+        process = start(argv, output / "printed", user_code)
+        if name == "parts":
+            wait_for(lambda: steps_done(output / "parts" / "run") >= 3, process)
+            os.kill(process.pid, signal.SIGTERM)
+            assert end(process) == 143, (output / "printed").read_text()
+            between()
+            process = start(argv, output / "printed", user_code)
+        assert end(process) == 0, (output / "printed").read_text()
+    assert len(rows(output / "parts" / "run", "resume")) == 1
+    return [fingerprint(output / name / "run", data) for name in ("whole", "parts")]
+
+
 def test_a_frozen_encoder_resumes_with_the_features_of_its_own_weights(demo_data, tmp_path):
     """Whose folder is gone: the checkpoint's weights, and no cache is made anew."""
-    tower = tmp_path / "tower"
+    tower, cached = tmp_path / "tower", []
+    save_tower(tower)
+
+    def lost():
+        shutil.rmtree(tower)
+        cached.extend((demo_data / "demo" / "cache").glob("features_*"))
+
     own = ["--encoder-model-name", str(tower), "--freeze-encoder", "--image-size", "none", "--num-workers", "0",
            "--random-crop-area", "1", "--no-random-flip"]  # fmt: skip
-    save_tower(tower)
-    process = start(arguments(demo_data, tmp_path / "whole", 2, *own), tmp_path / "printed")
-    assert end(process) == 0, (tmp_path / "printed").read_text()
-    argv = arguments(demo_data, tmp_path / "parts", 2, *own)
-    process = start(argv, tmp_path / "printed")
-    wait_for(lambda: steps_done(tmp_path / "parts" / "run") >= 3, process)
-    os.kill(process.pid, signal.SIGTERM)
-    assert end(process) == 143
-    shutil.rmtree(tower)
-    cached = set((demo_data / "demo" / "cache").glob("features_*"))
-    process = start(argv, tmp_path / "printed")
-    assert end(process) == 0, (tmp_path / "printed").read_text()
-    assert cached and cached == set((demo_data / "demo" / "cache").glob("features_*"))
-    whole, parts = (fingerprint(tmp_path / name / "run", demo_data) for name in ("whole", "parts"))
+    whole, parts = stopped_and_resumed(demo_data, tmp_path, arguments(demo_data, tmp_path, 2, *own), lost)
+    assert whole == parts
+    assert cached and set(cached) == set((demo_data / "demo" / "cache").glob("features_*"))
+
+
+FROZEN = "--encoder-model-name TOWER --freeze-encoder --image-size none"
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:.*grad attribute")  # of torch.compile
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--precision bf16", "--gradient-checkpointing", "--cache-images", "--captions-per-image 1", "--deterministic",
+        "--batch-size auto", "--validation-interval 2", "--lr-schedule cosine --warmup-ratio 0.2 --weight-decay 0.1",
+        "--dataset demo*0.5", "--no-cache-images --random-crop-area 1 --no-random-flip", "--compile",
+        "--label-smoothing 0.2 --early-stopping-patience 3 --keep-best 1 --checkpoint-every-steps 1",
+        FROZEN, f"{FROZEN} --no-cache-features --random-crop-area 1 --no-random-flip",
+        f"{FROZEN} --cache-limit-gb 0 --random-crop-area 1 --no-random-flip",
+        "--encoder-model-name TOWER --image-size none --encoder-learning-rate 1e-4",
+    ],
+)  # fmt: skip
+def test_every_kind_of_run_resumes(demo_data, tmp_path, flags):
+    save_tower(tmp_path / "tower")
+    own = flags.replace("TOWER", str(tmp_path / "tower")).split()
+    whole, parts = stopped_and_resumed(demo_data, tmp_path, arguments(demo_data, tmp_path, 2, *own))
     assert whole == parts
 
 
