@@ -144,17 +144,22 @@ def _best_names(names: Sequence[str], records: Records, path: Path) -> dict[str,
     return best[0]
 
 
-def read_results(path: Path) -> tuple[dict | None, dict]:
-    """(references by image or None, caption by image) of a results folder, or of a predictions file."""
+def read_results(path: Path) -> tuple[Path, Records | None]:
+    """(the predictions file, what the references.json beside it says) of a results folder, or of a predictions file."""
     file = path / "predictions.json" if path.is_dir() else path
     if not file.is_file():
         raise ValueError(f"There is no {file}. Name a results folder, a predictions file or a checkpoint.")
-    predictions = files.read_predictions(file)
+    files.read_json(file)
     beside = file.parent / "references.json"
     if not beside.is_file():
-        return None, predictions
-    references = files.read_references(beside)
-    return references, files.with_ids_of(references, predictions)
+        return file, None
+    references, content = files.read_references(beside), files.read_json(beside)
+    images = content.get("images", []) if "annotations" in content else []
+    names = {entry["id"]: entry.get("file_name", str(entry["id"])) for entry in images}
+    return file, [
+        {"file_name": names.get(image, str(image)), "image_id": image, "captions": captions}
+        for image, captions in references.items()
+    ]
 
 
 def origin(path: Path) -> str:
@@ -166,19 +171,25 @@ def origin(path: Path) -> str:
 
 
 def compare_results(
-    first: tuple[dict | None, dict], second: tuple[dict | None, dict], meteor: bool, spice: bool
+    first: tuple[Path, Records | None], second: tuple[Path, Records | None], meteor: bool, spice: bool
 ) -> tuple[dict[str, metrics.Difference], dict]:
-    """The paired test of two sets of captions, and their references. ValueError where images or references differ."""
-    references = first[0] or second[0]
-    if references is None:
+    """The paired test of two sides as `read_results` gives them, and their references by image.
+
+    Both are read as `read_predictions` reads them: by file name, else by number. ValueError where images or references
+    differ.
+    """
+    records = first[1] or second[1]
+    if records is None:
         raise ValueError("Neither side has a references.json beside its predictions: python -m metrics REFERENCES A "
                          "--compare B takes them apart.")  # fmt: skip
-    if first[0] and second[0]:
-        metrics.require_same_references(first[0], second[0])
+    if first[1] and second[1]:
+        by_image = [{record["image_id"]: record["captions"] for record in side} for side in (first[1], second[1])]
+        metrics.require_same_references(*by_image)
+    references = {record["image_id"]: record["captions"] for record in records}
     prepared = metrics.prepare_references(references)
     measured = [
-        metrics.measure(prepared, files.with_ids_of(references, captions), meteor, spice)
-        for _, captions in (first, second)
+        metrics.measure(prepared, dict(zip(references, read_predictions(path, records), strict=True)), meteor, spice)
+        for path, _ in (first, second)
     ]
     return metrics.compare(*measured), references
 

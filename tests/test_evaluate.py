@@ -396,6 +396,18 @@ def test_a_comparison_with_a_checkpoint_that_is_not_there_captions_nothing(train
             evaluation.main(["--compare", *sides])
 
 
+def test_both_sides_of_a_comparison_go_by_file_name(whole, tmp_path):
+    rows = read(whole / "predictions.json")
+    turned = [row | {"image_id": other["image_id"]} for row, other in zip(rows, rows[::-1], strict=True)]
+    named = {row["file_name"]: row["caption"] for row in rows}
+    for content in (turned, [{"image_id": name, "caption": text} for name, text in named.items()], named,
+                    {Path(name).stem: text for name, text in named.items()}):  # fmt: skip
+        (tmp_path / "same.json").write_text(json.dumps(content))
+        for sides in ([str(whole), str(tmp_path / "same.json")], [str(tmp_path / "same.json"), str(whole)]):
+            evaluation.main(["--compare", *sides, "--json", str(tmp_path / "out.json")])
+            assert {row["difference"] for row in read(tmp_path / "out.json")["differences"].values()} == {0.0}
+
+
 def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path):
     other = tmp_path / "other"
     shutil.copytree(whole, other)
@@ -406,7 +418,7 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
         evaluation.main(["--compare", str(whole), str(other)])
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps(read(whole / "predictions.json")[:20]))
-    with pytest.raises(ValueError, match="4 of 24 images have no prediction, the first 20, 21, 22"):
+    with pytest.raises(ValueError, match="4 of 24 pictures have no prediction, the first"):
         evaluation.main(["--compare", str(whole), str(alone)])
     with pytest.raises(ValueError, match="Neither side has a references.json"):
         evaluation.main(["--compare", str(alone), str(alone)])
