@@ -77,7 +77,7 @@ def draw(picture: Image.Image, caption: str, maps: CaptionMaps) -> bytes:
     rows = -(-len(panels) // columns)
     ratio = picture.height / picture.width
     figure = Figure(figsize=(2 * columns, (1.9 * ratio + 0.32) * rows + 0.4), dpi=150, layout="constrained")
-    figure.suptitle("\n".join(textwrap.wrap(caption, 16 * columns)), fontsize=12)
+    figure.suptitle("\n".join(textwrap.wrap(caption, 16 * columns)), fontsize=12, parse_math=False)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis in axes:
         axis.set_axis_off()

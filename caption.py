@@ -14,6 +14,7 @@ A picture that cannot be read is told on stderr, the others are captioned, and t
 import argparse
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +53,7 @@ def main(argv: list[str]) -> int:
     arguments = _PARSER.parse_args(rest)
     settings = config.load(own)  # --help and mistakes answer before torch is imported
     pictures = find_pictures(arguments.pictures)
-    check_arguments(arguments, len(pictures))
+    check_arguments(arguments, pictures)
 
     import inference
 
@@ -86,27 +87,34 @@ def main(argv: list[str]) -> int:
             print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
     text = json.dumps(rows, indent=1, ensure_ascii=False)
     if arguments.output:
-        write_file(Path(arguments.output), f"{text}\n".encode())
+        # A name that is no text comes out as JSON's own \udc80 to \udcff.
+        write_file(Path(arguments.output), f"{text}\n".encode("utf-8", "backslashreplace"))
         print(f"captions of {len(rows)} pictures: {arguments.output}")
     elif arguments.json:
         print(text)
     return 1 if unreadable else 0
 
 
-def check_arguments(arguments: argparse.Namespace, pictures: int) -> None:
+def check_arguments(arguments: argparse.Namespace, pictures: list[Path]) -> None:
     """Raise SystemExit, with every problem found, for flags that cannot be meant so."""
     a = arguments
     rules = [
         (a.num_captions >= 1, f"--num-captions {a.num_captions}: must be 1 or more"),
-        (not a.attention or pictures == 1, f"--attention draws one picture: give one, not {pictures}"),
+        (not a.attention or len(pictures) == 1, f"--attention draws one picture: give one, not {len(pictures)}"),
         (not a.attention or a.attention.endswith(".png"), f"--attention {a.attention}: must end in .png"),
     ]
     for flag, name in (("--output", a.output), ("--attention", a.attention)):
         rules.append((not name or Path(name).parent.is_dir(), f"{flag} {name}: there is no such folder"))
         rules.append((not name or not Path(name).is_dir(), f"{flag} {name}: is a folder, name a file"))
+        rules.append((not _is_one_of(name, pictures), f"{flag} {name}: is one of the pictures, name another file"))
     problems = [text for holds, text in rules if not holds] + decoding_flags.problems(a, a.num_captions)
     if problems:
         raise SystemExit("\n".join(problems))
+
+
+def _is_one_of(name: str | None, paths: list[Path]) -> bool:
+    there = bool(name) and os.path.isfile(name)
+    return there and any(os.path.isfile(path) and os.path.samefile(name, path) for path in paths)
 
 
 def caption_pictures(
@@ -150,11 +158,12 @@ def caption_pictures(
 
 def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
     """The PNG of attention.draw for one caption (inference.CaptionText) of a picture."""
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     import attention
     import dataset as data
     import inference
+    import pictures
 
     model = loaded.models[0]
     pixels = data.load_image(picture, model.image_spec)
@@ -165,8 +174,7 @@ def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
     shown = data.load_image(picture, model.image_spec | larger).permute(1, 2, 0).numpy()
     drawing = Image.fromarray(shown)
     if not model.image_spec["crop"]:
-        with Image.open(picture) as original:
-            width, height = ImageOps.exif_transpose(original).size
+        height, width, _ = pictures.read(picture).pixels.shape
         drawing = drawing.resize((448, max(1, round(448 * height / width))))
     return attention.draw(drawing, caption.text, maps)
 
@@ -180,11 +188,14 @@ def find_pictures(names: list[str]) -> list[Path]:
     pictures: list[Path] = []
     for name in names:
         path = Path(name)
+        if not name:
+            raise SystemExit('"" names no picture: for the folder you are in give .')
         if name == "-":
             pictures += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
-        elif path.is_dir():
-            below = (path / entry for entry in walk_files(path) if entry.lower().endswith(PICTURE_SUFFIXES))
-            found = [picture for picture in below if picture.is_file()]
+        elif os.path.isdir(path):  # Path.is_dir raises where a folder above may not be entered
+            names_below = walk_files(path, lambda error: print(commands.told(error), file=sys.stderr))
+            below = (path / entry for entry in names_below if entry.lower().endswith(PICTURE_SUFFIXES))
+            found = [picture for picture in below if not os.path.isdir(picture)]
             if not found:
                 raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(PICTURE_SUFFIXES)}).")
             pictures += found
@@ -192,7 +203,7 @@ def find_pictures(names: list[str]) -> list[Path]:
             pictures.append(path)
     if not pictures:
         raise SystemExit("No picture was named: the list on stdin is empty.")
-    if not any(picture.is_file() for picture in pictures):
+    if not any(os.path.isfile(picture) for picture in pictures):
         raise SystemExit(f"There is no picture {str(pictures[0])!r}.")
     return pictures
 

@@ -19,6 +19,10 @@ _ADVICE = {
 def begin() -> None:
     """Before slow imports: Ctrl-C ends the process there and then, without the traceback of an import."""
     _on_ctrl_c(signal.SIG_DFL)
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by whoever started this
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
+    sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
 
 
 def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> None:
@@ -51,6 +55,8 @@ def _on_ctrl_c(handler: Any) -> None:
 
 def told(error: Exception) -> str:
     """An error as one line; of the system's errors which file, what, and what to do, without numbers."""
+    if raised := re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.*)", str(error), re.DOTALL):
+        return raised[1].strip()  # torch's account of it has the worker's traceback
     if not isinstance(error, OSError) or error.strerror is None or error.errno is None:
         return str(error)
     # Files are written under a name of their own first, which nobody has heard of.

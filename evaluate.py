@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import json
 import sys
+import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -119,7 +120,7 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     captions_sha256 = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
-    decoding = _decoding(settings, options)
+    decoding = _decoding(loaded, options)
     key = results.digest(made_by, decoding, captions_sha256, split.folder.name, split.name, len(split.records))
     metrics.require_java(arguments.meteor, arguments.spice)
     first = distributed.rank() == 0
@@ -127,7 +128,7 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     if first:  # the others would look while this one writes
         place = paths[0].parent / _label(settings, options, split, states)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
-        there = (output / "scores.json").is_file() and _read(output / "scores.json").get("key") == key
+        there = results.read_object(output / "scores.json").get("key") == key
         decided = [(output, reuse and there)]
     output, done = distributed.gather(decided)[0]
     if done:
@@ -156,7 +157,7 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
         # A token that holds half a character has no text of its own, so that its word cannot be found.
         if maps and "".join(word["text"] for word in maps["words"]) == "".join(row["caption"].split()):
             row["attention"] = maps
-    finish(output, split, captions, per_image, scores, rows, paths[0].parent / "log.jsonl")
+    finish(output, split, captions, per_image, scores, rows, paths[0].parent, _history(paths[0].parent))
     return output
 
 
@@ -179,7 +180,7 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
     place = path.parent / f"eval_{split.name}_{path.stem}"
     output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     rows = gallery_rows(split.records, captions, per_image)
-    finish(output, split, captions, per_image, scores, rows, path.parent / "log.jsonl")
+    finish(output, split, captions, per_image, scores, rows, path.parent)
 
 
 def compare(arguments: argparse.Namespace, own: list[str]) -> None:
@@ -309,7 +310,7 @@ def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
     except ValueError as error:
         raise ValueError(f"{error} Or name one of its splits: --split val") from error
     origin = Path(settings.DATA_DIR) / mixing.folder_name(trained["DATASET"]) / "captions.json"
-    there = {row["split"] for row in _read(origin)["images"]} if origin.is_file() else set()
+    there = {row["split"] for row in results.read_object(origin).get("images", [])}
     seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
     rows = data.load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
     training = [caption for row in rows for caption in row["captions"]]
@@ -328,23 +329,32 @@ def gallery_rows(
 
 def finish(
     output: Path, split: Split, captions: list[str], per_image: list[dict[str, float]], scores: dict[str, Any],
-    rows: list[dict[str, Any]], log: Path,
+    rows: list[dict[str, Any]], origin: Path, history: list[dict[str, Any]] | None = None,
 ) -> None:  # fmt: skip
-    """Write the results folder, print the table."""
+    """Write the results folder, print the table. origin: the folder that the captions are of; history: its curves."""
     results.write_results(output, split.records, captions, per_image, scores)
+    print(results.scores_table(scores), flush=True)
     report.write_report(
-        output / "report.html", title=f"{log.parent.resolve().name}: captions of the {split.name} split",
-        scores=scores, predictions=rows, images_dir=split.folder / "images",
-        history=report.read_log(log) if log.is_file() else None,
+        output / "report.html", title=f"{origin.resolve().name}: captions of the {split.name} split", scores=scores,
+        predictions=rows, images_dir=split.folder / "images", history=history,
     )  # fmt: skip
     results.drop_kept(output)
-    print(results.scores_table(scores))
     print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
 
 
+def _history(run: Path) -> list[dict[str, Any]] | None:
+    log = run / "log.jsonl"
+    try:
+        return report.read_log(log) if log.is_file() else None
+    except ValueError as error:
+        warnings.warn(f"no curves in the report: {error}", stacklevel=2)
+        return None
+
+
 def _is_model(name: str) -> bool:
-    """Whether a side of --compare is to be captioned first."""
-    return name.endswith(".safetensors") or inference.is_exported(Path(name) / "model.safetensors")
+    """Whether a side of --compare is to be captioned first: a checkpoint, an export, or several with commas between."""
+    parts = [name] if Path(name).exists() else name.split(",")
+    return all(part.endswith(".safetensors") or inference.is_exported(Path(part) / inference.WEIGHTS) for part in parts)
 
 
 def _caption_batches(loaded: inference.Loaded, options: decode.Options, images: data.ImageTextDataset) -> Any:
@@ -356,17 +366,18 @@ def _caption_batches(loaded: inference.Loaded, options: decode.Options, images: 
     )  # fmt: skip
 
 
-def _decoding(settings: Any, options: decode.Options) -> dict[str, Any]:
+def _decoding(loaded: inference.Loaded, options: decode.Options) -> dict[str, Any]:
     """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
-    o, dtype = options, inference.pick_dtype(settings.PRECISION, inference.pick_device(settings.DEVICE))
+    o, settings, dtype = options, loaded.settings, inference.pick_dtype(loaded.settings.PRECISION, loaded.device)
     limit = {"cut at": o.max_length} if o.max_length else {}
     how: dict[str, Any] = {"beam": o.beam_size, "length penalty": o.length_penalty}
     if o.samples:
         how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
     elif o.beam_groups > 1:
         how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
+    longest = min(model.decoder.max_seq_len for model in loaded.models)
     return how | limit | {
-        "longest": settings.MAX_SEQ_LEN, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
+        "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
         "precision": str(dtype).removeprefix("torch."),
     }
 
@@ -414,10 +425,6 @@ def _join_processes(settings: Any) -> torch.device:
     device = inference.pick_device(settings.DEVICE, distributed.local_rank())
     distributed.start(device.type)
     return device
-
-
-def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":

@@ -99,7 +99,7 @@ def write(folder: Path, state: dict[str, Any], origin: Path, data_dir: Path, rep
 
 def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -> card.Facts:
     """What lies around a checkpoint and belongs to it: data set, scores of an evaluation, validation, samples."""
-    manifest = _read(data_dir / mixing.folder_name(state["config"]["DATASET"]) / "manifest.json")
+    manifest = results.read_object(data_dir / mixing.folder_name(state["config"]["DATASET"]) / "manifest.json")
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
         manifest = {}  # of other data than it was trained on
     log = origin.parent / "log.jsonl"
@@ -125,7 +125,7 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
     wanted = {"dataset": mixing.folder_name(config["DATASET"]), "checkpoints": [results.digest(origin)]}
     found = []
     for path in origin.parent.glob("eval_*/scores.json"):
-        scores = _read(path)
+        scores = results.read_object(path)
         if wanted.items() <= scores.items() and not {"sampled with seed", "cut at"} & scores["decoding"].keys():
             alike = own_decoding.items() <= scores["decoding"].items() and "groups" not in scores["decoding"]
             found.append(((alike, scores["split"] == "test", scores["images"], path.stat().st_mtime), path, scores))
@@ -194,15 +194,6 @@ def uploads(settings: Any, run: Path, writer: saver.Saver) -> Iterator[None]:
         beside.finish(0)
         raise
     beside.finish(hub.WAIT_SECONDS)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A JSON object; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
 
 
 if __name__ == "__main__":

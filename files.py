@@ -5,7 +5,7 @@ import filecmp
 import os
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,13 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, P
     return pictures, unused
 
 
-def walk_files(folder: Path) -> Iterable[str]:
+def walk_files(folder: Path, unreadable: Callable[[OSError], Any] | None = None) -> Iterable[str]:
     """Every file below `folder`, and folders named like pictures, as relative paths with "/", sorted folder by folder.
 
-    Linked folders are entered once, hidden files and macOS junk are skipped.
+    Linked folders are entered once, hidden files and macOS junk are skipped. unreadable: told of folders that are.
     """
     entered = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, onerror=unreadable, followlinks=True):
         real = os.path.realpath(parent)
         if real in entered:
             folders.clear()

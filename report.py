@@ -68,13 +68,15 @@ def extract_curves(history: list[dict]) -> Curves:
     """
     by_type: dict[str, dict[int, dict]] = {"train": {}, "val": {}}
     for row in history:
-        if row.get("type") in by_type:
+        if not report_html.is_finite(row.get("step")):
+            continue  # of another program
+        if row.get("type") in ("train", "val"):
             by_type[row["type"]][row["step"]] = row
         elif row.get("type") == "resume":
             by_type = {name: {step: r for step, r in rows.items() if step <= row["step"]}
                        for name, rows in by_type.items()}
     train_rows, val_rows = ([rows[step] for step in sorted(rows)] for rows in by_type.values())
-    in_epochs = bool(train_rows) and all("epoch" in row for row in train_rows)
+    in_epochs = bool(train_rows) and all(report_html.is_finite(row.get("epoch")) for row in train_rows)
     # A validation row's own epoch is a whole number; its step places it exactly between the training rows.
     per_step = train_rows[-1]["epoch"] / max(train_rows[-1]["step"], 1) if in_epochs else 1
     train = [(row["epoch"] if in_epochs else row["step"], row.get("loss")) for row in train_rows]

@@ -51,9 +51,10 @@ def folder_for(folder: Path, key: str) -> Path:
 
 def _keys(folder: Path) -> set[str | None]:
     """Of the results and the kept captions in `folder`; None: of an earlier version, which wrote none."""
-    keys = {rows[0].get("key") for path in folder.glob("captions-*.jsonl") if (rows := report.read_log(path))}
+    found = [rows[0] for path in folder.glob("captions-*.jsonl") if (rows := report.read_log(path))]
     scores = folder / "scores.json"
-    return keys | {files.read_json(scores).get("key")} if scores.is_file() else keys
+    keys = [row.get("key") for row in found + ([read_object(scores)] if scores.is_file() else [])]
+    return {key if isinstance(key, str) else None for key in keys}
 
 
 def tidy_kept(folder: Path, key: str) -> None:
@@ -74,8 +75,18 @@ def read_kept(folder: Path, key: str) -> dict[int, str]:
     for path in sorted(folder.glob("captions-*.jsonl")):
         rows = report.read_log(path)
         if rows and rows[0].get("key") == key:
-            kept |= {row["image"]: row["caption"] for row in rows[1:]}
+            whole = (row for row in rows[1:] if type(row.get("image")) is int and isinstance(row.get("caption"), str))
+            kept |= {row["image"]: row["caption"] for row in whole}
     return kept
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def drop_kept(folder: Path) -> None:
@@ -164,9 +175,8 @@ def read_results(path: Path) -> tuple[Path, Records | None]:
 
 def origin(path: Path) -> str:
     """What made the captions of `path`, a results folder or a predictions file: its signature, or its digest."""
-    scores = path / "scores.json"
-    if scores.is_file() and "signature" in (read := files.read_json(scores)):
-        return read["signature"]
+    if isinstance(signature := read_object(path / "scores.json").get("signature"), str):
+        return signature
     return f"captions of {path.name} {digest(path / 'predictions.json' if path.is_dir() else path)}"
 
 

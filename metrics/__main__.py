@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -41,8 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = compare(args) if args.compare else report(args)
         if args.json is not None:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output has gone, e.g. `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except KeyboardInterrupt:
+        print("\nStopped.", file=sys.stderr)
+        return 130
     except (ValueError, OSError) as error:
-        what = f"{error.filename}: {error.strerror}" if isinstance(error, OSError) and error.filename else error
+        what = error
+        if isinstance(error, OSError) and error.strerror:
+            what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
         print(f"python -m metrics: {what}", file=sys.stderr)
         return 1
     return 0

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import attention
 import caption
 import checkpoint
 import config
@@ -84,6 +86,46 @@ def test_unreadable_pictures_are_told_and_the_others_captioned(runs, images, tmp
     monkeypatch.setattr(sys, "stdin", io.StringIO("\n"))
     with pytest.raises(SystemExit, match="the list on stdin is empty"):
         caption.main(["-", *flags])
+
+
+def test_names_that_are_no_text_or_too_long_stop_nothing(runs, images, tmp_path, capsys):
+    folder, output = tmp_path / "pictures", tmp_path / "captions.json"
+    folder.mkdir()
+    picture = folder / os.fsdecode(b"bad\xff\xfe.jpg")
+    picture.write_bytes(Path(images[0]).read_bytes())
+    (folder / "gone.jpg").symlink_to("nowhere")
+    argv = ["x" * 300 + ".jpg", str(folder), "--checkpoint", runs["a"], "--output", str(output)]
+    assert caption.main(argv) == 1
+    assert "cannot be read: cannot be opened: File name too long" in (err := capsys.readouterr().err)
+    assert "gone.jpg cannot be read: link to nothing" in err
+    (row,) = json.loads(output.read_bytes())
+    assert row["file_name"] == str(picture) and row["captions"] == rows(capsys, images[0], *argv[2:4])[0]["captions"]
+
+
+def test_no_picture_is_overwritten_and_an_empty_name_is_no_folder(runs, images, tmp_path):
+    path = tmp_path / "photo.png"
+    Image.open(images[0]).save(path)
+    before = path.read_bytes()
+    for flag in ("--output", "--attention"):
+        with pytest.raises(SystemExit, match=f"{flag} .*photo.png: is one of the pictures"):
+            caption.main([str(path), "--checkpoint", runs["a"], flag, str(path.parent / "." / path.name)])
+    assert path.read_bytes() == before
+    with pytest.raises(SystemExit, match="names no picture"):
+        caption.main([""])
+
+
+def test_a_damaged_exif_block_and_signs_of_mathematics_are_drawn(runs, images, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x0213] = 6, 1
+    block = bytearray(exif.tobytes())
+    block[block.index(b"\x02\x13") + 3] = 2  # a number that says it is text
+    picture = Image.open(images[0]).convert("RGB")
+    picture.save(tmp_path / "odd.jpg", exif=bytes(block))
+    assert caption.main([str(tmp_path / "odd.jpg"), "--checkpoint", runs["a"],
+                         "--attention", str(tmp_path / "maps.png")]) == 0  # fmt: skip
+    assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
+    maps = attention.CaptionMaps(2, [attention.WordMap("$^$", torch.eye(2))])
+    assert attention.draw(picture, r"a $\frac$ and $^$", maps).startswith(b"\x89PNG")
 
 
 def test_folders_give_the_pictures_in_and_below_them(images, tmp_path):

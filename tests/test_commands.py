@@ -11,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import torch
 
 import commands
 from tests.conftest import ROOT
@@ -34,6 +35,20 @@ def test_errors_of_the_system_name_the_file_and_the_way_on():
     assert commands.told(missing.value) == "nowhere/x.json: No such file or directory"
     assert commands.told(OSError("the Hub is silent")) == "the Hub is silent"
     assert commands.told(ValueError("BEAM_SIZE = 0")) == "BEAM_SIZE = 0"
+
+
+def test_an_error_in_a_process_that_reads_pictures_is_the_same_one_line():
+    class Broken(torch.utils.data.Dataset):
+        def __len__(self):
+            return 1
+
+        def __getitem__(self, index):
+            raise ValueError("The picture a.jpg cannot be read: truncated")
+
+    with pytest.raises(ValueError) as wrapped:
+        next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1, multiprocessing_context="fork")))
+    assert "Traceback" in str(wrapped.value)
+    assert commands.told(wrapped.value) == "The picture a.jpg cannot be read: truncated"
 
 
 def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
@@ -76,6 +91,19 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
     )
     done = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], **place)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_closed_streams_and_names_that_are_no_text(tmp_path):
+    (tmp_path / "says.py").write_text(
+        "import sys\nimport commands\ncommands.begin()\n"
+        "def main(argv):\n    print('bad\\udcff.jpg', sys.stdin.read(), sys.stdout.isatty())\n"
+        "commands.run(main)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
+    for closed, expected in (("", "bad\\udcff.jpg  False\n"), ("<&-", "bad\\udcff.jpg  False\n"), (">&- <&- 2>&-", "")):
+        line = f"{sys.executable} {tmp_path / 'says.py'} {closed or '</dev/null'}"
+        done = subprocess.run(["bash", "-c", line], env=environment, capture_output=True, text=True)
+        assert (done.returncode, done.stdout, done.stderr) == (0, expected, "")
 
 
 @pytest.mark.parametrize(

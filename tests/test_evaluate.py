@@ -1,5 +1,6 @@
 """evaluate.py: what it writes, goes on after a kill, shares the pictures, compares, and refuses."""
 
+import contextlib
 import dataclasses
 import json
 import multiprocessing
@@ -272,6 +273,43 @@ def test_empty_captions_and_a_single_picture_have_their_documented_values(demo_d
     assert scores["corpus"]["CIDEr"] == 0 and scores["intervals"]["CIDEr"] == (0, 0)
 
 
+@pytest.mark.parametrize("content", ["[1]", "12", "null", '{"key": ["a"]}', '{"key": "b", "corp'])
+def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tmp_path):
+    path = Path(shutil.copy(trained, tmp_path))
+    evaluation.main(["--checkpoint", str(path), *BATCHES])
+    (own,) = tmp_path.glob("eval_*")
+    (own / "scores.json").write_text(content)
+    evaluation.main(["--checkpoint", str(path), *BATCHES])
+    other = own.with_name(f"{own.name}_2")  # of nobody knows what: not overwritten
+    assert (own / "scores.json").read_text() == content and read(other / "predictions.json")
+    (other / "scores.json").unlink()
+    rows = [{"key": "k"}, {"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
+            {"image": 5, "caption": "kept"}]  # fmt: skip
+    (other / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert results.read_kept(other, "k") == {5: "kept"}
+    evaluation.main(["--compare", str(own), str(own)])
+
+
+LOGS = {
+    '{"type": "train", "loss": 1.0}\n': None, '{"type": "val", "step": "x", "val_loss": 1}\n': None,
+    '{"type": "train", "step": 1, "epoch": null, "loss": 1}\n{"type": ["x"], "step": 2}\n': None,
+    "\x00\x00\n{}\n": "no curves in the report: .*log.jsonl, line 1: not a JSON object",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_a_log_that_cannot_be_drawn_costs_its_curves_alone(log, trained, tmp_path):
+    path = Path(shutil.copy(trained, tmp_path))
+    (tmp_path / "log.jsonl").write_text(log)
+    with pytest.warns(UserWarning, match=LOGS[log]) if LOGS[log] else contextlib.nullcontext():
+        evaluation.main(["--checkpoint", str(path), "--output", str(tmp_path / "out"), *BATCHES])
+    assert (tmp_path / "out" / "report.html").is_file()
+    (tmp_path / "log.jsonl").write_text("of another program\n\n")
+    shutil.copy(tmp_path / "out" / "predictions.json", tmp_path)
+    place = ["--data-dir", str(checkpoint.load(path)["config"]["DATA_DIR"]), "--data-cutoff", str(CUTOFF)]
+    evaluation.main(["--predictions", str(tmp_path / "predictions.json"), *place])
+
+
 def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
     records = [{"file_name": f"{name}.jpg", "captions": ["a dog"]} for name in sorted(map(str, range(12)))]
     entries = [{"image_id": number, "caption": f"about {number}"} for number in range(12)]
@@ -489,6 +527,22 @@ def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeyp
     assert evaluation._attention(loaded._replace(models=loaded.models[:1]), split, rows)[0]["words"][1]["text"] == "dog"
 
 
+def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(inference, "caption_batches", REAL)
+    state = checkpoint.load(trained)
+    shorter = tmp_path / "shorter.safetensors"
+    state["model_state_dict"]["decoder.position_embedding.weight"] = (
+        state["model_state_dict"]["decoder.position_embedding.weight"][:9].clone())  # fmt: skip
+    state["config"]["MAX_SEQ_LEN"] = 9
+    checkpoint.save(shorter, state)
+    longer = Path(shutil.copy(trained, tmp_path))
+    for pair in (f"{longer},{shorter}", f"{shorter},{longer}"):
+        out = tmp_path / "out.json"
+        evaluation.main(["--compare", pair, str(shorter), "--json", str(out), *BATCHES])
+        made_by = read(out)["made_by"]
+        assert all(", longest 9, " in one for one in made_by) and made_by[0].count(".safetensors ") == 2
+
+
 def test_options_that_change_captions_have_folders_of_their_own(trained):
     loaded = inference.load_models([trained], [])
     split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
@@ -503,7 +557,7 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
         settings = inference.load_state(trained, own)[1]
         options = decoding_flags.options(evaluation._PARSER.parse_args(rest), inference.search_options(settings))
         labels.add(evaluation._label(settings, options, split, loaded.states))
-        decodings.add(str(evaluation._decoding(settings, options)))
+        decodings.add(str(evaluation._decoding(loaded._replace(settings=settings), options)))
     assert len(labels) == len(decodings) == len(flags)
 
 

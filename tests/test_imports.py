@@ -78,7 +78,7 @@ ALLOWED = {
     },
     "caption": {
         "attention", "commands", "config", "tokenizer", "dataset", "model", "decode", "decoding_flags", "checkpoint",
-        "files", "inference",
+        "files", "inference", "pictures",
     },
 }  # fmt: skip
 ALLOWED["export"] = {

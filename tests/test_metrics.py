@@ -480,6 +480,21 @@ def test_command_line_warns_in_one_line_and_looks_for_the_folder_of_json_first(
     assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
 
 
+@pytest.mark.parametrize(
+    "error, code, told",
+    [(KeyboardInterrupt, 130, "Stopped."), (BrokenPipeError, 141, ""),
+     (OSError(28, "No space left on device"), 1, "python -m metrics: No space left on device")],
+)  # fmt: skip
+def test_command_line_ends_without_a_traceback(tmp_path: Path, monkeypatch, capfd, error, code, told):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr("metrics.__main__.report", fails)
+    monkeypatch.setattr("metrics.__main__.os.dup2", lambda *_: None)
+    assert metrics_main([str(tmp_path / "r.json"), str(tmp_path / "p.json")]) == code
+    assert capfd.readouterr().err.strip() == told
+
+
 def test_module_runs_as_a_program():
     command = [sys.executable, "-m", "metrics", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -450,6 +450,8 @@ def test_the_page_works_in_a_browser(tmp_path):
         page.size(1280, 900)
         page.open(tmp_path / "report.html", "#order=repeats&filter=CAT")
         assert page.run(names) == ["p3.png"] and page.run("document.title") == "calm"
+        page.run("filter.value = 'rank'; filter.dispatchEvent(new Event('input'))")
+        assert page.run(names) == []  # that word stands on every card, in no caption, reference or name
         page.run("filter.value = ''; filter.dispatchEvent(new Event('input'))")
         assert page.run(names) == ["p3.png", "p0.png", "p1.png", "p2.png"]
         page.run("order.value = 'best'; order.dispatchEvent(new Event('change'))")
