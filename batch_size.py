@@ -1,5 +1,6 @@
 """BATCH_SIZE = "auto": as many captions at once as the GPU can hold."""
 
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -30,11 +31,11 @@ def choose(
     even one image fits.
     """
     together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in train_set.token_ids))
-    captions = sum(len(ids) for ids in train_set.token_ids)
+    captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
     per_step = settings.GRAD_ACCUM_STEPS * distributed.world_size() * STEPS_AN_EPOCH
     most = max(1, captions // (together * per_step))
     if device.type != "cuda":
-        return together * min(most, max(1, CPU_CAPTIONS // together))
+        return max(settings.CAPTIONS_PER_IMAGE, together * min(most, max(1, CPU_CAPTIONS // together)))
     images = 0
     if distributed.rank() == 0:
         with checkpoint.generators_kept():
@@ -45,7 +46,7 @@ def choose(
             f"BATCH_SIZE = 'auto': not even the {together} captions of one image fit into {device}. Lower "
             "CAPTIONS_PER_IMAGE, or set GRADIENT_CHECKPOINTING = True."
         )
-    return images * together
+    return max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:

@@ -51,15 +51,17 @@ def cached_rows(
     return rows
 
 
-def key_of(paths: Iterable[Path], about: Any, weights: Mapping[str, np.ndarray] | None = None) -> str:
-    """sha256 over what rows depend on: the pictures' names, sizes and times, `about` (JSON), and `weights` by name."""
+def key_of(
+    paths: Iterable[Path], root: Path, about: Any, weights: Mapping[str, np.ndarray] | None = None
+) -> str:
+    """sha256 over what rows depend on: `about` (JSON), `weights` by name, and names below `root`, sizes and times."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(weights or ()):
         digest.update(name.encode())
         digest.update(weights[name])
     for path in paths:
         found = path.stat()
-        digest.update(f"{path.name} {found.st_size} {found.st_mtime_ns}\n".encode())
+        digest.update(f"{path.relative_to(root).as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 

@@ -23,7 +23,9 @@ import signals
 from packing import Places, find_places
 from transform import load_image, resized
 
-Group = tuple[int, tuple[int, ...]]  # (image, its captions that travel together), numbers within the data set
+# (image, its captions that travel together), numbers within the data set; and, where a weight brings the image again
+# in one epoch, which time this is, from 1.
+Group = tuple[int, tuple[int, ...]] | tuple[int, tuple[int, ...], int]
 
 
 class Batch(NamedTuple):
@@ -92,6 +94,7 @@ class ImageTextDataset(Dataset):
         self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
         self.image_spec = image_spec
         self.cached = cached
+        self.rows: Sequence[int] = range(len(records))  # of each image in `cached` or `resident`
         self.resident: Tensor | None = None
         self.augment = augment
         self.epoch: int | None = None
@@ -100,11 +103,13 @@ class ImageTextDataset(Dataset):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def first(self, number: int) -> "ImageTextDataset":
-        """The same set with only its first `number` images."""
+    def part(self, places: Sequence[int]) -> "ImageTextDataset":
+        """The same set with only the images at `places`, which are in order."""
         part = copy.copy(self)
-        part.paths, part.token_ids = self.paths[:number], self.token_ids[:number]
-        part.weights = self.weights[:number]
+        part.paths, part.token_ids, part.weights, part.rows = (
+            [values[place] for place in places] for values in (self.paths, self.token_ids, self.weights, self.rows)
+        )
+        part.kept = {}
         return part
 
     def at_epoch(self, epoch: int) -> "ImageTextDataset":
@@ -115,7 +120,7 @@ class ImageTextDataset(Dataset):
 
     def __getitem__(self, group: Group) -> tuple[Tensor | np.ndarray, list[np.ndarray]]:
         """(image uint8 (3, S, S), its features (P, E), or its number; the captions' ids)"""
-        image, captions = group
+        image, captions, *_ = group
         found = self._image(image)
         if self.augment is not None and self.epoch is not None:
             # A function of seed, epoch and item: which worker reads it, and what it read before, cannot matter.
@@ -136,9 +141,9 @@ class ImageTextDataset(Dataset):
 
     def _image(self, image: int) -> Tensor | np.ndarray:
         if self.resident is not None:
-            return torch.tensor(image)
+            return torch.tensor(self.rows[image])
         if self.cached is not None:
-            return self.cached[image]  # a view: copied once, into the batch
+            return self.cached[self.rows[image]]  # a view: copied once, into the batch
         return self.kept[image] if image in self.kept else load_image(self.paths[image], self.image_spec)
 
 
@@ -201,14 +206,20 @@ def epoch_groups(
     weights = weights or [1.0] * len(caption_counts)
     groups = []
     for image, count in enumerate(caption_counts):
-        for _ in range(int(weights[image])):
-            groups += image_groups(image, count, per_image, rng)
+        for visit in range(int(weights[image])):
+            groups += visited(image_groups(image, count, per_image, rng), visit)
     shares = [round(weight % 1, 6) for weight in weights]
     for share in sorted(set(shares) - {0.0}):
         counts = {image: caption_counts[image] for image, own in enumerate(shares) if own == share}
-        groups += share_of_groups(counts, per_image, share, seed, epoch)
+        for group in share_of_groups(counts, per_image, share, seed, epoch):
+            groups += visited([group], int(weights[group[0]]))
     rng.shuffle(groups)
     return groups
+
+
+def visited(groups: list[Group], visit: int) -> list[Group]:
+    """The groups marked as those of visit number `visit`, so that their pictures are changed at random anew."""
+    return [(*group, visit) for group in groups] if visit else groups
 
 
 def image_groups(image: int, count: int, per_image: int, rng: random.Random) -> list[Group]:
@@ -221,7 +232,7 @@ def image_groups(image: int, count: int, per_image: int, rng: random.Random) -> 
 def share_of_groups(counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int) -> list[Group]:
     """This epoch's piece of an endless row of passes over the images of `counts`, each pass in an order of its own."""
     total = sum(math.ceil(count / per_image) for count in counts.values())
-    take, taken = math.ceil(share * total), []
+    take, taken = math.ceil(round(share * total, 6)), []
     while len(taken) < take:
         number, start = divmod(epoch * take + len(taken), total)
         rng = random.Random(f"share-{seed}-{share}-{number}")
@@ -229,6 +240,14 @@ def share_of_groups(counts: dict[int, int], per_image: int, share: float, seed: 
         rng.shuffle(one_pass)
         taken += one_pass[start : start + take - len(taken)]
     return taken
+
+
+def sample_places(records: Sequence[dict[str, Any]], number: int) -> list[int]:
+    """Which `number` images stand for all: the first, and of several sets or splits evenly spaced ones."""
+    kinds = {(record.get("set"), record["split"]) for record in records}
+    if len(kinds) == 1 or number >= len(records):
+        return list(range(min(number, len(records))))
+    return [place * len(records) // number for place in range(number)]
 
 
 def in_order(caption_counts: Sequence[int]) -> list[Group]:

@@ -46,7 +46,9 @@ def catch() -> Iterator[Requests]:
             os._exit(130)
         elif not requests.stop:
             requests.stop = number
-            os.write(2, f"\n{signal.Signals(number).name}: saving, then leaving.\n".encode())  # print() may be in use
+            with contextlib.suppress(OSError):  # nobody reads it any more; an error here could fall into a step
+                # print() may be in use
+                os.write(2, f"\n{signal.Signals(number).name}: saving, then leaving.\n".encode())
 
     if threading.current_thread() is not threading.main_thread():
         yield requests  # Python delivers signals to the main thread alone

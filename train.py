@@ -192,12 +192,14 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         if encoder_share != 1:
             row["encoder_lr"] = lr * encoder_share
         wait = next_wait
-        runlog.write(run.log, row, run.copies)
-        bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
-        bar.update(found.captions)
-        if not finite:
-            trouble.report_nonfinite(run, progress, groups, found, bar)
-        yield progress
+        try:
+            runlog.write(run.log, row, run.copies)
+            bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
+            bar.update(found.captions)
+            if not finite:
+                trouble.report_nonfinite(run, progress, groups, found, bar)
+        finally:
+            yield progress  # counted first: an error in telling of the step must not save it as not done
 
 
 def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
@@ -290,7 +292,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
 
 
 def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
-    """Greedy captions of the first validation images: (their scores, three samples); empty where none are asked for."""
+    """Greedy captions of some validation images: (their scores, three samples); empty where none are asked for."""
     if not run.val_records:
         return {}, []
     texts: list[str] = []
@@ -381,7 +383,7 @@ def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
     captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
     done = epoch_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
-    in_epoch = sum(len(ids) for step in done for batch in step for _, ids in batch) * distributed.world_size()
+    in_epoch = sum(len(ids) for step in done for batch in step for _, ids, *_ in batch) * distributed.world_size()
     return tqdm(
         total=captions * run.settings.NUM_EPOCHS, initial=captions * progress.epoch + in_epoch, unit="caption",
         smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True,

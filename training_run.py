@@ -43,7 +43,7 @@ class Run(NamedTuple):
     scaler: torch.amp.GradScaler
     train_set: data.ImageTextDataset
     val_set: data.ImageTextDataset
-    val_images: data.ImageTextDataset  # the first VALIDATION_SCORE_IMAGES of val_set, with their val_records
+    val_images: data.ImageTextDataset  # VALIDATION_SCORE_IMAGES of val_set (data.sample_places), with their val_records
     val_records: list[dict[str, Any]]
     learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
     about: dict[str, Any]  # what every checkpoint of the run says of it
@@ -60,7 +60,7 @@ class Progress(NamedTuple):
     step: int = 0  # finished optimizer steps
     step_in_epoch: int = 0  # of these, in the epoch that is not finished
     best_val_loss: float | None = None
-    best_cider: float | None = None  # greedy, over the first VALIDATION_SCORE_IMAGES
+    best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
 
@@ -107,7 +107,7 @@ def prepare(
     runs.check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
     steps_per_epoch = len(epoch_steps(settings, sets["train"], epoch=0))
     total_steps = settings.NUM_EPOCHS * steps_per_epoch
-    learning_rate = make_schedule(settings, steps_per_epoch, total_steps)
+    learning_rate = make_schedule(settings, steps_per_epoch, total_steps, saved)
     environment = snapshot.environment(device, precision, settings.DETERMINISTIC)
     groups_per_step = images_per_batch(settings, sets["train"]) * settings.GRAD_ACCUM_STEPS * distributed.world_size()
     steps = {"groups_per_step": groups_per_step, "steps_per_epoch": steps_per_epoch}
@@ -129,10 +129,10 @@ def prepare(
         "environment": environment,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
     }
-    scored = settings.VALIDATION_SCORE_IMAGES
+    scored = data.sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
     run = Run(
         settings, folder, device, model, tokenizer, optimizer, scaler, sets["train"], sets["val"],
-        sets["val"].first(scored), records["val"][:scored], learning_rate, about,
+        sets["val"].part(scored), [records["val"][place] for place in scored], learning_rate, about,
         saver.Saver(folder, settings.KEEP_BEST), requests, log,
     )  # fmt: skip
     describe(run, progress, steps_per_epoch, total_steps, resumed=saved is not None)
@@ -188,11 +188,16 @@ def make_model(
     return model
 
 
-def make_schedule(settings: Any, steps_per_epoch: int, total_steps: int) -> functools.partial[float]:
-    """The learning rate of every optimizer step; its `keywords` say all that it depends on."""
+def make_schedule(
+    settings: Any, steps_per_epoch: int, total_steps: int, saved: dict[str, Any] | None
+) -> functools.partial[float]:
+    """The learning rate of every optimizer step; its `keywords` say all that it depends on.
+
+    The warmup stays that of the run's start: WARMUP_RATIO of more epochs would lead back into it.
+    """
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
-        warmup = round(settings.WARMUP_RATIO * total_steps)
+        warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
     return functools.partial(
         optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
         total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,

@@ -74,7 +74,7 @@ def encoded(
                 row[: len(own)] = own
             yield rows
 
-    key = caches.key_of((), ["tokens", tokenizers.tokenizer_digest(tokenizer), length, captions])
+    key = caches.key_of((), folder, ["tokens", tokenizers.tokenizer_digest(tokenizer), length, captions])
     path = folder / "cache" / f"tokens_{split}_{key[:16]}.npy"
     title, limit = f"captions, {split}", _limit(settings)
     found = distributed.first_rank_first(
@@ -108,7 +108,8 @@ def features(
             yield found.numpy()
 
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
-    key = caches.key_of(images.paths, ["features", str(dtype), images.image_spec], weights)
+    about = ["features", str(dtype), images.image_spec, model.arguments().get("encoder_config")]
+    key = caches.key_of(images.paths, folder / "images", about, weights)
     path = folder / "cache" / f"features_{split}_{key[:16]}.npy"
     title = f"encoder features, {split}"
     return caches.cached_rows(path, key, len(images), rows_from, _limit(settings), title)
@@ -121,7 +122,7 @@ def pictures(settings: Any, folder: Path, split: str, images: data.ImageTextData
         for batch in _pictures_from(start, images, settings.NUM_WORKERS):
             yield batch.images.numpy()
 
-    key = caches.key_of(images.paths, ["pictures", images.image_spec])
+    key = caches.key_of(images.paths, folder / "images", ["pictures", images.image_spec])
     path = folder / "cache" / f"pictures_{split}_{key[:16]}.npy"
     return caches.cached_rows(path, key, len(images), rows_from, _limit(settings), f"pictures, {split}")
 

@@ -29,7 +29,7 @@ def explain(run: Run, error: BaseException) -> str | None:
 
 def report_nonfinite(run: Run, progress: Progress, groups: list[list[data.Group]], found: Any, bar: tqdm) -> None:
     """Log a skipped step with the pictures of all ranks, so that a bad one can be found."""
-    names = [run.train_set.paths[image].name for batch in groups for image, _ in batch]
+    names = [run.train_set.paths[image].name for batch in groups for image, *_ in batch]
     names = distributed.gather(names)
     row = {
         "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),

@@ -171,7 +171,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def turn(run: training_run.Run, images: int) -> Iterator[float]:
     """Train whole epochs on the first `images` for each captions/s it gives."""
-    run = run._replace(train_set=run.train_set.first(images))
+    run = run._replace(train_set=run.train_set.part(range(images)))
     progress = training_run.Progress()
     while True:
         captions, steps, start = 0, 0, time.perf_counter()

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,12 +274,16 @@ def test_features_that_float16_cannot_hold_are_an_error_with_its_fix(folder, mon
 def test_the_key_follows_weights_about_and_pictures(tmp_path):
     images = picture_set(tmp_path, [1, 1])
     weights = {"a": np.arange(6, dtype=np.uint8), "b": np.ones(2, dtype=np.uint8)}
-    keys = [caches.key_of(images.paths, ["x", 1], weights)]
-    assert caches.key_of(images.paths, ["x", 1], dict(reversed(weights.items()))) == keys[0]
-    keys.append(caches.key_of(images.paths, ["x", 2], weights))
-    keys.append(caches.key_of(images.paths[:1], ["x", 1], weights))
-    keys.append(caches.key_of(images.paths, ["x", 1], {**weights, "a": weights["a"] + np.uint8(1)}))
-    keys.append(caches.key_of(images.paths, ["x", 1]))
+    keys = [caches.key_of(images.paths, tmp_path, ["x", 1], weights)]
+    assert caches.key_of(images.paths, tmp_path, ["x", 1], dict(reversed(weights.items()))) == keys[0]
+    keys.append(caches.key_of(images.paths, tmp_path, ["x", 2], weights))
+    keys.append(caches.key_of(images.paths[:1], tmp_path, ["x", 1], weights))
+    keys.append(caches.key_of(images.paths, tmp_path, ["x", 1], {**weights, "a": weights["a"] + np.uint8(1)}))
+    keys.append(caches.key_of(images.paths, tmp_path, ["x", 1]))
     pattern(20, 16).save(tmp_path / "1.png")
-    keys.append(caches.key_of(images.paths, ["x", 1], weights))
+    keys.append(caches.key_of(images.paths, tmp_path, ["x", 1], weights))
+    for name in ("train", "restval"):  # pictures of one name, size and time
+        (tmp_path / name).mkdir()
+        shutil.copy2(tmp_path / "0.png", tmp_path / name)
+        keys.append(caches.key_of([tmp_path / name / "0.png"], tmp_path, ["x", 1], weights))
     assert len(set(keys)) == len(keys)

@@ -63,7 +63,23 @@ def test_a_group_gives_its_own_picture_and_captions(tmp_path):
     assert pixels.dtype == torch.uint8 and pixels.shape == (3, 16, 16)
     assert pixels[:, 8, 8].tolist() == [10, 100, 200]
     assert [ids.tolist() for ids in captions] == [[1, 11, 51, 51, 2], [1, 11, 50, 2]]
-    assert len(images.first(1)) == 1 and len(images) == 2
+    part = images.part([1])
+    assert len(part) == 1 and len(images) == 2
+    assert torch.equal(part[(0, (0,))][0], pixels) and part[(0, (0,))][1][0].tolist() == [1, 11, 50, 2]
+    images.cached = np.arange(2)
+    assert images.part([1])[(0, ())][0] == 1
+    images.resident = torch.arange(2)
+    assert images.part([1])[(0, ())][0].item() == 1
+
+
+def test_a_picture_that_comes_again_in_an_epoch_is_changed_anew(tmp_path):
+    images = picture_set(tmp_path, [1])
+    pattern(40, 40).save(images.paths[0])
+    images.augment = data.Augment(0.3, True, 1)
+    seen = images.at_epoch(2)
+    first, again, third = (seen[(0, (0,), *visit)][0] for visit in ((), (1,), (2,)))
+    assert torch.equal(first, seen[(0, (0,))][0])
+    assert not torch.equal(first, again) and not torch.equal(again, third)
 
 
 def test_load_records_takes_one_split_and_says_which_there_are(tmp_path):

@@ -37,7 +37,7 @@ COUNTS = [5, 3, 0, 1, 4, 2, 5, 5, 5]
 
 
 def visits(groups: list[data.Group]) -> Counter:
-    return Counter((image, caption) for image, captions in groups for caption in captions)
+    return Counter((image, caption) for image, captions, *_ in groups for caption in captions)
 
 
 @pytest.mark.parametrize("per_image", [1, 2, 5])
@@ -46,6 +46,22 @@ def test_a_whole_weight_visits_each_pair_so_often(per_image):
     for epoch in range(3):
         seen = visits(data.epoch_groups(COUNTS, per_image, 7, epoch, weights))
         assert seen == {(i, k): weights[i] for i, count in enumerate(COUNTS) for k in range(count)}
+        groups = data.epoch_groups(COUNTS, per_image, 7, epoch, weights)
+        of_caption = [(i, k, *visit) for i, captions, *visit in groups for k in captions]
+        assert len(set(of_caption)) == len(of_caption)  # each visit has augmentations of its own
+
+
+def test_shares_are_not_rounded_up_for_a_rounding_error():
+    for share, images in ((0.07, 100), (0.14, 50), (0.55, 100)):
+        assert len(data.epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)
+
+
+def test_the_scored_validation_images_stand_for_every_set():
+    records = [{"split": "val", "set": name} for name in ["a"] * 24 + ["b"] * 8]
+    chosen = data.sample_places(records, 8)
+    assert [records[place]["set"] for place in chosen] == ["a"] * 6 + ["b"] * 2 and len(set(chosen)) == 8
+    assert data.sample_places(records[:24], 8) == list(range(8)) and data.sample_places(records, 99) == list(range(32))
+    assert data.sample_places([{"split": "val"}, {"split": "extra"}] * 5, 0) == []
 
 
 def test_weights_of_one_are_the_order_there_was():

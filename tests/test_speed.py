@@ -107,6 +107,17 @@ def test_a_run_with_auto_prints_and_keeps_the_number(flags, tmp_path, capsys):
                 str(tmp_path / "runs" / "a" / "last.safetensors")])  # fmt: skip
 
 
+def test_the_number_found_is_one_that_the_settings_allow_and_counts_weights(flags, tmp_path):
+    settings = config.load([*flags, "--batch-size", "auto"])
+    images = data.ImageTextDataset([{"file_name": "a"}] * 24, tmp_path, [[[1, 5, 2]]] * 24, {})
+    found = batch_size.choose(settings, None, images, None, torch.device("cpu"))
+    config.load([*flags, "--batch-size", str(found)])
+    many = data.ImageTextDataset([{"file_name": "a"}] * 4000, tmp_path, [[[1, 5, 2]]] * 4000, {})
+    assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 40
+    many.weights = [0.5] * 4000
+    assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 20
+
+
 def test_where_nothing_fits_the_error_says_what_to_change(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_size, "_fits", lambda *_: False)
     settings = config.load([*flags, "--batch-size", "auto"])

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,34 @@ def test_resumed_from_the_best_checkpoint_equals_uninterrupted_to_the_bit(three_
     for name, slots in a["optimizer_state_dict"]["state"].items():
         for slot, tensor in slots.items():
             assert torch.equal(tensor, b["optimizer_state_dict"]["state"][name][slot]), (name, slot)
+
+
+def test_an_error_in_telling_of_a_step_does_not_save_it_as_undone(flags, tmp_path, monkeypatch):
+    """E.g. the reader of the progress bar's pipe has gone: the step has changed the weights."""
+    args = [*flags, "--num-epochs", "2", "--decoder-dropout", "0.1"]
+    train.main([*args, "--run-name", "whole"])
+    with monkeypatch.context() as patch:
+        patch.setattr(train.tqdm, "set_postfix_str", lambda bar, *_, **__: broken(bar) if bar.n == 40 else None)
+        with pytest.raises(BrokenPipeError):
+            train.main([*args, "--run-name", "run"])
+    last = tmp_path / "runs" / "run" / "last.safetensors"
+    saved = checkpoint.load(last)
+    assert {slots["step"].item() for slots in saved["optimizer_state_dict"]["state"].values()} == {saved["step"]} == {3}
+    train.main([*args, "--resume-checkpoint-path", str(last)])
+    assert losses(last.parent) == losses(tmp_path / "runs" / "whole")
+
+
+def broken(_: Any) -> None:
+    raise BrokenPipeError(32, "Broken pipe")
+
+
+def test_a_warmup_share_stays_that_of_the_start_when_epochs_are_added(flags, tmp_path):
+    args = [*flags, "--lr-schedule", "constant", "--warmup-ratio", "0.5"]
+    train.main([*args, "--num-epochs", "1", "--run-name", "a"])
+    last = tmp_path / "runs" / "a" / "last.safetensors"
+    train.main([*args, "--num-epochs", "4", "--resume-checkpoint-path", str(last)])
+    rates = [row["lr"] for row in rows(last.parent, "train")]
+    assert rates[3:] == [3e-3] * 21 and rates[0] < rates[1] < rates[2] < 3e-3
 
 
 def test_last_resumes_the_newest_run_and_more_epochs_continue_it(flags, tmp_path, capsys):
@@ -344,6 +373,12 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, tm
     trained = checkpoint.load(live / "last.safetensors")["model_state_dict"]
     for name, tensor in tower.state_dict().items():
         assert torch.equal(trained[f"encoder.tower.{name}"], tensor)
+    about = json.loads((folder / "config.json").read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}
+    (folder / "config.json").write_text(json.dumps(about))  # the same weights, and another tower
+    train.main([*args, "--run-name", "other"])
+    train.main([*args, "--no-cache-features", "--run-name", "other_live"])
+    other, other_live = (losses(tmp_path / "runs" / name) for name in ("other", "other_live"))
+    assert other == pytest.approx(other_live, rel=1e-3) and other != pytest.approx(losses(cached), rel=1e-4)
     shutil.rmtree(folder)  # the checkpoint is enough to caption
     model, tokenizer = inference.load_model(checkpoint.load(live / "last.safetensors"), torch.device("cpu"))
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 17, 16)
