@@ -208,11 +208,10 @@ def epoch_groups(
     for image, count in enumerate(caption_counts):
         for visit in range(int(weights[image])):
             groups += visited(image_groups(image, count, per_image, rng), visit)
-    shares = [round(weight % 1, 6) for weight in weights]
-    for share in sorted(set(shares) - {0.0}):
-        counts = {image: caption_counts[image] for image, own in enumerate(shares) if own == share}
-        for group in share_of_groups(counts, per_image, share, seed, epoch):
-            groups += visited([group], int(weights[group[0]]))
+    for weight in sorted(set(weights)):
+        if share := round(weight % 1, 6):
+            counts = {image: caption_counts[image] for image, own in enumerate(weights) if own == weight}
+            groups += visited(share_of_groups(counts, per_image, share, seed, epoch), int(weight))
     rng.shuffle(groups)
     return groups
 

@@ -56,6 +56,14 @@ def test_shares_are_not_rounded_up_for_a_rounding_error():
         assert len(data.epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)
 
 
+def test_each_set_has_its_own_share_in_every_epoch():
+    """Two sets of weights with one fraction: 0.5 and 1.5."""
+    for epoch in range(6):
+        seen = visits(data.epoch_groups([1] * 34, 1, 3, epoch, [0.5] * 30 + [1.5] * 4))
+        of_first = sum(count for (image, _), count in seen.items() if image < 30)
+        assert (of_first, sum(seen.values()) - of_first) == (15, 6)
+
+
 def test_the_scored_validation_images_stand_for_every_set():
     records = [{"split": "val", "set": name} for name in ["a"] * 24 + ["b"] * 8]
     chosen = data.sample_places(records, 8)
