@@ -357,7 +357,7 @@ def next_batch(batches: Iterator[data.Batch]) -> data.Batch:
     except (ConnectionError, EOFError) as error:  # what is seen of a dead one, if not torch's own word for it
         raise RuntimeError(f"DataLoader worker died: {error}") from error
     except ValueError as error:
-        raise ValueError(str(error).splitlines()[-1].removeprefix("ValueError: ")) from error
+        raise ValueError(commands.told(error)) from error
 
 
 def stop_if_asked(run: Run) -> None:
