@@ -85,7 +85,8 @@ def main(argv: list[str]) -> int:
         if arguments.attention:
             write_file(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
             print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
-    text = json.dumps(rows, indent=1, ensure_ascii=False)
+    plain = not arguments.output and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    text = json.dumps(rows, indent=1, ensure_ascii=plain)
     if arguments.output:
         # A name that is no text comes out as JSON's own \udc80 to \udcff.
         write_file(Path(arguments.output), f"{text}\n".encode("utf-8", "backslashreplace"))

@@ -249,7 +249,7 @@ def _samples(facts: Facts) -> str:
     if not facts.samples:
         return "## Samples\n\nNo captions were kept with this checkpoint."
     rows = [(_cell(sample["file_name"]), _cell(sample["caption"])) for sample in facts.samples[:3]]
-    return f"## Samples\n\nThe first pictures of the split {facts.samples_split}, unchosen:\n\n" + _table(
+    return f"## Samples\n\nPictures of the split {facts.samples_split}, not chosen by their captions:\n\n" + _table(
         ("picture", "caption"), rows
     )
 

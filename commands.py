@@ -19,10 +19,15 @@ _ADVICE = {
 def begin() -> None:
     """Before slow imports: Ctrl-C ends the process there and then, without the traceback of an import."""
     _on_ctrl_c(signal.SIG_DFL)
+    _open_streams()
+
+
+def _open_streams() -> None:
     for name in ("stdin", "stdout", "stderr"):
         if getattr(sys, name) is None:  # closed by whoever started this
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
-    sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
+    if hasattr(sys.stdout, "reconfigure"):  # not where it was redirected within Python
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
 
 
 def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> None:
@@ -32,6 +37,7 @@ def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> N
     output that nobody reads any more leaves with 141, as the system's own programs do.
     """
     _on_ctrl_c(signal.default_int_handler)
+    _open_streams()
     warnings.simplefilter("once", UserWarning)
     warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
     try:
@@ -55,8 +61,10 @@ def _on_ctrl_c(handler: Any) -> None:
 
 def told(error: Exception) -> str:
     """An error as one line; of the system's errors which file, what, and what to do, without numbers."""
-    if raised := re.match(r"Caught \w+ in DataLoader worker.*\n[\w.]+: (.*)", str(error), re.DOTALL):
-        return raised[1].strip()  # torch's account of it has the worker's traceback
+    # Torch's account of an error in a process that reads pictures has the traceback of that process.
+    account = r"Caught (\w+) in DataLoader worker.*?\n(?:\w+\.)*\1: (?:\[Errno \d+\] )?(.*)"
+    if worker := re.match(account, str(error), re.DOTALL):
+        return worker[2].strip()
     if not isinstance(error, OSError) or error.strerror is None or error.errno is None:
         return str(error)
     # Files are written under a name of their own first, which nobody has heard of.

@@ -211,7 +211,7 @@ def epoch_groups(
     for weight in sorted(set(weights)):
         if share := round(weight % 1, 6):
             counts = {image: caption_counts[image] for image, own in enumerate(weights) if own == weight}
-            groups += visited(share_of_groups(counts, per_image, share, seed, epoch), int(weight))
+            groups += share_of_groups(counts, per_image, share, seed, epoch, int(weight))
     rng.shuffle(groups)
     return groups
 
@@ -228,8 +228,13 @@ def image_groups(image: int, count: int, per_image: int, rng: random.Random) -> 
     return [(image, tuple(captions[i : i + per_image])) for i in range(0, count, per_image)]
 
 
-def share_of_groups(counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int) -> list[Group]:
-    """This epoch's piece of an endless row of passes over the images of `counts`, each pass in an order of its own."""
+def share_of_groups(
+    counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int, visit: int = 0
+) -> list[Group]:
+    """This epoch's piece of an endless row of passes over the images of `counts`, each pass in an order of its own.
+
+    visit: how often the images came in this epoch before; a second pass that begins within it counts one more.
+    """
     total = sum(math.ceil(count / per_image) for count in counts.values())
     take, taken = math.ceil(round(share * total, 6)), []
     while len(taken) < take:
@@ -237,7 +242,8 @@ def share_of_groups(counts: dict[int, int], per_image: int, share: float, seed: 
         rng = random.Random(f"share-{seed}-{share}-{number}")
         one_pass = [group for image, count in counts.items() for group in image_groups(image, count, per_image, rng)]
         rng.shuffle(one_pass)
-        taken += one_pass[start : start + take - len(taken)]
+        taken += visited(one_pass[start : start + take - len(taken)], visit)
+        visit += 1
     return taken
 
 

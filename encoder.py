@@ -176,6 +176,12 @@ def load_pretrained(name: str) -> tuple[PretrainedTower, dict[str, Any]]:
         return PretrainedTower(tower), read_image_spec(path, tower.config.image_size, local)
 
 
+def nameless(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A tower's configuration without where it lay, and without the classes of a head that is not there."""
+    names = ("_name_or_path", "id2label", "label2id")
+    return config and {name: value for name, value in config.items() if name not in names}
+
+
 def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers

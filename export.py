@@ -122,11 +122,12 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
         "beam": config["BEAM_SIZE"], "length penalty": config["LENGTH_PENALTY"], "longest": config["MAX_SEQ_LEN"],
         "shortest": config["MIN_LENGTH"], "no repeated n-gram": config["NO_REPEAT_NGRAM"],
     }  # fmt: skip
-    wanted = {"dataset": mixing.folder_name(config["DATASET"]), "checkpoints": [results.digest(origin)]}
-    found = []
-    for path in origin.parent.glob("eval_*/scores.json"):
-        scores = results.read_object(path)
-        if wanted.items() <= scores.items() and not {"sampled with seed", "cut at"} & scores["decoding"].keys():
+    dataset, found = mixing.folder_name(config["DATASET"]), []
+    read = [(path, results.read_object(path)) for path in origin.parent.glob("eval_*/scores.json")]
+    read = [(path, scores) for path, scores in read if scores.get("dataset") == dataset and "checkpoints" in scores]
+    own = [results.digest(origin)] if read else []  # takes reading all of it
+    for path, scores in read:
+        if scores["checkpoints"] == own and not {"sampled with seed", "cut at"} & scores["decoding"].keys():
             alike = own_decoding.items() <= scores["decoding"].items() and "groups" not in scores["decoding"]
             found.append(((alike, scores["split"] == "test", scores["images"], path.stat().st_mtime), path, scores))
     if not found:

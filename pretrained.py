@@ -121,9 +121,7 @@ def describe(state: dict[str, Any]) -> dict[str, Any]:
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
-    encoder_config = copy.deepcopy(state["model_arguments"].get("encoder_config"))
-    for name in ("_name_or_path", "id2label", "label2id") if encoder_config else ():
-        encoder_config.pop(name, None)  # a path, and the classes of a head that is not there
+    encoder_config = copy.deepcopy(encoder.nameless(state["model_arguments"].get("encoder_config")))
     scratch = encoder.scratch_image_spec(settings["IMAGE_SIZE"] or 64)
     return {
         "model_type": MODEL_TYPE,

@@ -97,25 +97,32 @@ def drop_kept(folder: Path) -> None:
 # --- predictions ---
 
 
-def read_predictions(path: Path, records: Records) -> list[str]:
+def read_predictions(path: Path, records: Records, numbers_first: bool = False) -> list[str]:
     """Anyone's captions of the records, in their order: a COCO results list, or a mapping {picture: caption}.
 
-    An entry names its picture by "file_name", else by "image_id", which may be a file name, a file name without its
-    ending or without its folder, or the picture's number (`image_ids`), as in the references.json written here. Raises
+    An entry names its picture by "file_name", and where none of these is known by "image_id", which may be a file name,
+    a file name without its ending or without its folder, or the picture's number (`image_ids`), as in the
+    references.json written here. numbers_first: what may be a number of all pictures is one, not a name. Raises
     ValueError for a picture named twice, one that is not in the split, one without caption, and names that fit in two
     ways.
     """
     content = files.read_json(path)
-    entries = list(content.items()) if isinstance(content, dict) else []
-    for row in content if isinstance(content, list) else []:
-        if isinstance(row, dict) and isinstance(row.get("file_name"), str):
-            row = row | {"image_id": row["file_name"]}
-        entries.append(files.image_and_caption(row, path))
+    rows = content if isinstance(content, list) else []
+    named = [
+        row | {"image_id": row["file_name"]} if isinstance(row, dict) and isinstance(row.get("file_name"), str) else row
+        for row in rows
+    ]
+    entries = [*(content.items() if isinstance(content, dict) else ()),
+               *(files.image_and_caption(row, path) for row in named)]  # fmt: skip
     if not entries or isinstance(content, dict) and not any(isinstance(caption, str) for caption in content.values()):
         raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
-    place_of = _best_names([str(name) for name, _ in entries], records, path)
-    captions: dict[int, str] = {}
+    place_of = _best_names([str(name) for name, _ in entries], records, path, numbers_first)
     unknown = [name for name, _ in entries if str(name) not in place_of]
+    if len(unknown) == len(entries) and named != rows and all("image_id" in row for row in rows):
+        entries = [files.image_and_caption(row, path) for row in rows]
+        place_of = _best_names([str(name) for name, _ in entries], records, path, numbers_first)
+        unknown = [name for name, _ in entries if str(name) not in place_of] and unknown
+    captions: dict[int, str] = {}
     if unknown:
         raise ValueError(f"{path}: {len(unknown)} of {len(entries)} predictions are for pictures that are not in this "
                          f"split, the first {unknown[0]!r}: check --dataset, --split and the names")  # fmt: skip
@@ -138,12 +145,14 @@ def image_ids(records: Records) -> list[int]:
     return ids if None not in ids and len(set(ids)) == len(ids) else list(range(len(records)))
 
 
-def _best_names(names: Sequence[str], records: Records, path: Path) -> dict[str, int]:
+def _best_names(names: Sequence[str], records: Records, path: Path, numbers_first: bool) -> dict[str, int]:
     """{name: place} by the way of naming that fits most of `names`: file name, its stem, or number."""
     ways = [[record["file_name"] for record in records], [Path(record["file_name"]).stem for record in records],
             [Path(record["file_name"]).name for record in records],
             [str(number) for number in image_ids(records)]]  # fmt: skip
     tables = [dict(zip(way, range(len(way)), strict=True)) for way in ways if len(set(way)) == len(way)]
+    if numbers_first and all(name in tables[-1] for name in names):
+        return tables[-1]
     fits = [sum(name in table for name in names) for table in tables]
     best = [table for table, fit in zip(tables, fits, strict=True) if fit == max(fits)]
     for name in names:
@@ -188,7 +197,9 @@ def compare_results(
     Both are read as `read_predictions` reads them: by file name, else by number. ValueError where images or references
     differ.
     """
-    records = first[1] or second[1]
+    there = [side[1] for side in (first, second) if side[1]]
+    # Those that know file names, which the other side may use.
+    records = max(there, key=lambda side: side[0]["file_name"] != str(side[0]["image_id"]), default=None)
     if records is None:
         raise ValueError("Neither side has a references.json beside its predictions: python -m metrics REFERENCES A "
                          "--compare B takes them apart.")  # fmt: skip
@@ -197,11 +208,11 @@ def compare_results(
         metrics.require_same_references(*by_image)
     references = {record["image_id"]: record["captions"] for record in records}
     prepared = metrics.prepare_references(references)
-    measured = [
-        metrics.measure(prepared, dict(zip(references, read_predictions(path, records), strict=True)), meteor, spice)
+    sides = [
+        dict(zip(references, read_predictions(path, records, numbers_first=True), strict=True))
         for path, _ in (first, second)
     ]
-    return metrics.compare(*measured), references
+    return metrics.compare(*(metrics.measure(prepared, captions, meteor, spice) for captions in sides)), references
 
 
 # --- what is written ---

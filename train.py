@@ -192,12 +192,13 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         if encoder_share != 1:
             row["encoder_lr"] = lr * encoder_share
         wait = next_wait
+        skipped = [] if finite else trouble.pictures_of(run, groups)
         try:
             runlog.write(run.log, row, run.copies)
             bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
             bar.update(found.captions)
             if not finite:
-                trouble.report_nonfinite(run, progress, groups, found, bar)
+                trouble.report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
 

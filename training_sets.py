@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 import caches
 import dataset as data
 import distributed
+import encoder
 import inference
 import model as models
 import runlog
@@ -108,7 +109,7 @@ def features(
             yield found.numpy()
 
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
-    about = ["features", str(dtype), images.image_spec, model.arguments().get("encoder_config")]
+    about = ["features", str(dtype), images.image_spec, encoder.nameless(model.arguments().get("encoder_config"))]
     key = caches.key_of(images.paths, folder / "images", about, weights)
     path = folder / "cache" / f"features_{split}_{key[:16]}.npy"
     title = f"encoder features, {split}"

@@ -27,10 +27,13 @@ def explain(run: Run, error: BaseException) -> str | None:
     return None
 
 
-def report_nonfinite(run: Run, progress: Progress, groups: list[list[data.Group]], found: Any, bar: tqdm) -> None:
-    """Log a skipped step with the pictures of all ranks, so that a bad one can be found."""
-    names = [run.train_set.paths[image].name for batch in groups for image, *_ in batch]
-    names = distributed.gather(names)
+def pictures_of(run: Run, groups: list[list[data.Group]]) -> list[str]:
+    """The names of a step's pictures on all ranks, which ask for them together."""
+    return distributed.gather([run.train_set.paths[image].name for batch in groups for image, *_ in batch])
+
+
+def report_nonfinite(run: Run, progress: Progress, names: list[str], found: Any, bar: tqdm) -> None:
+    """Log a skipped step with its pictures, so that a bad one can be found."""
     row = {
         "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),
         "grad_norm": str(found.norm), "images": names,

@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = compare(args) if args.compare else report(args)
         if args.json is not None:
             args.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed by whoever started this
+            sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output has gone, e.g. `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141

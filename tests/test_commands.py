@@ -1,7 +1,9 @@
 """How scripts begin and end: mistakes, a full disk and Ctrl-C without a traceback."""
 
+import contextlib
 import errno
 import importlib.util
+import io
 import os
 import signal
 import subprocess
@@ -43,12 +45,12 @@ def test_an_error_in_a_process_that_reads_pictures_is_the_same_one_line():
             return 1
 
         def __getitem__(self, index):
-            raise ValueError("The picture a.jpg cannot be read: truncated")
+            raise ValueError("The picture a.jpg cannot be read: truncated\nhint: look at it")
 
     with pytest.raises(ValueError) as wrapped:
         next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1, multiprocessing_context="fork")))
     assert "Traceback" in str(wrapped.value)
-    assert commands.told(wrapped.value) == "The picture a.jpg cannot be read: truncated"
+    assert commands.told(wrapped.value) == "The picture a.jpg cannot be read: truncated\nhint: look at it"
 
 
 def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
@@ -91,6 +93,13 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
     )
     done = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], **place)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_script_begins_where_its_output_is_caught_within_python():
+    with contextlib.redirect_stdout(io.StringIO()) as caught:
+        commands.begin()
+        print("there")
+    assert caught.getvalue() == "there\n"
 
 
 def test_closed_streams_and_names_that_are_no_text(tmp_path):

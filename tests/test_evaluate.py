@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import multiprocessing
 import os
@@ -444,6 +445,24 @@ def test_both_sides_of_a_comparison_go_by_file_name(whole, tmp_path):
         for sides in ([str(whole), str(tmp_path / "same.json")], [str(tmp_path / "same.json"), str(whole)]):
             evaluation.main(["--compare", *sides, "--json", str(tmp_path / "out.json")])
             assert {row["difference"] for row in read(tmp_path / "out.json")["differences"].values()} == {0.0}
+
+
+def test_sides_without_names_or_with_names_that_look_like_numbers_are_compared(tmp_path):
+    """COCO references need not list their images; a number is a number, whatever the pictures are called."""
+    names, texts = {1: "2.jpg", 2: "3.jpg", 3: "1.jpg"}, {1: "a dog runs", 2: "two cats sit", 3: "a red car"}
+    references = {"annotations": [{"id": i, "image_id": i, "caption": f"{text} here"} for i, text in texts.items()]}
+    plain = [{"image_id": i, "caption": text} for i, text in texts.items()]
+    listed = references | {"images": [{"id": i, "file_name": name} for i, name in names.items()]}
+    named = [row | {"file_name": names[row["image_id"]]} for row in plain]
+    sides = {"a": (references, plain), "b": (listed, named), "c": (listed, plain)}
+    for folder, (of_side, rows) in sides.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "references.json").write_text(json.dumps(of_side))
+        (tmp_path / folder / "predictions.json").write_text(json.dumps(rows))
+    for first, second in itertools.permutations(sides, 2):
+        out = tmp_path / "out.json"
+        evaluation.main(["--compare", str(tmp_path / first), str(tmp_path / second), "--json", str(out)])
+        assert {row["difference"] for row in read(out)["differences"].values()} == {0.0}
 
 
 def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path):

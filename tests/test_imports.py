@@ -40,7 +40,7 @@ ALLOWED = {
     "inference": {
         "attention", "checkpoint", "config", "dataset", "decode", "hub", "model", "pretrained", "runs", "tokenizer",
     },
-    "training_sets": {"caches", "dataset", "distributed", "inference", "model", "runlog", "tokenizer"},
+    "training_sets": {"caches", "dataset", "distributed", "encoder", "inference", "model", "runlog", "tokenizer"},
     "signals": set(),
     "saver": {"checkpoint", "runs"},
     "snapshot": {"checkpoint", "distributed", "model", "optim", "sharding"},

@@ -51,6 +51,13 @@ def test_a_whole_weight_visits_each_pair_so_often(per_image):
         assert len(set(of_caption)) == len(of_caption)  # each visit has augmentations of its own
 
 
+def test_a_share_that_begins_a_new_pass_within_an_epoch_visits_anew():
+    for epoch in range(4):
+        groups = data.epoch_groups([1] * 100, 1, 1, epoch, [0.75] * 100)
+        assert len(set(groups)) == len(groups) == 75
+    assert any(len(group) == 3 for group in data.epoch_groups([1] * 100, 1, 1, 1, [0.75] * 100))
+
+
 def test_shares_are_not_rounded_up_for_a_rounding_error():
     for share, images in ((0.07, 100), (0.14, 50), (0.55, 100)):
         assert len(data.epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)

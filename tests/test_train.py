@@ -361,7 +361,7 @@ def test_training_takes_the_loss_in_parts_and_validation_the_plain_one(tiny):
     torch.testing.assert_close(parts.detach(), whole)
 
 
-def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, tmp_path):
+def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, demo_data, tmp_path):
     folder = tmp_path / "vit"
     tower = save_tower(folder)
     args = [*flags, "--num-epochs", "2"]
@@ -373,6 +373,12 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, tm
     trained = checkpoint.load(live / "last.safetensors")["model_state_dict"]
     for name, tensor in tower.state_dict().items():
         assert torch.equal(trained[f"encoder.tower.{name}"], tensor)
+    kept = sorted((demo_data / "demo" / "cache").glob("features_*"))
+    shutil.copytree(folder, tmp_path / "elsewhere")
+    args[args.index(str(folder))] = str(tmp_path / "elsewhere")
+    train.main([*args, "--num-epochs", "1", "--run-name", "moved"])
+    assert kept == sorted((demo_data / "demo" / "cache").glob("features_*"))  # where a tower lies is not in the key
+    args[args.index(str(tmp_path / "elsewhere"))] = str(folder)
     about = json.loads((folder / "config.json").read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}
     (folder / "config.json").write_text(json.dumps(about))  # the same weights, and another tower
     train.main([*args, "--run-name", "other"])
