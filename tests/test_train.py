@@ -382,9 +382,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, de
     about = json.loads((folder / "config.json").read_text()) | {"hidden_act": "relu", "num_attention_heads": 4}
     (folder / "config.json").write_text(json.dumps(about))  # the same weights, and another tower
     train.main([*args, "--run-name", "other"])
-    train.main([*args, "--no-cache-features", "--run-name", "other_live"])
-    other, other_live = (losses(tmp_path / "runs" / name) for name in ("other", "other_live"))
-    assert other == pytest.approx(other_live, rel=1e-3) and other != pytest.approx(losses(cached), rel=1e-4)
+    assert losses(tmp_path / "runs" / "other") != pytest.approx(losses(cached), rel=1e-4)
     shutil.rmtree(folder)  # the checkpoint is enough to caption
     model, tokenizer = inference.load_model(checkpoint.load(live / "last.safetensors"), torch.device("cpu"))
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 17, 16)
