@@ -118,10 +118,12 @@ def read_predictions(path: Path, records: Records, numbers_first: bool = False) 
         raise ValueError(f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...]')
     place_of = _best_names([str(name) for name, _ in entries], records, path, numbers_first)
     unknown = [name for name, _ in entries if str(name) not in place_of]
+    # The file names of another copy of the pictures: by number.
     if len(unknown) == len(entries) and named != rows and all("image_id" in row for row in rows):
         entries = [files.image_and_caption(row, path) for row in rows]
         place_of = _best_names([str(name) for name, _ in entries], records, path, numbers_first)
-        unknown = [name for name, _ in entries if str(name) not in place_of] and unknown
+        if all(str(name) in place_of for name, _ in entries):  # else the file names are told
+            unknown = []
     captions: dict[int, str] = {}
     if unknown:
         raise ValueError(f"{path}: {len(unknown)} of {len(entries)} predictions are for pictures that are not in this "
