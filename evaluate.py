@@ -2,7 +2,7 @@
 
     python evaluate.py                                        the newest run's best checkpoint, test split
     python evaluate.py --checkpoint runs/demo-001/last.safetensors --split val
-    python evaluate.py --checkpoint my_captioner              a folder that export.py wrote
+    python evaluate.py --checkpoint my_captioner              a folder that `nanocaption export` wrote
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
     python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
@@ -16,16 +16,12 @@ kept there until all is done: an evaluation that was stopped goes on where it wa
 """
 
 import argparse
-import hashlib
-import json
 import sys
-import warnings
-from pathlib import Path
-from typing import Any, NamedTuple
 
-import commands
-import config
-import decoding_flags
+from nanocaption.base import cli
+from nanocaption.base.settings import Settings, load_settings, take_settings
+from nanocaption.commands import decoding_flags
+from nanocaption.model.options import Options
 
 _PARSER = argparse.ArgumentParser(
     prog="evaluate.py",
@@ -46,29 +42,39 @@ _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: need
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
 decoding_flags.add(_PARSER)
 
+
 if __name__ == "__main__":
-    _own, _rest = config.take_settings(sys.argv[1:])
+    _own, _rest = take_settings(sys.argv[1:])
     _PARSER.parse_args(_rest)
-    config.load(_own)  # --help and mistakes answer before torch is imported
-    commands.begin()
+    load_settings(_own)  # --help and mistakes answer before torch is imported
+    cli.begin()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import hashlib
+import json
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
 
-import dataset as data  # noqa: E402
-import decode  # noqa: E402
-import demo_set  # noqa: E402
-import distributed  # noqa: E402
-import files  # noqa: E402
-import inference  # noqa: E402
-import metrics  # noqa: E402
-import mixing  # noqa: E402
-import prepare_dataset  # noqa: E402
-import report  # noqa: E402
-import results  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
-import training_sets  # noqa: E402
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from nanocaption import metrics
+from nanocaption.base import devices
+from nanocaption.base.files import read_log, write_atomically
+from nanocaption.data.dataset import ImageTextDataset, load_image
+from nanocaption.data.inputs import cached_features
+from nanocaption.data.order import chunks
+from nanocaption.data.pictures import seen_part
+from nanocaption.data.prepared import folder_name, load_records, verify
+from nanocaption.data.tokenizer import encode
+from nanocaption.model.captions import search_options
+from nanocaption.score import results
+from nanocaption.score.report import FEW_IMAGES, gallery_rows, shown_rows, write_report
+from nanocaption.score.scoring import score_captions
+from nanocaption.use.attention import attend
+from nanocaption.use.captioning import caption_batches
+from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
 
 
 class Split(NamedTuple):
@@ -79,7 +85,7 @@ class Split(NamedTuple):
 
 
 def main(argv: list[str]) -> None:
-    own, rest = config.take_settings(argv)
+    own, rest = take_settings(argv)
     arguments = _PARSER.parse_args(rest)
     if arguments.json and not arguments.compare:
         raise SystemExit("--json goes with --compare; the scores of one model are in scores.json")
@@ -97,24 +103,25 @@ def main(argv: list[str]) -> None:
     arguments.split = arguments.split or "test"
     try:
         if arguments.compare:
-            compare(arguments, own)
+            compare(arguments, load_settings(own))
         elif arguments.predictions:
-            score_file(arguments, own)
+            score_file(arguments, load_settings(own))
         else:
-            evaluate(arguments, own, inference.find_checkpoints(arguments.checkpoint, config.load(own).OUTPUT_DIR))
+            settings = load_settings(own)
+            evaluate(arguments, settings, find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR))
     finally:
-        distributed.stop()
+        devices.stop()
 
 
-def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], reuse: bool = False) -> Path:
+def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], reuse: bool = False) -> Path:
     """Caption with one checkpoint, or with several as an ensemble; score, write and print.
 
     Returns the results folder. With `reuse`, results that are there are taken.
     """
-    device = _join_processes(config.load(own))
-    loaded = inference.load_models(paths, own)
+    device = _join_processes(given)
+    loaded = load_models(paths, given)
     settings, states = loaded.settings, loaded.states
-    options = decoding_flags.options(arguments, inference.search_options(settings))
+    options = decoding_flags.options(arguments, search_options(settings.values))
     split = load_split(settings, arguments.split, states[0]["config"])
     results.check_records(split.records, split.folder / "images")
     captions_sha256 = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
@@ -123,14 +130,14 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     decoding = _decoding(loaded, options)
     key = results.digest(made_by, decoding, captions_sha256, split.folder.name, split.name, len(split.records))
     metrics.require_java(arguments.meteor, arguments.spice)
-    first = distributed.rank() == 0
+    first = devices.rank() == 0
     decided: list[tuple[Path, bool]] = []
     if first:  # the others would look while this one writes
         place = paths[0].parent / _label(settings, options, split, states)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
         there = results.read_object(output / "scores.json").get("key") == key
         decided = [(output, reuse and there)]
-    output, done = distributed.gather(decided)[0]
+    output, done = devices.gather(decided)[0]
     if done:
         return output
 
@@ -152,7 +159,7 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
         "signature": _signature(split, scores, origin),
     }  # fmt: skip
     rows = gallery_rows(split.records, captions, per_image)
-    shown = report.shown_rows(rows)
+    shown = shown_rows(rows)
     for row, maps in zip(shown, _attention(loaded, split, shown), strict=True):
         # A token that holds half a character has no text of its own, so that its word cannot be found.
         if maps and "".join(word["text"] for word in maps["words"]) == "".join(row["caption"].split()):
@@ -161,13 +168,13 @@ def evaluate(arguments: argparse.Namespace, own: list[str], paths: list[Path], r
     return output
 
 
-def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
+def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
     """Score the captions of a predictions file, of whatever model, on a split."""
-    settings, path = config.load(own), Path(arguments.predictions)
+    path = Path(arguments.predictions)
     _join_processes(settings)
-    if distributed.rank() != 0:
+    if devices.rank() != 0:
         return  # there is nothing to share
-    split = load_split(settings, arguments.split, config.as_dict(settings))
+    split = load_split(settings, arguments.split, settings.values)
     results.check_records(split.records, split.folder / "images")
     captions = results.read_predictions(path, split.records)
     scores, per_image = score_captions(
@@ -183,15 +190,15 @@ def score_file(arguments: argparse.Namespace, own: list[str]) -> None:
     finish(output, split, captions, per_image, scores, rows, path.parent)
 
 
-def compare(arguments: argparse.Namespace, own: list[str]) -> None:
+def compare(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
     sides: list[list[Path] | Path] = []
     for name in arguments.compare:  # a mistake is told before the other side is captioned
-        sides.append(inference.find_checkpoints(name, "") if _is_model(name) else Path(name))
+        sides.append(find_checkpoints(name, "") if _is_model(name) else Path(name))
         if isinstance(sides[-1], Path):
             results.read_results(sides[-1])
-    places = [side if isinstance(side, Path) else evaluate(arguments, own, side, reuse=True) for side in sides]
-    if distributed.rank() != 0:
+    places = [side if isinstance(side, Path) else evaluate(arguments, settings, side, reuse=True) for side in sides]
+    if devices.rank() != 0:
         return
     read = [results.read_results(place) for place in places]
     differences, references = results.compare_results(*read, arguments.meteor, arguments.spice)
@@ -200,37 +207,37 @@ def compare(arguments: argparse.Namespace, own: list[str]) -> None:
     for name, place, made_by in zip(("first: ", "second:"), places, origins, strict=True):
         print(f"\n{name} {place}\n        {made_by}")
     print(f"\n{metrics.differences_table(differences)}\n{signature}")
-    if len(references) < report.FEW_IMAGES:
+    if len(references) < FEW_IMAGES:
         print(f"Only {len(references)} images: a difference would have to be large to show here.")
     if arguments.json:
         rows = {name: row._asdict() for name, row in differences.items()}
         content = {"first": str(places[0]), "second": str(places[1]), "made_by": origins, "differences": rows,
                    "signature": signature}  # fmt: skip
-        files.write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
+        write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
 
 
 def caption_split(
-    loaded: inference.Loaded, options: decode.Options, split: Split, output: Path, key: str
+    loaded: Loaded, options: Options, split: Split, output: Path, key: str
 ) -> list[str]:
     """The best caption of every image of the split, in order; on every process, each of which captions its share.
 
     Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
     """
-    if distributed.rank() == 0:
+    if devices.rank() == 0:
         results.tidy_kept(output, key)
-    distributed.barrier()
+    devices.barrier()
     kept = results.read_kept(output, key)
-    distributed.barrier()  # all have read before the first one writes
+    devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in kept]
-    mine = left[distributed.rank() :: distributed.world_size()]
+    mine = left[devices.rank() :: devices.world_size()]
     images = _images(split, mine, loaded)
     images.cached = _cached_features(loaded, split, mine) if left else None
-    if kept and distributed.rank() == 0:
+    if kept and devices.rank() == 0:
         print(f"{len(kept)} captions are there from a start that was stopped")
-    quiet = distributed.rank() != 0 or not mine
+    quiet = devices.rank() != 0 or not mine
     bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
     rows: list[dict[str, Any]] = []
-    with (output / f"captions-{distributed.rank()}.jsonl").open("w", encoding="utf-8") as file, bar:
+    with (output / f"captions-{devices.rank()}.jsonl").open("w", encoding="utf-8") as file, bar:
         file.write(json.dumps({"key": key}) + "\n")
         for captions in _caption_batches(loaded, options, images) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
@@ -239,16 +246,16 @@ def caption_split(
             file.flush()
             rows += batch
             bar.update(len(batch))
-    found = kept | {row["image"]: row["caption"] for row in distributed.gather(rows)}
+    found = kept | {row["image"]: row["caption"] for row in devices.gather(rows)}
     return [found[i] for i in range(len(split.records))]
 
 
-def _images(split: Split, places: list[int], loaded: inference.Loaded) -> data.ImageTextDataset:
+def _images(split: Split, places: list[int], loaded: Loaded) -> ImageTextDataset:
     records = [split.records[i] for i in places]
-    return data.ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+    return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
 
 
-def _cached_features(loaded: inference.Loaded, split: Split, places: list[int]) -> np.ndarray | None:
+def _cached_features(loaded: Loaded, split: Split, places: list[int]) -> np.ndarray | None:
     """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
 
     It is filled with the whole split first, on all processes together. None where there is no such cache.
@@ -257,74 +264,33 @@ def _cached_features(loaded: inference.Loaded, split: Split, places: list[int]) 
     if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
         return None
     whole, (model,) = _images(split, list(range(len(split.records))), loaded), loaded.models
-    found = distributed.first_rank_first(
-        lambda: training_sets.features(settings, split.folder, split.name, whole, model, loaded.device)
+    found = devices.first_rank_first(
+        lambda: cached_features(settings, split.folder, split.name, whole, model, loaded.device)
     )
     return found if found is None or len(places) == len(found) else found[places]
 
 
-def score_captions(
-    records: list[dict[str, Any]],
-    captions: list[str],
-    people: bool = True,
-    training: list[str] | None = None,
-    meteor: bool = False,
-    spice: bool = False,
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Scores of one caption per record against its references: (scores.json content, per-image values in order).
-
-    "leave_one_out", with `people`, is what the references score against each other; "truth" and "confusions" are
-    there for drawn scenes; `training` gives the share of captions that stand in it.
-    """
-    references = {record["file_name"]: record["captions"] for record in records}
-    candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}
-    measured = metrics.measure(metrics.prepare_references(references), candidates, meteor, spice)
-    corpus, per_image = metrics.total(measured)
-    text = metrics.text_statistics(captions, training=training)._asdict()
-    scores: dict[str, Any] = {
-        "corpus": corpus, "intervals": metrics.intervals(measured), "images": len(records),
-        "text": {name: value for name, value in text.items() if value is not None},
-    }  # fmt: skip
-    if people and all(len(captions) > 1 for captions in references.values()):
-        scores["leave_one_out"] = metrics.leave_one_out(references)
-    if all("scene" in record for record in records):
-        scenes = [record["scene"] for record in records]
-        scores["truth"] = demo_set.total_truth(captions, scenes)
-        scores["confusions"] = demo_set.total_confusions(captions, scenes)
-    return scores, [per_image[record["file_name"]] for record in records]
-
-
-def load_split(settings: Any, name: str, trained: dict[str, Any]) -> Split:
+def load_split(settings: Settings, name: str, trained: dict[str, Any]) -> Split:
     """The split to score, and the captions of the training split of `trained`, the settings of the training."""
-    folder = Path(settings.DATA_DIR) / mixing.folder_name(settings.DATASET)
+    folder = Path(settings.DATA_DIR) / folder_name(settings.DATASET)
     make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
     if not (folder / "captions.json").is_file():
         raise SystemExit(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
     try:
-        prepare_dataset.verify(folder)
+        verify(folder)
     except ValueError as error:
         raise ValueError(f"{error}. Prepare it again: {make}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
     try:
-        records = data.load_records(folder, splits, settings.DATA_CUTOFF)
+        records = load_records(folder, splits, settings.DATA_CUTOFF)
     except ValueError as error:
         raise ValueError(f"{error} Or name one of its splits: --split val") from error
-    origin = Path(settings.DATA_DIR) / mixing.folder_name(trained["DATASET"]) / "captions.json"
+    origin = Path(settings.DATA_DIR) / folder_name(trained["DATASET"]) / "captions.json"
     there = {row["split"] for row in results.read_object(origin).get("images", [])}
     seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
-    rows = data.load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
+    rows = load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
     training = [caption for row in rows for caption in row["captions"]]
     return Split("+".join(splits), folder, records, training or None)
-
-
-def gallery_rows(
-    records: list[dict[str, Any]], captions: list[str], per_image: list[dict[str, float]]
-) -> list[dict[str, Any]]:
-    """One row per image, as report.write_report wants them."""
-    return [
-        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
-        for record, caption, own in zip(records, captions, per_image, strict=True)
-    ]
 
 
 def finish(
@@ -334,7 +300,7 @@ def finish(
     """Write the results folder, print the table. origin: the folder that the captions are of; history: its curves."""
     results.write_results(output, split.records, captions, per_image, scores)
     print(results.scores_table(scores), flush=True)
-    report.write_report(
+    write_report(
         output / "report.html", title=f"{origin.resolve().name}: captions of the {split.name} split", scores=scores,
         predictions=rows, images_dir=split.folder / "images", history=history,
     )  # fmt: skip
@@ -345,7 +311,7 @@ def finish(
 def _history(run: Path) -> list[dict[str, Any]] | None:
     log = run / "log.jsonl"
     try:
-        return report.read_log(log) if log.is_file() else None
+        return read_log(log) if log.is_file() else None
     except ValueError as error:
         warnings.warn(f"no curves in the report: {error}", stacklevel=2)
         return None
@@ -354,21 +320,21 @@ def _history(run: Path) -> list[dict[str, Any]] | None:
 def _is_model(name: str) -> bool:
     """Whether a side of --compare is to be captioned first: a checkpoint, an export, or several with commas between."""
     parts = [name] if Path(name).exists() else name.split(",")
-    return all(part.endswith(".safetensors") or inference.is_exported(Path(part) / inference.WEIGHTS) for part in parts)
+    return all(part.endswith(".safetensors") or is_exported(Path(part) / WEIGHTS) for part in parts)
 
 
-def _caption_batches(loaded: inference.Loaded, options: decode.Options, images: data.ImageTextDataset) -> Any:
+def _caption_batches(loaded: Loaded, options: Options, images: ImageTextDataset) -> Any:
     settings = loaded.settings
-    return inference.caption_batches(
+    return caption_batches(
         loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
         options=options, device=loaded.device, precision=settings.PRECISION, workers=settings.NUM_WORKERS,
         seed=settings.SEED,
     )  # fmt: skip
 
 
-def _decoding(loaded: inference.Loaded, options: decode.Options) -> dict[str, Any]:
+def _decoding(loaded: Loaded, options: Options) -> dict[str, Any]:
     """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
-    o, settings, dtype = options, loaded.settings, inference.pick_dtype(loaded.settings.PRECISION, loaded.device)
+    o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
     limit = {"cut at": o.max_length} if o.max_length else {}
     how: dict[str, Any] = {"beam": o.beam_size, "length penalty": o.length_penalty}
     if o.samples:
@@ -382,7 +348,7 @@ def _decoding(loaded: inference.Loaded, options: decode.Options) -> dict[str, An
     }
 
 
-def _attention(loaded: inference.Loaded, split: Split, rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
+def _attention(loaded: Loaded, split: Split, rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
     """For each row of the gallery where the model looked, word by word, as report.write_report wants "attention".
 
     None for each where several models voted. The captions are cut into tokens anew, which nearly always gives the
@@ -391,13 +357,13 @@ def _attention(loaded: inference.Loaded, split: Split, rows: list[dict[str, Any]
     if len(loaded.models) > 1:
         return [None for _ in rows]
     (model,), settings, found = loaded.models, loaded.settings, []
-    for part in data.chunks(rows, settings.EVAL_BATCH_SIZE):
+    for part in chunks(rows, settings.EVAL_BATCH_SIZE):
         paths = [split.folder / "images" / row["file_name"] for row in part]
-        pixels = torch.stack([data.load_image(path, model.image_spec) for path in paths])
-        ids = [tokenizers.encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
-        with inference.autocast(loaded.device, inference.pick_dtype(settings.PRECISION, loaded.device)):
-            maps = inference.attend(model, loaded.tokenizer, pixels, ids)
-        boxes = [report.seen_part(path, model.image_spec) for path in paths]
+        pixels = torch.stack([load_image(path, model.image_spec) for path in paths])
+        ids = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
+        with devices.autocast(loaded.device, devices.pick_dtype(settings.PRECISION, loaded.device)):
+            maps = attend(model, loaded.tokenizer, pixels, ids)
+        boxes = [seen_part(path, model.image_spec) for path in paths]
         found += [one | {"box": box} for one, box in zip(maps, boxes, strict=True)]
     return found
 
@@ -408,7 +374,7 @@ def _signature(split: Split, scores: dict[str, Any], origin: str) -> str:
     return f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {origin}"
 
 
-def _label(settings: Any, options: decode.Options, split: Split, states: list[dict[str, Any]]) -> str:
+def _label(settings: Settings, options: Options, split: Split, states: list[dict[str, Any]]) -> str:
     o, label = options, f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
     if o.samples:
         label += f"_sampled{settings.SEED}_temperature{o.temperature:g}_topk{o.top_k}_topp{o.top_p:g}"
@@ -420,12 +386,12 @@ def _label(settings: Any, options: decode.Options, split: Split, states: list[di
     return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
 
 
-def _join_processes(settings: Any) -> torch.device:
+def _join_processes(settings: Settings) -> torch.device:
     """The device of this process; joins the group if torchrun started several."""
-    device = inference.pick_device(settings.DEVICE, distributed.local_rank())
-    distributed.start(device.type)
+    device = devices.pick_device(settings.DEVICE, devices.local_rank())
+    devices.start(device.type)
     return device
 
 
 if __name__ == "__main__":
-    commands.run(main, "Stopped. What is captioned is kept: the same command goes on from there.")
+    cli.run(main, "Stopped. What is captioned is kept: the same command goes on from there.")

@@ -6,90 +6,102 @@
     torchrun --nproc-per-node 2 train.py                  several processes
 
 Every setting stands in config.py and is a flag, too: python train.py --help
-Reading order: main() prepares, fit() loops over epochs, train_one_epoch() over steps; step.py is one step.
-What main() prepares is made in training_run.py.
+Reading order: main() prepares, fit() loops over epochs, train_one_epoch() over steps. What a run consists of is made
+ready in nanocaption/train/setup.py; nanocaption/train/step.py is one step.
 """
 
 import signal
 import sys
 
-import commands
-import config
+from nanocaption.base import cli
+from nanocaption.base.settings import load_settings
 
 if __name__ == "__main__":
-    config.load(sys.argv[1:])  # --help and mistakes answer before torch is imported
-    commands.begin()
+    load_settings(sys.argv[1:])  # --help and mistakes answer before torch is imported
+    cli.begin()
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # nothing to save yet
 
-import contextlib  # noqa: E402
-import math  # noqa: E402
-import operator  # noqa: E402
-import shlex  # noqa: E402
-import time  # noqa: E402
-from collections.abc import Iterator, Sequence  # noqa: E402
+import contextlib
+import dataclasses
+import math
+import operator
+import shlex
+import time
+from collections.abc import Iterator, Sequence
 
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import torch
+from tqdm import tqdm
 
-import checkpoint  # noqa: E402
-import dataset as data  # noqa: E402
-import distributed  # noqa: E402
-import encoder  # noqa: E402
-import evaluate as evaluation  # noqa: E402
-import export  # noqa: E402
-import inference  # noqa: E402
-import profiling  # noqa: E402
-import report  # noqa: E402
-import runlog  # noqa: E402
-import runs  # noqa: E402
-import sharding  # noqa: E402
-import signals  # noqa: E402
-import snapshot  # noqa: E402
-import step as one_step  # noqa: E402
-import tracking  # noqa: E402
-import trouble  # noqa: E402
-from tracking import setup_wandb  # noqa: E402
-from training_run import Progress, Run, epoch_steps, images_per_batch, prepare  # noqa: E402
+from nanocaption.base import devices
+from nanocaption.base.files import read_log
+from nanocaption.data.dataset import Batch
+from nanocaption.data.loader import deaf_to_children, make_loader
+from nanocaption.data.order import chunks, in_order, seed_of
+from nanocaption.export.uploads import check_hub, uploads
+from nanocaption.model.encoder import check_available
+from nanocaption.model.options import GREEDY
+from nanocaption.runs import signals, tracking
+from nanocaption.runs.folder import (
+    BEST_CIDER,
+    LAST,
+    best_files,
+    best_name,
+    check_still_newest,
+    check_writable,
+    lock,
+    new_folder,
+)
+from nanocaption.runs.log import write_row
+from nanocaption.runs.resume import find_resume, load_initial
+from nanocaption.score.curves import plot_curves
+from nanocaption.score.scoring import score_captions
+from nanocaption.train import profile, sharding
+from nanocaption.train.faults import explain_fault, pictures_of_step, report_nonfinite, tell_problem
+from nanocaption.train.losses import caption_loss
+from nanocaption.train.setup import Progress, Run, images_per_batch, prepare, steps_of_epoch
+from nanocaption.train.state import generators_kept, rng_state, take_state
+from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
+from nanocaption.use.captioning import caption_batches
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = sys.argv[1:] if argv is None else argv
-    settings = config.load(argv)
+    settings = load_settings(argv)
     resume, initial, notes = None, None, []
     if settings.RESUME_CHECKPOINT_PATH is not None:
-        resume, notes = runs.find_resume(settings, argv)
+        resume, notes = find_resume(settings)
         settings = resume.settings if resume else settings
     if settings.INIT_CHECKPOINT_PATH is not None and resume is None:
-        initial = runs.load_initial(settings)
+        initial = load_initial(settings)
     elif settings.ENCODER_MODEL_NAME is not None and resume is None:
-        encoder.check_available(settings.ENCODER_MODEL_NAME)
-    device = inference.pick_device(settings.DEVICE, distributed.local_rank())
+        check_available(settings.ENCODER_MODEL_NAME)
+    device = devices.pick_device(settings.DEVICE, devices.local_rank())
     with signals.catch() as requests:
-        distributed.start(device.type)
+        devices.start(device.type)
         try:
-            export.check_hub(settings)
+            check_hub(settings)
             for note in notes + (resume.notes if resume else []):
-                runlog.console(note)
+                devices.console(note)
             if settings.PROFILE:
-                return profiling.main(settings, device, requests, initial)
-            folder = resume.path.parent if resume else runs.new_folder(settings)
-            runs.check_writable(folder)
-            with runs.lock(folder):
+                return profile.main(settings, device, requests, initial)
+            folder = resume.path.parent if resume else new_folder(settings)
+            check_writable(folder)
+            with lock(folder):
                 saved = resume and resume.state
                 if resume and settings.RESUME_CHECKPOINT_PATH == "last":
-                    runs.check_still_newest(folder, saved)
+                    check_still_newest(folder, saved)
                 run, progress = prepare(settings, folder, device, requests, saved, initial)
                 shown = {r["file_name"]: path for r, path in zip(run.val_records, run.val_images.paths, strict=True)}
-                wandb_run = setup_wandb(settings, folder, run.about, resumed=saved is not None)
+                wandb_run = tracking.setup_wandb(settings, folder, run.about, resumed=saved is not None)
                 board = tracking.start_tensorboard(folder, progress.step) if settings.LOG_TENSORBOARD else None
                 with (
                     run.log or contextlib.nullcontext(),
                     tracking.copies(wandb_run, board, shown) as copies,
-                    export.uploads(settings, folder, run.saver),
+                    uploads(settings, folder, run.saver),
                 ):
-                    fit(run._replace(copies=copies), progress)
+                    fit(dataclasses.replace(run, copies=copies), progress)
         finally:
-            distributed.stop()
+            devices.stop()
 
 
 def fit(run: Run, progress: Progress) -> None:
@@ -100,8 +112,8 @@ def fit(run: Run, progress: Progress) -> None:
     settings = run.settings
     run.requests.training = True
     if progress.epoch >= settings.NUM_EPOCHS:
-        runlog.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
-        if distributed.max_(int(not (run.folder / runs.LAST).exists()))[0]:
+        devices.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
+        if devices.max_(int(not (run.folder / LAST).exists()))[0]:
             save(run, progress, wait=True)
     elif progress.step == 0:
         save(run, progress, wait=True)  # a kill before the next one finds this, and a bad disk is noticed now
@@ -118,28 +130,28 @@ def fit(run: Run, progress: Progress) -> None:
                 save(run, progress, names, wait=progress.epoch == settings.NUM_EPOCHS)
                 saved_at = time.monotonic()
             run.saver.wait()
-            if distributed.max_(int(run.saver.failed))[0]:
+            if devices.max_(int(run.saver.failed))[0]:
                 save(run, progress, wait=True)  # stopped early: nothing would try again
         except signals.Stopped as stopped:
             save(run, progress, wait=True)
-            runlog.write(run.log, {"type": "stop", "step": progress.step, "reason": str(stopped)})
-            runlog.console(f"{stopped} after step {progress.step}: saved. {how_to_resume(run)}")
+            write_row(run.log, {"type": "stop", "step": progress.step, "reason": str(stopped)})
+            devices.console(f"{stopped} after step {progress.step}: saved. {how_to_resume(run)}")
             raise SystemExit(128 + stopped.number) from None
-        except one_step.HalfUpdate:
+        except HalfUpdate:
             raise  # the weights are between two steps: not saved
         except (Exception, SystemExit) as error:
             rescue(run, progress, error)
-            explanation = trouble.explain(run, error)
+            explanation = explain_fault(run, error)
             if explanation:
                 raise SystemExit(explanation) from error
             raise
         finally:
             run.saver.wait()
             run.requests.training = False
-    if distributed.rank() == 0:
+    if devices.rank() == 0:
         curves = run.folder / "curves.png"
-        report.plot_curves(report.read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
-        best = next(iter(checkpoint.best_files(run.folder)), run.folder / runs.LAST)
+        plot_curves(read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
+        best = next(iter(best_files(run.folder)), run.folder / LAST)
         print(f"curves: {curves}\nbest checkpoint: {best}")
         print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
 
@@ -147,7 +159,7 @@ def fit(run: Run, progress: Progress) -> None:
 def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progress]:
     """The steps of the present epoch that are not done yet; yields where each leaves the run, a log row per step."""
     settings = run.settings
-    steps = epoch_steps(settings, run.train_set, progress.epoch)
+    steps = steps_of_epoch(settings, run.train_set, progress.epoch)
     todo = steps[progress.step_in_epoch :]  # per optimizer step its micro-batches of groups
     if not todo:
         return  # stopped in the validation after the last step
@@ -157,26 +169,26 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     run.model.train()
     pictures = run.train_set.at_epoch(progress.epoch)
     micro_batches = [batch for step in todo for batch in step]
-    batches = iter(data.make_loader(pictures, micro_batches, settings.NUM_WORKERS, run.device.type == "cuda"))
-    signals.deaf_to_children()
+    batches = iter(make_loader(pictures, micro_batches, settings.NUM_WORKERS, run.device.type == "cuda"))
+    deaf_to_children()
     encoder_peak = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if encoder_peak is None or settings.FREEZE_ENCODER else encoder_peak / settings.LEARNING_RATE
     batch, wait = timed_batches(batches, len(todo[0]))
     for number, groups in enumerate(todo, start=1):
         start = time.perf_counter()
         # Dropout is a function of (seed, step, rank) alone: nothing that ran before can change it.
-        torch.manual_seed(data.seed_of(settings.SEED, progress.step, distributed.rank()))
-        lr = run.learning_rate(progress.step)
+        torch.manual_seed(seed_of(settings.SEED, progress.step, devices.rank()))
+        lr = run.plan.learning_rate(progress.step)
         for group in run.optimizer.param_groups:
             group["lr"] = lr * (encoder_share if group["part"] == "encoder" else 1.0)
-        begun = one_step.gradients(
+        begun = accumulate_gradients(
             run.model, run.optimizer, run.scaler, batch, settings, run.device, pictures.resident
         )
         # The next batch is made while a GPU works on this one.
         batch, next_wait = timed_batches(batches, len(todo[number]) if number < len(todo) else 0)
-        found = one_step.read(begun)
+        found = read_found(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
-        one_step.update(run.optimizer, run.scaler, skip=not finite)
+        take_update(run.optimizer, run.scaler, skip=not finite)
         seconds = time.perf_counter() - start
         progress = progress._replace(
             step=progress.step + 1,
@@ -192,13 +204,13 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         if encoder_share != 1:
             row["encoder_lr"] = lr * encoder_share
         wait = next_wait
-        skipped = [] if finite else trouble.pictures_of(run, groups)
+        skipped = [] if finite else pictures_of_step(run, groups)
         try:
-            runlog.write(run.log, row, run.copies)
+            write_row(run.log, row, run.copies)
             bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
             bar.update(found.captions)
             if not finite:
-                trouble.report_nonfinite(run, progress, skipped, found, bar)
+                report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
 
@@ -212,8 +224,8 @@ def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
     asked, run.requests.save = run.requests.save, False
     by_step = settings.CHECKPOINT_EVERY_STEPS and progress.step % settings.CHECKPOINT_EVERY_STEPS == 0
     by_time = minutes and seconds_since_save > 60 * minutes
-    stop, due = distributed.max_(run.requests.stop, int(bool(asked or by_step or by_time)))
-    trouble.tell_problem(run)
+    stop, due = devices.max_(run.requests.stop, int(bool(asked or by_step or by_time)))
+    tell_problem(run)
     if progress.nonfinite_in_a_row >= settings.MAX_NONFINITE_STEPS:
         raise SystemExit(
             f"Step {progress.step}: no finite loss and gradient in MAX_NONFINITE_STEPS = {progress.nonfinite_in_a_row} "
@@ -238,21 +250,21 @@ def evaluate(run: Run) -> float:
     """
     settings = run.settings
     run.model.eval()
-    groups = data.in_order([len(ids) for ids in run.val_set.token_ids])
-    mine = groups[distributed.rank() :: distributed.world_size()]
-    batches = data.chunks(mine, images_per_batch(settings, run.val_set))
-    loader = iter(data.make_loader(run.val_set, batches, settings.NUM_WORKERS))
+    groups = in_order([len(ids) for ids in run.val_set.token_ids])
+    mine = groups[devices.rank() :: devices.world_size()]
+    batches = chunks(mine, images_per_batch(settings, run.val_set))
+    loader = iter(make_loader(run.val_set, batches, settings.NUM_WORKERS))
     losses, tokens = [], 0
-    (rounds,) = distributed.max_(len(batches))  # ranks may differ by one batch, and must ask together
+    (rounds,) = devices.max_(len(batches))  # ranks may differ by one batch, and must ask together
     for number in range(rounds):
         stop_if_asked(run)
         if number < len(batches):
             batch = next_batch(loader)
-            with inference.autocast(run.device, inference.pick_dtype(settings.PRECISION, run.device)):
-                losses.append(one_step.caption_loss(run.model, batch.to(run.device, run.val_set.resident)))
+            with devices.autocast(run.device, devices.pick_dtype(settings.PRECISION, run.device)):
+                losses.append(caption_loss(run.model, batch.to(run.device, run.val_set.resident)))
             tokens += len(batch.places.in_captions)
     totals = torch.tensor([sum(loss.item() for loss in losses), tokens], dtype=torch.float64)
-    loss, tokens = distributed.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu")).tolist()
+    loss, tokens = devices.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu")).tolist()
     return loss / tokens
 
 
@@ -264,19 +276,19 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
         return done, []
     if settings.NUM_WORKERS:
         run.saver.wait()
-    with checkpoint.generators_kept(), sharding.gathered(run.model):  # validating does not change the training
+    with generators_kept(), sharding.gathered(run.model):  # validating does not change the training
         val_loss = evaluate(run)
-        scored, samples = score_validation(run) if distributed.rank() == 0 else ({}, [])
+        scored, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
         stop_if_asked(run)
     improved = math.isfinite(val_loss) and (done.best_val_loss is None or val_loss < done.best_val_loss)
     if improved:
         done = done._replace(best_val_loss=val_loss, validations_without_gain=0)
     else:
         done = done._replace(validations_without_gain=done.validations_without_gain + 1)
-    names = [checkpoint.best_name(done.epoch, val_loss)] if improved else []
+    names = [best_name(done.epoch, val_loss)] if improved else []
     if scored and (done.best_cider is None or scored["CIDEr"] > done.best_cider):
         done = done._replace(best_cider=scored["CIDEr"])
-        names.append(runs.BEST_CIDER)
+        names.append(BEST_CIDER)
     row = {"type": "val", "step": done.step, "epoch": done.epoch, "val_loss": val_loss, **scored}
     text = f"epoch {done.epoch}: validation loss {val_loss:.4f}" + (" (best)" if improved else "")
     if scored:
@@ -285,9 +297,9 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
         text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scored.items() if k.startswith("true_"))
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
         shown = {"type": "samples", "step": done.step, "epoch": done.epoch, "samples": samples}
-        runlog.write(run.log, shown, run.copies)
-    runlog.write(run.log, row, run.copies)
-    if distributed.rank() == 0:
+        write_row(run.log, shown, run.copies)
+    write_row(run.log, row, run.copies)
+    if devices.rank() == 0:
         bar.write(text)
     return done, names
 
@@ -297,14 +309,14 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
     if not run.val_records:
         return {}, []
     texts: list[str] = []
-    for captions in inference.caption_batches(
-        run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, options=inference.GREEDY,
+    for captions in caption_batches(
+        run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, options=GREEDY,
         device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
     ):  # fmt: skip
         texts += [found[0].text for found in captions]
         if run.requests.stop:
             return {}, []  # on this rank alone: the others wait at the next stop_if_asked
-    scores, _ = evaluation.score_captions(run.val_records, texts, people=False)
+    scores, _ = score_captions(run.val_records, texts, people=False)
     truth = {f"true_{kind}": n["true"] / n["claims"] for kind, n in scores.get("truth", {}).items() if n["claims"]}
     samples = [
         {"file_name": record["file_name"], "caption": text}
@@ -318,52 +330,52 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
 
     Raises SystemExit where it waited in vain: what could not be saved would be lost.
     """
-    generators = distributed.gather([checkpoint.rng_state()])
+    generators = devices.gather([rng_state()])
     run.saver.wait()
-    trouble.tell_problem(run)
+    tell_problem(run)
     values = {**progress._asdict(), **run.about}
-    state = snapshot.take(run.model, run.optimizer, run.scaler, generators, values)
-    if distributed.rank() == 0:
+    state = take_state(run.model, run.optimizer, run.scaler, generators, values)
+    if devices.rank() == 0:
         run.saver.start(state, names)
     if wait:
         run.saver.wait()
-        distributed.barrier()  # or torchrun would end the first rank with the others
+        devices.barrier()  # or torchrun would end the first rank with the others
         if run.saver.failed:
             raise SystemExit(run.saver.problem())
 
 
 def rescue(run: Run, progress: Progress, error: BaseException) -> None:
     """Save before an error ends the run. With several processes the others may wait elsewhere: the last save counts."""
-    if distributed.world_size() > 1:
+    if devices.world_size() > 1:
         return
     try:
         save(run, progress, wait=True)
     except SystemExit as unsaved:
-        runlog.console(str(unsaved))  # and then the error itself
+        devices.console(str(unsaved))  # and then the error itself
         return
-    runlog.write(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
-    runlog.console(f"Saved after step {progress.step}. {how_to_resume(run)}")
+    write_row(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
+    devices.console(f"Saved after step {progress.step}. {how_to_resume(run)}")
 
 
-def timed_batches(batches: Iterator[data.Batch], number: int) -> tuple[list[data.Batch], float]:
+def timed_batches(batches: Iterator[Batch], number: int) -> tuple[list[Batch], float]:
     """The next `number` batches, and the seconds that the loop waited for them."""
     start = time.perf_counter()
     return [next_batch(batches) for _ in range(number)], time.perf_counter() - start
 
 
-def next_batch(batches: Iterator[data.Batch]) -> data.Batch:
+def next_batch(batches: Iterator[Batch]) -> Batch:
     """The next batch; an error in a process that reads pictures is told as if it had been read here."""
     try:
         return next(batches)
     except (ConnectionError, EOFError) as error:  # what is seen of a dead one, if not torch's own word for it
         raise RuntimeError(f"DataLoader worker died: {error}") from error
     except ValueError as error:
-        raise ValueError(commands.told(error)) from error
+        raise ValueError(cli.told(error)) from error
 
 
 def stop_if_asked(run: Run) -> None:
     """Raise Stopped on all ranks together once one of them has a signal to stop."""
-    (stop,) = distributed.max_(run.requests.stop)
+    (stop,) = devices.max_(run.requests.stop)
     if stop:
         raise signals.Stopped(stop)
 
@@ -372,25 +384,25 @@ def out_of_patience(run: Run, progress: Progress) -> bool:
     patience = run.settings.EARLY_STOPPING_PATIENCE
     if not patience or progress.validations_without_gain < patience:
         return False
-    runlog.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
+    devices.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
     return True
 
 
 def how_to_resume(run: Run) -> str:
-    return f"Go on with: python train.py --resume-checkpoint-path {shlex.quote(str(run.folder / runs.LAST))}"
+    return f"Go on with: python train.py --resume-checkpoint-path {shlex.quote(str(run.folder / LAST))}"
 
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
     captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
-    done = epoch_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
-    in_epoch = sum(len(ids) for step in done for batch in step for _, ids, *_ in batch) * distributed.world_size()
+    done = steps_of_epoch(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
+    in_epoch = sum(len(ids) for step in done for batch in step for _, ids, *_ in batch) * devices.world_size()
     return tqdm(
         total=captions * run.settings.NUM_EPOCHS, initial=captions * progress.epoch + in_epoch, unit="caption",
         smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True,
-        disable=distributed.rank() != 0 or progress.epoch >= run.settings.NUM_EPOCHS,
+        disable=devices.rank() != 0 or progress.epoch >= run.settings.NUM_EPOCHS,
     )  # fmt: skip
 
 
 if __name__ == "__main__":
-    commands.run(main, "Stopped while nothing was being trained.")
+    cli.run(main, "Stopped while nothing was being trained.")

@@ -23,11 +23,14 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import checkpoint  # noqa: E402
-import model as models  # noqa: E402
-import optim  # noqa: E402
-import saver  # noqa: E402
-import snapshot  # noqa: E402
+from nanocaption.model.captioner import ImageToTextModel  # noqa: E402
+from nanocaption.runs import checkpoint  # noqa: E402
+from nanocaption.runs.saver import Saver  # noqa: E402
+from nanocaption.train import optim  # noqa: E402
+from nanocaption.train.state import (
+    rng_state,  # noqa: E402
+    take_state,  # noqa: E402
+)
 
 # What a save costs the training is the comparison that counts: as long as torch.save works, the training waits.
 NAMES = {"checkpoint_stall_frozen_base": "checkpoint_save"}
@@ -38,13 +41,13 @@ NOTES = {
 }
 
 
-def build(frozen: bool) -> tuple[models.ImageToTextModel, torch.optim.Optimizer]:
+def build(frozen: bool) -> tuple[ImageToTextModel, torch.optim.Optimizer]:
     """The captioner and an optimizer that has taken one step."""
     import transformers
 
     vit = transformers.ViTConfig().to_dict()  # B/16, 224 px
     spec = {"size": 224, "resize": 224, "crop": False, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    model = models.ImageToTextModel(
+    model = ImageToTextModel(
         10_000, 512, 8, 6, 2048, freeze_encoder=frozen, encoder_model_name="ViT-B/16", encoder_config=vit,
         image_spec=spec,
     )  # fmt: skip
@@ -67,13 +70,13 @@ def measure(repeats: int = 5, folder: str | None = None) -> list[dict[str, Any]]
             "epoch": 1, "step": 1, "step_in_epoch": 0, "best_val_loss": 2.5, "config": {}, "config_constants": {},
             "tokenizer": "{}",
         }  # fmt: skip
-        take = functools.partial(snapshot.take, model, optimizer, scaler, [checkpoint.rng_state()], values)
+        take = functools.partial(take_state, model, optimizer, scaler, [rng_state()], values)
         taken: dict[str, list[float]] = collections.defaultdict(list)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             run = Path(place)
             theirs, ours = run / "theirs.pt", run / "ours.safetensors"
             plain = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
-            writer = saver.Saver(run, keep_best=1)
+            writer = Saver(run, keep_best=1)
             sides = {
                 "torch.save": functools.partial(torch.save, plain, theirs),
                 "ours": functools.partial(_ours, ours, take),
@@ -113,7 +116,7 @@ def _ours(path: Path, take: Callable[[], dict[str, Any]]) -> None:
     checkpoint.save(path, take())
 
 
-def _stall(writer: saver.Saver, take: Callable[[], dict[str, Any]]) -> None:
+def _stall(writer: Saver, take: Callable[[], dict[str, Any]]) -> None:
     writer.start(take())
 
 

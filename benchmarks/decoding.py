@@ -30,11 +30,21 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import config  # noqa: E402
-import decode  # noqa: E402
-import encoder as encoders  # noqa: E402
-import model as models  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
+from nanocaption.base.settings import (
+    load_settings,  # noqa: E402
+)
+from nanocaption.data.tokenizer import (
+    END,  # noqa: E402
+    PAD,  # noqa: E402
+    START,  # noqa: E402
+)
+from nanocaption.model import decode  # noqa: E402
+from nanocaption.model.captioner import (
+    ImageToTextModel,  # noqa: E402
+    build_model,  # noqa: E402
+)
+from nanocaption.model.encoder import scratch_image_spec  # noqa: E402
+from nanocaption.model.options import Options
 
 LONGEST = 30
 RECIPE = str(ROOT / "recipes" / "flickr8k_vit_tiny.py")
@@ -127,8 +137,8 @@ def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable,
         if not torch.allclose(features, peer.encoder(floats).last_hidden_state, atol=1e-4):
             raise SystemExit("the two encoders differ")
     lengths = caption_lengths(images)
-    options = decode.Options(beam_size=beams)
-    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": LONGEST}
+    options = Options(beam_size=beams)
+    limits = {"start_id": START, "end_id": END, "max_length": LONGEST}
 
     @torch.inference_mode()
     def caption(source: torch.Tensor) -> list[list[int]]:
@@ -144,7 +154,7 @@ def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable,
                 given = {"encoder_outputs": BaseModelOutput(last_hidden_state=part.clone())}
             ending = EndingProcessor(long.repeat_interleave(beams))
             rows = peer.generate(**given, generation_config=generation, logits_processor=[ending])[:, 1:].tolist()
-            found += [row[: row.index(tokenizers.END)] for row in rows]
+            found += [row[: row.index(END)] for row in rows]
         return found
 
     sides = {
@@ -175,7 +185,7 @@ def end_in_time(logits: torch.Tensor, lengths: torch.Tensor, position: int) -> t
     -80 is small enough beside these logits, and exp(-80) still a normal number: of far smaller ones exp() is slow.
     """
     forbidden = (lengths <= position)[:, None].repeat(1, logits.shape[1])
-    forbidden[:, tokenizers.END] = lengths > position
+    forbidden[:, END] = lengths > position
     return logits.masked_fill(forbidden, -80.0)
 
 
@@ -201,27 +211,27 @@ class EndingProcessor:
         return end_in_time(scores, self.lengths, input_ids.shape[1])
 
 
-def make_models(kind: Kind, beams: int) -> tuple[models.ImageToTextModel, torch.nn.Module, object]:
+def make_models(kind: Kind, beams: int) -> tuple[ImageToTextModel, torch.nn.Module, object]:
     """Our model, the peer's, and the peer's GenerationConfig, with random weights."""
     import transformers as t
 
-    settings = config.load([*kind.argv, "--max-seq-len", str(LONGEST + 2), "--encoder-model-name", "random"])
+    settings = load_settings([*kind.argv, "--max-seq-len", str(LONGEST + 2), "--encoder-model-name", "random"])
     encoder = t.ViTConfig(**kind.encoder)
     decoder = t.GPT2Config(
         vocab_size=settings.VOCAB_SIZE, n_embd=settings.DECODER_EMBED_DIM, n_layer=settings.DECODER_LAYERS,
         n_head=settings.DECODER_HEADS, n_inner=settings.DECODER_FF_DIM, n_positions=LONGEST + 2,
-        bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
+        bos_token_id=START, eos_token_id=END,
     )  # fmt: skip
     both = t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
     peer = t.VisionEncoderDecoderModel(both).eval()
-    spec = encoders.scratch_image_spec(encoder.image_size)
+    spec = scratch_image_spec(encoder.image_size)
     arguments = {"encoder_config": encoder.to_dict(), "image_spec": spec}
-    ours = models.build(config.as_dict(settings), settings.VOCAB_SIZE, arguments).eval()
+    ours = build_model(dict(settings.values), settings.VOCAB_SIZE, arguments).eval()
     ours.encoder.tower.load_state_dict(peer.encoder.state_dict(), strict=False)
     generation = t.GenerationConfig(
         num_beams=beams, max_new_tokens=LONGEST, do_sample=False, early_stopping=False,
-        decoder_start_token_id=tokenizers.START, bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
-        pad_token_id=tokenizers.PAD,
+        decoder_start_token_id=START, bos_token_id=START, eos_token_id=END,
+        pad_token_id=PAD,
     )  # fmt: skip
     return ours, peer, generation
 

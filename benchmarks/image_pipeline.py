@@ -28,10 +28,11 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import config  # noqa: E402
-import dataset  # noqa: E402
-import training_sets  # noqa: E402
-from transform import load_image  # noqa: E402
+from nanocaption.base.settings import load_settings  # noqa: E402
+from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
+from nanocaption.data.inputs import cached_pictures  # noqa: E402
+from nanocaption.data.loader import make_loader  # noqa: E402
+from nanocaption.data.transform import load_image  # noqa: E402
 
 NATIVE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "flickr8k_native"
 SPEC = {"size": 224, "resize": 224, "crop": False, "interpolation": "bilinear", "mean": [0.5] * 3, "std": [0.5] * 3}
@@ -50,12 +51,12 @@ def draw_pictures(folder: Path, number: int) -> list[Path]:
     return found
 
 
-def cached_set(paths: list[Path], folder: Path) -> dataset.ImageTextDataset:
+def cached_set(paths: list[Path], folder: Path) -> ImageTextDataset:
     """All pictures, five captions of 13 tokens each, read from the cache that a training run would make in `folder`."""
-    settings = config.load(["--cache-limit-gb", "10"])
+    settings = load_settings(["--cache-limit-gb", "10"])
     token_ids = [[list(range(1, 14))] * 5 for _ in paths]
-    images = dataset.ImageTextDataset([{"file_name": path.name} for path in paths], paths[0].parent, token_ids, SPEC)
-    images.cached = training_sets.pictures(settings, folder, "train", images)
+    images = ImageTextDataset([{"file_name": path.name} for path in paths], paths[0].parent, token_ids, SPEC)
+    images.cached = cached_pictures(settings, folder, "train", images)
     if images.cached is None:
         raise SystemExit(f"the pictures could not be kept in {folder}: see above")
     return images
@@ -86,7 +87,7 @@ def measure(repeats: int = 5, number: int = 200, folder: str | None = None) -> l
                 return torch.stack([load_image(paths[i], SPEC) for i in batch])
 
             def cached(batch: list[int]) -> torch.Tensor:
-                (found,) = dataset.make_loader(kept, [[(i, tuple(range(5))) for i in batch]], workers=0)
+                (found,) = make_loader(kept, [[(i, tuple(range(5))) for i in batch]], workers=0)
                 return found.images
 
             _require_alike(peer([0, 1]), ours([0, 1]), cached([0, 1]))

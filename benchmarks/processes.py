@@ -30,9 +30,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import preflight  # noqa: E402
-import prepare_dataset  # noqa: E402
 from benchmarks import table  # noqa: E402
+from nanocaption.prepare import check  # noqa: E402
+from nanocaption.prepare.make import prepare  # noqa: E402
 
 PARTS = ("start", "gloo")
 BATCH = 80  # captions, as config.py has it
@@ -60,8 +60,8 @@ def measure(
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         with contextlib.redirect_stdout(sys.stderr):
-            rules = preflight.Rules(workers=os.cpu_count() or 1)
-            prepare_dataset.prepare("demo", place / "data", cutoff=pictures, rules=rules)
+            rules = check.Rules(workers=os.cpu_count() or 1)
+            prepare("demo", place / "data", cutoff=pictures, rules=rules)
         more = [*more, *(["--data-cutoff", str(pictures)] if pictures else [])]
         if "start" in parts:
             rows += starts(place, repeats, more)

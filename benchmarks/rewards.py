@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import scoring  # noqa: E402
-from metrics import cider_rewards, prepare_references, ptb_tokenize  # noqa: E402
+from nanocaption.metrics import cider_rewards, prepare_references, ptb_tokenize  # noqa: E402
 
 IMAGES, SAMPLED, PER_IMAGE = 5000, 50, 5
 

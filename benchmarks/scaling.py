@@ -35,17 +35,35 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import config  # noqa: E402
-import dataset as data  # noqa: E402
-import prepare_dataset  # noqa: E402
-import runs  # noqa: E402
-import signals  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
 import train  # noqa: E402
-import training_run  # noqa: E402
-import training_sets  # noqa: E402
 from benchmarks import scoring  # noqa: E402
-from files import link_or_copy  # noqa: E402
+from nanocaption.base.settings import load_settings  # noqa: E402
+from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
+from nanocaption.data.inputs import (
+    cached_features,  # noqa: E402
+    encoded_captions,  # noqa: E402
+)
+from nanocaption.data.prepared import (
+    load_records,  # noqa: E402
+    verify,  # noqa: E402
+)
+from nanocaption.data.tokenizer import (
+    encode_batch,  # noqa: E402
+    load_or_train,  # noqa: E402
+)
+from nanocaption.prepare.raw import link_or_copy  # noqa: E402
+from nanocaption.prepare.store import write_set  # noqa: E402
+from nanocaption.runs import signals  # noqa: E402
+from nanocaption.runs.folder import (
+    check_writable,  # noqa: E402
+    new_folder,  # noqa: E402
+)
+from nanocaption.train.setup import (
+    Progress,  # noqa: E402
+    Run,  # noqa: E402
+    epoch_steps,  # noqa: E402
+    prepare,  # noqa: E402
+)
 
 SIZES = (200, 2_000, 29_000)  # images, 5 captions each
 VALIDATION = 20  # images
@@ -68,7 +86,7 @@ def measure(images: Sequence[int] = SIZES, repeats: int = 3, epochs: int = 4) ->
     """[{"name", "ours", "peer", "ratio", "unit", "range", "note"}], as the text above says."""
     with tempfile.TemporaryDirectory() as place, torch.random.fork_rng():
         flags, source = make_set(Path(place), max(images))
-        settings = config.load(flags)
+        settings = load_settings(flags)
         with contextlib.redirect_stdout(sys.stderr):
             started(settings).log.close()  # trains the tokenizer, fills the caches
             start = time.perf_counter()
@@ -123,7 +141,7 @@ def make_set(place: Path, images: int) -> tuple[list[str], str]:
         split = "train" if number < images else "val"
         records.append({"file_name": name, "captions": captions[number % images], "split": split})
     with contextlib.redirect_stdout(sys.stderr):
-        prepare_dataset.write_set(folder, records, [])
+        write_set(folder, records, [])
     encoder = place / "vit"
     t.ViTModel(t.ViTConfig(
         hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=32, patch_size=16,
@@ -136,28 +154,28 @@ def make_set(place: Path, images: int) -> tuple[list[str], str]:
     ], source  # fmt: skip
 
 
-def started(settings: Any) -> training_run.Run:
+def started(settings: Any) -> Run:
     """A run as train.main starts it, on one process."""
-    folder = runs.new_folder(settings)
-    runs.check_writable(folder)
-    run, _ = training_run.prepare(settings, folder, torch.device("cpu"), signals.Requests())
+    folder = new_folder(settings)
+    check_writable(folder)
+    run, _ = prepare(settings, folder, torch.device("cpu"), signals.Requests())
     return run
 
 
-def parts_of_a_start(settings: Any, run: training_run.Run, folder: Path) -> dict[str, float]:
+def parts_of_a_start(settings: Any, run: Run, folder: Path) -> dict[str, float]:
     """Seconds of what of a start grows with the captions, each done once more by itself."""
-    records = data.load_records(folder, "train")
+    records = load_records(folder, "train")
     captions = [caption for record in records for caption in record["captions"]]
     images = run.train_set
     parts: dict[str, Callable[[], Any]] = {
-        "verify": lambda: prepare_dataset.verify(folder),
-        "read captions.json": lambda: data.load_records(folder, "train"),
-        "tokenizer": lambda: tokenizers.load_or_train(captions, folder / "tokenizer", settings.VOCAB_SIZE),
-        "encode captions anew": lambda: tokenizers.encode_batch(run.tokenizer, captions, settings.MAX_SEQ_LEN),
-        "captions' cache": lambda: training_sets.encoded(settings, folder, "train", captions, run.tokenizer),
-        "data set": lambda: data.ImageTextDataset(records, folder / "images", images.token_ids, images.image_spec),
-        "feature cache": lambda: training_sets.features(settings, folder, "train", images, run.model, run.device),
-        "plan of an epoch": lambda: training_run.epoch_steps(settings, images, epoch=1),
+        "verify": lambda: verify(folder),
+        "read captions.json": lambda: load_records(folder, "train"),
+        "tokenizer": lambda: load_or_train(captions, folder / "tokenizer", settings.VOCAB_SIZE),
+        "encode captions anew": lambda: encode_batch(run.tokenizer, captions, settings.MAX_SEQ_LEN),
+        "captions' cache": lambda: encoded_captions(settings, folder, "train", captions, run.tokenizer),
+        "data set": lambda: ImageTextDataset(records, folder / "images", images.token_ids, images.image_spec),
+        "feature cache": lambda: cached_features(settings, folder, "train", images, run.model, run.device),
+        "plan of an epoch": lambda: epoch_steps(settings, images, epoch=1),
     }
     return {name: timed(call) for name, call in parts.items()}
 
@@ -169,10 +187,10 @@ def timed(call: Callable[[], Any]) -> float:
     return round(time.perf_counter() - start, 4)
 
 
-def turn(run: training_run.Run, images: int) -> Iterator[float]:
+def turn(run: Run, images: int) -> Iterator[float]:
     """Train whole epochs on the first `images` for each captions/s it gives."""
     run = run._replace(train_set=run.train_set.part(range(images)))
-    progress = training_run.Progress()
+    progress = Progress()
     while True:
         captions, steps, start = 0, 0, time.perf_counter()
         with tqdm(disable=True) as bar:

@@ -26,7 +26,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from metrics import prepare_references, ptb, score_prepared  # noqa: E402
+from nanocaption.metrics import prepare_references, ptb, score_prepared  # noqa: E402
 
 SHARED = ROOT.parent / "shared" / "data"
 

@@ -37,15 +37,27 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-import config  # noqa: E402
-import dataset as data  # noqa: E402
-import model as models  # noqa: E402
-import optim  # noqa: E402
-import runlog  # noqa: E402
-import signals  # noqa: E402
-import tokenizer as tokenizers  # noqa: E402
 import train  # noqa: E402
-from training_run import Progress, Run  # noqa: E402
+from nanocaption.base.settings import (
+    load_settings,  # noqa: E402
+)
+from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
+from nanocaption.data.tokenizer import (
+    END,  # noqa: E402
+    PAD,  # noqa: E402
+    START,  # noqa: E402
+)
+from nanocaption.model.captioner import (
+    ImageToTextModel,  # noqa: E402
+    build_model,  # noqa: E402
+)
+from nanocaption.runs import signals  # noqa: E402
+from nanocaption.runs.log import open_log  # noqa: E402
+from nanocaption.train import optim  # noqa: E402
+from nanocaption.train.setup import (
+    Progress,  # noqa: E402
+    Run,  # noqa: E402
+)
 
 SPEC = {"size": 224, "resize": 224, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
 TINY = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
@@ -130,14 +142,14 @@ def make_sides(
     rng = random.Random(0)
     token_ids = [[_caption(rng) for _ in range(5)] for _ in range(images)]
     pixels = torch.randint(0, 256, (images, 3, SPEC["size"], SPEC["size"]), dtype=torch.uint8)
-    settings = config.load([
+    settings = load_settings([
         "--vocab-size", str(VOCAB_SIZE), "--decoder-embed-dim", "256", "--decoder-heads", "4", "--decoder-layers", "3",
         "--decoder-ff-dim", "1024", "--decoder-dropout", "0.1", "--batch-size", str(captions), "--label-smoothing", "0",
         "--freeze-encoder" if frozen else "--no-freeze-encoder", "--encoder-model-name", "random", "--device", "cpu",
     ])  # fmt: skip
     vit = t.ViTConfig(**encoder)
     arguments = {"encoder_config": vit.to_dict(), "image_spec": SPEC}
-    model = models.build(config.as_dict(settings), VOCAB_SIZE, arguments)
+    model = build_model(dict(settings.values), VOCAB_SIZE, arguments)
     peer = _peer_model(vit, frozen)
     floats = (pixels[:captions].float() / 255 - 0.5) / 0.5
     model.encoder.tower.load_state_dict(peer.encoder.state_dict(), strict=False)
@@ -172,25 +184,25 @@ def make_sides(
 def _caption(rng: random.Random) -> list[int]:
     """Random tokens between <start> and <end>; 13.5 in all on average, as Flickr8k's have with 4,000 tokens."""
     words = min(30, max(3, round(rng.gauss(11.5, 4))))
-    return [tokenizers.START, *(rng.randrange(260, VOCAB_SIZE) for _ in range(words)), tokenizers.END]
+    return [START, *(rng.randrange(260, VOCAB_SIZE) for _ in range(words)), END]
 
 
-def _train_set(folder: Path, token_ids: list[list[list[int]]], pixels: torch.Tensor) -> data.ImageTextDataset:
+def _train_set(folder: Path, token_ids: list[list[list[int]]], pixels: torch.Tensor) -> ImageTextDataset:
     records = [{"file_name": f"{number}.jpg"} for number in range(len(token_ids))]
-    images = data.ImageTextDataset(records, folder, token_ids, SPEC)
+    images = ImageTextDataset(records, folder, token_ids, SPEC)
     images.cached = pixels.numpy()  # as its cache holds them
     return images
 
 
 def _our_turns(
-    folder: Path, settings: Any, model: models.ImageToTextModel, train_set: data.ImageTextDataset, steps: int
+    folder: Path, settings: Any, model: ImageToTextModel, train_set: ImageTextDataset, steps: int
 ) -> Iterator[float]:
     optimizer = optim.build_optimizer(model, weight_decay=0.05, betas=(0.9, 0.98), eps=1e-8, fused=True)
     requests = signals.Requests()
     run = Run(
         settings, folder, torch.device("cpu"), model, None, optimizer, torch.amp.GradScaler("cpu", enabled=False),
         train_set, train_set, train_set, [], lambda step: 1e-4, {}, None, requests,
-        runlog.open_log(folder / "log.jsonl"),
+        open_log(folder / "log.jsonl"),
     )  # fmt: skip
     with run.log:
         for epoch in itertools.count():
@@ -209,10 +221,10 @@ def _peer_model(vit: Any, frozen: bool) -> torch.nn.Module:
 
     decoder = t.GPT2Config(
         vocab_size=VOCAB_SIZE, n_embd=256, n_layer=3, n_head=4, n_inner=1024, n_positions=40,
-        bos_token_id=tokenizers.START, eos_token_id=tokenizers.END,
+        bos_token_id=START, eos_token_id=END,
     )  # fmt: skip
     peer = t.VisionEncoderDecoderModel(t.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit, decoder))
-    peer.config.decoder_start_token_id, peer.config.pad_token_id = tokenizers.START, tokenizers.PAD
+    peer.config.decoder_start_token_id, peer.config.pad_token_id = START, PAD
     peer.encoder.requires_grad_(not frozen)
     return peer
 

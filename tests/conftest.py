@@ -9,10 +9,10 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 
-import preflight_report  # noqa: E402
-import prepare_dataset  # noqa: E402
+from nanocaption.prepare import check_report  # noqa: E402
+from nanocaption.prepare.make import prepare  # noqa: E402
 
-preflight_report.draw = lambda *_: None  # half a second of every set; test_preflight.py draws
+check_report.draw = lambda *_: None  # half a second of every set; test_preflight.py draws
 
 ROOT = Path(__file__).resolve().parents[1]
 CUTOFF = 24
@@ -48,7 +48,7 @@ def save_tower(folder: Path):
 def demo_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A DATA_DIR that holds the first pictures of the demo set, CUTOFF of each split."""
     folder = tmp_path_factory.mktemp("data")
-    prepare_dataset.prepare("demo", folder, seed=1, cutoff=CUTOFF)
+    prepare("demo", folder, seed=1, cutoff=CUTOFF)
     return folder
 
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 import torch._dynamo  # every optimizer imports it, for seconds: here once, and not in every forked process
 
-import signals
 import train
+from nanocaption.data.loader import end_workers
 
 CONTEXT = multiprocessing.get_context("fork")
 TIMEOUT = 120.0  # seconds until a test gives up on a process
@@ -47,7 +47,7 @@ def _main(argv, output, prelude, rank, ranks, port):
     try:
         train.main(argv)
     finally:
-        signals.end_workers()  # a forked process has no atexit
+        end_workers()  # a forked process has no atexit
 
 
 def start_ranks(argv: list[str], output: Path, ranks: int, prelude: Callable[[], None] | None = None) -> list:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-import layouts
+from nanocaption.prepare import layouts
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"{number}_{number * 7919:010x}.jpg" for number in range(1000092795, 1000092801)]

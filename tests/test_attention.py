@@ -8,15 +8,14 @@ import pytest
 import torch
 from PIL import Image
 
-import attention
-import encoder as encoders
-import inference
-import model as models
-import tokenizer as tokenizers
+from nanocaption.data.tokenizer import encode, train_tokenizer
+from nanocaption.model.captioner import ImageToTextModel
+from nanocaption.model.encoder import PretrainedTower
+from nanocaption.use.attention import CaptionMaps, WordMap, _lit, attend, attend_maps, draw_words, word_maps, words_of
 from tests.test_model import START, T, captions, close, pictures, tiny
 
 
-def plain_weights(model: models.ImageToTextModel, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+def plain_weights(model: ImageToTextModel, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
     """(layers, B, T, H, P), one caption and one query at a time, by the formula."""
     decoder, memory = model.decoder, model.memory(images)
     result = torch.zeros(2, *tokens.shape, 2, memory.shape[1], dtype=memory.dtype)
@@ -64,7 +63,7 @@ def test_captions_of_one_image_and_other_batches_change_no_weight():
 @pytest.fixture(scope="module")
 def tok(tmp_path_factory):
     sentences = ["A dog runs on the beach.", "Two dogs run.", "A red ball."] * 3
-    return tokenizers.train_tokenizer(sentences, tmp_path_factory.mktemp("tokenizer"), 400)
+    return train_tokenizer(sentences, tmp_path_factory.mktemp("tokenizer"), 400)
 
 
 def word_tokens(tok, *words: str) -> list[int]:
@@ -87,12 +86,12 @@ def test_the_grid_leaves_a_towers_class_tokens_out(kind, extra, tok):
     spec = {"size": 48, "resize": 48, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
     arguments = {"encoder_config": {"model_type": kind, **SIZES}, "image_spec": spec}
     model = tiny(encoder_model_name="any", image_size=None, decoder_vocab_size=tok.get_vocab_size(), **arguments)
-    assert isinstance(model.encoder, encoders.PretrainedTower)
+    assert isinstance(model.encoder, PretrainedTower)
     images = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     ids = word_tokens(tok, "A", "dog")
     weights, side = model.cross_attention(images, torch.tensor([[START, *ids[:-1]]]))
     assert side == 6 and weights.shape[-1] == 36 + extra
-    (maps,) = inference.attend_maps(model, tok, images, [ids])
+    (maps,) = attend_maps(model, tok, images, [ids])
     expected = weights.mean((0, 3))[0, :, extra:].view(-1, 6, 6)  # (len(ids), 6, 6)
     assert [word.text for word in maps.words] == ["A", "dog"]
     torch.testing.assert_close(maps.words[0].weights, expected[0].float())
@@ -106,8 +105,8 @@ def test_the_grid_leaves_a_towers_class_tokens_out(kind, extra, tok):
     "text", ["A dog runs.", "extraordinarily", "naïve café — 東京 🐕", "two  spaces ", "", "<end> of it", "a\nb c"]
 )
 def test_words_are_those_between_spaces_and_use_every_token_once(tok, text):
-    ids = tokenizers.encode(tok, text, 200)[1:-1]
-    words = attention.words_of(tok, ids)
+    ids = encode(tok, text, 200)[1:-1]
+    words = words_of(tok, ids)
     assert [word for word, _ in words] == [word for word in text.split(" ") if word]
     places = [place for _, group in words for place in group]
     assert len(places) == len(set(places)) and sorted(places) == places
@@ -118,10 +117,10 @@ def test_words_are_those_between_spaces_and_use_every_token_once(tok, text):
 
 
 def test_a_words_map_is_the_mean_over_its_tokens_layers_and_heads(tok):
-    ids = tokenizers.encode(tok, "A zebra", 20)[1:-1]
+    ids = encode(tok, "A zebra", 20)[1:-1]
     assert len(ids) > 2
     weights = torch.rand(2, len(ids), 3, 1 + 4)
-    maps = attention.word_maps(tok, ids, weights, side=2)
+    maps = word_maps(tok, ids, weights, side=2)
     assert maps.side == 2 and [word.text for word in maps.words] == ["A", "zebra"]
     torch.testing.assert_close(maps.words[1].weights, weights[:, 1:, :, 1:].mean((0, 1, 2)).view(2, 2))
     assert not torch.allclose(maps.words[0].weights, maps.words[1].weights)
@@ -131,19 +130,19 @@ def test_attend_gives_one_json_ready_entry_per_caption(tok):
     model = tiny(decoder_vocab_size=tok.get_vocab_size(), decoder_max_seq_len=12)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     texts = ["A dog runs.", "", "Two dogs"]
-    ids = [tokenizers.encode(tok, text, 12)[1:-1] for text in texts]
-    found = json.loads(json.dumps(inference.attend(model, tok, images, ids)))
+    ids = [encode(tok, text, 12)[1:-1] for text in texts]
+    found = json.loads(json.dumps(attend(model, tok, images, ids)))
     assert [[word["text"] for word in entry["words"]] for entry in found] == [text.split() for text in texts]
     for entry in found:
         assert (entry["rows"], entry["cols"]) == (4, 4)
         for word in entry["words"]:
             assert len(word["weights"]) == 16 and max(word["weights"]) == 255 and min(word["weights"]) >= 0
     for number in (0, 2):  # a batch changes nothing
-        assert inference.attend(model, tok, images[[number]], [ids[number]]) == [found[number]]
-    assert inference.attend(model, tok, images[[1]], [ids[0]]) != [found[0]]
-    assert inference.attend(model, tok, images[:0], []) == []
+        assert attend(model, tok, images[[number]], [ids[number]]) == [found[number]]
+    assert attend(model, tok, images[[1]], [ids[0]]) != [found[0]]
+    assert attend(model, tok, images[:0], []) == []
     with pytest.raises(ValueError, match="14 tokens: the decoder holds at most 12"):
-        inference.attend(model, tok, images[:1], [[5] * 14])
+        attend(model, tok, images[:1], [[5] * 14])
 
 
 def test_a_word_is_seen_at_the_place_that_chose_it(tok):
@@ -151,7 +150,7 @@ def test_a_word_is_seen_at_the_place_that_chose_it(tok):
     model = tiny(decoder_vocab_size=tok.get_vocab_size())
     texts = [("A", "dog", "runs"), ("A", "dog", "on"), ("Two", "dog", "runs")]
     ids = [word_tokens(tok, *words) for words in texts]
-    found = inference.attend_maps(model, tok, pictures(1).expand(3, -1, -1, -1), ids)
+    found = attend_maps(model, tok, pictures(1).expand(3, -1, -1, -1), ids)
     one, other, third = ([word.weights for word in maps.words] for maps in found)
     torch.testing.assert_close(one, other)
     torch.testing.assert_close(one[0], third[0])
@@ -162,11 +161,11 @@ def test_the_drawing_lights_the_picture_where_a_word_looked():
     picture = Image.new("RGB", (80, 60), (0, 200, 0))
     weights = torch.zeros(4, 4)
     weights[0, 0] = 0.5
-    lit = np.asarray(attention._lit(picture, weights)).astype(int)
+    lit = np.asarray(_lit(picture, weights)).astype(int)
     assert lit.shape == (60, 80, 3)
     assert lit[3, 3, 1] > 150 and lit[-3, -3, 1] < 60 and (lit[-3, -3] == lit[-3, -3, 0]).all()
-    words = [attention.WordMap("$dog", weights), attention.WordMap("runs.", weights)]
-    drawn = Image.open(io.BytesIO(attention.draw(picture, "$dog runs.", attention.CaptionMaps(4, words))))
+    words = [WordMap("$dog", weights), WordMap("runs.", weights)]
+    drawn = Image.open(io.BytesIO(draw_words(picture, "$dog runs.", CaptionMaps(4, words))))
     assert drawn.format == "PNG" and drawn.width > 800
     assert len(drawn.convert("RGB").getcolors(2**24)) > 20
 

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-import caches
-import config
-import dataset as data
-import model as models
-import tokenizer as tokenizers
-import training_sets
+from nanocaption.base.settings import Settings, load_settings
+from nanocaption.data import caches, inputs, tokenizer
+from nanocaption.data.inputs import encoded_captions, make_inputs
+from nanocaption.data.loader import make_loader
+from nanocaption.data.tokenizer import encode_batch, load_or_train, train_tokenizer
+from nanocaption.model.captioner import ImageToTextModel, build_model
 from tests.conftest import ROOT
 from tests.test_dataset import pattern, picture_set
 
@@ -157,7 +157,7 @@ def test_a_killed_process_loses_at_most_a_chunk_and_one_that_waits_finds_the_row
 
 
 def settings_for(folder, *flags):
-    return config.load([
+    return load_settings([
         "--data-dir", str(folder), "--image-size", "16", "--vit-patch-size", "8", "--vit-embed-dim", "16",
         "--vit-heads", "2", "--vit-layers", "1", "--decoder-embed-dim", "16", "--decoder-heads", "2", "--device", "cpu",
         *flags,
@@ -177,20 +177,20 @@ RECORDS = [{"file_name": f"{number}.png", "captions": [f"a picture {number}", "a
 
 def sets_of(folder, frozen, *flags):
     settings = settings_for(folder, *flags)
-    settings = config.Settings(**{**config.as_dict(settings), "FREEZE_ENCODER": frozen})
+    settings = Settings(**{**dict(settings.values), "FREEZE_ENCODER": frozen})
     captions = [caption for record in RECORDS for caption in record["captions"]]
-    tokenizer, _ = tokenizers.load_or_train(captions, folder / "tokenizer", 260)
+    tokenizer, _ = load_or_train(captions, folder / "tokenizer", 260)
     torch.manual_seed(0)
-    arguments = config.as_dict(settings) | {"FREEZE_ENCODER": False}
-    model = models.build(arguments, tokenizer.get_vocab_size())
-    sets = training_sets.make(
+    arguments = dict(settings.values) | {"FREEZE_ENCODER": False}
+    model = build_model(arguments, tokenizer.get_vocab_size())
+    sets = make_inputs(
         settings, folder, {"train": RECORDS[:4], "val": RECORDS[4:]}, tokenizer, model, torch.device("cpu")
     )
     return sets, model
 
 
 def one_batch(images):
-    return next(iter(data.make_loader(images, [[(2, (0, 1)), (0, (1,))]], workers=0)))
+    return next(iter(make_loader(images, [[(2, (0, 1)), (0, (1,))]], workers=0)))
 
 
 @pytest.mark.parametrize("frozen", [True, False])
@@ -241,32 +241,32 @@ def test_a_worker_that_is_started_maps_the_cache_itself(folder):
 def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
     """Read again, not encoded again; another tokenizer or length asks for others; too large a file is no error."""
     texts = [f"A dog number {n}, <pad> {'and a cat ' * (n % 9)}" for n in range(300)] + ["", "\ud83d is 东京"[1:]]
-    small, large = (tokenizers.train_tokenizer(texts, tmp_path / str(size), size) for size in (270, 300))
-    settings = config.load(["--max-seq-len", "20"])
-    expected = {name: tokenizers.encode_batch(t, texts, 20) for name, t in (("small", small), ("large", large))}
+    small, large = (train_tokenizer(texts, tmp_path / str(size), size) for size in (270, 300))
+    settings = load_settings(["--max-seq-len", "20"])
+    expected = {name: encode_batch(t, texts, 20) for name, t in (("small", small), ("large", large))}
     assert max(map(len, expected["small"])) == 20 and expected["small"] != expected["large"]
-    monkeypatch.setattr(training_sets, "KEPT_FROM", 300)
+    monkeypatch.setattr(inputs, "KEPT_FROM", 300)
 
     def ids(tokenizer, *flags):
-        how = config.load(["--max-seq-len", "20", *flags]) if flags else settings
-        return [list(map(int, row)) for row in training_sets.encoded(how, tmp_path, "train", texts, tokenizer)]
+        how = load_settings(["--max-seq-len", "20", *flags]) if flags else settings
+        return [list(map(int, row)) for row in encoded_captions(how, tmp_path, "train", texts, tokenizer)]
 
     assert ids(small) == expected["small"] and ids(large) == expected["large"]
     assert len(list((tmp_path / "cache").glob("tokens_train_*.npy"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizers, "encode_batch", lambda *_: pytest.fail("encoded again"))
+        patch.setattr(tokenizer, "encode_batch", lambda *_: pytest.fail("encoded again"))
         assert ids(small) == expected["small"]
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
             ids(small, "--max-seq-len", "19")
-    assert ids(small, "--max-seq-len", "18", "--cache-limit-gb", "0") == tokenizers.encode_batch(small, texts, 18)
+    assert ids(small, "--max-seq-len", "18", "--cache-limit-gb", "0") == encode_batch(small, texts, 18)
     assert "more than CACHE_LIMIT_GB" in capsys.readouterr().out
-    monkeypatch.setattr(training_sets, "KEPT_FROM", 1000)
+    monkeypatch.setattr(inputs, "KEPT_FROM", 1000)
     monkeypatch.setattr(caches, "cached_rows", lambda *_: pytest.fail("kept a small set"))
     assert ids(small) == expected["small"]
 
 
 def test_features_that_float16_cannot_hold_are_an_error_with_its_fix(folder, monkeypatch):
-    monkeypatch.setattr(models.ImageToTextModel, "encode", lambda self, images: torch.full((len(images), 4, 2), 1e6))
+    monkeypatch.setattr(ImageToTextModel, "encode", lambda self, images: torch.full((len(images), 4, 2), 1e6))
     with pytest.raises(ValueError, match="CACHE_FEATURES = False"):
         sets_of(folder, True)
 

@@ -10,17 +10,22 @@ import pytest
 import torch
 from PIL import Image
 
-import attention
-import caption
-import checkpoint
-import config
-import dataset as data
-import decode
-import files
-import inference
-import tokenizer as tokenizers
 import train
+from nanocaption.base.files import os, write_file
+from nanocaption.base.settings import declared_settings, load_settings
+from nanocaption.commands import caption
+from nanocaption.data.dataset import ImageTextDataset, load_image
+from nanocaption.data.tokenizer import END, START, text_of
+from nanocaption.model import decode
+from nanocaption.model.captions import search_options
+from nanocaption.model.options import GREEDY, Options
+from nanocaption.runs import checkpoint
+from nanocaption.use.attention import CaptionMaps, WordMap, attend, draw_words
+from nanocaption.use.captioning import caption_images
+from nanocaption.use.load import find_checkpoints, load_model, load_models
 from tests.conftest import CUTOFF, TINY_MODEL
+
+CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
 
 
 @pytest.fixture(scope="module")
@@ -124,8 +129,8 @@ def test_a_damaged_exif_block_and_signs_of_mathematics_are_drawn(runs, images, t
     assert caption.main([str(tmp_path / "odd.jpg"), "--checkpoint", runs["a"],
                          "--attention", str(tmp_path / "maps.png")]) == 0  # fmt: skip
     assert (tmp_path / "maps.png").read_bytes().startswith(b"\x89PNG")
-    maps = attention.CaptionMaps(2, [attention.WordMap("$^$", torch.eye(2))])
-    assert attention.draw(picture, r"a $\frac$ and $^$", maps).startswith(b"\x89PNG")
+    maps = CaptionMaps(2, [WordMap("$^$", torch.eye(2))])
+    assert draw_words(picture, r"a $\frac$ and $^$", maps).startswith(b"\x89PNG")
 
 
 def test_folders_give_the_pictures_in_and_below_them(images, tmp_path):
@@ -168,10 +173,10 @@ def test_batches_and_readers_change_nothing(runs, images, capsys):
 
 def test_a_write_that_fails_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "captions.json"
-    files.write_file(path, b"old")
-    monkeypatch.setattr(files.os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    write_file(path, b"old")
+    monkeypatch.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        files.write_file(path, b"new")
+        write_file(path, b"new")
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -241,9 +246,9 @@ def test_sampling_is_repeated_by_its_seed(runs, images, capsys):
 
 def test_search_options_are_the_settings():
     flags = ["--beam-size", "4", "--length-penalty", "0.5", "--min-length", "3", "--no-repeat-ngram", "2"]
-    options = inference.search_options(config.load(flags))
-    assert options == decode.Options(4, 0.5, 3, 2)
-    assert decode.Options(beam_size=1) == inference.GREEDY
+    options = search_options(load_settings(flags).values)
+    assert options == Options(4, 0.5, 3, 2)
+    assert Options(beam_size=1) == GREEDY
 
 
 # --- ensembles ---
@@ -259,19 +264,19 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(runs, images, capsys):
 
 def test_members_of_an_ensemble_see_the_pictures_in_their_own_way(runs, images, capsys):
     pair = rows(capsys, *images, "--checkpoint", f"{runs['a']},{runs['b']}")
-    paths = inference.find_checkpoints(f"{runs['a']},{runs['b']}", "no runs")
-    loaded = inference.load_models(paths, ["--device", "cpu"])
-    assert config.CONSTANTS["SEED"] == loaded.settings.SEED and len(loaded.states) == 2
+    paths = find_checkpoints(f"{runs['a']},{runs['b']}", "no runs")
+    loaded = load_models(paths, ["--device", "cpu"])
+    assert CONSTANTS["SEED"] == loaded.settings.SEED and len(loaded.states) == 2
     sides = [model.image_spec["size"] for model in loaded.models]
     assert sides == [32, 48]
     steps = [
-        model.start_decoding(torch.stack([data.load_image(path, model.image_spec) for path in images]))
+        model.start_decoding(torch.stack([load_image(path, model.image_spec) for path in images]))
         for model in loaded.models
     ]
-    limits = {"start_id": tokenizers.START, "end_id": tokenizers.END, "max_length": 19}  # b's, the shorter one
-    expected = decode.decode(decode.ensemble(steps), 3, decode.Options(beam_size=3), **limits)
+    limits = {"start_id": START, "end_id": END, "max_length": 19}  # b's, the shorter one
+    expected = decode.decode(decode.ensemble(steps), 3, Options(beam_size=3), **limits)
     for row, found in zip(pair, expected, strict=True):
-        assert row["captions"][0]["caption"] == tokenizers.decode(loaded.tokenizer, found[0].ids)
+        assert row["captions"][0]["caption"] == text_of(loaded.tokenizer, found[0].ids)
         assert row["captions"][0]["log_prob"] == pytest.approx(found[0].log_prob, abs=1e-5)
     turned = rows(capsys, *images, "--checkpoint", f"{runs['b']},{runs['a']}")
     log_probs = [[row["captions"][0]["log_prob"] for row in told] for told in (pair, turned)]
@@ -309,13 +314,13 @@ def test_the_attention_of_a_picture_is_drawn(runs, images, tmp_path, capsys):
 
 
 def test_captions_carry_the_ids_that_attend_takes(runs, images):
-    model, tokenizer = inference.load_model(checkpoint.load(runs["a"]), torch.device("cpu"))
+    model, tokenizer = load_model(checkpoint.load(runs["a"]), torch.device("cpu"))
     records = [{"file_name": path} for path in images]
-    pictures = data.ImageTextDataset(records, "", [[] for _ in records], model.image_spec)
+    pictures = ImageTextDataset(records, "", [[] for _ in records], model.image_spec)
     how = {"batch_size": 2, "device": torch.device("cpu"), "precision": "fp32", "workers": 0}
-    found = inference.caption_images(model, tokenizer, pictures, options=inference.GREEDY, **how)
-    pixels = torch.stack([data.load_image(path, model.image_spec) for path in images])
-    seen = inference.attend(model, tokenizer, pixels, [captions[0].ids for captions in found])
+    found = caption_images(model, tokenizer, pictures, options=GREEDY, **how)
+    pixels = torch.stack([load_image(path, model.image_spec) for path in images])
+    seen = attend(model, tokenizer, pixels, [captions[0].ids for captions in found])
     assert [" ".join(word["text"] for word in entry["words"]) for entry in seen] == [
         " ".join(captions[0].text.split()) for captions in found
     ]

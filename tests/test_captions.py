@@ -8,11 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import captions
-import metrics
-from captions import clean, normalise
-from demo_set.captions import describe_scene
-from demo_set.scenes import sample_scenes
+from nanocaption import metrics
+from nanocaption.demo_set.captions import describe_scene
+from nanocaption.demo_set.scenes import sample_scenes
+from nanocaption.prepare.caption_text import clean, fault, normalise
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -122,4 +121,4 @@ def test_on_real_captions(tmp_path):
     assert not any(" ." in text or " ," in text or " 's " in text for text in fixed)
     assert [text.replace(" ", "") for text in detached] == [text.replace(" ", "") for text in fixed]
     assert sum(normalise(text) != text for text in attached) < 50
-    assert captions.fault("a dog") is None
+    assert fault("a dog") is None

@@ -13,7 +13,11 @@ import pytest
 import safetensors.torch
 import torch
 
-import checkpoint
+from nanocaption.base.tensors import check_fits
+from nanocaption.commands.verify import main
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import best_files, best_name
+from nanocaption.train.state import check_rng_state, rng_state, set_rng_state
 
 
 def make_state(**changes) -> dict:
@@ -33,7 +37,7 @@ def make_state(**changes) -> dict:
             "state": {"b.weight": {"step": torch.tensor(120.0), "exp_avg": torch.randn(4, 3, generator=generator)}},
             "param_groups": [{"param_names": ["b.weight"], "lr": 1e-3, "betas": [0.9, 0.98]}],
         },
-        "rng_state_dict": {"0": checkpoint.rng_state(), "1": {"torch": torch.arange(5, dtype=torch.uint8)}},
+        "rng_state_dict": {"0": rng_state(), "1": {"torch": torch.arange(5, dtype=torch.uint8)}},
         "config": {"SEED": 1, "RUN_NAME": None, "ADAM_BETAS": [0.9, 0.98], "TEXT": "é 🐕 \ud800"},
         "config_constants": {"SEED": 1},
         "tokenizer": '{"model": {"vocab": {"a": 0, "Ġdog\\n": 1, "é": 2}}}',
@@ -266,7 +270,7 @@ def test_a_copy_has_the_content_and_stays_when_the_source_moves_on(saved, monkey
 
     if not links:
         monkeypatch.setattr(os, "link", no_links)
-    target = saved.with_name(checkpoint.best_name(3, 1.25))
+    target = saved.with_name(best_name(3, 1.25))
     target.write_text("an older one")
     checkpoint.copy(saved, target)
     checkpoint.save(saved, make_state(epoch=4))
@@ -276,12 +280,12 @@ def test_a_copy_has_the_content_and_stays_when_the_source_moves_on(saved, monkey
 
 def test_best_checkpoints_are_listed_by_their_loss(tmp_path):
     losses = [(1, 10.0), (2, 2.5), (3, 2.25), (10, 2.25), (4, 9.0)]
-    names = [checkpoint.best_name(epoch, loss) for epoch, loss in losses]
+    names = [best_name(epoch, loss) for epoch, loss in losses]
     assert names[1] == "checkpoint_epoch_2_val_loss_2.5000.safetensors"
     others = ["last.safetensors", "log.jsonl", "checkpoint_epoch_x_val_loss_1.0000.safetensors", f"replaced_{names[0]}"]
     for name in [*names, *others]:
         (tmp_path / name).touch()
-    assert [path.name for path in checkpoint.best_files(tmp_path)] == [names[i] for i in (3, 2, 1, 4, 0)]
+    assert [path.name for path in best_files(tmp_path)] == [names[i] for i in (3, 2, 1, 4, 0)]
 
 
 # --- hostile headers and values ---
@@ -376,10 +380,10 @@ def test_values_that_are_not_finite_are_named():
 def test_what_does_not_fit_the_model_is_listed():
     model = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.Linear(3, 1))
     state = model.state_dict()
-    checkpoint.check_fits(model, state, "x.safetensors")
+    check_fits(model, state, "x.safetensors")
     wrong = {"0.weight": torch.ones(3, 4), "0.bias": state["0.bias"].double(), "1.bias": state["1.bias"], "new": 1}
     with pytest.raises(ValueError) as caught:
-        checkpoint.check_fits(model, {**wrong, "new": torch.ones(1)}, "x.safetensors")
+        check_fits(model, {**wrong, "new": torch.ones(1)}, "x.safetensors")
     text = str(caught.value)
     assert text.startswith("x.safetensors does not fit the model") and "\n" not in text
     for part in ("lacks 1.weight", "has new", "0.weight is (3, 4)", "must be (3, 2)", "0.bias is (3,) torch.float64"):
@@ -395,31 +399,31 @@ def test_generators_go_on_where_they_were(tmp_path, odd):
     if odd:  # half of a pair of normal numbers is kept for the next call
         random.gauss(0, 1)
         np.random.randn()
-    checkpoint.save(tmp_path / "a", make_state(rng_state_dict={"0": checkpoint.rng_state()}))
+    checkpoint.save(tmp_path / "a", make_state(rng_state_dict={"0": rng_state()}))
     expected = [draws() for _ in range(700)]  # past the refill of a Mersenne twister
     assert [draws() for _ in range(700)] != expected
-    checkpoint.set_rng_state(checkpoint.load(tmp_path / "a")["rng_state_dict"]["0"])
+    set_rng_state(checkpoint.load(tmp_path / "a")["rng_state_dict"]["0"])
     assert [draws() for _ in range(700)] == expected
 
 
 def test_generators_are_checked_before_they_are_set():
-    state = checkpoint.rng_state()
-    checkpoint.check_rng_state(state, "file")
+    state = rng_state()
+    check_rng_state(state, "file")
     for change in ({"torch": state["torch"][:-1]}, {"python": state["python"].float()}):
         with pytest.raises(ValueError, match="file holds no usable state of the generator"):
-            checkpoint.check_rng_state(state | change, "file")
+            check_rng_state(state | change, "file")
     del state["numpy"]
     with pytest.raises(ValueError, match="'numpy'"):
-        checkpoint.check_rng_state(state, "file")
+        check_rng_state(state, "file")
 
 
 def test_command_line_tells_what_is_inside_and_whether_it_is_whole(saved, capsys):
-    checkpoint.main([str(saved)])
+    main([str(saved)])
     text = capsys.readouterr().out
     for part in ("whole, digest verified", "after 3 epochs and 0 steps: 120 steps in all", "SEED = 1", "of 3 tokens"):
         assert part in text
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged|readable"):
-        checkpoint.main([str(saved)])
+        main([str(saved)])
     with pytest.raises(SystemExit, match="Usage"):
-        checkpoint.main([])
+        main([])

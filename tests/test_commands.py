@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import commands
+from nanocaption.base import cli
 from tests.conftest import ROOT
 
 
@@ -30,13 +30,13 @@ def handlers_put_back():
 
 def test_errors_of_the_system_name_the_file_and_the_way_on():
     full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/.captions.json.4711.part")
-    assert commands.told(full) == "out/captions.json: No space left on device: free some space, or name another place"
-    assert commands.told(OSError(errno.ENOSPC, "No space left on device")).startswith("No space left on device: free")
+    assert cli.told(full) == "out/captions.json: No space left on device: free some space, or name another place"
+    assert cli.told(OSError(errno.ENOSPC, "No space left on device")).startswith("No space left on device: free")
     with pytest.raises(OSError) as missing:
         Path("nowhere/x.json").read_text()
-    assert commands.told(missing.value) == "nowhere/x.json: No such file or directory"
-    assert commands.told(OSError("the Hub is silent")) == "the Hub is silent"
-    assert commands.told(ValueError("BEAM_SIZE = 0")) == "BEAM_SIZE = 0"
+    assert cli.told(missing.value) == "nowhere/x.json: No such file or directory"
+    assert cli.told(OSError("the Hub is silent")) == "the Hub is silent"
+    assert cli.told(ValueError("BEAM_SIZE = 0")) == "BEAM_SIZE = 0"
 
 
 def test_an_error_in_a_process_that_reads_pictures_is_the_same_one_line():
@@ -50,7 +50,7 @@ def test_an_error_in_a_process_that_reads_pictures_is_the_same_one_line():
     with pytest.raises(ValueError) as wrapped:
         next(iter(torch.utils.data.DataLoader(Broken(), num_workers=1, multiprocessing_context="fork")))
     assert "Traceback" in str(wrapped.value)
-    assert commands.told(wrapped.value) == "The picture a.jpg cannot be read: truncated\nhint: look at it"
+    assert cli.told(wrapped.value) == "The picture a.jpg cannot be read: truncated\nhint: look at it"
 
 
 def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
@@ -69,7 +69,7 @@ def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
     codes = []
     for main in (fails, warns, interrupted, lambda argv: None):
         with pytest.raises(SystemExit) as left:
-            commands.run(main, "Stopped half-way.")
+            cli.run(main, "Stopped half-way.")
         codes.append(left.value.code)
     assert codes == ["BEAM_SIZE = 0: must be 1 or more", 3, 130, 0]
     assert capsys.readouterr().err == "warning: few images\n\nStopped half-way.\n"
@@ -97,7 +97,7 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
 
 def test_a_script_begins_where_its_output_is_caught_within_python():
     with contextlib.redirect_stdout(io.StringIO()) as caught:
-        commands.begin()
+        cli.begin()
         print("there")
     assert caught.getvalue() == "there\n"
 

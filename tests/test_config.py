@@ -10,6 +10,16 @@ from pathlib import Path
 import pytest
 
 import config
+from nanocaption.base.settings import (
+    declared_settings,
+    RESUME_SETTINGS,
+    differences,
+    load_settings,
+    take_settings,
+    unchanged_since,
+)
+
+CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -17,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def refusal(*argv: str) -> list[str]:
     """The lines of the refusal of these arguments, without its heading."""
     with pytest.raises(SystemExit) as caught:
-        config.load(list(argv))
+        load_settings(list(argv))
     heading, *lines = str(caught.value).splitlines()
     assert heading == "Settings are not right:"
     return lines
@@ -31,34 +41,34 @@ def recipe(tmp_path: Path, text: str) -> str:
 
 def test_constants_recipe_and_flags_apply_in_this_order(tmp_path):
     text = "BATCH_SIZE = 20\nNUM_EPOCHS = 3\nSEED = 5\n"
-    settings = config.load(
-        [recipe(tmp_path, text), "--num-epochs", "4"], base={"SEED": 9, "KEEP_BEST": 7, "BATCH_SIZE": 10}
+    settings = load_settings(
+        [recipe(tmp_path, text), "--num-epochs", "4"]).on({"SEED": 9, "KEEP_BEST": 7, "BATCH_SIZE": 10}
     )
     assert settings.KEEP_BEST == 7  # base over constant
     assert (settings.BATCH_SIZE, settings.SEED) == (20, 5)  # recipe over base
     assert settings.NUM_EPOCHS == 4  # flag over recipe
-    assert config.as_dict(config.load([])) == config.CONSTANTS  # nothing was changed for good
+    assert dict(load_settings([]).values) == CONSTANTS  # nothing was changed for good
 
 
 def test_base_may_come_from_json_and_from_an_older_program():
-    settings = config.load([], base={"ADAM_BETAS": [0.5, 0.6], "A_SETTING_OF_THE_PAST": 1})
+    settings = load_settings([]).on({"ADAM_BETAS": [0.5, 0.6], "A_SETTING_OF_THE_PAST": 1})
     assert settings.ADAM_BETAS == (0.5, 0.6)
     assert not hasattr(settings, "A_SETTING_OF_THE_PAST")
 
 
 def test_splits_are_names_and_each_has_one_use(tmp_path):
-    assert config.load([], base={"TRAIN_SPLITS": ["train", "restval"]}).TRAIN_SPLITS == ("train", "restval")
+    assert load_settings([]).on({"TRAIN_SPLITS": ["train", "restval"]}).TRAIN_SPLITS == ("train", "restval")
     text = "TRAIN_SPLITS = 'train'\nVAL_SPLITS = ()\nTEST_SPLITS = ('test', 2)\n"
     assert all("must be one name or more, e.g. train,restval" in line for line in refusal(recipe(tmp_path, text)))
     assert "must be one name or more" in refusal("--val-splits", "val,")[0]
     lines = refusal("--train-splits", "train,val,test")
     assert ["VAL_SPLITS and TRAIN_SPLITS both name val" in lines[0], "both name test" in lines[1]] == [True, True]
-    config.load(["--test-splits", "val"])  # to look at, not to choose by: the report says which split it is
+    load_settings(["--test-splits", "val"])  # to look at, not to choose by: the report says which split it is
 
 
 def test_settings_are_frozen():
     with pytest.raises(AttributeError):
-        config.load([]).BATCH_SIZE = 3
+        load_settings([]).BATCH_SIZE = 3
 
 
 @pytest.mark.parametrize(
@@ -80,12 +90,12 @@ def test_settings_are_frozen():
     ],
 )
 def test_a_flag_is_read_as_the_type_of_its_setting(argv, name, value):
-    got = getattr(config.load(argv), name)
+    got = getattr(load_settings(argv), name)
     assert got == value and type(got) is type(value)
 
 
 def test_a_whole_number_serves_where_a_fraction_is_meant(tmp_path):
-    settings = config.load([recipe(tmp_path, "LEARNING_RATE = 1\nENCODER_LEARNING_RATE = 0\n")])
+    settings = load_settings([recipe(tmp_path, "LEARNING_RATE = 1\nENCODER_LEARNING_RATE = 0\n")])
     assert type(settings.LEARNING_RATE) is float and type(settings.ENCODER_LEARNING_RATE) is float
 
 
@@ -139,18 +149,18 @@ def test_an_unknown_flag_names_the_nearest_and_its_value_is_not_taken_for_a_reci
 
 def test_a_recipe_that_is_missing_or_broken_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^There is no recipe 'nowhere.py'.*$"):
-        config.load(["nowhere.py"])
+        load_settings(["nowhere.py"])
     with pytest.raises(SystemExit, match=r"^The recipe .* does not run: ZeroDivisionError: division by zero$"):
-        config.load([recipe(tmp_path, "SEED = 1 / 0")])
+        load_settings([recipe(tmp_path, "SEED = 1 / 0")])
 
 
 def test_a_wrong_constant_is_told_as_well(monkeypatch):
-    monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", "eighty")
+    monkeypatch.setitem(CONSTANTS, "BATCH_SIZE", "eighty")
     assert refusal("--seed", "x") == [
         "  - BATCH_SIZE = 'eighty': must be a whole number or one of 'auto'",
         "  - SEED = 'x': must be a whole number",
     ]
-    monkeypatch.setitem(config.CONSTANTS, "BATCH_SIZE", 80.0)
+    monkeypatch.setitem(CONSTANTS, "BATCH_SIZE", 80.0)
     assert refusal() == ["  - BATCH_SIZE = 80.0: must be a whole number or one of 'auto'"]
 
 
@@ -194,7 +204,7 @@ def test_each_rule_refuses_and_lets_pass(wrong, right):
     name = wrong.split()[0].removeprefix("--").replace("-", "_").upper()
     lines = refusal(*wrong.split())
     assert any(name in line or name.replace("_TOKEN", "") in line or "PAD, START" in line for line in lines)
-    config.load(right.split())
+    load_settings(right.split())
 
 
 def test_every_numeric_setting_has_a_range():
@@ -205,18 +215,18 @@ def test_every_numeric_setting_has_a_range():
     in_cross_rules = {"VOCAB_SIZE", "ADAM_BETAS", "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
                       "RANDOM_CROP_AREA", "MAX_BAD_FRACTION"}  # fmt: skip
     assert numeric - ruled - in_cross_rules == set()
-    assert ruled | set(config.RESUME_SETTINGS) <= set(config.CONSTANTS)
+    assert ruled | set(RESUME_SETTINGS) <= set(CONSTANTS)
 
 
 def test_every_setting_stands_in_a_section_with_a_comment():
     comments = {name: text for names in config._comments().values() for name, text in names.items()}
-    assert list(comments) == list(config.CONSTANTS)
+    assert list(comments) == list(CONSTANTS)
     assert [name for name, text in comments.items() if not text] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.py")), ids=lambda path: path.stem)
 def test_every_recipe_of_the_project_loads(path):
-    config.load([str(path)])
+    load_settings([str(path)])
 
 
 def test_help_lists_every_flag_and_imports_nothing_heavy():
@@ -224,7 +234,7 @@ def test_help_lists_every_flag_and_imports_nothing_heavy():
         [sys.executable, "-X", "importtime", "train.py", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0
-    for name in config.CONSTANTS:
+    for name in CONSTANTS:
         assert "--" + name.lower().replace("_", "-") in done.stdout
     imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
     assert "argparse" in imported  # the report is what it is taken for
@@ -233,30 +243,30 @@ def test_help_lists_every_flag_and_imports_nothing_heavy():
 
 def test_a_flag_without_its_value_does_not_print_all_flags(capsys):
     with pytest.raises(SystemExit):
-        config.load(["--batch-size"])
+        load_settings(["--batch-size"])
     text = capsys.readouterr().err
     assert "--batch-size" in text and len(text.splitlines()) <= 2
 
 
 def test_unchanged_since_and_differences_see_through_json(monkeypatch):
-    saved = json.loads(json.dumps(config.CONSTANTS))
-    assert config.unchanged_since(saved) == set(config.CONSTANTS)
-    monkeypatch.setitem(config.CONSTANTS, "ADAM_BETAS", (0.9, 0.99))
-    monkeypatch.setitem(config.CONSTANTS, "SEED", 3)
+    saved = json.loads(json.dumps(CONSTANTS))
+    assert unchanged_since(saved) == set(CONSTANTS)
+    monkeypatch.setitem(CONSTANTS, "ADAM_BETAS", (0.9, 0.99))
+    monkeypatch.setitem(CONSTANTS, "SEED", 3)
     del saved["KEEP_BEST"]
-    assert set(config.CONSTANTS) - config.unchanged_since(saved) == {"ADAM_BETAS", "SEED", "KEEP_BEST"}
-    settings = config.load([])
-    assert config.differences(settings, saved, ("ADAM_BETAS", "SEED", "BATCH_SIZE")) == [
+    assert set(CONSTANTS) - unchanged_since(saved) == {"ADAM_BETAS", "SEED", "KEEP_BEST"}
+    settings = load_settings([])
+    assert differences(settings, saved, ("ADAM_BETAS", "SEED", "BATCH_SIZE")) == [
         "ADAM_BETAS: [0.9, 0.98] -> (0.9, 0.99)",
         "SEED: 1 -> 3",
     ]
 
 
 def test_the_short_name_of_a_flag_serves_wherever_the_long_one_does():
-    assert config.load(["--lr", "2e-3"]).LEARNING_RATE == config.load(["--learning-rate", "2e-3"]).LEARNING_RATE == 2e-3
-    assert config.take_settings(["a.jpg", "--lr", "2e-3", "--lr=1", "--json"]) == (
+    assert load_settings(["--lr", "2e-3"]).LEARNING_RATE == load_settings(["--learning-rate", "2e-3"]).LEARNING_RATE == 2e-3
+    assert take_settings(["a.jpg", "--lr", "2e-3", "--lr=1", "--json"]) == (
         ["--lr", "2e-3", "--lr=1"], ["a.jpg", "--json"],
     )  # fmt: skip
     assert "--learning-rate" in config._parser().format_help() and "--lr " in config._parser().format_help()
     assert refusal("--lr", "fast") == ["  - LEARNING_RATE = 'fast': must be a number"]
-    assert set(config._SHORT.values()) <= set(config.CONSTANTS)
+    assert set(config._SHORT.values()) <= set(CONSTANTS)

@@ -9,8 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
-import dataset as data
-from encoder import read_image_spec, scratch_image_spec
+from nanocaption.data import dataset
+from nanocaption.data.dataset import ImageTextDataset, collate_fn, load_image
+from nanocaption.data.loader import make_loader
+from nanocaption.data.order import chunks, epoch_groups, epoch_steps, in_order
+from nanocaption.data.prepared import load_records
+from nanocaption.data.transform import Augment, augmented
+from nanocaption.model.encoder import read_image_spec, scratch_image_spec
 
 START, END, PAD = 1, 2, 0
 SPEC = scratch_image_spec(16)
@@ -30,7 +35,7 @@ def picture_set(folder, counts, features=None):
         Image.new("RGB", (20, 16), (10 * i, 100, 200)).save(folder / f"{i}.png")
     records = [{"file_name": f"{i}.png"} for i in range(len(counts))]
     token_ids = [[[START, 10 + i, *[50 + c] * (c + 1), END] for c in range(n)] for i, n in enumerate(counts)]
-    return data.ImageTextDataset(records, folder, token_ids, SPEC, features)
+    return ImageTextDataset(records, folder, token_ids, SPEC, features)
 
 
 # --- captions and batches ---
@@ -38,7 +43,7 @@ def picture_set(folder, counts, features=None):
 
 def test_inputs_and_targets_are_shifted_by_one():
     image = torch.zeros(3, 2, 2, dtype=torch.uint8)
-    batch = data.collate_fn([(image, [np.array([1, 7, 8, 9, 2]), np.array([1, 2])]), (image, [np.array([1, 5, 2])])])
+    batch = collate_fn([(image, [np.array([1, 7, 8, 9, 2]), np.array([1, 2])]), (image, [np.array([1, 5, 2])])])
     assert batch.decoder_input_tokens.tolist() == [[1, 7, 8, 9], [1, 0, 0, 0], [1, 5, 0, 0]]
     assert batch.target_tokens.tolist() == [[7, 8, 9, 2], [2, 0, 0, 0], [5, 2, 0, 0]]
     assert batch.image_index.tolist() == [0, 0, 1]
@@ -46,12 +51,12 @@ def test_inputs_and_targets_are_shifted_by_one():
 
 
 def test_pictures_without_captions_make_a_batch_too():
-    batch = data.collate_fn([(torch.zeros(3, 2, 2), []), (torch.ones(3, 2, 2), [])])
+    batch = collate_fn([(torch.zeros(3, 2, 2), []), (torch.ones(3, 2, 2), [])])
     assert len(batch.images) == 2 and len(batch.image_index) == 0
 
 
 def test_a_batch_moves_whole(tmp_path):
-    batch = data.collate_fn([picture_set(tmp_path, [2])[(0, (0, 1))]])
+    batch = collate_fn([picture_set(tmp_path, [2])[(0, (0, 1))]])
     moved = batch.to(torch.device("meta"))
     tensors = [part for part in (*moved, *moved.places) if isinstance(part, torch.Tensor)]
     assert len(tensors) == 7 and {tensor.device.type for tensor in tensors} == {"meta"}
@@ -75,7 +80,7 @@ def test_a_group_gives_its_own_picture_and_captions(tmp_path):
 def test_a_picture_that_comes_again_in_an_epoch_is_changed_anew(tmp_path):
     images = picture_set(tmp_path, [1])
     pattern(40, 40).save(images.paths[0])
-    images.augment = data.Augment(0.3, True, 1)
+    images.augment = Augment(0.3, True, 1)
     seen = images.at_epoch(2)
     first, again, third = (seen[(0, (0,), *visit)][0] for visit in ((), (1,), (2,)))
     assert torch.equal(first, seen[(0, (0,))][0])
@@ -85,10 +90,10 @@ def test_a_picture_that_comes_again_in_an_epoch_is_changed_anew(tmp_path):
 def test_load_records_takes_one_split_and_says_which_there_are(tmp_path):
     rows = [{"file_name": f"{i}.jpg", "split": "train" if i < 3 else "val", "captions": []} for i in range(5)]
     (tmp_path / "captions.json").write_text(json.dumps({"images": rows}))
-    assert data.load_records(tmp_path, "train") == rows[:3]
-    assert data.load_records(tmp_path, "train", cutoff=2) == rows[:2]
+    assert load_records(tmp_path, "train") == rows[:3]
+    assert load_records(tmp_path, "train", cutoff=2) == rows[:2]
     with pytest.raises(ValueError, match="no image of the split 'test'; it has train, val"):
-        data.load_records(tmp_path, "test")
+        load_records(tmp_path, "test")
 
 
 # --- the order of an epoch ---
@@ -99,7 +104,7 @@ RAGGED = [5, 1, 0, 3, 7, 2, 5, 5]
 @pytest.mark.parametrize("counts", [[5] * 6, RAGGED])
 @pytest.mark.parametrize("per_image", [1, 2, 5])
 def test_an_epoch_visits_every_pair_once(counts, per_image):
-    groups = data.epoch_groups(counts, per_image, seed=3, epoch=1)
+    groups = epoch_groups(counts, per_image, seed=3, epoch=1)
     pairs = [(image, caption) for image, captions in groups for caption in captions]
     assert sorted(pairs) == [(image, caption) for image, count in enumerate(counts) for caption in range(count)]
     assert max(len(captions) for _, captions in groups) <= per_image
@@ -108,7 +113,7 @@ def test_an_epoch_visits_every_pair_once(counts, per_image):
 
 def test_order_is_a_function_of_seed_and_epoch():
     def order(seed, epoch):
-        return data.epoch_groups([5] * 20, 2, seed, epoch)
+        return epoch_groups([5] * 20, 2, seed, epoch)
 
     random.seed(1)
     first = order(1, 0)
@@ -121,7 +126,7 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 
 def test_in_order_gives_every_image_with_all_its_captions():
-    assert data.in_order([2, 0, 1]) == [(0, (0, 1)), (1, ()), (2, (0,))]
+    assert in_order([2, 0, 1]) == [(0, (0, 1)), (1, ()), (2, (0,))]
 
 
 @pytest.mark.parametrize("number", [1, 7, 24, 25, 26, 47, 48, 49, 50])
@@ -130,9 +135,9 @@ def test_ranks_share_every_step_completely_and_evenly(number, ranks, accumulate,
     groups = [(i, (0,)) for i in range(number)]
     if number < ranks:
         with pytest.raises(ValueError, match=f"{number} groups .* cannot be dealt out to {ranks} processes"):
-            data.epoch_steps(groups, batch_size, accumulate, 0, ranks)
+            epoch_steps(groups, batch_size, accumulate, 0, ranks)
         return
-    per_rank = [data.epoch_steps(groups, batch_size, accumulate, rank, ranks) for rank in range(ranks)]
+    per_rank = [epoch_steps(groups, batch_size, accumulate, rank, ranks) for rank in range(ranks)]
     assert len({len(steps) for steps in per_rank}) == 1  # a rank with a step more would wait for ever
     seen = []
     for step in zip(*per_rank, strict=True):
@@ -148,9 +153,9 @@ def test_ranks_share_every_step_completely_and_evenly(number, ranks, accumulate,
 
 
 def test_order_does_not_depend_on_the_number_of_ranks():
-    groups = data.epoch_groups([5] * 24, 5, seed=1, epoch=0)
-    alone = data.epoch_steps(groups, 8, 1)
-    together = [data.epoch_steps(groups, 4, 1, rank, 2) for rank in range(2)]
+    groups = epoch_groups([5] * 24, 5, seed=1, epoch=0)
+    alone = epoch_steps(groups, 8, 1)
+    together = [epoch_steps(groups, 4, 1, rank, 2) for rank in range(2)]
     for number, (micro_batch,) in enumerate(alone):
         (first,), (second,) = (steps[number] for steps in together)
         assert sorted(micro_batch) == sorted([*first, *second])
@@ -158,7 +163,7 @@ def test_order_does_not_depend_on_the_number_of_ranks():
 
 def test_accumulation_makes_fewer_and_larger_steps():
     groups = [(i, (0,)) for i in range(22)]
-    steps = data.epoch_steps(groups, batch_size=4, accumulate=2)
+    steps = epoch_steps(groups, batch_size=4, accumulate=2)
     assert [[len(batch) for batch in micro_batches] for micro_batches in steps] == [[4, 4], [4, 4], [4, 2]]
     assert [group for step in steps for batch in step for group in batch] == groups
 
@@ -167,7 +172,7 @@ def test_loader_keeps_the_order_and_leaves_the_global_generators_alone(tmp_path)
     images = picture_set(tmp_path, [2, 3, 1])
     batches = [[(2, (0,)), (0, (1, 0))], [(1, (2,))]]
     before = (torch.get_rng_state(), random.getstate(), str(np.random.get_state()))
-    loader = data.make_loader(images, batches, workers=0)
+    loader = make_loader(images, batches, workers=0)
     found = list(loader)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (random.getstate(), str(np.random.get_state())) == before[1:]
@@ -179,11 +184,11 @@ def test_loader_keeps_the_order_and_leaves_the_global_generators_alone(tmp_path)
 
 def test_worker_processes_give_the_same_batches(tmp_path):
     images = picture_set(tmp_path, [2, 3, 1])
-    batches = data.chunks(data.epoch_groups([2, 3, 1], 2, seed=1, epoch=0), 2)
+    batches = chunks(epoch_groups([2, 3, 1], 2, seed=1, epoch=0), 2)
     state = torch.get_rng_state()
-    several = list(data.make_loader(images, batches, workers=2))
+    several = list(make_loader(images, batches, workers=2))
     assert torch.equal(torch.get_rng_state(), state)
-    for one, two in zip(data.make_loader(images, batches, workers=0), several, strict=True):
+    for one, two in zip(make_loader(images, batches, workers=0), several, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
         assert str(one.places) == str(two.places)
 
@@ -226,7 +231,7 @@ def test_transform_equals_the_image_processor_of_transformers(tmp_path, kind):
                 theirs = processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
             mean, std = (torch.tensor(spec[key]).view(3, 1, 1) for key in ("mean", "std"))
             grey_levels = 255 * (theirs * std + mean)
-            ours = data.load_image(tmp_path / name, spec).float()
+            ours = load_image(tmp_path / name, spec).float()
             assert ours.shape == (3, 32, 32)
             assert (ours - grey_levels).abs().max() <= 2
             assert (ours.roll(1, -1) - grey_levels).abs().max() > 2  # shifted by a pixel it would not pass
@@ -272,7 +277,7 @@ def save_every_kind(folder) -> dict[str, tuple]:
 
 def test_every_kind_of_picture_comes_out_in_its_colours(tmp_path):
     for name, (path, colour) in save_every_kind(tmp_path).items():
-        pixels = data.load_image(path, SPEC)
+        pixels = load_image(path, SPEC)
         assert pixels.shape == (3, 16, 16) and pixels.dtype == torch.uint8, name
         off = np.abs(np.array(pixels[:, 8, 8].tolist()) - np.array(colour)).max()
         assert off <= 3, f"{name}: {pixels[:, 8, 8].tolist()} instead of {colour}"
@@ -289,7 +294,7 @@ def test_a_picture_stands_upright_as_its_exif_says(tmp_path, ending):
     image.save(tmp_path / f"plain.{ending}", **sharp)
     spec = {**SPEC, "size": 32, "resize": 32}
     turned, upright, plain = (
-        data.load_image(tmp_path / f"{name}.{ending}", spec).int() for name in ("turned", "upright", "plain")
+        load_image(tmp_path / f"{name}.{ending}", spec).int() for name in ("turned", "upright", "plain")
     )
     assert (turned - upright).abs().float().mean() < 3
     assert (turned - plain).abs().float().mean() > 30
@@ -306,7 +311,7 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
     (tmp_path / "empty.jpg").touch()
     (tmp_path / "folder.jpg").mkdir()
     with pytest.raises(ValueError) as caught:
-        data.load_image(tmp_path / name, SPEC)
+        load_image(tmp_path / name, SPEC)
     assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -317,9 +322,9 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
 def test_a_crop_keeps_its_share_of_the_area(monkeypatch, area):
     """Shapes that do not fit must not be cut off."""
     seen = []
-    monkeypatch.setattr(data, "resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
+    monkeypatch.setattr(dataset, "resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
     for seed in range(300):
-        data.augmented(torch.zeros(3, 200, 200, dtype=torch.uint8), data.Augment(area, False, 1), random.Random(seed))
+        augmented(torch.zeros(3, 200, 200, dtype=torch.uint8), Augment(area, False, 1), random.Random(seed))
     shares = [height * width / 200**2 for height, width in seen]
     assert min(shares) > area - 0.01 and max(shares) > 0.97 and min(shares) < area + 0.1
     assert all(0.74 < height / width < 1.35 for height, width in seen)
@@ -328,10 +333,10 @@ def test_a_crop_keeps_its_share_of_the_area(monkeypatch, area):
 
 def test_augmentation_is_a_function_of_its_seed_and_leaves_the_picture():
     pixels = torch.randint(0, 256, (3, 32, 32), dtype=torch.uint8)
-    before, how = pixels.clone(), data.Augment(0.5, True, 1)
-    results = [data.augmented(pixels, how, random.Random(seed)) for seed in (1, 1, 2)]
+    before, how = pixels.clone(), Augment(0.5, True, 1)
+    results = [augmented(pixels, how, random.Random(seed)) for seed in (1, 1, 2)]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
     assert torch.equal(pixels, before) and results[0].shape == pixels.shape and results[0].dtype == torch.uint8
-    flips = [data.augmented(pixels, data.Augment(1.0, True, 1), random.Random(seed)) for seed in range(400)]
+    flips = [augmented(pixels, Augment(1.0, True, 1), random.Random(seed)) for seed in range(400)]
     mirrored = sum(torch.equal(flip, pixels.flip(-1)) for flip in flips)
     assert 160 < mirrored < 240 and mirrored + sum(torch.equal(flip, pixels) for flip in flips) == 400

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import config
-import demo
-import inference
 import train
+from nanocaption.base.settings import load_settings, take_settings
+from nanocaption.commands import demo
+from nanocaption.use.attention import attend
+from nanocaption.use.load import Loaded, load_models
 from tests import browser
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
@@ -30,9 +31,9 @@ def flags(demo_data, tmp_path_factory) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def loaded(flags) -> inference.Loaded:
-    own, (path,) = config.take_settings(flags)
-    return inference.load_models([Path(path)], own)
+def loaded(flags) -> Loaded:
+    own, (path,) = take_settings(flags)
+    return load_models([Path(path)], own)
 
 
 # --- What the page says ---
@@ -54,7 +55,7 @@ def test_examples_are_the_models_own_test_split_or_none(loaded, demo_data, tmp_p
     assert len(names) == CUTOFF > demo.EXAMPLES
     others = loaded._replace(states=[loaded.states[0] | {"captions_sha256": "of another set"}])
     assert demo.held_out(others) == []
-    elsewhere = config.load(["--data-dir", str(tmp_path)])
+    elsewhere = load_settings(["--data-dir", str(tmp_path)])
     assert demo.held_out(loaded._replace(settings=elsewhere)) == []
 
 
@@ -74,8 +75,8 @@ def test_one_picture_serves_all_its_captions(loaded):
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     ids = [[5, 6, 7], [8, 9]]
     args = loaded.models[0], loaded.tokenizer
-    assert inference.attend(*args, images[:1], ids) == inference.attend(*args, images[[0, 0]], ids)
-    assert inference.attend(*args, images[:1], ids) != inference.attend(*args, images, ids)
+    assert attend(*args, images[:1], ids) == attend(*args, images[[0, 0]], ids)
+    assert attend(*args, images[:1], ids) != attend(*args, images, ids)
 
 
 def test_a_file_that_is_no_picture_is_told_in_one_line(loaded, tmp_path):
@@ -132,7 +133,7 @@ def press(page: browser.Page, word: str, pressed: str) -> None:
     raise AssertionError(f"{word} was not reached")
 
 
-def use(page: browser.Page, address: str, loaded: inference.Loaded, images: Path, folder: Path) -> None:
+def use(page: browser.Page, address: str, loaded: Loaded, images: Path, folder: Path) -> None:
     how = {"beams": loaded.settings.BEAM_SIZE, "number": 3, "temperature": 1}
     first = "document.querySelector('.nc.result .caption')"
     picture, own = demo.held_out(loaded)[1], sorted(images.iterdir())[0]

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from demo_set import TRUTH_KINDS, caption_truth, describe_scene, draw_demo_set, draw_scene, sample_scene
-from demo_set.captions import ANNOTATORS, MARKS, draft_captions, strip_marks
-from demo_set.scenes import BACKGROUNDS, COLOURS, INVERSE, KINDS, sample_scenes, scene_key
-from demo_set.things import DRAW_KIND, PALETTE
-from demo_set.truth import caption_claims
+from nanocaption.demo_set import TRUTH_KINDS, caption_truth, describe_scene, draw_demo_set, draw_scene, sample_scene
+from nanocaption.demo_set.captions import ANNOTATORS, MARKS, draft_captions, strip_marks
+from nanocaption.demo_set.scenes import BACKGROUNDS, COLOURS, INVERSE, KINDS, sample_scenes, scene_key
+from nanocaption.demo_set.things import DRAW_KIND, PALETTE
+from nanocaption.demo_set.truth import caption_claims
 
 SEED = 3
 TOTAL = 300

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-import distributed
+from nanocaption.base import devices
 
 
 def make_model() -> torch.nn.Module:
@@ -36,24 +36,24 @@ def worker(rank: int, ranks: int, port: int, folder: str) -> None:
         "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }  # fmt: skip
-    distributed.start("cpu")
+    devices.start("cpu")
     model = make_model()
     mine = list(range(rank, ROWS, ranks))
     loss_of(model, mine).backward()
     before = model["sometimes"].weight.grad is not None
-    distributed.sum_gradients(list(model.parameters()))
+    devices.sum_gradients(list(model.parameters()))
     # each process makes its file a moment after the one before; the first must have been first all the same
-    order = distributed.first_rank_first(lambda: _append(folder, rank))
+    order = devices.first_rank_first(lambda: _append(folder, rank))
     result = {
-        "rank": distributed.rank(), "ranks": distributed.world_size(), "local": distributed.local_rank(),
+        "rank": devices.rank(), "ranks": devices.world_size(), "local": devices.local_rank(),
         "gradients": [p.grad.tolist() for p in model.parameters()], "had_gradient": before,
-        "sum": distributed.sum_(torch.tensor([float(rank), 1.0])).tolist(),
-        "gathered": distributed.gather([{"rank": rank, "row": row} for row in mine]),
+        "sum": devices.sum_(torch.tensor([float(rank), 1.0])).tolist(),
+        "gathered": devices.gather([{"rank": rank, "row": row} for row in mine]),
         "order": order,
     }  # fmt: skip
-    distributed.barrier()
-    distributed.stop()
-    result["after"] = [distributed.rank(), distributed.world_size()]
+    devices.barrier()
+    devices.stop()
+    result["after"] = [devices.rank(), devices.world_size()]
     with open(f"{folder}/{rank}.json", "w") as file:
         json.dump(result, file)
 
@@ -118,17 +118,17 @@ def test_sums_ranks_and_turns(results):
 def test_on_one_process_everything_is_a_no_op(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-    distributed.start("cpu")
+    devices.start("cpu")
     assert not torch.distributed.is_initialized()
-    assert (distributed.rank(), distributed.world_size(), distributed.local_rank()) == (0, 1, 0)
-    distributed.barrier()
+    assert (devices.rank(), devices.world_size(), devices.local_rank()) == (0, 1, 0)
+    devices.barrier()
     tensor = torch.tensor([1.0, 2.0])
-    assert distributed.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
+    assert devices.sum_(tensor) is tensor and tensor.tolist() == [1.0, 2.0]
     rows = [{"a": 1}]
-    assert distributed.gather(rows) == rows
+    assert devices.gather(rows) == rows
     parameter = torch.nn.Parameter(torch.ones(2))
-    distributed.sum_gradients([parameter])
+    devices.sum_gradients([parameter])
     assert parameter.grad is None
     calls = []
-    assert distributed.first_rank_first(lambda: calls.append(1) or "made") == "made" and calls == [1]
-    distributed.stop()
+    assert devices.first_rank_first(lambda: calls.append(1) or "made") == "made" and calls == [1]
+    devices.stop()

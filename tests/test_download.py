@@ -11,7 +11,7 @@ import hub_files as hubs
 import pytest
 from hub_files import HTML, Fault
 
-import download
+from nanocaption.prepare import download
 
 FORK = multiprocessing.get_context("fork")
 NAME = "data/flickr30k-images.zip"

@@ -6,9 +6,9 @@ import shutil
 import pytest
 import torch
 
-import config
-import encoder as encoders
-import model as models
+from nanocaption.base.settings import load_settings
+from nanocaption.model.captioner import build_model
+from nanocaption.model.encoder import VisionTransformer
 
 _SIZES = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
@@ -79,7 +79,7 @@ PIXELS = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 def captioner(folder, *flags: str, arguments=None):
     argv = ["--encoder-model-name", str(folder), "--image-size", "none", "--decoder-layers", "1"]
     argv += ["--decoder-embed-dim", "8", "--decoder-heads", "2", "--decoder-ff-dim", "16", "--max-seq-len", "6", *flags]
-    return models.build(config.as_dict(config.load(argv)), 30, arguments)
+    return build_model(dict(load_settings(argv).values), 30, arguments)
 
 
 @pytest.mark.parametrize("name", TOWERS)
@@ -227,7 +227,7 @@ def test_verbosity_is_restored_after_loading(towers):
 @pytest.mark.parametrize("patch", [4, 8])
 def test_from_scratch_gives_one_token_per_patch_in_reading_order(stem, patch):
     torch.manual_seed(0)
-    tower = encoders.VisionTransformer(16, patch, stem, width=16, layers=0, heads=2)
+    tower = VisionTransformer(16, patch, stem, width=16, layers=0, heads=2)
     torch.nn.init.zeros_(tower.position)
     blank = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     per_side = 16 // patch

@@ -1,7 +1,6 @@
 """evaluate.py: what it writes, goes on after a kill, shares the pictures, compares, and refuses."""
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import multiprocessing
@@ -18,22 +17,27 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-import checkpoint
-import config
-import dataset as data
-import decoding_flags
-import demo_set
-import distributed
-import evaluate as evaluation
-import inference
-import metrics
-import results
+import evaluate
 import train
+from nanocaption import demo_set, metrics
+from nanocaption.base import devices
+from nanocaption.base.settings import take_settings
+from nanocaption.commands import decoding_flags
+from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.prepared import load_records
+from nanocaption.model.captions import search_options
+from nanocaption.model.options import GREEDY
+from nanocaption.runs import checkpoint
+from nanocaption.score import results
+from nanocaption.score.scoring import score_captions
+from nanocaption.use import load
+from nanocaption.use.captioning import caption_batches
+from nanocaption.use.load import Loaded, load_models, load_state
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 from tests.test_distributed import free_port
 
 BATCHES = ["--eval-batch-size", "5", "--beam-size", "2", "--device", "cpu"]
-REAL = inference.caption_batches
+REAL = caption_batches
 
 
 def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNamespace]]]:
@@ -49,7 +53,7 @@ def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNam
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "caption_batches", told_by_name)
+        patch.setattr(load, "caption_batches", told_by_name)
         yield
 
 
@@ -66,7 +70,7 @@ def trained(demo_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(trained: Path) -> Path:
     """Its results folder."""
     output = trained.parent / "whole"
-    evaluation.main(["--checkpoint", str(trained), "--output", str(output), *BATCHES])
+    evaluate.main(["--checkpoint", str(trained), "--output", str(output), *BATCHES])
     return output
 
 
@@ -77,14 +81,14 @@ def read(path: Path) -> object:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of images in the batches captioned from here on."""
-    batches, original = [], inference.caption_batches
+    batches, original = [], caption_batches
 
     def count(*args, **how):
         for captions in original(*args, **how):
             batches.append(len(captions))
             yield captions
 
-    monkeypatch.setattr(inference, "caption_batches", count)
+    monkeypatch.setattr(load, "caption_batches", count)
     return batches
 
 
@@ -105,30 +109,30 @@ def test_the_results_folder_holds_coco_files_scores_with_intervals_and_the_page(
 
 
 def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
-    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
-    loaded = inference.load_models([trained], BATCHES)
-    split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
-    images = data.ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
-    batches = evaluation._caption_batches(loaded, inference.search_options(loaded.settings), images)
+    monkeypatch.setattr(load, "caption_batches", REAL)
+    evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+    loaded = load_models([trained], BATCHES)
+    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    images = ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
+    batches = evaluate._caption_batches(loaded, search_options(loaded.settings.values), images)
     expected = [found[0].text for batch in batches for found in batch]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
 
 
 def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
-    live = inference.load_models([trained], BATCHES)
+    monkeypatch.setattr(load, "caption_batches", REAL)
+    live = load_models([trained], BATCHES)
     torch.manual_seed(0)
     for parameter in live.models[0].parameters():
         parameter.data.normal_(std=0.4)  # so that the pictures have captions of their own
-    frozen = live._replace(settings=dataclasses.replace(live.settings, FREEZE_ENCODER=True))
-    split, seen = evaluation.load_split(live.settings, "test", live.states[0]["config"]), []
+    frozen = live._replace(settings=live.settings.replace(FREEZE_ENCODER=True))
+    split, seen = evaluate.load_split(live.settings, "test", live.states[0]["config"]), []
     split = split._replace(folder=Path(shutil.copytree(split.folder, tmp_path / "demo")))
     live.models[0].encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
 
-    def captioned(loaded: inference.Loaded, name: str) -> list[str]:
+    def captioned(loaded: Loaded, name: str) -> list[str]:
         (tmp_path / name).mkdir()
-        return evaluation.caption_split(loaded, inference.GREEDY, split, tmp_path / name, "key")
+        return evaluate.caption_split(loaded, GREEDY, split, tmp_path / name, "key")
 
     expected = captioned(live, "live")
     assert sum(seen) == CUTOFF and len(set(expected)) > 5
@@ -138,7 +142,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
     with (tmp_path / "part" / "captions-0.jsonl").open("w") as file:  # half of it is there already
         rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
         file.write("".join(json.dumps(row) + "\n" for row in [{"key": "key"}, *rows]))
-    assert evaluation.caption_split(frozen, inference.GREEDY, split, tmp_path / "part", "key") == expected
+    assert evaluate.caption_split(frozen, GREEDY, split, tmp_path / "part", "key") == expected
     with torch.no_grad():
         live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
     captioned(frozen, "changed")
@@ -156,13 +160,13 @@ def test_the_table_shows_intervals_statistics_and_what_is_empty(whole):
 
 def test_an_evaluation_without_comparison_captions_anew(trained, counted, tmp_path):
     for times in (1, 2):
-        evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+        evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
         assert sum(counted) == times * CUTOFF
 
 
 def dies_after_two_batches(path: Path, output: Path) -> None:
     torch.set_num_threads(1)
-    original = inference.caption_batches
+    original = caption_batches
 
     def mortal(*args, **how):
         for number, captions in enumerate(original(*args, **how)):
@@ -170,8 +174,8 @@ def dies_after_two_batches(path: Path, output: Path) -> None:
                 os._exit(9)
             yield captions
 
-    inference.caption_batches = mortal
-    evaluation.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
+    caption_batches = mortal
+    evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
 
 
 def test_a_killed_evaluation_goes_on_and_other_settings_start_over(trained, whole, counted, tmp_path, capsys):
@@ -183,12 +187,12 @@ def test_a_killed_evaluation_goes_on_and_other_settings_start_over(trained, whol
     with next(tmp_path.glob("captions-*.jsonl")).open("a") as file:
         file.write('{"image": 10, "capt')  # the kill may hit the middle of a line
     shutil.copytree(tmp_path, other := tmp_path.with_name("other"))
-    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
+    evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
     assert sum(counted) == CUTOFF - 10 and "10 captions are there" in capsys.readouterr().out
     assert read(tmp_path / "predictions.json") == read(whole / "predictions.json")
     assert not list(tmp_path.glob("captions-*"))
     counted.clear()
-    evaluation.main(["--checkpoint", str(trained), "--output", str(other), *BATCHES, "--length-penalty", "0.5"])
+    evaluate.main(["--checkpoint", str(trained), "--output", str(other), *BATCHES, "--length-penalty", "0.5"])
     assert sum(counted) == CUTOFF
 
 
@@ -196,15 +200,15 @@ def one_of_two(rank: int, port: int, path: Path, output: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    original = inference.caption_batches
+    original = caption_batches
 
     def count(model, tokenizer, images, **how):
         (output / f"count-{rank}").write_text(str(len(images)))
         return original(model, tokenizer, images, **how)
 
-    inference.caption_batches = count
-    evaluation.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
-    assert distributed.world_size() == 1  # it has left the group
+    caption_batches = count
+    evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
+    assert devices.world_size() == 1  # it has left the group
 
 
 def test_two_processes_caption_each_image_once_and_write_what_one_writes(trained, whole, tmp_path):
@@ -222,7 +226,7 @@ def test_two_processes_caption_each_image_once_and_write_what_one_writes(trained
 
 def score_file(content: object, demo_data: Path, folder: Path) -> dict:
     (folder / "theirs.json").write_text(json.dumps(content))
-    evaluation.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data),
+    evaluate.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data),
                      "--data-cutoff", str(CUTOFF)])  # fmt: skip
     newest = max(folder.glob("eval_test_theirs*"), key=lambda path: (path / "scores.json").stat().st_mtime_ns)
     return read(newest / "scores.json")
@@ -266,21 +270,21 @@ def test_predictions_that_do_not_fit_are_refused_in_one_line(demo_data, whole, t
 
 
 def test_empty_captions_and_a_single_picture_have_their_documented_values(demo_data):
-    records = data.load_records(demo_data / "demo", "test")
-    scores, per_image = evaluation.score_captions(records, [""] * len(records))
+    records = load_records(demo_data / "demo", "test")
+    scores, per_image = score_captions(records, [""] * len(records))
     assert scores["corpus"]["CIDEr"] == scores["corpus"]["ROUGE_L"] == 0 and scores["text"]["empty"] == len(records)
     with pytest.warns(UserWarning, match="single image"):
-        scores, _ = evaluation.score_captions(records[:1], ["a dog"])
+        scores, _ = score_captions(records[:1], ["a dog"])
     assert scores["corpus"]["CIDEr"] == 0 and scores["intervals"]["CIDEr"] == (0, 0)
 
 
 @pytest.mark.parametrize("content", ["[1]", '{"key": ["a"]}', '{"key": "b", "corp'])
 def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tmp_path):
     path = Path(shutil.copy(trained, tmp_path))
-    evaluation.main(["--checkpoint", str(path), *BATCHES])
+    evaluate.main(["--checkpoint", str(path), *BATCHES])
     (own,) = tmp_path.glob("eval_*")
     (own / "scores.json").write_text(content)
-    evaluation.main(["--checkpoint", str(path), *BATCHES])
+    evaluate.main(["--checkpoint", str(path), *BATCHES])
     other = own.with_name(f"{own.name}_2")  # of nobody knows what: not overwritten
     assert (own / "scores.json").read_text() == content and read(other / "predictions.json")
     (other / "scores.json").unlink()
@@ -288,7 +292,7 @@ def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tm
             {"image": 5, "caption": "kept"}]  # fmt: skip
     (other / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert results.read_kept(other, "k") == {5: "kept"}
-    evaluation.main(["--compare", str(own), str(own)])
+    evaluate.main(["--compare", str(own), str(own)])
 
 
 LOGS = {
@@ -303,12 +307,12 @@ def test_a_log_that_cannot_be_drawn_costs_its_curves_alone(log, trained, tmp_pat
     path = Path(shutil.copy(trained, tmp_path))
     (tmp_path / "log.jsonl").write_text(log)
     with pytest.warns(UserWarning, match=LOGS[log]) if LOGS[log] else contextlib.nullcontext():
-        evaluation.main(["--checkpoint", str(path), "--output", str(tmp_path / "out"), *BATCHES])
+        evaluate.main(["--checkpoint", str(path), "--output", str(tmp_path / "out"), *BATCHES])
     assert (tmp_path / "out" / "report.html").is_file()
     (tmp_path / "log.jsonl").write_text("of another program\n\n")
     shutil.copy(tmp_path / "out" / "predictions.json", tmp_path)
     place = ["--data-dir", str(checkpoint.load(path)["config"]["DATA_DIR"]), "--data-cutoff", str(CUTOFF)]
-    evaluation.main(["--predictions", str(tmp_path / "predictions.json"), *place])
+    evaluate.main(["--predictions", str(tmp_path / "predictions.json"), *place])
 
 
 def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
@@ -344,16 +348,16 @@ def test_pictures_of_coco_keep_their_own_numbers(tmp_path):
 
 
 def test_only_one_of_several_processes_scores_a_file(demo_data, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    monkeypatch.setattr(devices, "rank", lambda: 1)
     assert score_quietly(demo_data, tmp_path) == [] and capsys.readouterr().out == ""
     monkeypatch.undo()
     assert score_quietly(demo_data, tmp_path) == ["eval_test_theirs"] and "CIDEr" in capsys.readouterr().out
 
 
 def score_quietly(demo_data: Path, folder: Path) -> list[str]:
-    captions = {record["file_name"]: "a dog" for record in data.load_records(demo_data / "demo", "test")}
+    captions = {record["file_name"]: "a dog" for record in load_records(demo_data / "demo", "test")}
     (folder / "theirs.json").write_text(json.dumps(captions))
-    evaluation.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data)])
+    evaluate.main(["--predictions", str(folder / "theirs.json"), "--data-dir", str(demo_data)])
     return [path.name for path in folder.glob("eval_*")]
 
 
@@ -361,7 +365,7 @@ def test_missing_java_is_told_before_anything_is_captioned(trained, counted, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     for flag in ("--meteor", "--spice"):
         with pytest.raises(ValueError, match=f"{flag.strip('-').upper()} needs Java"):
-            evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path / "out"), *BATCHES, flag])
+            evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path / "out"), *BATCHES, flag])
     assert counted == []
 
 
@@ -370,11 +374,11 @@ def test_a_data_set_that_is_not_whole_is_not_scored(demo_data, tmp_path):
     (tmp_path / "data" / "demo" / "manifest.json").unlink()
     (tmp_path / "theirs.json").write_text("{}")
     with pytest.raises(ValueError, match="demo is not whole: it has no manifest.json"):
-        evaluation.main(["--predictions", str(tmp_path / "theirs.json"), "--data-dir", str(tmp_path / "data")])
+        evaluate.main(["--predictions", str(tmp_path / "theirs.json"), "--data-dir", str(tmp_path / "data")])
 
 
 def test_pictures_without_file_or_references_are_told_before_anything_is_captioned(demo_data):
-    records = data.load_records(demo_data / "demo", "test")
+    records = load_records(demo_data / "demo", "test")
     results.check_records(records, demo_data / "demo" / "images")
     with pytest.raises(ValueError, match="1 of 24 pictures have no reference caption, the first 'scene_00049.jpg'"):
         results.check_records([records[0], records[1] | {"captions": []}, *records[2:]], None)
@@ -390,9 +394,9 @@ def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(traine
     references = metrics.files.read_references(whole / "references.json")
     people.write_text(json.dumps({image: captions[0] for image, captions in references.items()}))
     command = ["--compare", str(trained), str(people), "--json", str(tmp_path / "out.json"), *BATCHES]
-    evaluation.main(command)
+    evaluate.main(command)
     assert sum(counted) == CUTOFF and "p" in capsys.readouterr().out
-    evaluation.main(command)
+    evaluate.main(command)
     assert sum(counted) == CUTOFF  # its results were there
     found = read(tmp_path / "out.json")
     assert found["differences"]["CIDEr"]["low"] > 0 and found["differences"]["CIDEr"]["p"] < 0.01
@@ -402,7 +406,7 @@ def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(traine
 
 
 def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
+    monkeypatch.setattr(load, "caption_batches", REAL)
     state, first, second = checkpoint.load(trained), tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     shutil.copy(trained, first)
     for number, tensor in enumerate(state["model_state_dict"].values()):
@@ -410,29 +414,29 @@ def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(tra
             tensor.add_(torch.randn(tensor.shape, generator=torch.Generator().manual_seed(number)))
     checkpoint.save(second, state)
     out = tmp_path / "out.json"
-    evaluation.main(["--compare", str(first), str(second), "--json", str(out), *BATCHES])
+    evaluate.main(["--compare", str(first), str(second), "--json", str(out), *BATCHES])
     found = read(out)
     assert found["first"] != found["second"] and found["differences"]["Bleu_1"]["difference"] != 0
     told = capsys.readouterr().out
     assert all("beam 2" in made_by and made_by in told for made_by in found["made_by"])
     assert f"first.safetensors {results.digest(first)}" in found["made_by"][0]
     kept = {side: read(Path(found[side]) / "predictions.json") for side in ("first", "second")}
-    evaluation.main(["--checkpoint", str(first), *BATCHES, "--precision", "bf16"])
-    evaluation.main(["--checkpoint", str(second), *BATCHES])
+    evaluate.main(["--checkpoint", str(first), *BATCHES, "--precision", "bf16"])
+    evaluate.main(["--checkpoint", str(second), *BATCHES])
     assert {side: read(Path(found[side]) / "predictions.json") for side in kept} == kept
     folders = sorted(path.name for path in tmp_path.glob("eval_*"))
     assert len(folders) == 3 and folders[2] == f"{folders[0]}_3"
     capsys.readouterr()
-    evaluation.main(["--compare", found["first"], found["second"]])
+    evaluate.main(["--compare", found["first"], found["second"]])
     assert metrics.differences_table({}).splitlines()[0] in (again := capsys.readouterr().out)
     assert all(made_by in again for made_by in found["made_by"])
 
 
 def test_a_comparison_with_a_checkpoint_that_is_not_there_captions_nothing(trained, monkeypatch):
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("captioned"))
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_, **__: pytest.fail("captioned"))
     for sides in ([str(trained), "typo.safetensors"], [str(trained), "typo.json"]):
         with pytest.raises((SystemExit, ValueError), match="There is no .*typo"):
-            evaluation.main(["--compare", *sides])
+            evaluate.main(["--compare", *sides])
 
 
 def test_both_sides_of_a_comparison_go_by_file_name(whole, tmp_path):
@@ -443,7 +447,7 @@ def test_both_sides_of_a_comparison_go_by_file_name(whole, tmp_path):
                     {Path(name).stem: text for name, text in named.items()}):  # fmt: skip
         (tmp_path / "same.json").write_text(json.dumps(content))
         for sides in ([str(whole), str(tmp_path / "same.json")], [str(tmp_path / "same.json"), str(whole)]):
-            evaluation.main(["--compare", *sides, "--json", str(tmp_path / "out.json")])
+            evaluate.main(["--compare", *sides, "--json", str(tmp_path / "out.json")])
             assert {row["difference"] for row in read(tmp_path / "out.json")["differences"].values()} == {0.0}
 
 
@@ -461,7 +465,7 @@ def test_sides_without_names_or_with_names_that_look_like_numbers_are_compared(t
         (tmp_path / folder / "predictions.json").write_text(json.dumps(rows))
     for first, second in itertools.permutations(sides, 2):
         out = tmp_path / "out.json"
-        evaluation.main(["--compare", str(tmp_path / first), str(tmp_path / second), "--json", str(out)])
+        evaluate.main(["--compare", str(tmp_path / first), str(tmp_path / second), "--json", str(out)])
         assert {row["difference"] for row in read(out)["differences"].values()} == {0.0}
 
 
@@ -472,15 +476,15 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
     content["annotations"][0]["caption"] = "something else"
     (other / "references.json").write_text(json.dumps(content))
     with pytest.raises(ValueError, match=r"1 of 24 images have other references in the two sets, the first \[0\]"):
-        evaluation.main(["--compare", str(whole), str(other)])
+        evaluate.main(["--compare", str(whole), str(other)])
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps(read(whole / "predictions.json")[:20]))
     with pytest.raises(ValueError, match="4 of 24 pictures have no prediction, the first"):
-        evaluation.main(["--compare", str(whole), str(alone)])
+        evaluate.main(["--compare", str(whole), str(alone)])
     with pytest.raises(ValueError, match="Neither side has a references.json"):
-        evaluation.main(["--compare", str(alone), str(alone)])
+        evaluate.main(["--compare", str(alone), str(alone)])
     with pytest.raises(ValueError, match="There is no .*predictions.json"):
-        evaluation.main(["--compare", str(whole), str(tmp_path)])
+        evaluate.main(["--compare", str(whole), str(tmp_path)])
 
 
 @pytest.mark.parametrize(
@@ -501,7 +505,7 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
 )
 def test_flags_that_do_not_go_together_are_told(flags, message):
     with pytest.raises((SystemExit, ValueError), match=message):
-        evaluation.main(flags)
+        evaluate.main(flags)
 
 
 def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path, capsys):
@@ -516,7 +520,7 @@ def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path
         _, told = process.communicate(timeout=60)
     assert process.returncode == 130 and told.endswith("the same command goes on from there.\n")
     assert "Traceback" not in told
-    evaluation.main(flags)
+    evaluate.main(flags)
     assert " captions are there from a start that was stopped" in capsys.readouterr().out
 
 
@@ -533,21 +537,21 @@ def test_confusions_name_the_true_colour_and_the_thing_left_out():
 
 
 def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
+    monkeypatch.setattr(load, "caption_batches", REAL)
     both = tmp_path / "both"
-    evaluation.main(["--checkpoint", str(trained), "--output", str(tmp_path / "one"), *BATCHES])
-    evaluation.main(["--checkpoint", f"{trained},{trained}", "--output", str(both), *BATCHES])
+    evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path / "one"), *BATCHES])
+    evaluate.main(["--checkpoint", f"{trained},{trained}", "--output", str(both), *BATCHES])
     assert read(both / "predictions.json") == read(tmp_path / "one" / "predictions.json")
     assert read(both / "scores.json")["signature"].count(trained.name) == 2
-    loaded = inference.load_models([trained, trained], BATCHES)
-    split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    loaded = load_models([trained, trained], BATCHES)
+    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
     rows = [{"file_name": record["file_name"], "caption": "a dog"} for record in split.records[:2]]
-    assert evaluation._attention(loaded, split, rows) == [None, None]  # several models have no one place to look at
-    assert evaluation._attention(loaded._replace(models=loaded.models[:1]), split, rows)[0]["words"][1]["text"] == "dog"
+    assert evaluate._attention(loaded, split, rows) == [None, None]  # several models have no one place to look at
+    assert evaluate._attention(loaded._replace(models=loaded.models[:1]), split, rows)[0]["words"][1]["text"] == "dog"
 
 
 def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
+    monkeypatch.setattr(load, "caption_batches", REAL)
     state = checkpoint.load(trained)
     shorter = tmp_path / "shorter.safetensors"
     state["model_state_dict"]["decoder.position_embedding.weight"] = (
@@ -557,14 +561,14 @@ def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monk
     longer = Path(shutil.copy(trained, tmp_path))
     for pair in (f"{longer},{shorter}", f"{shorter},{longer}"):
         out = tmp_path / "out.json"
-        evaluation.main(["--compare", pair, str(shorter), "--json", str(out), *BATCHES])
+        evaluate.main(["--compare", pair, str(shorter), "--json", str(out), *BATCHES])
         made_by = read(out)["made_by"]
         assert all(", longest 9, " in one for one in made_by) and made_by[0].count(".safetensors ") == 2
 
 
 def test_options_that_change_captions_have_folders_of_their_own(trained):
-    loaded = inference.load_models([trained], [])
-    split = evaluation.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    loaded = load_models([trained], [])
+    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
     flags = (
         "", "--min-length 3", "--no-repeat-ngram 2", "--beam-size 5", "--length-penalty 0", "--beam-groups 3",
         "--beam-groups 3 --diversity-penalty 1", "--sample", "--sample --seed 7", "--sample --temperature 0.5",
@@ -572,20 +576,20 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
     )  # fmt: skip
     labels, decodings = set(), set()
     for line in flags:
-        own, rest = config.take_settings(line.split())
-        settings = inference.load_state(trained, own)[1]
-        options = decoding_flags.options(evaluation._PARSER.parse_args(rest), inference.search_options(settings))
-        labels.add(evaluation._label(settings, options, split, loaded.states))
-        decodings.add(str(evaluation._decoding(loaded._replace(settings=settings), options)))
+        own, rest = take_settings(line.split())
+        settings = load_state(trained, own)[1]
+        options = decoding_flags.options(evaluate._PARSER.parse_args(rest), search_options(settings.values))
+        labels.add(evaluate._label(settings, options, split, loaded.states))
+        decodings.add(str(evaluate._decoding(loaded._replace(settings=settings), options)))
     assert len(labels) == len(decodings) == len(flags)
 
 
 def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(inference, "caption_batches", REAL)
+    monkeypatch.setattr(load, "caption_batches", REAL)
     flags = ["--checkpoint", str(trained), "--device", "cpu", "--sample", "--top-k", "8"]
 
     def drawn(name: str, *more: str) -> list[str]:
-        evaluation.main([*flags, "--output", str(tmp_path / name), *more])
+        evaluate.main([*flags, "--output", str(tmp_path / name), *more])
         return [row["caption"] for row in read(tmp_path / name / "predictions.json")]
 
     whole = drawn("whole")

@@ -12,32 +12,37 @@ import pytest
 import torch
 import yaml
 
-import caption
-import checkpoint
-import config
-import dataset as data
-import encoder as encoders
-import evaluate as evaluation
-import export
-import hub
-import inference
-import metrics.__main__ as metrics_command
-import model as models
-import pretrained
-import tokenizer as tokenizers
-import transform
-from model import ImageToTextModel
+import evaluate
+from nanocaption import metrics
+from nanocaption.base import hub
+from nanocaption.base.settings import CHECKPOINT_SETTINGS, declared_settings, load_settings
+from nanocaption.commands import caption, export
+from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.prepared import load_records
+from nanocaption.data.tokenizer import UNK, encode, tokenizer_from_json, train_tokenizer
+from nanocaption.data.transform import load_image
+from nanocaption.export.facts import find_evaluation, write_export
+from nanocaption.model import exported
+from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.model.captions import caption_files, search_options
+from nanocaption.model.encoder import read_image_spec, scratch_image_spec
+from nanocaption.model.options import GREEDY
+from nanocaption.runs import checkpoint
+from nanocaption.use.captioning import caption_images
+from nanocaption.use.load import load_models
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 from tests.test_encoder import CROPPED, CROPPED_SPEC, SQUASHED, SQUASHED_SPEC, source_model
+
+CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
 
 KINDS = {"scratch": None, "vit": SQUASHED, "clip": CROPPED}
 
 
 def make_checkpoint(kind: str, demo_data: Path, folder: Path) -> Path:
     """A checkpoint, as a run leaves it, of an untrained model whose captions differ from picture to picture."""
-    records = data.load_records(demo_data / "demo", "train")
+    records = load_records(demo_data / "demo", "train")
     texts = [text for record in records for text in record["captions"]]
-    tokenizer = tokenizers.train_tokenizer(texts, folder / "tokenizer", 320)
+    tokenizer = train_tokenizer(texts, folder / "tokenizer", 320)
     flags = [*TINY_MODEL.split(), "--data-dir", str(demo_data), "--data-cutoff", str(CUTOFF), "--decoder-layers", "2",
              "--max-seq-len", "12"]  # fmt: skip
     with torch.random.fork_rng():
@@ -46,12 +51,12 @@ def make_checkpoint(kind: str, demo_data: Path, folder: Path) -> Path:
             source_model(kind)[0].save_pretrained(folder / "tower")
             (folder / "tower" / "preprocessor_config.json").write_text(json.dumps(KINDS[kind]))
             flags += ["--encoder-model-name", str(folder / "tower"), "--image-size", "none"]
-        settings = config.as_dict(config.load(flags))
-        model = models.build(settings, tokenizer.get_vocab_size())
+        settings = dict(load_settings(flags).values)
+        model = build_model(settings, tokenizer.get_vocab_size())
         for name, parameter in model.named_parameters():
             if "cross" in name or "memory" in name:
                 parameter.data *= 6  # so that the picture counts
-        model.decoder.embedding.weight.data[tokenizers.UNK :][:257] = 0  # whole syllables, no control characters
+        model.decoder.embedding.weight.data[UNK :][:257] = 0  # whole syllables, no control characters
     manifest = json.loads((demo_data / "demo" / "manifest.json").read_text())
     state = {
         "epoch": 7, "step": 42, "best_val_loss": 2.5, "best_cider": 0.5, "config": settings, "config_constants": {},
@@ -88,21 +93,21 @@ def photos(demo_data) -> list[str]:
 def test_captions_equal_the_checkpoints_to_the_bit(exported, photos, kind):
     path, folder = exported[kind]
     model = ImageToTextModel.from_pretrained(folder)
-    loaded = inference.load_models([path], ["--device", "cpu"])
+    loaded = load_models([path], ["--device", "cpu"])
     records = [{"file_name": photo} for photo in photos]
-    images = data.ImageTextDataset(records, Path(), [[] for _ in photos], loaded.models[0].image_spec)
+    images = ImageTextDataset(records, Path(), [[] for _ in photos], loaded.models[0].image_spec)
     expected = {}
     for beams in (1, 3):
-        expected[beams] = inference.caption_images(
-            loaded.models, loaded.tokenizer, images, batch_size=len(photos), options=inference.GREEDY._replace(
+        expected[beams] = caption_images(
+            loaded.models, loaded.tokenizer, images, batch_size=len(photos), options=GREEDY._replace(
                 beam_size=beams), device=loaded.device, precision="fp32", workers=0,
         )  # fmt: skip
-        ours = pretrained.captions(model, photos, beam_size=beams)
+        ours = caption_files(model, photos, beam_size=beams)
         assert ours == expected[beams]  # texts, tokens, log-probabilities and scores
         assert len({found[0].text for found in ours}) > 1  # the pictures count
-    assert not model.training and model.caption(photos[0]) == pretrained.captions(model, photos[:1])[0][0].text
+    assert not model.training and model.caption(photos[0]) == caption_files(model, photos[:1])[0][0].text
     model.memory_projection.weight.data += 0.01
-    assert pretrained.captions(model, photos, beam_size=3) != expected[3]
+    assert caption_files(model, photos, beam_size=3) != expected[3]
 
 
 def test_a_fresh_process_elsewhere_captions_with_these_files_alone(exported, photos, tmp_path):
@@ -139,18 +144,18 @@ def test_caption_and_evaluate_take_a_folder_as_a_checkpoint(exported, photos, de
     out = capsys.readouterr().out.splitlines()
     assert out[:12] == out[12:24] == out[24:]
     for source in (path, folder):
-        evaluation.main(["--checkpoint", str(source), "--output", str(tmp_path / source.name), *place])
+        evaluate.main(["--checkpoint", str(source), "--output", str(tmp_path / source.name), *place])
     results = [tmp_path / source.name for source in (path, folder)]
     one, two = (json.loads((output / "predictions.json").read_text()) for output in results)
     assert one == two
     one, two = (json.loads((output / "scores.json").read_text()) for output in results)
     for name in ("corpus", "intervals", "text", "split"):
         assert one[name] == two[name]
-    evaluation.main(["--compare", str(path), str(folder), *place])
+    evaluate.main(["--compare", str(path), str(folder), *place])
     assert (folder / "eval_test_epoch7_beam3_penalty1_first24").is_dir()
     export.main([str(path), str(folder), *place])  # again: scores of the folder stay
     assert (folder / "eval_test_epoch7_beam3_penalty1_first24" / "scores.json").is_file()
-    evaluation.main(["--checkpoint", f"{path},{folder}", "--output", str(tmp_path / "both"), *place])
+    evaluate.main(["--checkpoint", f"{path},{folder}", "--output", str(tmp_path / "both"), *place])
     assert json.loads((tmp_path / "both" / "scores.json").read_text())["corpus"] == pytest.approx(one["corpus"])
 
 
@@ -164,7 +169,7 @@ def test_save_pretrained_writes_the_same_folder_and_later_weights(exported, phot
     model.save_pretrained(tmp_path / "again")
     assert (tmp_path / "again" / "model.safetensors").read_bytes() != (folder / "model.safetensors").read_bytes()
     ImageToTextModel.from_pretrained(tmp_path / "again")
-    bare = models.build(config.as_dict(config.load([])), 320)
+    bare = build_model(dict(load_settings([]).values), 320)
     for use in (lambda: bare.save_pretrained(tmp_path / "bare"), lambda: bare.caption(photos[0])):
         with pytest.raises(ValueError, match=r"^This model has no tokenizer.*from_pretrained"):
             use()
@@ -179,11 +184,11 @@ def test_transformers_loads_the_tokenizer_with_the_same_ids(exported, kind):
 
     path, folder = exported[kind]
     theirs = AutoTokenizer.from_pretrained(folder)
-    ours = tokenizers.from_json(checkpoint.load(path)["tokenizer"])
+    ours = tokenizer_from_json(checkpoint.load(path)["tokenizer"])
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
     assert theirs.model_max_length == 12
     for text in ("A dog runs.", "naïve café — 東京 🐕", "<end> of the <pad>"):
-        ids = tokenizers.encode(ours, text, 1000)
+        ids = encode(ours, text, 1000)
         assert theirs(text).input_ids == [1, *theirs(text, add_special_tokens=False).input_ids, 2]
         assert theirs(" " + text).input_ids == ids or theirs(text).input_ids == ids
         assert theirs.decode(theirs(text).input_ids, skip_special_tokens=True).strip() == text
@@ -196,11 +201,11 @@ def test_transformers_prepares_pictures_as_the_model_does(exported, photos, kind
 
     _, folder = exported[kind]
     model = ImageToTextModel.from_pretrained(folder)
-    found = encoders.read_image_spec(str(folder), 32)
-    assert found == model.image_spec == (spec or encoders.scratch_image_spec(32))
+    found = read_image_spec(str(folder), 32)
+    assert found == model.image_spec == (spec or scratch_image_spec(32))
     with Image.open(photos[0]) as picture:
         theirs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]
-    ours = model._normalised(transform.load_image(photos[0], model.image_spec)[None])
+    ours = model._normalised(load_image(photos[0], model.image_spec)[None])
     # Within two grey levels of 255: theirs may resize by another library.
     assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 2.1 / 255 / min(model.image_spec["std"])
 
@@ -221,14 +226,14 @@ def test_the_folder_holds_weights_once_and_nothing_of_this_machine(exported):
 
 
 def test_every_setting_that_fixes_a_model_is_kept():
-    assert set(config.CHECKPOINT_SETTINGS) <= set(pretrained.SETTINGS) <= set(config.CONSTANTS)
-    assert pretrained.search_options(config.CONSTANTS) == inference.search_options(config.load([]))
+    assert set(CHECKPOINT_SETTINGS) <= set(exported.SETTINGS) <= set(CONSTANTS)
+    assert search_options(CONSTANTS) == search_options(load_settings([]).values)
 
 
 def test_captions_and_scores_go_through_plain_coco_files(exported, demo_data, tmp_path, capsys):
     path, _ = exported["scratch"]
     place, output = ["--data-dir", str(demo_data)], tmp_path / "ours"
-    evaluation.main(["--checkpoint", str(path), "--output", str(output), *place])
+    evaluate.main(["--checkpoint", str(path), "--output", str(output), *place])
     scores = json.loads((output / "scores.json").read_text())["corpus"]
     rows = json.loads((output / "predictions.json").read_text())
     references = json.loads((output / "references.json").read_text())
@@ -246,10 +251,10 @@ def test_captions_and_scores_go_through_plain_coco_files(exported, demo_data, tm
     (tmp_path / "results.json").write_text(json.dumps(captions))
     for pair in ((output / "references.json", output / "predictions.json"),
                  (tmp_path / "captions_val2014.json", tmp_path / "results.json")):  # fmt: skip
-        assert metrics_command.main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
+        assert metrics.main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
         found = json.loads((tmp_path / "out.json").read_text())
         assert {name: found[name] for name in scores} == pytest.approx(scores)
-    evaluation.main(["--predictions", str(output / "predictions.json"), "--output", str(tmp_path / "back"), *place])
+    evaluate.main(["--predictions", str(output / "predictions.json"), "--output", str(tmp_path / "back"), *place])
     assert json.loads((tmp_path / "back" / "scores.json").read_text())["corpus"] == scores
 
 
@@ -351,7 +356,7 @@ def test_names_that_lead_nowhere_are_one_line(exported, tmp_path):
 def evaluated(demo_data, tmp_path_factory) -> Path:
     """A checkpoint with an evaluation of it, and a later one of another checkpoint, beside it."""
     path = make_checkpoint("scratch", demo_data, tmp_path_factory.mktemp("evaluated"))
-    evaluation.main(["--checkpoint", str(path), "--data-dir", str(demo_data)])
+    evaluate.main(["--checkpoint", str(path), "--data-dir", str(demo_data)])
     (own,) = path.parent.glob("eval_*")
     other = path.parent / "eval_test_other"
     shutil.copytree(own, other)
@@ -399,20 +404,20 @@ def test_the_card_takes_the_evaluation_that_decoded_as_the_export_will(evaluated
     (own,) = (folder for folder in run.glob("eval_*") if folder.name != "eval_test_other")
     common = ["--checkpoint", str(path), "--data-dir", str(demo_data)]
     for flags in ("--sample", "--max-length 3", "--beam-groups 3", "--beam-size 1", "--data-cutoff 9"):
-        evaluation.main([*common, *flags.split()])
+        evaluate.main([*common, *flags.split()])
     (tmp_path / "mine").symlink_to(demo_data / "demo")
-    evaluation.main(["--checkpoint", str(path), "--data-dir", str(tmp_path), "--dataset", "mine"])
+    evaluate.main(["--checkpoint", str(path), "--data-dir", str(tmp_path), "--dataset", "mine"])
     config = checkpoint.load(path)["config"]
-    assert export.find_evaluation(path, config | {"DATASET": "mine"})[0]["signature"].startswith("mine/test | ")
-    assert export.find_evaluation(path, config)[0] == json.loads((own / "scores.json").read_text())
+    assert find_evaluation(path, config | {"DATASET": "mine"})[0]["signature"].startswith("mine/test | ")
+    assert find_evaluation(path, config)[0] == json.loads((own / "scores.json").read_text())
     shutil.rmtree(own)
-    left = [export.find_evaluation(path, config | {"BEAM_SIZE": beam})[0] for beam in (3, 1, 7)]
+    left = [find_evaluation(path, config | {"BEAM_SIZE": beam})[0] for beam in (3, 1, 7)]
     assert [scores["images"] for scores in left] == [9, 24, 24]
     assert " | beam 1, " in left[1]["signature"] and ", groups 3, " not in left[1]["signature"]
     for folder in run.glob("eval_*"):
         if not {"sampled with seed", "cut at"} & json.loads((folder / "scores.json").read_text())["decoding"].keys():
             shutil.rmtree(folder)
-    assert len(list(run.glob("eval_*"))) == 2 and export.find_evaluation(path, config) == ({}, [])
+    assert len(list(run.glob("eval_*"))) == 2 and find_evaluation(path, config) == ({}, [])
 
 
 def test_without_an_evaluation_the_card_says_so_and_takes_the_validation(evaluated, tmp_path):
@@ -448,7 +453,7 @@ def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exported
         if manifest:
             (tmp_path / dataset / "manifest.json").write_text(json.dumps(manifest | about))
         changed = state | {"captions_sha256": "x", "config": state["config"] | {"DATASET": dataset}}
-        export.write(tmp_path / f"of_{dataset}", changed, path, tmp_path, "someone/captioner")
+        write_export(tmp_path / f"of_{dataset}", changed, path, tmp_path, "someone/captioner")
         text = (tmp_path / f"of_{dataset}" / "README.md").read_text()
         for part in expected:
             assert part in text, part
@@ -456,7 +461,7 @@ def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exported
         assert "/home/me" not in text and "tower" not in yaml.safe_load(text.split("---\n")[1]).get("base_model", "")
         assert 'from_pretrained("someone/captioner")' in text
     hub_name = state | {"config": state["config"] | {"ENCODER_MODEL_NAME": "google/vit-base-patch16-224"}}
-    export.write(tmp_path / "named", hub_name, path, tmp_path, None)
+    write_export(tmp_path / "named", hub_name, path, tmp_path, None)
     header = yaml.safe_load((tmp_path / "named" / "README.md").read_text().split("---\n")[1])
     assert header["base_model"] == "google/vit-base-patch16-224"
 

@@ -14,10 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import runs
-import step
 import train
+from nanocaption.base.tensors import _compare
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import LAST, PREVIOUS
+from nanocaption.train import step
+from nanocaption.train.losses import caption_loss
+from nanocaption.train.step import HalfUpdate, take_update
 from tests.conftest import ROOT
 from tests.processes import end, rows, start, steps_done, wait_for
 
@@ -40,7 +43,7 @@ def printed(tmp_path: Path) -> str:
 
 
 def saved(tmp_path: Path) -> dict:
-    return checkpoint.load(tmp_path / "runs" / "run" / runs.LAST)
+    return checkpoint.load(tmp_path / "runs" / "run" / LAST)
 
 
 def children(pid: int) -> list[int]:
@@ -94,7 +97,7 @@ def test_a_signal_with_workers_saves_and_leaves_with_its_status(argv, tmp_path, 
     run = tmp_path / "runs" / "run"
     assert saved(tmp_path)["step"] == steps_done(run) >= 2
     assert rows(run, "stop")[0]["reason"] == f"stopped by {number.name}"
-    assert f"Go on with: python train.py --resume-checkpoint-path {run / runs.LAST}" in printed(tmp_path)
+    assert f"Go on with: python train.py --resume-checkpoint-path {run / LAST}" in printed(tmp_path)
     assert "Traceback" not in printed(tmp_path)
     assert workers and not any(map(runs_on, workers))
 
@@ -167,7 +170,7 @@ def test_sigterm_before_the_training_ends_at_once_and_leaves_nothing(argv, tmp_p
 
 def test_sigterm_while_a_checkpoint_is_written_waits_for_it(argv, tmp_path):
     def prelude():
-        real = checkpoint._compare
+        real = _compare
 
         def slow(*arguments):
             if steps_done(tmp_path / "runs" / "run"):
@@ -175,7 +178,7 @@ def test_sigterm_while_a_checkpoint_is_written_waits_for_it(argv, tmp_path):
                 time.sleep(0.3)
             real(*arguments)
 
-        checkpoint._compare = slow
+        _compare = slow
 
     argv += ["--checkpoint-every-steps", "2"]
     assert end(start(argv, tmp_path / "printed", prelude)) == 143, printed(tmp_path)
@@ -213,7 +216,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_step(argv, tmp_path, monkeypat
     run = tmp_path / "runs" / "run"
     failed = rows(run, "save_failed")
     assert len(failed) == 2 and all("No space left on device" in row["problem"] for row in failed)
-    assert all(" MB free" in row["problem"] and str(run / runs.LAST) in row["problem"] for row in failed)
+    assert all(" MB free" in row["problem"] and str(run / LAST) in row["problem"] for row in failed)
     assert capsys.readouterr().err.count("tries again") == 2
     assert 6 in calls and saved(tmp_path)["epoch"] == 2
     assert [row["step"] for row in rows(run, "train")] == list(range(1, 13))
@@ -257,7 +260,7 @@ def test_a_full_disk_at_the_first_checkpoint_ends_before_training(argv, tmp_path
 
 @pytest.mark.parametrize("where", ["training", "validation"])
 def test_out_of_memory_says_the_batch_size_and_saves_the_last_whole_step(argv, tmp_path, monkeypatch, where):
-    real = step.caption_loss
+    real = caption_loss
 
     def full(model, batch, smoothing=0.0):
         if steps_done(tmp_path / "runs" / "run") == 6 and model.training == (where == "training"):
@@ -276,16 +279,16 @@ def test_out_of_memory_says_the_batch_size_and_saves_the_last_whole_step(argv, t
 
 def test_an_update_that_fails_in_the_middle_is_not_saved(argv, tmp_path, monkeypatch):
     def fail(optimizer, scaler, skip):
-        raise step.HalfUpdate("the optimizer step failed: device lost")
+        raise HalfUpdate("the optimizer step failed: device lost")
 
     monkeypatch.setattr(step, "update", fail)
-    with pytest.raises(step.HalfUpdate):
+    with pytest.raises(HalfUpdate):
         train.main(argv)
     assert saved(tmp_path)["step"] == 0
 
 
 def test_an_error_in_the_users_code_saves_the_steps_before_it(argv, tmp_path, monkeypatch):
-    real = step.caption_loss
+    real = caption_loss
 
     def broken(model, batch, smoothing=0.0):
         if steps_done(tmp_path / "runs" / "run") == 4:
@@ -322,7 +325,7 @@ def test_a_picture_that_cannot_be_read_is_one_line_with_its_path(argv, tmp_path,
 
 def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(argv, tmp_path, monkeypatch):
     """An update that overflows: the gradients were fine."""
-    real, calls = step.update, []
+    real, calls = take_update, []
 
     def overflow(optimizer, scaler, skip):
         real(optimizer, scaler, skip)
@@ -338,9 +341,9 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(argv, tmp_path
     assert "not finite" in rows(run, "save_failed")[0]["problem"]
     state = saved(tmp_path)
     next(iter(state["model_state_dict"].values())).fill_(float("nan"))
-    checkpoint.save(run / runs.LAST, state)
+    checkpoint.save(run / LAST, state)
     with pytest.raises(ValueError, match="The checkpoint holds values that are not finite"):
-        train.main([*argv, "--resume-checkpoint-path", str(run / runs.LAST)])
+        train.main([*argv, "--resume-checkpoint-path", str(run / LAST)])
 
 
 # --- what a resume sees ---
@@ -360,9 +363,9 @@ def test_fewer_epochs_than_done_is_finished_and_changes_nothing(argv, finished, 
 
 
 def test_another_machine_is_told_by_what_differs(argv, finished, capsys):
-    state = checkpoint.load(finished / runs.LAST)
+    state = checkpoint.load(finished / LAST)
     state["environment"] |= {"torch": "2.0.0", "device": "NVIDIA H200"}
-    checkpoint.save(finished / runs.LAST, state)
+    checkpoint.save(finished / LAST, state)
     train.main([*argv, "--resume-checkpoint-path", "last", "--num-epochs", "3"])
     text = capsys.readouterr().out
     assert f"torch: 2.0.0 -> {torch.__version__}: equality to the uninterrupted run is not promised" in text
@@ -411,10 +414,10 @@ def test_the_error_itself_is_told_where_it_cannot_be_saved_after_it(argv, tmp_pa
 
 
 def test_a_finished_run_without_its_last_gets_one_again(argv, finished):
-    (finished / runs.LAST).unlink()
+    (finished / LAST).unlink()
     (best,) = finished.glob("checkpoint_epoch_2_*")
     train.main([*argv, "--resume-checkpoint-path", str(best)])
-    assert checkpoint.load(finished / runs.LAST)["epoch"] == 2
+    assert checkpoint.load(finished / LAST)["epoch"] == 2
 
 
 def test_a_fresh_start_in_a_run_without_a_whole_file_sets_the_damaged_ones_aside(argv, finished):
@@ -431,10 +434,10 @@ def test_a_fresh_start_in_a_run_without_a_whole_file_sets_the_damaged_ones_aside
     [{"step": 11}, {"step_in_epoch": 1}, {"epoch": 1}, {"step": 13, "step_in_epoch": 1, "epoch": 1}],
 )
 def test_a_position_that_this_data_does_not_have_is_refused(argv, finished, change):
-    state = checkpoint.load(finished / runs.LAST) | change
-    checkpoint.save(finished / runs.LAST, state)
+    state = checkpoint.load(finished / LAST) | change
+    checkpoint.save(finished / LAST, state)
     with pytest.raises(SystemExit, match="that cannot be"):
-        train.main([*argv, "--resume-checkpoint-path", str(finished / runs.LAST)])
+        train.main([*argv, "--resume-checkpoint-path", str(finished / LAST)])
 
 
 def test_weights_alone_are_told_from_a_checkpoint(argv, tmp_path):
@@ -450,8 +453,8 @@ def test_a_resume_whose_file_is_then_damaged_goes_on(argv, finished, monkeypatch
     other = finished.with_name("other")
     shutil.copytree(finished, other)
     (epoch_1,) = other.glob("checkpoint_epoch_1_*")
-    (other / runs.LAST).unlink()
-    (other / runs.PREVIOUS).unlink()
+    (other / LAST).unlink()
+    (other / PREVIOUS).unlink()
     restore = train.prepare.__globals__["restore"]
 
     def restored(*arguments):
@@ -461,7 +464,7 @@ def test_a_resume_whose_file_is_then_damaged_goes_on(argv, finished, monkeypatch
 
     monkeypatch.setitem(train.prepare.__globals__, "restore", restored)
     train.main([*argv, "--resume-checkpoint-path", str(epoch_1)])
-    a, b = (checkpoint.load(run / runs.LAST)["model_state_dict"] for run in (finished, other))
+    a, b = (checkpoint.load(run / LAST)["model_state_dict"] for run in (finished, other))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 

@@ -12,9 +12,9 @@ import pytest
 from hub_files import Fault
 from raw_sets import CAPTIONS, NAMES, SPLITS, expected_records, jpeg, listing, prepared_records, run_script
 
-import download
-import flickr30k
-from prepare_dataset import is_whole, prepare_flickr30k, verify
+from nanocaption.data.prepared import is_whole, verify
+from nanocaption.prepare import download, flickr30k
+from nanocaption.prepare.make import prepare_flickr30k
 
 
 def annotations_csv() -> bytes:

@@ -12,12 +12,12 @@ import safetensors.torch
 import torch
 import torch.distributed.fsdp
 
-import checkpoint
-import inference
-import model as models
-import runs
-import sharding
 import train
+from nanocaption.base.tensors import _same_bits
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import LAST, best_files
+from nanocaption.train import sharding
+from nanocaption.use.load import load_model
 from tests.conftest import TINY_MODEL, save_tower
 from tests.processes import end, rows, start, start_ranks
 
@@ -84,7 +84,7 @@ def assert_same_course(run: Path, other: Path) -> None:
     """Equal but for rounding, in every step, validation and weight."""
     for a, b in zip(course(run), course(other), strict=True):
         assert a == pytest.approx(b, rel=1e-5)
-    mine, its = (safetensors.torch.load_file(path / runs.LAST) for path in (run, other))
+    mine, its = (safetensors.torch.load_file(path / LAST) for path in (run, other))
     assert [n for n in mine if n[:4] != "rng/"] == [n for n in its if n[:4] != "rng/"]
     for name in (name for name in its if name.startswith("model/")):
         torch.testing.assert_close(mine[name], its[name], rtol=1e-3, atol=1e-3)
@@ -92,8 +92,8 @@ def assert_same_course(run: Path, other: Path) -> None:
 
 def assert_same_bits(run: Path, other: Path) -> None:
     assert course(run) == course(other) and samples(run) == samples(other)
-    mine, its = (safetensors.torch.load_file(path / runs.LAST) for path in (run, other))
-    assert mine.keys() == its.keys() and all(checkpoint._same_bits(mine[name], its[name]) for name in its)
+    mine, its = (safetensors.torch.load_file(path / LAST) for path in (run, other))
+    assert mine.keys() == its.keys() and all(_same_bits(mine[name], its[name]) for name in its)
 
 
 def stop_one_in_the_validation() -> None:
@@ -112,7 +112,7 @@ def stopped(demo_data, tmp_path_factory) -> Path:
     """The output folder of a run that was spread and stopped before the first epoch's validation."""
     output = tmp_path_factory.mktemp("stopped")
     go(demo_data, output, 2, *FSDP, prelude=stop_one_in_the_validation, status=143)
-    saved = checkpoint.load(output / "run" / runs.LAST)
+    saved = checkpoint.load(output / "run" / LAST)
     assert (saved["step"], saved["epoch"], saved["step_in_epoch"]) == (3, 0, 3)
     return output
 
@@ -163,8 +163,8 @@ def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_p
     assert_same_course(run, courses["one"])
     printed = (tmp_path / "printed").read_text()
     assert "FSDP: True -> False" in printed and "sums may round otherwise" in printed
-    best = checkpoint.best_files(courses["spread"])[0]
-    model, _ = inference.load_model(checkpoint.load(best), torch.device("cpu"))
+    best = best_files(courses["spread"])[0]
+    model, _ = load_model(checkpoint.load(best), torch.device("cpu"))
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 16, 32)
 
 
@@ -193,7 +193,7 @@ def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
 
     def few() -> None:
         tell_sizes()
-        models._CPU_PATCHES = 1
+        _CPU_PATCHES = 1
 
     tower = save_tower(tmp_path / "vit")
     how = ["--encoder-model-name", str(tmp_path / "vit"), "--freeze-encoder", "--image-size", "none"]
@@ -202,6 +202,6 @@ def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
     how[how.index("20")] = "10"
     spread = go(demo_data, tmp_path / "spread", 2, *FSDP, *how, prelude=few)
     assert [row[0] for row in course(spread)] == pytest.approx([row[0] for row in course(one)], rel=1e-4)
-    weights = checkpoint.load(spread / runs.LAST)["model_state_dict"]
+    weights = checkpoint.load(spread / LAST)["model_state_dict"]
     for name, tensor in tower.state_dict().items():
         assert torch.equal(weights[f"encoder.tower.{name}"], tensor)

@@ -14,13 +14,14 @@ import torch
 import yaml
 from huggingface_hub import constants
 
-import caption
-import checkpoint
-import export
-import hub
-import pretrained
 import train
-from model import ImageToTextModel
+from nanocaption.base import hub
+from nanocaption.commands import caption, export
+from nanocaption.export.uploads import Uploads
+from nanocaption.model import exported
+from nanocaption.model.captioner import ImageToTextModel
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import best_files
 from tests.hub_server import TOKEN, Hub, serve
 from tests.processes import CONTEXT, end
 
@@ -64,7 +65,7 @@ def trained(demo_data, tmp_path_factory) -> Path:
 
 
 def test_pushed_by_hand_and_loaded_from_there(trained, demo_data, tmp_path, server, capsys):
-    (best, *_) = checkpoint.best_files(trained)
+    (best, *_) = best_files(trained)
     args = [str(best), str(tmp_path / "mine"), "--push", "someone/captioner", "--data-dir", str(demo_data)]
     export.main(args)
     repository = server.repositories["someone/captioner"]
@@ -105,7 +106,7 @@ def test_only_the_exports_own_files_are_uploaded(trained, demo_data, tmp_path, s
 def test_what_the_hub_refuses_is_one_line(trained, tmp_path, server, monkeypatch):
     def refusal(name: str, revision: str | None = None) -> str:
         with pytest.raises(ValueError) as caught:
-            pretrained.read(name, revision)
+            exported.read(name, revision)
         assert "\n" not in str(caught.value)
         return str(caught.value)
 
@@ -132,7 +133,7 @@ def test_a_training_uploads_its_best_checkpoints(flags, tmp_path, server, capsys
     printed = capsys.readouterr().out
     repository = server.repositories["someone/captioner"]
     title, files = repository["commits"][-1]
-    (best, *_) = checkpoint.best_files(tmp_path / "runs" / "with")
+    (best, *_) = best_files(tmp_path / "runs" / "with")
     epoch = checkpoint.read_header(best)["epoch"]
     assert repository["private"] and title.startswith(f"epoch {epoch}: validation loss ")
     assert f"Hub: {server.url}/someone/captioner holds {title}" in printed
@@ -142,7 +143,7 @@ def test_a_training_uploads_its_best_checkpoints(flags, tmp_path, server, capsys
     folder.mkdir()
     for name, data in files.items():
         (folder / name).write_bytes(data)
-    weights = pretrained.read(folder)["model_state_dict"]
+    weights = exported.read(folder)["model_state_dict"]
     for name, tensor in checkpoint.load(best)["model_state_dict"].items():
         assert torch.equal(weights[name], tensor), name
 
@@ -159,10 +160,10 @@ def test_a_dead_hub_costs_no_step(flags, tmp_path, monkeypatch, capsys):
     run = tmp_path / "runs" / "dead"
     assert len(losses(run)) == 14 and checkpoint.load(run / "last.safetensors")["epoch"] == 2
     assert "HF_REPO_ID = 'someone/captioner'" in printed and "Training goes on" in printed
-    (best, *_) = checkpoint.best_files(run)
+    (best, *_) = best_files(run)
     assert "is not uploaded" in printed
     assert f"By hand: python export.py {best} {run / 'export'} --push someone/captioner" in printed
-    assert pretrained.is_export(run / "export")  # it lies there
+    assert exported.is_export(run / "export")  # it lies there
 
 
 def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
@@ -171,7 +172,7 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
     export.main([str(trained / "last.safetensors"), str(tmp_path / "mine"), "--data-dir", str(demo_data)])
     server.silent = threading.Event()
     told: list[str] = []
-    uploads = hub.Uploads("someone/captioner", True, told.append)
+    uploads = Uploads("someone/captioner", True, told.append)
     uploads.start(tmp_path / "mine", "epoch 1", "python export.py a b")
     wait_for(lambda: any("/preupload/" in line for line in server.requests))
     uploads.start(tmp_path / "mine", "epoch 2", "python export.py c d")
@@ -202,7 +203,7 @@ def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tm
     server.silent = threading.Event()
 
     def killed() -> None:
-        uploads = hub.Uploads("someone/captioner", True, print)
+        uploads = Uploads("someone/captioner", True, print)
         uploads.start(folder, "epoch 1", "python export.py a b")
         (tmp_path / "pid").write_text(str(uploads._process.pid))
         wait_for(lambda: any("/preupload/" in line for line in Path(tmp_path / "seen").read_text().splitlines()))

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import metrics
 from benchmarks import rewards
-from metrics import bootstrap, java
-from metrics.__main__ import main as metrics_main
-from metrics.scores import Measured, columns_of, names_of, scores_of
+from nanocaption import metrics
+from nanocaption.metrics import bootstrap, java
+from nanocaption.metrics.__main__ import main as metrics_main
+from nanocaption.metrics.scores import Measured, columns_of, names_of, scores_of
 
 SAMPLE = json.loads((Path(__file__).parent / "data" / "score_sample.json").read_text("utf-8"))
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L"]

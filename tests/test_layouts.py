@@ -21,7 +21,7 @@ from raw_sets import (
     write_token,
 )
 
-import layouts
+from nanocaption.prepare import layouts
 
 FLICKR8K = ROOT.parent / "shared" / "data" / "flickr8k"
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from metrics import (
+from nanocaption.metrics import (
     cider_rewards,
     leave_one_out,
     prepare_references,
@@ -25,7 +25,7 @@ from metrics import (
     score_prepared,
     text_statistics,
 )
-from metrics.__main__ import main as metrics_main
+from nanocaption.metrics.__main__ import main as metrics_main
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).parent / "data"

@@ -7,36 +7,35 @@ from collections import Counter
 import pytest
 from raw_sets import CAPTIONS, NAMES, draw, jpeg, make_raw, prepared_records, write
 
-import card
-import checkpoint
-import config
-import dataset as data
-import demo
 import evaluate
-import export
-import inference
-import mixing
-import prepare_dataset
 import train
-from prepare_dataset import prepare, verify
+from nanocaption.base.settings import load_settings
+from nanocaption.commands import demo
+from nanocaption.data.order import Group, epoch_groups
+from nanocaption.data.prepared import folder_name, is_mix, load_records, parse_mix, sample_places, verify
+from nanocaption.export.card import write_card
+from nanocaption.export.facts import find_facts
+from nanocaption.prepare.make import prepare
+from nanocaption.runs import checkpoint
+from nanocaption.use.load import load_models
 
 
 def test_parts_weights_and_folder_names():
-    assert mixing.parse("coco*0.5, mine") == [("coco", 0.5), ("mine", 1.0)]
-    assert mixing.folder_name("flickr30k,mine*2.0") == "flickr30k+mine@2"
-    assert mixing.folder_name("demo") == "demo" and not mixing.is_mix("demo")
-    assert mixing.is_mix("mine*2") and not mixing.is_mix("mine*")  # a star may stand in a name
+    assert parse_mix("coco*0.5, mine") == [("coco", 0.5), ("mine", 1.0)]
+    assert folder_name("flickr30k,mine*2.0") == "flickr30k+mine@2"
+    assert folder_name("demo") == "demo" and not is_mix("demo")
+    assert is_mix("mine*2") and not is_mix("mine*")  # a star may stand in a name
     for wrong in ("a,,b", "a*", "a*0", "a*-1", "a*two", "a*inf", "a*nan", "*2"):
         with pytest.raises(ValueError, match="is no set with a weight; write names with commas"):
-            mixing.parse(wrong)
+            parse_mix(wrong)
     with pytest.raises(ValueError, match="names a set twice: give it a weight"):
-        mixing.parse("a,a*2")
+        parse_mix("a,a*2")
 
 
 COUNTS = [5, 3, 0, 1, 4, 2, 5, 5, 5]
 
 
-def visits(groups: list[data.Group]) -> Counter:
+def visits(groups: list[Group]) -> Counter:
     return Counter((image, caption) for image, captions, *_ in groups for caption in captions)
 
 
@@ -44,44 +43,44 @@ def visits(groups: list[data.Group]) -> Counter:
 def test_a_whole_weight_visits_each_pair_so_often(per_image):
     weights = [1, 2, 2, 3, 1, 1, 1, 2, 1]
     for epoch in range(3):
-        seen = visits(data.epoch_groups(COUNTS, per_image, 7, epoch, weights))
+        seen = visits(epoch_groups(COUNTS, per_image, 7, epoch, weights))
         assert seen == {(i, k): weights[i] for i, count in enumerate(COUNTS) for k in range(count)}
-        groups = data.epoch_groups(COUNTS, per_image, 7, epoch, weights)
+        groups = epoch_groups(COUNTS, per_image, 7, epoch, weights)
         of_caption = [(i, k, *visit) for i, captions, *visit in groups for k in captions]
         assert len(set(of_caption)) == len(of_caption)  # each visit has augmentations of its own
 
 
 def test_a_share_that_begins_a_new_pass_within_an_epoch_visits_anew():
     for epoch in range(4):
-        groups = data.epoch_groups([1] * 100, 1, 1, epoch, [0.75] * 100)
+        groups = epoch_groups([1] * 100, 1, 1, epoch, [0.75] * 100)
         assert len(set(groups)) == len(groups) == 75
-    assert any(len(group) == 3 for group in data.epoch_groups([1] * 100, 1, 1, 1, [0.75] * 100))
+    assert any(len(group) == 3 for group in epoch_groups([1] * 100, 1, 1, 1, [0.75] * 100))
 
 
 def test_shares_are_not_rounded_up_for_a_rounding_error():
     for share, images in ((0.07, 100), (0.14, 50), (0.55, 100)):
-        assert len(data.epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)
+        assert len(epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)
 
 
 def test_each_set_has_its_own_share_in_every_epoch():
     """Two sets of weights with one fraction: 0.5 and 1.5."""
     for epoch in range(6):
-        seen = visits(data.epoch_groups([1] * 34, 1, 3, epoch, [0.5] * 30 + [1.5] * 4))
+        seen = visits(epoch_groups([1] * 34, 1, 3, epoch, [0.5] * 30 + [1.5] * 4))
         of_first = sum(count for (image, _), count in seen.items() if image < 30)
         assert (of_first, sum(seen.values()) - of_first) == (15, 6)
 
 
 def test_the_scored_validation_images_stand_for_every_set():
     records = [{"split": "val", "set": name} for name in ["a"] * 24 + ["b"] * 8]
-    chosen = data.sample_places(records, 8)
+    chosen = sample_places(records, 8)
     assert [records[place]["set"] for place in chosen] == ["a"] * 6 + ["b"] * 2 and len(set(chosen)) == 8
-    assert data.sample_places(records[:24], 8) == list(range(8)) and data.sample_places(records, 99) == list(range(32))
-    assert data.sample_places([{"split": "val"}, {"split": "extra"}] * 5, 0) == []
+    assert sample_places(records[:24], 8) == list(range(8)) and sample_places(records, 99) == list(range(32))
+    assert sample_places([{"split": "val"}, {"split": "extra"}] * 5, 0) == []
 
 
 def test_weights_of_one_are_the_order_there_was():
     for epoch in range(3):
-        assert data.epoch_groups(COUNTS, 2, 7, epoch, [1.0] * 9) == data.epoch_groups(COUNTS, 2, 7, epoch)
+        assert epoch_groups(COUNTS, 2, 7, epoch, [1.0] * 9) == epoch_groups(COUNTS, 2, 7, epoch)
 
 
 @pytest.mark.parametrize(("weight", "per_image"), [
@@ -89,7 +88,7 @@ def test_weights_of_one_are_the_order_there_was():
 ])  # fmt: skip
 def test_a_broken_weight_visits_a_share_and_then_the_others(weight, per_image):
     weights = [weight if image % 2 else 1.0 for image in range(9)]
-    epochs = [data.epoch_groups(COUNTS, per_image, 7, epoch, weights) for epoch in range(40)]
+    epochs = [epoch_groups(COUNTS, per_image, 7, epoch, weights) for epoch in range(40)]
     assert len({len(groups) for groups in epochs}) == 1  # equally many steps in each
     weighed = [visits(groups) for groups in epochs]
     own = [(image, k) for image in range(1, 9, 2) for k in range(COUNTS[image])]
@@ -101,13 +100,13 @@ def test_a_broken_weight_visits_a_share_and_then_the_others(weight, per_image):
         assert abs(total[pair] - 40 * (weight - part + per_epoch)) <= 2
     others = [(image, k) for image in range(0, 9, 2) for k in range(COUNTS[image])]
     assert all(seen[pair] == 1 for seen in weighed for pair in others)
-    assert epochs[3] == data.epoch_groups(COUNTS, per_image, 7, 3, weights)
-    assert epochs[3] != data.epoch_groups(COUNTS, per_image, 8, 3, weights)
+    assert epochs[3] == epoch_groups(COUNTS, per_image, 7, 3, weights)
+    assert epochs[3] != epoch_groups(COUNTS, per_image, 8, 3, weights)
 
 
 def test_two_halves_in_a_row_are_the_whole():
     counts, weights = [1] * 10, [0.5] * 10
-    halves = [visits(data.epoch_groups(counts, 1, 1, epoch, weights)) for epoch in range(4)]
+    halves = [visits(epoch_groups(counts, 1, 1, epoch, weights)) for epoch in range(4)]
     assert halves[0] + halves[1] == halves[2] + halves[3] == {(image, 0): 1 for image in range(10)}
     assert halves[0] != halves[2]
 
@@ -131,14 +130,14 @@ def test_pictures_of_one_name_stay_apart_and_all_splits_are_there(two_sets, caps
     assert folder.name == "mine+other@2"
     for name, shade in ((f"mine/{NAMES[1]}", 21), (f"other/{NAMES[1]}", 40)):
         assert (folder / "images" / name).read_bytes() == jpeg(shade)
-    rows = data.load_records(folder, ("train",))
+    rows = load_records(folder, ("train",))
     assert [row["file_name"] for row in rows] == [f"mine/{n}" for n in NAMES[:4]] + [f"other/{n}" for n in NAMES[1:3]]
     assert [row.get("weight", 1) for row in rows] == [1, 1, 1, 1, 2, 2]
-    rows = data.load_records(folder, ("val",))
+    rows = load_records(folder, ("val",))
     assert [row["file_name"] for row in rows] == [f"mine/{NAMES[4]}", f"other/{NAMES[3]}"]
-    assert len(data.load_records(folder, ("test",))) == 1
-    assert [len(data.load_records(folder, ("train", "val"), cutoff=1))] == [4]  # the first of each split of each set
-    assert data.load_records(folder, "extra")[0]["captions"] == ["another z.jpg"]
+    assert len(load_records(folder, ("test",))) == 1
+    assert [len(load_records(folder, ("train", "val"), cutoff=1))] == [4]  # the first of each split of each set
+    assert load_records(folder, "extra")[0]["captions"] == ["another z.jpg"]
     manifest = verify(folder)
     assert manifest["counts"]["train"] == {"images": 6, "captions": 14} and set(manifest["parts"]) == {"mine", "other"}
     shutil.move(two_sets / "mine+other@2", two_sets / "elsewhere")  # what was mixed is links: cheap to make again
@@ -160,9 +159,9 @@ def test_a_picture_in_another_split_of_another_set_is_left_out_and_told(two_sets
     names = f"copied/copy of {NAMES[5]}, mine/{NAMES[0]}"
     told = f"2 pictures ({names}) with a copy in another split of another set, left out"
     assert f"note: {told}" in capsys.readouterr().out and verify(folder)["notes"] == [told]
-    train = [row["file_name"] for row in data.load_records(folder, "train")]
+    train = [row["file_name"] for row in load_records(folder, "train")]
     assert train == [*(f"mine/{name}" for name in NAMES[1:4]), f"copied/copy of {NAMES[2]}"]
-    assert f"copied/copy of {NAMES[0]}" in [row["file_name"] for row in data.load_records(folder, "val")]
+    assert f"copied/copy of {NAMES[0]}" in [row["file_name"] for row in load_records(folder, "val")]
     before = (folder / "captions.json").stat().st_mtime_ns
     assert (prepare("mine,copied", two_sets) / "captions.json").stat().st_mtime_ns == before
     manifest = verify(folder)
@@ -215,24 +214,24 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     with pytest.raises(SystemExit, match="TRAIN_SPLITS"):
         train.main(["--resume-checkpoint-path", str(last), "--train-splits", "train"])
 
-    settings = config.load(argv)
-    saved = config.as_dict(settings)
+    settings = load_settings(argv)
+    saved = dict(settings.values)
     split = evaluate.load_split(settings, "val", saved)
     assert (split.name, len(split.records), len(split.training)) == ("val", 27, 135)
     assert evaluate.load_split(settings, "extra", saved).name == "extra"
-    split = evaluate.load_split(config.load([*argv, "--test-splits", "val,test"]), "test", saved)
+    split = evaluate.load_split(load_settings([*argv, "--test-splits", "val,test"]), "test", saved)
     assert (split.name, len(split.records)) == ("val+test", 51)
     with pytest.raises(ValueError, match="no image of the split 'nowhere'; it has extra, test, train, val. Which are"):
         evaluate.load_split(settings, "nowhere", saved)
     # The card and the demo page find a mix by the name of its folder.
-    facts = export.find_facts(checkpoint.load(last), last, places, "captioner")
-    text = card.write_card(checkpoint.load(last), None, 32, facts)
+    facts = find_facts(checkpoint.load(last), last, places, "captioner")
+    text = write_card(checkpoint.load(last), None, 32, facts)
     assert "- source: a mix of the sets demo, own\n" in text and "- extra: 2 images, 10 captions" in text
     assert "drawn scenes" not in text and "pictures of the data set demo,own*1.5" in text
-    assert len(demo.held_out(inference.load_models([last], []))) == demo.EXAMPLES
+    assert len(demo.held_out(load_models([last], []))) == demo.EXAMPLES
 
 
 def test_records_of_a_plain_set_are_what_they_were(tmp_path):
     folder = prepare("mine", tmp_path, raw_dir=make_raw(tmp_path / "raw"))
-    assert data.load_records(folder, "val") == [row for row in prepared_records() if row["split"] == "val"]
-    assert prepare_dataset.verify(folder)["counts"]["val"]["captions"] == len(CAPTIONS[NAMES[4]])
+    assert load_records(folder, "val") == [row for row in prepared_records() if row["split"] == "val"]
+    assert verify(folder)["counts"]["val"]["captions"] == len(CAPTIONS[NAMES[4]])

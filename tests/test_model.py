@@ -7,14 +7,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import config
-import model as models
-from packing import find_places
+from nanocaption.base.settings import load_settings
+from nanocaption.data.packing import find_places
+from nanocaption.model import captioner
+from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.model.decoder import _ROOM
 
 V, T, PAD, START = 23, 7, 0, 1
 
 
-def tiny(scale: float = 0.4, **changes) -> models.ImageToTextModel:
+def tiny(scale: float = 0.4, **changes) -> ImageToTextModel:
     """16 patches, 2 layers, random weights of standard deviation `scale` (None: as initialised), float64, eval."""
     sizes = {
         "decoder_vocab_size": V, "decoder_embed_dim": 16, "decoder_heads": 2, "decoder_layers": 2,
@@ -23,7 +25,7 @@ def tiny(scale: float = 0.4, **changes) -> models.ImageToTextModel:
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = models.ImageToTextModel(**{**sizes, **changes})
+        model = ImageToTextModel(**{**sizes, **changes})
         for parameter in model.parameters() if scale else ():
             parameter.data.normal_(std=scale)
     return model.double().eval()
@@ -177,10 +179,10 @@ def test_a_cpu_encodes_few_images_at_a_time_without_gradients_and_finds_the_same
     model, images, sizes = tiny(), pictures(5), []
     model.encoder.register_forward_pre_hook(lambda _, arguments: sizes.append(len(arguments[0])))
     whole = model.encode(images)
-    monkeypatch.setattr(models, "_CPU_PATCHES", 2 * 16 + 3)  # 16 patches each: two images at a time
+    monkeypatch.setattr(captioner, "_CPU_PATCHES", 2 * 16 + 3)  # 16 patches each: two images at a time
     with torch.no_grad():
         torch.testing.assert_close(model.encode(images), whole)
-        monkeypatch.setattr(models, "_CPU_PATCHES", 3)  # not one whole image: then one at a time
+        monkeypatch.setattr(captioner, "_CPU_PATCHES", 3)  # not one whole image: then one at a time
         torch.testing.assert_close(model.encode(images), whole)
         model.encode_in_parts = False
         model.encode(images)
@@ -232,7 +234,7 @@ def test_images_left_out_of_the_steps_change_nothing_for_the_others(left):
 
 @torch.no_grad()
 def test_steps_beyond_the_caches_first_room_are_those_of_the_full_pass():
-    length = 2 * models._ROOM + 2
+    length = 2 * _ROOM + 2
     model, image = tiny(decoder_max_seq_len=length), pictures(1)
     step = model.start_decoding(image)
     tokens = torch.randint(4, V, (2, length), generator=rng(3))
@@ -339,7 +341,7 @@ def test_a_frozen_encoder_gets_no_gradient():
 def test_build_follows_the_settings():
     argv = "--decoder-embed-dim 24 --decoder-heads 3 --decoder-layers 2 --decoder-ff-dim 40 --max-seq-len 11"
     argv += " --image-size 32 --vit-patch-size 16 --vit-embed-dim 20 --vit-heads 5 --vit-layers 2 --vit-stem patch"
-    model = models.build(config.as_dict(config.load([*argv.split(), "--decoder-dropout", "0.3"])), 77)
+    model = build_model(dict(load_settings([*argv.split(), "--decoder-dropout", "0.3"]).values), 77)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert shapes["decoder.embedding.weight"] == (77, 24)
     assert shapes["decoder.position_embedding.weight"] == (11, 24)

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import model as models
-import optim
+from nanocaption.model.captioner import ImageToTextModel
+from nanocaption.train import optim
 
 SCHEDULE = {
     "peak": 1.0, "schedule": "cosine", "warmup_steps": 10, "total_steps": 110, "steps_per_epoch": 20, "warmup_lr": 0.1,
@@ -51,10 +51,10 @@ def test_an_unknown_schedule_is_refused():
         rate(50, schedule="exp")
 
 
-def tiny() -> models.ImageToTextModel:
+def tiny() -> ImageToTextModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return models.ImageToTextModel(
+        return ImageToTextModel(
             decoder_vocab_size=20, decoder_embed_dim=8, decoder_heads=2, decoder_layers=2, decoder_ff_dim=16,
             decoder_max_seq_len=6, decoder_dropout=0.0, image_size=8, vit_patch_size=4, vit_embed_dim=8, vit_layers=1,
             vit_heads=2,
@@ -92,14 +92,14 @@ def test_matrices_decay_and_biases_norms_and_embeddings_do_not():
 def test_position_tables_and_class_tokens_of_pretrained_towers_do_not_decay():
     from transformers import CLIPVisionConfig, CLIPVisionModel, DeiTConfig, DeiTModel, Dinov2Config, Dinov2Model
 
-    import encoder as encoders
+    from nanocaption.model.encoder import PretrainedTower
 
     sizes = {
         "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 8,
         "patch_size": 4,
     }  # fmt: skip
     for kind, settings in ((CLIPVisionModel, CLIPVisionConfig), (DeiTModel, DeiTConfig), (Dinov2Model, Dinov2Config)):
-        model = torch.nn.ModuleDict({"encoder": encoders.PretrainedTower(kind(settings(**sizes)))})
+        model = torch.nn.ModuleDict({"encoder": PretrainedTower(kind(settings(**sizes)))})
         for name, (part, decay) in groups_of(adamw(model)).items():
             matrix = name.endswith("weight") and "norm" not in name and "position" not in name
             assert part == "encoder" and decay == (0.1 if matrix else 0.0), name

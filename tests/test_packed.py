@@ -21,11 +21,9 @@ from raw_sets import (
     write_karpathy,
 )
 
-import archives
-import layouts
-import packed
-import prepare_dataset
-from prepare_dataset import is_whole, prepare, verify
+from nanocaption.data.prepared import is_whole, verify
+from nanocaption.prepare import archives, layouts, packed
+from nanocaption.prepare.make import prepare, read_raw
 
 EXPECTED = {name: jpeg(20 + shade) for shade, name in enumerate(NAMES)}
 
@@ -285,4 +283,4 @@ def test_a_cut_archive_is_damaged_and_one_with_nothing_in_it_is_no_layout(tmp_pa
     with pytest.raises(ValueError, match="holds no captions in a known layout"):
         prepare("mine", tmp_path / "data", raw_dir=tmp_path / "empty.zip")
     with pytest.raises(ValueError, match="no such folder|no captions in a known layout"):
-        prepare_dataset.read_raw(tmp_path / "raw" / "dataset_flickr30k.json", 1, tmp_path / "data")
+        read_raw(tmp_path / "raw" / "dataset_flickr30k.json", 1, tmp_path / "data")

@@ -13,8 +13,9 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-import pictures
-import transform
+from nanocaption.data import pictures, transform
+from nanocaption.data.pictures import ORIENTATION, TURNS, PictureError, plain_jpeg_size, read_picture
+from nanocaption.data.transform import _jpeg_decoder, load_image
 
 NATIVE = Path(__file__).resolve().parents[1].parent / "shared" / "data" / "flickr8k_native"
 # the four quarters of the test picture: top left, top right, bottom left, bottom right
@@ -95,7 +96,7 @@ KINDS = {
 def test_every_kind_comes_out_in_its_true_colours(tmp_path, name):
     image, ending, arguments, colours, conversions = KINDS[name]
     image.save(tmp_path / f"a.{ending}", **arguments)
-    picture = pictures.read(tmp_path / f"a.{ending}")
+    picture = read_picture(tmp_path / f"a.{ending}")
     assert picture.pixels.shape == (48, 64, 3) and picture.pixels.dtype == np.uint8
     assert off(picture.pixels, colours) <= 4, middles(picture.pixels)
     assert picture.conversions == conversions
@@ -111,53 +112,53 @@ def test_kinds_that_pil_does_not_write(tmp_path):
     rgb = np.asarray(quarters(QUARTERS)).astype(">u2") * 257
     rows = b"".join(b"\0" + row.tobytes() for row in rgb)
     (tmp_path / "rgb16.png").write_bytes(png(64, 48, 16, 2, rows))
-    read = pictures.read(tmp_path / "rgb16.png")
+    read = read_picture(tmp_path / "rgb16.png")
     assert off(read.pixels, QUARTERS) <= 1 and read.conversions == ("16 bit",)
 
     grey = np.asarray(quarters(GREYS, "L")).astype(">u2") * 257
     opaque = np.stack([grey, np.full_like(grey, 65535)], axis=-1)
     (tmp_path / "la16.png").write_bytes(png(64, 48, 16, 4, b"".join(b"\0" + row.tobytes() for row in opaque)))
-    assert off(pictures.read(tmp_path / "la16.png").pixels, RGB_GREYS) <= 1
+    assert off(read_picture(tmp_path / "la16.png").pixels, RGB_GREYS) <= 1
 
     big = b"MM\0*" + struct.pack(">I", 8)
     tags = [(256, 3, 1, 64 << 16), (257, 3, 1, 48 << 16), (258, 3, 1, 16 << 16), (259, 3, 1, 1 << 16),
             (262, 3, 1, 1 << 16), (273, 4, 1, 8 + 2 + 8 * 12 + 4), (277, 3, 1, 1 << 16), (279, 4, 1, 6144)]
     big += struct.pack(">H", 8) + b"".join(struct.pack(">HHII", *tag) for tag in tags) + b"\0" * 4 + grey.tobytes()
     (tmp_path / "big.tif").write_bytes(big)
-    assert off(pictures.read(tmp_path / "big.tif").pixels, RGB_GREYS) <= 1
+    assert off(read_picture(tmp_path / "big.tif").pixels, RGB_GREYS) <= 1
 
     quarters(QUARTERS).save(tmp_path / "trns.png", transparency=QUARTERS[1])
-    assert off(pictures.read(tmp_path / "trns.png").pixels, [QUARTERS[0], (255, 255, 255), *QUARTERS[2:]]) == 0
+    assert off(read_picture(tmp_path / "trns.png").pixels, [QUARTERS[0], (255, 255, 255), *QUARTERS[2:]]) == 0
 
     Image.fromarray(grey16("float32", 1000) - 50_000).save(tmp_path / "wide.tif")
-    assert off(pictures.read(tmp_path / "wide.tif").pixels, [(v,) * 3 for v in (0, 85, 170, 255)]) <= 1
+    assert off(read_picture(tmp_path / "wide.tif").pixels, [(v,) * 3 for v in (0, 85, 170, 255)]) <= 1
     odd = grey16("float32", 1 / 255)
     odd[0, 0], odd[0, 1] = np.nan, 1.5  # one pixel over and one not a number must not darken the rest
     Image.fromarray(odd).save(tmp_path / "odd.tif")
-    assert off(pictures.read(tmp_path / "odd.tif").pixels, RGB_GREYS) <= 1
+    assert off(read_picture(tmp_path / "odd.tif").pixels, RGB_GREYS) <= 1
     Image.fromarray(np.full((9, 9), -7, np.float32)).save(tmp_path / "flat.tif")
-    assert pictures.read(tmp_path / "flat.tif").pixels.max() == 128
+    assert read_picture(tmp_path / "flat.tif").pixels.max() == 128
 
 
 @pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_is_applied_once(tmp_path, ending, orientation):
     upright = quarters(QUARTERS)
-    back = {**pictures.TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
+    back = {**TURNS, 6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     stored = upright if orientation == 1 else upright.transpose(back[orientation])
     exif = Image.Exif()
-    exif[pictures.ORIENTATION] = orientation
+    exif[ORIENTATION] = orientation
     lossless = {"lossless": True} if ending == "webp" else {"quality": 95} if ending == "jpg" else {}
     stored.save(tmp_path / f"a.{ending}", exif=exif, **lossless)
-    picture = pictures.read(tmp_path / f"a.{ending}")
+    picture = read_picture(tmp_path / f"a.{ending}")
     assert picture.pixels.shape == (48, 64, 3) and off(picture.pixels, QUARTERS) <= 4
     spec = {"size": 16, "resize": 16, "crop": False, "interpolation": "bilinear"}
-    assert off(transform.load_image(tmp_path / f"a.{ending}", spec).permute(1, 2, 0).numpy(), QUARTERS) <= 4
+    assert off(load_image(tmp_path / f"a.{ending}", spec).permute(1, 2, 0).numpy(), QUARTERS) <= 4
 
 
 def test_a_damaged_exif_block_does_not_cost_the_picture(tmp_path):
     quarters(QUARTERS).save(tmp_path / "a.jpg", quality=95, exif=b"Exif\0\0II*\0\xff\xff\xff\x7f garbage")
-    assert off(pictures.read(tmp_path / "a.jpg").pixels, QUARTERS) <= 4
+    assert off(read_picture(tmp_path / "a.jpg").pixels, QUARTERS) <= 4
 
 
 def test_animations_give_their_first_frame_and_wrong_suffixes_are_read(tmp_path):
@@ -165,10 +166,10 @@ def test_animations_give_their_first_frame_and_wrong_suffixes_are_read(tmp_path)
     for ending in ("gif", "webp", "png", "tif"):
         lossless = {"lossless": True} if ending == "webp" else {}
         frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:], **lossless)
-        picture = pictures.read(tmp_path / f"a.{ending}")
+        picture = read_picture(tmp_path / f"a.{ending}")
         assert off(picture.pixels, QUARTERS) <= 4 and "first frame" in picture.conversions, ending
     os.rename(tmp_path / "a.png", tmp_path / "b.jpg")
-    assert pictures.read(tmp_path / "b.jpg").conversions == ("other suffix", "first frame")
+    assert read_picture(tmp_path / "b.jpg").conversions == ("other suffix", "first frame")
 
 
 def jpeg() -> bytes:
@@ -204,8 +205,8 @@ REFUSED = {
 def test_what_is_no_picture_is_refused_with_the_reason(tmp_path, name):
     content, reason = REFUSED[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(pictures.PictureError, match=reason) as caught:
-        pictures.read(tmp_path / name)
+    with pytest.raises(PictureError, match=reason) as caught:
+        read_picture(tmp_path / name)
     assert "\n" not in str(caught.value) and str(caught.value).startswith(caught.value.reason)
 
 
@@ -214,20 +215,20 @@ def test_folders_pipes_and_links_to_nothing_are_refused(tmp_path):
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
     for name, reason in (("folder", "a folder"), ("link", "link to nothing"), ("pipe", "no regular file")):
-        with pytest.raises(pictures.PictureError, match=reason):
-            pictures.read(tmp_path / f"{name}.jpg")
+        with pytest.raises(PictureError, match=reason):
+            read_picture(tmp_path / f"{name}.jpg")
     quarters(QUARTERS).save(tmp_path / "real.png")
     (tmp_path / "good.png").symlink_to(tmp_path / "real.png")
-    assert off(pictures.read(tmp_path / "good.png").pixels, QUARTERS) == 0
+    assert off(read_picture(tmp_path / "good.png").pixels, QUARTERS) == 0
 
 
 def test_a_large_picture_below_the_cap_is_read_without_a_warning(tmp_path, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # PIL warns above it, and refuses above twice as much
     quarters(QUARTERS).save(tmp_path / "a.png")
-    assert off(pictures.read(tmp_path / "a.png").pixels, QUARTERS) == 0
+    assert off(read_picture(tmp_path / "a.png").pixels, QUARTERS) == 0
     monkeypatch.setattr(pictures, "MAX_PIXELS", 2000)
-    with pytest.raises(pictures.PictureError, match="too large"):
-        pictures.read(tmp_path / "a.png")
+    with pytest.raises(PictureError, match="too large"):
+        read_picture(tmp_path / "a.png")
 
 
 # --- the short way for plain JPEGs ---
@@ -237,14 +238,14 @@ def test_plain_jpegs_are_told_from_all_others(tmp_path):
     def size(image: Image.Image, **arguments) -> tuple[int, int] | None:
         file = io.BytesIO()
         image.save(file, **{"format": "JPEG", **arguments})
-        return pictures.plain_jpeg_size(file.getvalue())
+        return plain_jpeg_size(file.getvalue())
 
     plain = quarters(QUARTERS)
     assert size(plain) == size(plain, progressive=True) == size(plain, comment=b"x" * 300) == (48, 64)
     assert size(plain.convert("L")) is size(plain.convert("CMYK")) is size(plain, format="PNG") is None
     assert size(plain, exif=Image.Exif()) in (None, (48, 64)) and size(plain, exif=b"Exif\0\0MM\0*") is None
     for cut in range(0, 200, 7):
-        pictures.plain_jpeg_size(jpeg()[:cut])
+        plain_jpeg_size(jpeg()[:cut])
 
 
 def test_both_ways_give_the_same_pixels_and_refuse_the_same(tmp_path, monkeypatch):
@@ -254,13 +255,13 @@ def test_both_ways_give_the_same_pixels_and_refuse_the_same(tmp_path, monkeypatc
         noise = Image.merge("RGB", [Image.effect_noise((201, 133), 60) for _ in range(3)])
         noise.save(tmp_path / f"{quality}.jpg", quality=quality, subsampling=subsampling)
         files.append(tmp_path / f"{quality}.jpg")
-    assert transform._jpeg_decoder() is not None, "torchvision's decoder was not found: the slow way only"
-    short = [transform.load_image(path, spec) for path in files]
+    assert _jpeg_decoder() is not None, "torchvision's decoder was not found: the slow way only"
+    short = [load_image(path, spec) for path in files]
     (tmp_path / "cut.jpg").write_bytes(files[-1].read_bytes()[:5000])
     with pytest.raises(ValueError, match="cut.jpg cannot be read: truncated or damaged"):
-        transform.load_image(tmp_path / "cut.jpg", spec)
+        load_image(tmp_path / "cut.jpg", spec)
     monkeypatch.setattr(transform, "_jpeg_decoder", lambda: None)
-    long = [transform.load_image(path, spec) for path in files]
+    long = [load_image(path, spec) for path in files]
     assert max((a.int() - b.int()).abs().max() for a, b in zip(short, long, strict=True)) <= 1
     assert all(pixels.is_contiguous() and pixels.dtype == torch.uint8 for pixels in short + long)
     assert (short[-1].int() - long[-2].int()).abs().max() > 1

@@ -13,10 +13,9 @@ import pytest
 from PIL import Image
 from raw_sets import ROOT, fix_splits, listing, make_raw, run_script, write_csv
 
-import dataset
-import preflight
-import prepare_dataset
-from prepare_dataset import is_whole, prepare, verify
+from nanocaption.data.prepared import is_whole, load_records, verify
+from nanocaption.prepare import check
+from nanocaption.prepare.make import preflight_report, prepare
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -67,7 +66,7 @@ BAD = {
 def test_pictures_are_kept_converted_or_refused_and_the_report_says_so(tmp_path, capsys):
     raw = raw_set(tmp_path / "raw", extra=ODD | {name: content for name, (content, _) in BAD.items()})
     before = listing(raw)
-    folder = prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.5))
+    folder = prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.5))
     report = report_of(folder)
     assert (report["pictures"]["checked"], report["pictures"]["kept"]) == (15, 10)
     assert {reason: kind["count"] for reason, kind in report["pictures"]["refused"].items()} == {
@@ -81,7 +80,7 @@ def test_pictures_are_kept_converted_or_refused_and_the_report_says_so(tmp_path,
     assert report["sizes"]["width"] == {"least": 24, "median": 24, "mean": 24, "most": 24}
     assert report["counts"] == verify(folder)["counts"] and len(verify(folder)["pictures_sha256"]) == 64
     assert report["licence"] and report["source"] == str(raw.resolve())
-    names = [record["file_name"] for record in dataset.load_records(folder, "train")]
+    names = [record["file_name"] for record in load_records(folder, "train")]
     assert sorted(path.name for path in (folder / "images").iterdir()) == sorted([*names, "000.jpg", "001.jpg"])
     assert not BAD.keys() & set(names) and ODD.keys() <= set(names)
     assert listing(raw) == before
@@ -93,11 +92,11 @@ def test_pictures_are_kept_converted_or_refused_and_the_report_says_so(tmp_path,
 def test_above_the_bad_fraction_nothing_is_made_and_the_cases_are_told(tmp_path):
     raw = raw_set(tmp_path / "raw", good=18, extra={"empty.jpg": b"", "none.jpg": b"hello"})
     with pytest.raises(ValueError, match=r"2 of 20 pictures \(10.00 %\) cannot be used, above MAX_BAD_FR") as caught:
-        prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.09))
+        prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.09))
     assert "empty file: 1 (empty.jpg)" in str(caught.value) and "\n" not in str(caught.value)
     assert not is_whole(tmp_path / "mine") and not (tmp_path / "mine" / "captions.json").exists()
     assert report_of(tmp_path / "mine")["pictures"]["refused_pictures"].keys() == {"empty.jpg", "none.jpg"}
-    assert is_whole(prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.1)))
+    assert is_whole(prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.1)))
 
 
 def test_folders_and_dead_links_named_like_pictures_are_refused(tmp_path):
@@ -108,7 +107,7 @@ def test_folders_and_dead_links_named_like_pictures_are_refused(tmp_path):
     (raw / "images" / "006.jpg").symlink_to(tmp_path / "nowhere")
     (tmp_path / "real.jpg").write_bytes(data(picture(99)))
     (raw / "images" / "007.jpg").symlink_to(tmp_path / "real.jpg")
-    folder = prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.5))
+    folder = prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.5))
     assert report_of(folder)["pictures"]["refused_pictures"] == {"005.jpg": "a folder", "006.jpg": "link to nothing"}
     assert (folder / "images" / "007.jpg").read_bytes() == data(picture(99))
 
@@ -118,8 +117,8 @@ def test_captions_are_repaired_or_refused_and_bare_pictures_left_out(tmp_path, c
              "004.jpg": ["same", "same", "word " * 10_000]}  # fmt: skip
     raw = raw_set(tmp_path / "raw", captions=texts)
     with pytest.raises(ValueError, match=r"5 of 15 captions \(33.33 %\) cannot be used"):
-        prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.3))
-    folder = prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.4))
+        prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.3))
+    folder = prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.4))
     report = report_of(folder)
     assert {reason: kind["count"] for reason, kind in report["captions"]["refused"].items()} == {
         "empty": 2, "not text": 1, "not valid UTF-8": 1, "above 500 words or 5,000 characters": 1,
@@ -130,22 +129,22 @@ def test_captions_are_repaired_or_refused_and_bare_pictures_left_out(tmp_path, c
     assert report["captions"]["text"] == {"version": 1, "case": "keep", "changed": 4, "examples": [
         ["A dog\u2028runs .", "A dog runs."], ["A dog .", "A dog."], ["A dog .", "A dog."]]}  # fmt: skip
     assert report["pictures"]["refused"] == {"no caption left": {"count": 1, "cases": ["003.jpg"]}}
-    assert dataset.load_records(folder, "val")[0]["captions"] == ["A dog runs.", "a dog runs"]
+    assert load_records(folder, "val")[0]["captions"] == ["A dog runs.", "a dog runs"]
     assert "'A dog\\u2028runs .' -> 'A dog runs.'" in capsys.readouterr().out
 
 
 def test_a_split_that_loses_all_its_pictures_stops_the_run(tmp_path):
     raw = raw_set(tmp_path / "raw", captions={"000.jpg": [""]})
     with pytest.raises(ValueError, match="no picture of the split val can be used"):
-        prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=1.0))
+        prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=1.0))
     assert not is_whole(tmp_path / "mine")
 
 
 def test_the_case_of_captions_is_a_setting_and_part_of_the_set(tmp_path):
     raw = raw_set(tmp_path / "raw")
-    lower = preflight.Rules(caption_case="lower")
+    lower = check.Rules(caption_case="lower")
     folder = prepare("mine", tmp_path, raw_dir=raw, rules=lower)
-    assert dataset.load_records(folder, "val")[0]["captions"] == ["a dog.", "two dogs"]
+    assert load_records(folder, "val")[0]["captions"] == ["a dog.", "two dogs"]
     assert verify(folder)["caption_text"] == {"version": 1, "case": "lower"}
     assert prepare("mine", tmp_path, raw_dir=raw, rules=lower) == folder
     with pytest.raises(ValueError, match="was made with CAPTION_CASE = lower, now it is keep"):
@@ -162,8 +161,8 @@ def test_the_case_of_captions_is_a_setting_and_part_of_the_set(tmp_path):
 def test_the_demo_set_is_not_scanned_and_its_captions_stay(demo_data, tmp_path):
     assert not (demo_data / "demo" / "report.json").exists() and not (demo_data / "demo" / "scan.jsonl").exists()
     assert verify(demo_data / "demo")["caption_text"] == {"version": 1, "case": "keep"}
-    folder = prepare("demo", tmp_path, cutoff=2, rules=preflight.Rules(caption_case="lower"))
-    texts = [text for record in dataset.load_records(folder, "train") for text in record["captions"]]
+    folder = prepare("demo", tmp_path, cutoff=2, rules=check.Rules(caption_case="lower"))
+    texts = [text for record in load_records(folder, "train") for text in record["captions"]]
     assert texts == [text.lower() for text in texts]
 
 
@@ -182,9 +181,9 @@ def test_copies_across_splits_are_left_out_of_training(tmp_path, capsys):
         ["000.jpg", "copy of val.png"], ["001.jpg", "copy of test.jpg"], ["005.jpg", "twin.jpg"],
     ]  # fmt: skip
     assert copies["across_splits"] == 2 and ["001.jpg (test)", "copy of test.jpg (train)"] in copies["across_cases"]
-    names = {record["file_name"] for record in dataset.load_records(folder, "train")}
+    names = {record["file_name"] for record in load_records(folder, "train")}
     assert {"005.jpg", "twin.jpg"} <= names and not set(copies["left_out"]) & names
-    assert len(dataset.load_records(folder, "test")) == len(dataset.load_records(folder, "val")) == 1
+    assert len(load_records(folder, "test")) == len(load_records(folder, "val")) == 1
     out = capsys.readouterr().out
     assert "WARNING: the same picture in several splits: 2 (" in out and "2 left out" in out
 
@@ -195,11 +194,11 @@ def test_pictures_that_only_share_a_checksum_are_no_copies(tmp_path):
         paths[name] = tmp_path / name
         picture(number // 2).save(paths[name], compress_level=1 + number)
     records = [{"file_name": name, "split": split} for name, split in zip(paths, ("train", "test", "val"), strict=True)]
-    found = preflight.scan(paths, tmp_path / "scan.jsonl", 1)
+    found = check.scan(paths, tmp_path / "scan.jsonl", 1)
     assert len({found[name]["sha256"] for name in paths}) == 3 and found["a.png"]["pixels"] != found["c.png"]["pixels"]
     for entry in found.values():
         entry["pixels"] = 7
-    report, leaving = preflight.find_copies(records, found, paths)
+    report, leaving = check.find_copies(records, found, paths)
     assert report["cases"] == [["a.png", "b.png"]] and leaving == {"a.png"}
 
 
@@ -211,37 +210,37 @@ def test_what_was_scanned_is_not_decoded_again(tmp_path, monkeypatch):
     for number, path in enumerate(paths.values()):
         picture(number).save(path)
     paths["5.png"].write_bytes(b"")
-    log, decoded, examine = tmp_path / "scan.jsonl", [], preflight.examine
-    monkeypatch.setattr(preflight, "examine", lambda path: decoded.append(Path(path).name) or examine(path))
-    first = preflight.scan(paths, log, 1)
+    log, decoded, examine = tmp_path / "scan.jsonl", [], check.examine
+    monkeypatch.setattr(check, "examine", lambda path: decoded.append(Path(path).name) or examine(path))
+    first = check.scan(paths, log, 1)
     assert decoded == list(paths) == list(first)
     decoded.clear()
-    assert preflight.scan(paths, log, 1) == first and not decoded
+    assert check.scan(paths, log, 1) == first and not decoded
     text = log.read_bytes()
     log.write_bytes(b"not json\n" + text[: text.rindex(b"\n", 0, -1) + 30])  # the last line torn, another damaged
-    assert preflight.scan(paths, log, 1) == first and decoded == ["5.png"]
+    assert check.scan(paths, log, 1) == first and decoded == ["5.png"]
     decoded.clear()
-    assert preflight.scan(paths, log, 1) == first and not decoded
+    assert check.scan(paths, log, 1) == first and not decoded
     picture(9).save(paths["2.png"])
     os.utime(paths["3.png"], (1, 1))
-    assert preflight.scan(paths, log, 1)["2.png"] != first["2.png"] and decoded == ["2.png", "3.png"]
+    assert check.scan(paths, log, 1)["2.png"] != first["2.png"] and decoded == ["2.png", "3.png"]
     decoded.clear()
-    monkeypatch.setattr(preflight, "SCAN_VERSION", 2)
-    preflight.scan(paths, log, 1)
+    monkeypatch.setattr(check, "SCAN_VERSION", 2)
+    check.scan(paths, log, 1)
     assert len(decoded) == 6
 
 
 def test_a_file_that_could_not_be_opened_is_tried_again(tmp_path):
     (tmp_path / "a.png").symlink_to(tmp_path / "late.png")
     paths = {"a.png": tmp_path / "a.png"}
-    assert preflight.scan(paths, tmp_path / "log", 1)["a.png"]["refused"]["reason"] == "link to nothing"
+    assert check.scan(paths, tmp_path / "log", 1)["a.png"]["refused"]["reason"] == "link to nothing"
     picture(1).save(tmp_path / "late.png")
-    assert preflight.scan(paths, tmp_path / "log", 1)["a.png"]["refused"] is None
+    assert check.scan(paths, tmp_path / "log", 1)["a.png"]["refused"] is None
 
 
 def test_a_killed_run_goes_on_and_ends_like_an_uninterrupted_one(tmp_path):
     raw = raw_set(tmp_path / "raw", good=400)
-    whole = listing(prepare("mine", tmp_path / "reference", raw_dir=raw, rules=preflight.Rules(workers=1)))
+    whole = listing(prepare("mine", tmp_path / "reference", raw_dir=raw, rules=check.Rules(workers=1)))
     command = [sys.executable, ROOT / "prepare_dataset.py", "--dataset", "mine", "--raw-data-dir", raw,
                "--num-workers", "2", "--data-dir", tmp_path / "data"]  # fmt: skip
     log = tmp_path / "data" / "mine" / "scan.jsonl"
@@ -274,13 +273,13 @@ def processes_of(raw: Path) -> list[str]:
 
 
 def test_processes_find_what_one_finds(tmp_path, monkeypatch):
-    monkeypatch.setattr(preflight, "PER_WORKER", 20)
+    monkeypatch.setattr(check, "PER_WORKER", 20)
     paths = {name: tmp_path / name for name in [f"{number}.png" for number in range(60)] + list(ODD)}
     for number, path in enumerate(paths.values()):
         path.write_bytes(ODD.get(path.name) or data(picture(number), "PNG"))
     paths["gone.png"] = tmp_path / "gone.png"
-    alone = preflight.scan(paths, tmp_path / "one.jsonl", 1)
-    assert preflight.scan(paths, tmp_path / "many.jsonl", 3) == alone and list(alone) == list(paths)
+    alone = check.scan(paths, tmp_path / "one.jsonl", 1)
+    assert check.scan(paths, tmp_path / "many.jsonl", 3) == alone and list(alone) == list(paths)
     logs = [sorted((tmp_path / name).read_bytes().split(b"\n")) for name in ("one.jsonl", "many.jsonl")]
     assert logs[0] == logs[1]
 
@@ -295,19 +294,19 @@ def test_a_worker_that_dies_is_told_with_its_picture(tmp_path, monkeypatch):
     paths = {f"{number}.png": tmp_path / f"{number}.png" for number in range(300)}
     for number, path in enumerate(paths.values()):
         picture(number).save(path)
-    monkeypatch.setattr(preflight, "__file__", str(script))
+    monkeypatch.setattr(check, "__file__", str(script))
     with pytest.raises(ValueError, match=r"died at .*/250.png \(signal SIGKILL\): where memory is short") as caught:
-        preflight.scan(paths, tmp_path / "scan.jsonl", 2)
+        check.scan(paths, tmp_path / "scan.jsonl", 2)
     assert "\n" not in str(caught.value)
     kept = (tmp_path / "scan.jsonl").read_bytes().count(b"\n")
     assert 150 < kept < 300
     monkeypatch.undo()
-    assert len(preflight.scan(paths, tmp_path / "scan.jsonl", 2)) == 300
+    assert len(check.scan(paths, tmp_path / "scan.jsonl", 2)) == 300
 
 
 def test_a_scan_that_is_given_up_leaves_no_process(tmp_path):
     paths = [str(tmp_path / f"{number}.png") for number in range(300)]
-    answers = preflight.examine_all(paths, 2)
+    answers = check.examine_all(paths, 2)
     next(answers)
     answers.close()
     assert processes_of(tmp_path) == []
@@ -334,7 +333,7 @@ def test_no_manifest_without_a_report(tmp_path, monkeypatch, capsys):
     """The manifest is the last file written: a run that dies at the report leaves no whole set."""
     fix_splits(monkeypatch)
     raw = make_raw(tmp_path / "raw")
-    monkeypatch.setattr(prepare_dataset.preflight_report, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(preflight_report, "write_report", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare("mine", tmp_path, raw_dir=raw)
     assert (tmp_path / "mine" / "captions.json").exists() and not is_whole(tmp_path / "mine")
@@ -343,7 +342,7 @@ def test_no_manifest_without_a_report(tmp_path, monkeypatch, capsys):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="needs ../shared/data")
 def test_real_photographs_pass_the_scan(tmp_path):
     paths = {path.name: path for path in sorted((SHARED / "flickr8k_native").glob("*.jpg"))}
-    found = preflight.scan(paths, tmp_path / "scan.jsonl", 2)
+    found = check.scan(paths, tmp_path / "scan.jsonl", 2)
     assert len(found) == 281 and not any(entry["refused"] for entry in found.values())
     assert {max(entry["width"], entry["height"]) for entry in found.values()} <= set(range(300, 501))
 
@@ -354,6 +353,6 @@ def test_odd_rows_reach_the_report(tmp_path):
     (raw / "captions.jsonl").unlink()
     rows = [["000.jpg", "a dog", "train"], ["000.jpg", "", "train"], ["001.jpg", "a\ncat", "val"]]
     write_csv(raw / "captions.csv", ["image", "caption", "split"], [*rows, ["002.jpg", "x", "test"]])
-    folder = prepare("mine", tmp_path, raw_dir=raw, rules=preflight.Rules(max_bad_fraction=0.3))
+    folder = prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.3))
     assert report_of(folder)["captions"]["refused"] == {"empty": {"count": 1, "cases": ["000.jpg: ''"]}}
-    assert dataset.load_records(folder, "val")[0]["captions"] == ["a cat"]
+    assert load_records(folder, "val")[0]["captions"] == ["a cat"]

@@ -23,9 +23,9 @@ from raw_sets import (
     write_token,
 )
 
-import layouts
-import prepare_dataset
-from prepare_dataset import is_whole, prepare, verify
+from nanocaption.data.prepared import is_whole, verify
+from nanocaption.prepare import layouts, make
+from nanocaption.prepare.make import find_pictures, prepare
 
 
 @pytest.mark.parametrize("place", [".", "images", "Images", "flickr30k-images", "flickr30k_images/flickr30k_images"])
@@ -92,13 +92,13 @@ def test_missing_pictures_are_refused_with_cases_and_count(tmp_path):
 def test_two_different_pictures_of_one_name_are_refused_but_copies_are_fine(tmp_path):
     raw = make_raw(tmp_path / "raw", "a")
     shutil.copytree(raw / "a", raw / "b")
-    pictures, _ = prepare_dataset.find_pictures(raw, NAMES)
+    pictures, _ = find_pictures(raw, NAMES)
     assert pictures[NAMES[0]] == raw / "a" / NAMES[0]
     (raw / "b" / NAMES[0]).write_bytes(jpeg(200))
     with pytest.raises(ValueError, match=rf"two different pictures are called {NAMES[0]} \(a/{NAMES[0]}, b/"):
         prepare("mine", tmp_path, raw_dir=raw)
     with pytest.raises(ValueError, match=r"1 picture \(.*\) under two file names"):
-        prepare_dataset.find_pictures(raw, [NAMES[1], f"a/{NAMES[1]}"])
+        find_pictures(raw, [NAMES[1], f"a/{NAMES[1]}"])
 
 
 def test_pictures_without_captions_and_junk_are_left_out(tmp_path):
@@ -113,7 +113,7 @@ def test_whole_set_is_not_made_again(tmp_path, monkeypatch, capsys):
     raw = make_raw(tmp_path / "raw")
     folder = prepare("mine", tmp_path, raw_dir=raw)
     before = listing(folder)
-    monkeypatch.setattr(prepare_dataset, "prepare_folder", None)
+    monkeypatch.setattr(make, "prepare_folder", None)
     capsys.readouterr()
     assert prepare("mine", tmp_path, raw_dir=raw) == folder
     assert capsys.readouterr().out.count("\n") == 1
@@ -187,7 +187,7 @@ def test_remaking_takes_the_old_manifest_away_first(tmp_path, monkeypatch):
     raw = make_raw(tmp_path / "raw")
     folder = prepare("mine", tmp_path, raw_dir=raw)
     (folder / "images" / NAMES[0]).unlink()
-    monkeypatch.setattr(prepare_dataset, "finish", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(make, "finish", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare("mine", tmp_path, raw_dir=raw)
     assert (folder / "images" / NAMES[0]).exists() and not is_whole(folder)

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-import caption
-import config
 import evaluate
-import metrics
 import train
+from nanocaption import metrics
+from nanocaption.base.settings import load_settings
+from nanocaption.commands import caption
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -109,7 +109,7 @@ def test_every_train_command_and_recipe_has_settings_that_pass():
     assert len(commands) >= 4
     recipes = [[str(path)] for path in (ROOT / "recipes").glob("*.py")]
     for words in commands + recipes:
-        config.load([str(ROOT / word) if word.startswith("recipes/") else word for word in words])
+        load_settings([str(ROOT / word) if word.startswith("recipes/") else word for word in words])
 
 
 def test_nothing_in_the_readme_waits_to_be_filled_in():

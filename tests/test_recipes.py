@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import checkpoint
-import config
 import train
+from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, differences, load_settings
+from nanocaption.runs import checkpoint
 from tests.conftest import ROOT
 from tests.processes import rows
 
@@ -74,7 +74,7 @@ def no_drawing(monkeypatch):
 
 def run(recipe: Path, name: str, raw: Path, towers: dict[str, Path], flags: list[str], more: tuple[str, ...] = ()):
     """Train by a recipe in miniature; (the settings it asks for, its last checkpoint)."""
-    asked = config.load([str(recipe)])
+    asked = load_settings([str(recipe)])
     argv = [str(recipe), *flags[:4], *SMALL.split(), "--run-name", name, *more]  # of `flags` the two folders
     if asked.ENCODER_MODEL_NAME is None:
         argv += [*SMALL_VIT.split(), "--data-cutoff", "24"]
@@ -96,7 +96,7 @@ def encoder_weights(state: dict) -> dict[str, torch.Tensor]:
 def test_a_recipe_builds_its_model_and_takes_steps(recipe, raw, towers, flags):
     asked, state = run(recipe, "x", raw, towers, flags)
     kept = ("DATASET", "TRAIN_SPLITS", "FREEZE_ENCODER", "LEARNING_RATE", "DECODER_DROPOUT", "LABEL_SMOOTHING")
-    assert not config.differences(asked, state["config"], kept)
+    assert not differences(asked, state["config"], kept)
     assert state["step"] == (6 if asked.DATASET == "demo" else 2)
     if asked.ENCODER_MODEL_NAME is not None:
         assert KINDS[asked.ENCODER_MODEL_NAME].lower() in state["model_arguments"]["encoder_config"]["model_type"]
@@ -110,8 +110,8 @@ def test_fine_tuning_goes_on_from_the_weights_of_its_recipe_and_trains_the_encod
     assert not asked.FREEZE_ENCODER and asked.ENCODER_LEARNING_RATE < asked.LEARNING_RATE
     before, after = encoder_weights(first), encoder_weights(second)
     assert before and any(not torch.equal(before[name], after[name]) for name in before)
-    model = [name for name in config.CHECKPOINT_SETTINGS if name not in ("FREEZE_ENCODER", *config.DATA_SETTINGS)]
-    assert not config.differences(asked, config.as_dict(config.load([str(recipes["flickr30k_vit_b16"])])), model)
+    model = [name for name in CHECKPOINT_SETTINGS if name not in ("FREEZE_ENCODER", *DATA_SETTINGS)]
+    assert not differences(asked, dict(load_settings([str(recipes["flickr30k_vit_b16"])]).values), model)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import pictures
-import report
-import report_html
+from nanocaption.base.files import read_log
+from nanocaption.data.pictures import data_uri, read_picture, seen_part, thumbnail
+from nanocaption.score.curves import extract_curves, nice_ticks, plot_curves, smooth_curve
+from nanocaption.score.report import base64, choose_rows, io, shown_rows, write_report
+from nanocaption.score.report_html import format_score, format_value, repeated_words
 from tests.browser import CHROMIUM, browser
 
 CORPUS = {"Bleu_1": 0.6149, "Bleu_2": 0.5, "Bleu_3": 0.4, "Bleu_4": 0.3, "CIDEr": 0.934, "ROUGE_L": 0.55}
@@ -52,7 +54,7 @@ def write_page(tmp_path: Path, rows: list[dict], **changes) -> str:
         "predictions": rows,
         "images_dir": tmp_path / "images",
     }
-    report.write_report(tmp_path / "report.html", **{**arguments, **changes})
+    write_report(tmp_path / "report.html", **{**arguments, **changes})
     return (tmp_path / "report.html").read_text(encoding="utf-8")
 
 
@@ -110,8 +112,8 @@ def test_the_page_loads_nothing_from_outside_and_allows_only_its_own_script(tmp_
 
 
 def test_scores_are_fractions_times_100_with_one_decimal(tmp_path):
-    assert [report_html.format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
-    assert [report_html.format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
+    assert [format_score(v) for v in (0.934, 0.6149, 1.0125, 0)] == ["93.4", "61.5", "101.2", "0.0"]
+    assert [format_score(v) for v in (None, math.nan, "x", True)] == ["–"] * 4
     scores = {"corpus": CORPUS, "leave_one_out": {**CORPUS, "CIDEr": 1.868}, "signature": "bleu|v1"}
     page = write_page(tmp_path, make_rows(tmp_path / "images", [1.2345]), scores=scores)
     row = re.search(r'<tr data-metric="CIDEr">.*?</tr>', page)[0]
@@ -135,7 +137,7 @@ def test_truth_rates_say_how_many_of_how_many_and_stand_no_claims(tmp_path):
 
 
 def test_further_values_of_scores_are_all_shown(tmp_path):
-    assert [report_html.format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
+    assert [format_value(v) for v in (1234, 10.43, 0.0312, 1234.5, True, [1], "x")] == [
         "1,234", "10.4", "0.0312", "1,234.5", "true", "[1]", "x"]  # fmt: skip
     scores = {
         "corpus": CORPUS,
@@ -160,7 +162,7 @@ def test_of_many_pictures_the_best_the_worst_and_some_between_are_shown(tmp_path
 @pytest.mark.parametrize("limit", range(1, 12))
 def test_the_cap_holds_and_keeps_the_order(limit):
     rows = list(range(11))
-    chosen = report.choose_rows(rows, limit)
+    chosen = choose_rows(rows, limit)
     assert len(chosen) == limit and chosen == sorted(set(chosen))
 
 
@@ -170,11 +172,11 @@ def test_pictures_are_embedded_small_upright_and_on_white(tmp_path):
     exif[0x0112] = 6  # to be turned by 90 degrees
     picture.save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGBA", (600, 600), (255, 0, 0, 0)).save(tmp_path / "clear.png")
-    assert report.thumbnail(tmp_path / "turned.jpg").size == (112, 224)
-    clear = report.thumbnail(tmp_path / "clear.png")
+    assert thumbnail(tmp_path / "turned.jpg").size == (112, 224)
+    clear = thumbnail(tmp_path / "clear.png")
     assert clear.size == (224, 224)
-    data = report.base64.b64decode(report.data_uri(clear).removeprefix("data:image/jpeg;base64,"))
-    with Image.open(report.io.BytesIO(data)) as image:
+    data = base64.b64decode(data_uri(clear).removeprefix("data:image/jpeg;base64,"))
+    with Image.open(io.BytesIO(data)) as image:
         assert image.format == "JPEG" and min(image.convert("L").tobytes()) > 250
 
 
@@ -189,12 +191,12 @@ def test_a_small_picture_shows_what_the_encoder_is_given(tmp_path, kind):
     else:
         dtype = kind.partition(".")[0]
         Image.fromarray((values * {"uint16": 65535, "int32": 255, "float32": 1}[dtype]).astype(dtype)).save(path)
-    whole = Image.fromarray(pictures.read(path).pixels)
-    small = report.thumbnail(path)
+    whole = Image.fromarray(read_picture(path).pixels)
+    small = thumbnail(path)
     assert small.size == ((224, 179) if kind == "turned.jpg" else (179, 224))
     difference = np.abs(np.asarray(small, float) - np.asarray(whole.resize(small.size), float))
     assert difference.mean() < 3 and np.asarray(whole).std() > 40
-    left, top, _, _ = report.seen_part(path, {"crop": True, "size": 224, "resize": 256})
+    left, top, _, _ = seen_part(path, {"crop": True, "size": 224, "resize": 256})
     cut = ((1 - 224 / 256) / 2, (1 - 224 / 320) / 2)  # of the shorter side, of the longer
     assert (left, top) == pytest.approx(cut[::-1] if kind == "turned.jpg" else cut, abs=2e-3)
 
@@ -232,7 +234,7 @@ def test_wrong_input_is_one_clear_line(tmp_path, change, message):
 def test_words_that_stutter_or_repeat_a_pair_are_marked(tmp_path):
     def repeated(text: str) -> list[str]:
         words = text.split()
-        return [word for word, flag in zip(words, report_html.repeated_words(words), strict=True) if flag]
+        return [word for word, flag in zip(words, repeated_words(words), strict=True) if flag]
 
     assert repeated("a dog dog runs") == ["dog"]
     assert repeated("A dog, and a dog") == ["dog"]
@@ -261,33 +263,33 @@ def test_the_curves_of_the_page_come_from_the_log(tmp_path):
 def test_a_resumed_run_draws_only_what_still_holds():
     old = [{"type": "train", "step": s, "epoch": s / 10, "loss": 9.0} for s in range(1, 31)]
     new = [{"type": "train", "step": s, "epoch": s / 10, "loss": 1.0} for s in range(11, 16)]
-    curves = report.extract_curves([*old, {"type": "resume", "step": 10}, *new])
+    curves = extract_curves([*old, {"type": "resume", "step": 10}, *new])
     assert [y for _, y in curves.train] == [9.0] * 10 + [1.0] * 5
-    repeated = report.extract_curves([*old, *new])
+    repeated = extract_curves([*old, *new])
     assert [y for _, y in repeated.train] == [9.0] * 10 + [1.0] * 5 + [9.0] * 15
 
 
 def test_values_that_are_not_finite_are_left_out_and_counted(tmp_path):
     history = [*make_history(), {"type": "train", "step": 61, "epoch": 3.05, "loss": math.nan}]
-    curves = report.extract_curves(history)
+    curves = extract_curves(history)
     assert len(curves.train) == 60 and curves.note.endswith(": 1")
     assert curves.note in write_page(tmp_path, make_rows(tmp_path / "images", [1.0]), history=history)
-    assert report.extract_curves(make_history()).note is None
+    assert extract_curves(make_history()).note is None
 
 
 def test_smoothing_keeps_a_line_and_flattens_a_spike():
     line = [(i, 2.0 * i) for i in range(200)]
     assert all(
-        math.isclose(a[1], b[1], abs_tol=1e-9) for a, b in zip(report.smooth_curve(line), line, strict=True)
+        math.isclose(a[1], b[1], abs_tol=1e-9) for a, b in zip(smooth_curve(line), line, strict=True)
     )
     spiked = [(i, 11.0 if i == 100 else 0.0) for i in range(200)]
-    assert max(y for _, y in report.smooth_curve(spiked)) == pytest.approx(1.0)
+    assert max(y for _, y in smooth_curve(spiked)) == pytest.approx(1.0)
 
 
 def test_ticks_are_few_and_round():
-    assert report_html.nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
+    assert nice_ticks(0, 14) == [0, 2, 4, 6, 8, 10, 12, 14]
     for low, high in ((0, 1), (0.97, 1.02), (0, 3e5), (-2.5, 7)):
-        ticks = report_html.nice_ticks(low, high)
+        ticks = nice_ticks(low, high)
         assert 3 <= len(ticks) <= 8 and low - 1e-9 <= ticks[0] and ticks[-1] <= high + 1e-9
 
 
@@ -297,7 +299,7 @@ def test_plot_curves_writes_a_whole_png(tmp_path, kind):
     if kind == "one":
         history = [{"type": "train", "step": 1, "loss": 3.0}]
     path = tmp_path / "new" / "curves.png"
-    report.plot_curves(history, path, "a $run$ with_signs")
+    plot_curves(history, path, "a $run$ with_signs")
     with Image.open(path) as image:
         image.load()
         assert image.format == "PNG" and image.width > 800
@@ -308,7 +310,7 @@ def test_plot_curves_writes_a_whole_png(tmp_path, kind):
 def test_plot_curves_refuses_a_log_without_losses(tmp_path):
     for history in ([], [{"type": "start", "step": 0}], [{"type": "train", "step": 1, "loss": math.nan}]):
         with pytest.raises(ValueError, match="no finite loss"):
-            report.plot_curves(history, tmp_path / "c.png", "run")
+            plot_curves(history, tmp_path / "c.png", "run")
     assert not list(tmp_path.iterdir())
 
 
@@ -316,12 +318,12 @@ def test_read_log_returns_the_rows_and_leaves_out_a_torn_last_line(tmp_path):
     path, rows = tmp_path / "log.jsonl", make_history(5)
     whole = "".join(json.dumps(row) + "\n" for row in rows).encode()
     path.write_bytes(whole)
-    assert report.read_log(path) == rows
+    assert read_log(path) == rows
     path.write_bytes(whole.removesuffix(b"\n"))  # complete, only its newline is missing
-    assert report.read_log(path) == rows
+    assert read_log(path) == rows
     for torn in (b'{"type": "train", "st', b'{"name": "caf\xc3', b"12"):
         path.write_bytes(whole + torn)
-        assert report.read_log(path) == rows
+        assert read_log(path) == rows
 
 
 def test_read_log_names_a_broken_line_in_the_middle(tmp_path):
@@ -329,14 +331,14 @@ def test_read_log_names_a_broken_line_in_the_middle(tmp_path):
     for broken in ('{"type": "tra', "12", "\ufffd"):
         path.write_text(f'{{"type": "start"}}\n{broken}\n{{"type": "val"}}\n', encoding="utf-8")
         with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
-            report.read_log(path)
+            read_log(path)
     path.write_text(
         '{"type": "start"}\n{"type": "tra\n', encoding="utf-8"
     )  # its newline says it was not torn
     with pytest.raises(ValueError, match=r"log\.jsonl, line 2"):
-        report.read_log(path)
+        read_log(path)
     with pytest.raises(ValueError, match="no such log"):
-        report.read_log(tmp_path / "none.jsonl")
+        read_log(tmp_path / "none.jsonl")
 
 
 # --- intervals, distributions, confusions, maps ---
@@ -413,7 +415,7 @@ def test_maps_of_other_words_or_sizes_are_refused(tmp_path, change, message):
 
 def test_only_the_rows_shown_need_maps(tmp_path):
     rows = make_rows(tmp_path / "images", [i / 10 for i in range(12)])
-    shown = report.shown_rows(rows, 5)
+    shown = shown_rows(rows, 5)
     assert len(shown) == 5 and all(any(row is one for one in rows) for row in shown)
     page = write_page(tmp_path, rows, max_images=5)
     assert {row["file_name"] for row in shown} == {a["data-name"] for t, a in Elements(page).found if t == "article"}
@@ -498,8 +500,8 @@ def test_the_page_works_in_a_browser(tmp_path):
 def test_the_part_an_encoder_sees_is_the_middle_of_what_it_crops(tmp_path):
     Image.new("RGB", (300, 200)).save(tmp_path / "wide.png")
     whole = {"crop": False, "resize": 64, "size": 64}
-    assert report.seen_part(tmp_path / "wide.png", whole) == [0, 0, 1, 1]
+    assert seen_part(tmp_path / "wide.png", whole) == [0, 0, 1, 1]
     cut = {"crop": True, "resize": 224, "size": 224}
-    assert report.seen_part(tmp_path / "wide.png", cut) == pytest.approx([1 / 6, 0, 5 / 6, 1])
-    smaller = report.seen_part(tmp_path / "wide.png", cut | {"resize": 256})
+    assert seen_part(tmp_path / "wide.png", cut) == pytest.approx([1 / 6, 0, 5 / 6, 1])
+    smaller = seen_part(tmp_path / "wide.png", cut | {"resize": 256})
     assert smaller == pytest.approx([1 / 6 + 1 / 24, 1 / 16, 5 / 6 - 1 / 24, 15 / 16])

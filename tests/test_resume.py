@@ -14,14 +14,15 @@ import pytest
 import safetensors.torch
 import torch
 
-import checkpoint
-import inference
-import runs
-import signals
-import snapshot
-import step
 import train
-import training_run
+from nanocaption.model.options import Options
+from nanocaption.runs import checkpoint, signals
+from nanocaption.runs.folder import LAST, newest_whole
+from nanocaption.train.losses import caption_loss
+from nanocaption.train.setup import restore
+from nanocaption.train.state import restore_state
+from nanocaption.use.captioning import caption_images
+from nanocaption.use.load import load_model
 from tests.conftest import CUTOFF, TINY_MODEL, save_tower
 from tests.processes import end, rows, start, start_ranks, steps_done, wait_for
 
@@ -34,12 +35,12 @@ HARD = """
 
 def user_code():
     """Something of the user's in every step that draws from Python's and NumPy's global generators."""
-    real = step.caption_loss
+    real = caption_loss
 
     def noisy(model, batch, smoothing=0.0):
         return real(model, batch, smoothing) * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
 
-    step.caption_loss = noisy
+    caption_loss = noisy
 
 
 def arguments(data: Path, output: Path, epochs: int, *more: str) -> list[str]:
@@ -49,13 +50,13 @@ def arguments(data: Path, output: Path, epochs: int, *more: str) -> list[str]:
 
 def fingerprint(run: Path, data: Path) -> dict[str, str]:
     """Hashes of all that must be equal."""
-    state = checkpoint.load(run / runs.LAST)
+    state = checkpoint.load(run / LAST)
     tensors, _ = checkpoint._pack(state)
-    model, tokenizer = inference.load_model(state, torch.device("cpu"))
+    model, tokenizer = load_model(state, torch.device("cpu"))
     records = train.data.load_records(data / "demo", "val", CUTOFF)
     images = train.data.ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
-    captions = inference.caption_images(
-        model, tokenizer, images, batch_size=8, options=inference.decode.Options(beam_size=3),
+    captions = caption_images(
+        model, tokenizer, images, batch_size=8, options=Options(beam_size=3),
         device=torch.device("cpu"), precision="fp32", workers=0,
     )  # fmt: skip
     series = [
@@ -124,24 +125,24 @@ def test_killed_at_twenty_random_steps_equals_uninterrupted(demo_data, tmp_path,
 
 
 def forget_moments():
-    real = snapshot.restore
+    real = restore_state
 
     def restore(saved, *rest):
         for slots in saved["optimizer_state_dict"]["state"].values():
             slots["exp_avg"].zero_()
         real(saved, *rest)
 
-    snapshot.restore = restore
+    restore_state = restore
 
 
 def forget_generators():
-    checkpoint.set_rng_state = lambda state: None
+    set_rng_state = lambda state: None
 
 
 def forget_position():
     """Begin the epoch again, at the right step of the schedule."""
-    real = training_run.restore
-    training_run.restore = lambda *a: real(*a)._replace(step_in_epoch=1)
+    real = restore
+    restore = lambda *a: real(*a)._replace(step_in_epoch=1)
 
 
 def forget_dropout():
@@ -167,7 +168,7 @@ def stopped(demo_data, tmp_path_factory) -> Path:
     wait_for(lambda: steps_done(output / "run") >= 3, process)
     os.kill(process.pid, signal.SIGTERM)
     assert end(process) == 143
-    assert 3 <= checkpoint.load(output / "run" / runs.LAST)["step"] < 6
+    assert 3 <= checkpoint.load(output / "run" / LAST)["step"] < 6
     return output
 
 
@@ -219,7 +220,7 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
     for moment in map(abs, steps):
         process = start(argv, tmp_path / "printed", prelude)
         assert end(process) == 143, (tmp_path / "printed").read_text()
-        saved = checkpoint.load(tmp_path / "run" / runs.LAST)
+        saved = checkpoint.load(tmp_path / "run" / LAST)
         assert (saved["step"], saved["epoch"]) == (moment, 0 if moment <= 6 else 1)
         assert len(rows(tmp_path / "run", "val")) == saved["epoch"]
     process = start(argv, tmp_path / "printed", user_code)
@@ -308,7 +309,7 @@ def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
                          "--validation-score-images", "0")  # fmt: skip
         statuses = [end(start(argv, output / "printed", before)) for before in preludes]
         assert statuses == [143, 0][-len(preludes) :], (output / "printed").read_text()
-        states.append((fingerprint(output / "run", demo_data), checkpoint.load(output / "run" / runs.LAST)))
+        states.append((fingerprint(output / "run", demo_data), checkpoint.load(output / "run" / LAST)))
     assert states[0][0] == states[1][0]
     assert states[0][1]["scaler_state_dict"] == states[1][1]["scaler_state_dict"]
     assert states[0][1]["scaler_state_dict"]["scale"] != 2.0**24
@@ -331,7 +332,7 @@ def test_several_processes_resume_exactly(demo_data, tmp_path, ranks):
             wait_for(lambda output=output: steps_done(output / "run") >= 3, processes[0])
             os.kill(processes[-1].pid, signal.SIGTERM)
             assert [end(process) for process in processes] == [143] * ranks, (output / "printed").read_text()
-            assert 3 <= checkpoint.load(output / "run" / runs.LAST)["step"] < 8
+            assert 3 <= checkpoint.load(output / "run" / LAST)["step"] < 8
         processes = start_ranks(argv, output / "printed", ranks, user_code)
         assert [end(process) for process in processes] == [0] * ranks, (output / "printed").read_text()
     a, b = (fingerprint(tmp_path / name / "run", demo_data) for name in ("whole", "parts"))
@@ -346,7 +347,7 @@ def test_another_number_of_processes_gets_the_same_order_and_is_told(demo_data, 
     assert [end(process) for process in processes] == [143, 143]
     with pytest.raises(SystemExit, match="5 x 1 x 2 -> 5 x 1 x 1 .the product, 10 captions a step"):
         train.main(argv)
-    train.main([*argv, "--grad-accum-steps", "2", "--resume-checkpoint-path", str(tmp_path / "run" / runs.LAST)])
+    train.main([*argv, "--grad-accum-steps", "2", "--resume-checkpoint-path", str(tmp_path / "run" / LAST)])
     text = capsys.readouterr().out
     assert "sums may round otherwise" in text and "processes: 2 -> 1: equality" in text
     alone = ranks_argv(demo_data, tmp_path, 2)
@@ -370,14 +371,14 @@ def test_one_rank_killed_ends_the_others_and_the_next_start_resumes(demo_data, t
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(demo_data, tmp_path):
     def spoiled():
-        real, calls = step.caption_loss, []
+        real, calls = caption_loss, []
 
         def loss(model, batch, smoothing=0.0):
             calls.append(1)
             bad = train.distributed.rank() == 1 and len(calls) == 2
             return real(model, batch, smoothing) * (float("nan") if bad else 1.0)
 
-        step.caption_loss = loss
+        caption_loss = loss
 
     processes = start_ranks(ranks_argv(demo_data, tmp_path, 2), tmp_path / "printed", 2, spoiled)
     assert [end(process) for process in processes] == [0, 0], (tmp_path / "printed").read_text()
@@ -417,7 +418,7 @@ def test_killed_while_writing_the_one_before_is_whole(demo_data, tmp_path, whole
         os.kill(process.pid, signal.SIGKILL)
         end(process)
         torn += any(path.name.endswith(".tmp") for path in (tmp_path / "run").iterdir())
-        assert runs.newest_whole(tmp_path / "run")[0] is not None
+        assert newest_whole(tmp_path / "run")[0] is not None
     assert torn
     process = start(argv, tmp_path / "printed", user_code)
     assert end(process) == 0

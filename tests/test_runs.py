@@ -8,41 +8,57 @@ import signal
 import pytest
 import torch
 
-import checkpoint
-import config
-import inference
-import runs
+from nanocaption.base.settings import declared_settings, RESUME_SETTINGS, load_settings
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import (
+    best_name,
+    best_of_newest,
+    check_space,
+    check_still_newest,
+    check_writable,
+    lock,
+    new_folder,
+    newest_run,
+    newest_whole,
+    remove_strays,
+    save_checkpoint,
+    set_aside,
+)
+from nanocaption.runs.resume import Resume, find_resume
+from nanocaption.use.load import find_checkpoint
+
+CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
 
 
 def settings(tmp_path, *flags: str):
-    return config.load(["--output-dir", str(tmp_path), *flags])
+    return load_settings(["--output-dir", str(tmp_path), *flags])
 
 
 # --- folders ---
 
 
 def test_a_new_run_takes_the_number_after_the_highest(tmp_path):
-    assert runs.new_folder(settings(tmp_path)).name == "demo-001"
+    assert new_folder(settings(tmp_path)).name == "demo-001"
     assert (tmp_path / "demo-001").is_dir()  # taken at once: another start gets another one
     for name in ("demo-007", "demo-x", "other-030", "demo-2-090"):
         (tmp_path / name).mkdir()
-    assert runs.new_folder(settings(tmp_path)).name == "demo-008"
-    assert runs.new_folder(settings(tmp_path, "--dataset", "other")).name == "other-031"
+    assert new_folder(settings(tmp_path)).name == "demo-008"
+    assert new_folder(settings(tmp_path, "--dataset", "other")).name == "other-031"
     (tmp_path / "demo-999").mkdir()
-    assert runs.new_folder(settings(tmp_path)) == tmp_path / "demo-1000"
+    assert new_folder(settings(tmp_path)) == tmp_path / "demo-1000"
     odd = settings(tmp_path, "--dataset", "set[1]*")
-    assert [runs.new_folder(odd).name for _ in range(2)] == ["set[1]*-001", "set[1]*-002"]
+    assert [new_folder(odd).name for _ in range(2)] == ["set[1]*-001", "set[1]*-002"]
 
 
 def test_a_name_of_ones_own_must_be_free(tmp_path):
     named = settings(tmp_path, "--run-name", "mine")
-    assert runs.new_folder(named) == tmp_path / "mine"
+    assert new_folder(named) == tmp_path / "mine"
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / ".lock").touch()
-    assert runs.new_folder(named) == tmp_path / "mine"  # killed before it had made anything: no run
+    assert new_folder(named) == tmp_path / "mine"  # killed before it had made anything: no run
     (tmp_path / "mine" / "log.jsonl").touch()
     with pytest.raises(SystemExit, match="RUN_NAME = 'mine': .* holds a run"):
-        runs.new_folder(named)
+        new_folder(named)
 
 
 def small_state(step: int = 1, epoch: int = 0, saved_at: float = 0.0, **more) -> dict:
@@ -50,7 +66,7 @@ def small_state(step: int = 1, epoch: int = 0, saved_at: float = 0.0, **more) ->
         "epoch": epoch, "step": step, "saved_at": saved_at, "tokenizer": "{}", "best_val_loss": 2.0,
         "model_state_dict": {"w": torch.full((2,), float(step))},
         "optimizer_state_dict": {"state": {}, "param_groups": []},
-        "config": config.as_dict(config.load([])), "config_constants": config.CONSTANTS, **more,
+        "config": dict(load_settings([]).values), "config_constants": CONSTANTS, **more,
     }  # fmt: skip
 
 
@@ -67,30 +83,30 @@ def damage(path):
 
 
 def test_newest_goes_by_the_checkpoints_own_clock(tmp_path):
-    assert runs.newest(tmp_path / "nowhere") is None
+    assert newest_run(tmp_path / "nowhere") is None
     put(tmp_path / "a" / "last.safetensors", saved_at=200)
     os.utime(put(tmp_path / "b" / "last.safetensors", saved_at=100), (9e9, 9e9))  # copied later
     (tmp_path / "c").mkdir()
     (tmp_path / "c" / "log.jsonl").touch()
-    assert runs.newest(tmp_path) == tmp_path / "a"
+    assert newest_run(tmp_path) == tmp_path / "a"
     put(tmp_path / "b" / "previous.safetensors", saved_at=300)
-    assert runs.newest(tmp_path) == tmp_path / "b"
+    assert newest_run(tmp_path) == tmp_path / "b"
 
 
 def test_a_run_that_has_just_begun_is_not_what_evaluate_takes(tmp_path):
-    assert runs.best_of_newest(tmp_path) is None
+    assert best_of_newest(tmp_path) is None
     only = put(tmp_path / "a" / "last.safetensors", saved_at=100)
-    assert runs.best_of_newest(tmp_path) == only
-    best = put(tmp_path / "a" / checkpoint.best_name(1, 2.0), saved_at=90)
+    assert best_of_newest(tmp_path) == only
+    best = put(tmp_path / "a" / best_name(1, 2.0), saved_at=90)
     put(tmp_path / "b" / "last.safetensors", saved_at=200, step=0)
-    assert runs.best_of_newest(tmp_path) == best
+    assert best_of_newest(tmp_path) == best
     with pytest.warns(UserWarning, match=r"b saved later, but has had no validation yet: taking .*/a/checkpoint"):
-        assert inference.find_checkpoint(None, str(tmp_path)) == best
+        assert find_checkpoint(None, str(tmp_path)) == best
 
 
 def find(tmp_path, given: str, *more: str):
     argv = ["--output-dir", str(tmp_path), "--resume-checkpoint-path", given, *more]
-    return runs.find_resume(config.load(argv), argv)
+    return find_resume(load_settings(argv), argv)
 
 
 def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
@@ -112,7 +128,7 @@ def test_last_without_any_checkpoint_is_a_fresh_start_said_loudly(tmp_path):
 def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp_path):
     run = tmp_path / "a"
     last = put(run / "last.safetensors", step=5, saved_at=5)
-    best = put(run / checkpoint.best_name(1, 2.0), step=7, epoch=1, saved_at=1)  # killed before `last` took its name
+    best = put(run / best_name(1, 2.0), step=7, epoch=1, saved_at=1)  # killed before `last` took its name
     put(run / "previous.safetensors", step=4, saved_at=9)
     os.utime(run / "previous.safetensors", (9e9, 9e9))
     (run / ".last.safetensors.77.tmp").write_bytes(best.read_bytes())  # never a candidate
@@ -153,12 +169,12 @@ def test_a_copy_of_the_newest_run_is_not_taken_for_it(tmp_path):
 def test_a_run_that_moved_on_since_it_was_read_is_not_thrown_back(run):
     save(run, 3)
     state = checkpoint.load(run / "last.safetensors")
-    runs.check_still_newest(run, state)
+    check_still_newest(run, state)
     save(run, 4)
     with pytest.raises(SystemExit, match="went on while this start was reading it"):
-        runs.check_still_newest(run, state)
+        check_still_newest(run, state)
     damage(run / "last.safetensors")
-    runs.check_still_newest(run, state)
+    check_still_newest(run, state)
 
 
 def test_a_folder_and_another_name_are_refused_by_name(tmp_path):
@@ -173,8 +189,8 @@ def test_a_folder_and_another_name_are_refused_by_name(tmp_path):
 
 
 def save(run, step, *, best=False, keep=2, whole=True, loss=2.0):
-    names = [checkpoint.best_name(step, loss)] if best else []
-    runs.save(run, small_state(step, epoch=step), names=names, keep=keep, last_is_whole=whole)
+    names = [best_name(step, loss)] if best else []
+    save_checkpoint(run, small_state(step, epoch=step), names=names, keep=keep, last_is_whole=whole)
 
 
 def steps_of(run) -> dict[str, int]:
@@ -237,17 +253,17 @@ def test_an_fsync_that_fails_counts_as_a_failed_save(run, monkeypatch):
 def test_going_on_from_an_earlier_checkpoint_sets_the_later_ones_aside(run):
     for step in (1, 2, 3):
         save(run, step, best=True, keep=9)
-    damaged = run / checkpoint.best_name(1, 2.0)
+    damaged = run / best_name(1, 2.0)
     damage(damaged)
     (run / f"replaced_{damaged.name}").write_text("of another time")
-    names = runs.set_aside(run, (2, 2))
+    names = set_aside(run, (2, 2))
     assert sorted(names) == [
         "replaced_2_checkpoint_epoch_1_val_loss_2.0000.safetensors",
         "replaced_checkpoint_epoch_3_val_loss_2.0000.safetensors", "replaced_last.safetensors",
     ]  # fmt: skip
     assert (run / f"replaced_{damaged.name}").read_text() == "of another time"
-    assert runs.newest_whole(run)[0].name == "previous.safetensors"
-    assert runs.set_aside(run, (2, 2)) == []
+    assert newest_whole(run)[0].name == "previous.safetensors"
+    assert set_aside(run, (2, 2)) == []
 
 
 def test_strays_of_a_kill_are_removed_and_nothing_else(run):
@@ -258,23 +274,23 @@ def test_strays_of_a_kill_are_removed_and_nothing_else(run):
     (run / "..new.safetensors.12.tmp" / "part").touch()
     for name in strays + others:
         (run / name).touch()
-    runs.remove_strays(run)
+    remove_strays(run)
     assert {path.name for path in run.iterdir()} == {*others, "log.jsonl"}
 
 
 def test_a_disk_without_room_is_told_before_training(tmp_path, monkeypatch):
-    runs.check_space(tmp_path, 1000)
+    check_space(tmp_path, 1000)
     monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 3_999_999_999)
     with pytest.raises(SystemExit, match="4.00 GB free; checkpoints of 1.00 GB need 4.00 GB"):
-        runs.check_space(tmp_path, 10**9)
+        check_space(tmp_path, 10**9)
 
 
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path):
-    runs.check_writable(tmp_path / "new" / "folder")
+    check_writable(tmp_path / "new" / "folder")
     assert list((tmp_path / "new" / "folder").iterdir()) == []
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit, match="Cannot write in .*file.*Set OUTPUT_DIR"):
-        runs.check_writable(tmp_path / "file" / "run")
+        check_writable(tmp_path / "file" / "run")
 
 
 # --- the lock ---
@@ -292,7 +308,7 @@ def test_a_second_holder_is_refused_and_a_killed_one_leaves_no_lock(run):
     ready, waiting = os.pipe()
     child = os.fork()
     if child == 0:
-        with runs.lock(run):
+        with lock(run):
             worker = os.fork()
             if worker:
                 os.write(waiting, str(worker).encode())
@@ -300,11 +316,11 @@ def test_a_second_holder_is_refused_and_a_killed_one_leaves_no_lock(run):
     worker = int(os.read(ready, 20))
     try:
         for _ in range(2):  # the refused one has not wiped the holder's name
-            with pytest.raises(SystemExit, match=f"in use by process {child} on "), runs.lock(run):
+            with pytest.raises(SystemExit, match=f"in use by process {child} on "), lock(run):
                 raise AssertionError("held by two processes")
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
-        with runs.lock(run):
+        with lock(run):
             assert f"process {os.getpid()} on" in (run / ".lock").read_text()
             assert str(child) not in (run / ".lock").read_text().split()
     finally:
@@ -314,16 +330,16 @@ def test_a_second_holder_is_refused_and_a_killed_one_leaves_no_lock(run):
 
 
 def test_an_error_inside_frees_the_lock(run):
-    with pytest.raises(KeyError), runs.lock(run):
+    with pytest.raises(KeyError), lock(run):
         raise KeyError
-    with runs.lock(run):
+    with lock(run):
         pass
 
 
 def test_a_run_that_made_nothing_leaves_no_folder_and_any_other_stays(tmp_path, run):
     (tmp_path / "empty").mkdir()
     for folder in (tmp_path / "empty", run):
-        with pytest.raises(KeyError), runs.lock(folder):
+        with pytest.raises(KeyError), lock(folder):
             raise KeyError
     assert not (tmp_path / "empty").exists()
     assert (run / "log.jsonl").exists()
@@ -336,12 +352,12 @@ def test_a_run_that_made_nothing_leaves_no_folder_and_any_other_stays(tmp_path, 
 def trained(tmp_path):
     """A checkpoint of a run with some flags: --batch-size 16 --learning-rate 0.002 --num-epochs 3 ..."""
     flags = ["--batch-size", "16", "--learning-rate", "0.002", "--num-epochs", "3", "--adam-betas", "0.8,0.9"]
-    return put(tmp_path / "run" / "last.safetensors", config=config.as_dict(settings(tmp_path, *flags)))
+    return put(tmp_path / "run" / "last.safetensors", config=dict((settings(tmp_path, *flags)).values))
 
 
-def resume(path, *argv: str) -> runs.Resume:
+def resume(path, *argv: str) -> Resume:
     words = ["--resume-checkpoint-path", str(path), *argv]
-    return runs.find_resume(config.load(["--resume-checkpoint-path", str(path)]), words)[0]
+    return find_resume(load_settings(["--resume-checkpoint-path", str(path)]), words)[0]
 
 
 def test_a_resume_keeps_the_runs_settings_without_its_flags(trained):
@@ -354,7 +370,7 @@ def test_a_resume_keeps_the_runs_settings_without_its_flags(trained):
 
 
 def test_what_does_not_touch_the_course_of_training_may_change_and_is_told(trained, monkeypatch):
-    monkeypatch.setitem(config.CONSTANTS, "KEEP_BEST", 9)  # edited in config.py since
+    monkeypatch.setitem(CONSTANTS, "KEEP_BEST", 9)  # edited in config.py since
     found = resume(trained, "--num-epochs", "7", "--num-workers", "3", "--device", "cpu")
     new = found.settings
     assert (new.NUM_EPOCHS, new.NUM_WORKERS, new.DEVICE, new.KEEP_BEST) == (7, 3, "cpu", 9)
@@ -365,7 +381,7 @@ def test_what_does_not_touch_the_course_of_training_may_change_and_is_told(train
 
 
 def test_what_would_make_it_another_run_is_refused_with_old_and_new(trained, monkeypatch, tmp_path):
-    monkeypatch.setitem(config.CONSTANTS, "CAPTIONS_PER_IMAGE", 4)  # edited in config.py since
+    monkeypatch.setitem(CONSTANTS, "CAPTIONS_PER_IMAGE", 4)  # edited in config.py since
     recipe = tmp_path / "recipe.py"
     recipe.write_text("DECODER_LAYERS = 5\n")
     with pytest.raises(SystemExit) as caught:
@@ -374,17 +390,17 @@ def test_what_would_make_it_another_run_is_refused_with_old_and_new(trained, mon
     assert "start a fresh run" in heading and "--init-checkpoint-path" in heading
     assert sorted(lines) == [
         "  - CAPTIONS_PER_IMAGE: 5 -> 4",
-        f"  - DECODER_LAYERS: {config.CONSTANTS['DECODER_LAYERS']} -> 5",
+        f"  - DECODER_LAYERS: {CONSTANTS['DECODER_LAYERS']} -> 5",
         "  - LEARNING_RATE: 0.002 -> 0.001",
     ]
 
 
-@pytest.mark.parametrize("name", config.RESUME_SETTINGS)
+@pytest.mark.parametrize("name", RESUME_SETTINGS)
 def test_every_setting_that_fixes_the_course_is_guarded(trained, name):
     """The saved value is another one, as if the file's run had been started with it."""
     state = checkpoint.load(trained)
     state["config"][name] = "something else"
-    state["config_constants"] = config.CONSTANTS | {name: "something else"}
+    state["config_constants"] = CONSTANTS | {name: "something else"}
     checkpoint.save(trained, state)
     with pytest.raises(SystemExit, match=f"{name}: 'something else' -> "):
         resume(trained)

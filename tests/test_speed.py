@@ -7,23 +7,23 @@ import torch
 import torch.nn.functional as F
 import transformers
 
-import batch_size
-import checkpoint
-import config
-import dataset as data
-import encoder as encoders
-import model as models
-import packing
-import profiling
-import step
 import train
-import training_run
+from nanocaption.base.settings import load_settings
+from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.loader import make_loader
+from nanocaption.data.packing import find_places
+from nanocaption.model.decoder import Dropout
+from nanocaption.model.encoder import scratch_image_spec
+from nanocaption.runs import checkpoint
+from nanocaption.train import batch_size, profile
+from nanocaption.train.setup import epoch_steps, prepare
+from nanocaption.train.step import accumulate_gradients
 from tests.test_model import PAD, captions, pictures, tiny
 from tests.test_train import losses, no_drawing  # noqa: F401
 
 
 def test_dropout_drops_its_share_keeps_the_mean_and_follows_the_generator():
-    x, layer = torch.full((1001, 257), 3.0), models.Dropout(0.3)
+    x, layer = torch.full((1001, 257), 3.0), Dropout(0.3)
     torch.manual_seed(5)
     dropped = layer(x)
     zero = dropped == 0
@@ -41,7 +41,7 @@ def test_dropout_drops_its_share_keeps_the_mean_and_follows_the_generator():
 
 
 def test_dropouts_gradient_is_its_mask():
-    x, layer = torch.ones(50, 8, requires_grad=True), models.Dropout(0.5)
+    x, layer = torch.ones(50, 8, requires_grad=True), Dropout(0.5)
     out = layer(x)
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
@@ -50,7 +50,7 @@ def test_dropouts_gradient_is_its_mask():
 def gradients(model, images, tokens) -> dict[str, torch.Tensor]:
     model.zero_grad()
     torch.manual_seed(3)
-    places = packing.find_places(tokens, PAD, None, len(images))
+    places = find_places(tokens, PAD, None, len(images))
     model.decoder.logits(model.hidden(images, tokens, places)).square().mean().backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -70,7 +70,7 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(kind, tmp_path)
             hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, image_size=16,
             patch_size=4,
         )  # fmt: skip
-        spec = {**encoders.scratch_image_spec(16)}
+        spec = {**scratch_image_spec(16)}
         model = tiny(encoder_model_name="vit", encoder_config=vit.to_dict(), image_spec=spec)
     else:
         model = tiny(vit_layers=4)
@@ -108,11 +108,11 @@ def test_a_run_with_auto_prints_and_keeps_the_number(flags, tmp_path, capsys):
 
 
 def test_the_number_found_is_one_that_the_settings_allow_and_counts_weights(flags, tmp_path):
-    settings = config.load([*flags, "--batch-size", "auto"])
-    images = data.ImageTextDataset([{"file_name": "a"}] * 24, tmp_path, [[[1, 5, 2]]] * 24, {})
+    settings = load_settings([*flags, "--batch-size", "auto"])
+    images = ImageTextDataset([{"file_name": "a"}] * 24, tmp_path, [[[1, 5, 2]]] * 24, {})
     found = batch_size.choose(settings, None, images, None, torch.device("cpu"))
-    config.load([*flags, "--batch-size", str(found)])
-    many = data.ImageTextDataset([{"file_name": "a"}] * 4000, tmp_path, [[[1, 5, 2]]] * 4000, {})
+    load_settings([*flags, "--batch-size", str(found)])
+    many = ImageTextDataset([{"file_name": "a"}] * 4000, tmp_path, [[[1, 5, 2]]] * 4000, {})
     assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 40
     many.weights = [0.5] * 4000
     assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 20
@@ -120,8 +120,8 @@ def test_the_number_found_is_one_that_the_settings_allow_and_counts_weights(flag
 
 def test_where_nothing_fits_the_error_says_what_to_change(flags, tmp_path, monkeypatch):
     monkeypatch.setattr(batch_size, "_fits", lambda *_: False)
-    settings = config.load([*flags, "--batch-size", "auto"])
-    images = data.ImageTextDataset([{"file_name": "a"}], tmp_path, [[[1, 5, 2]] * 5], {})
+    settings = load_settings([*flags, "--batch-size", "auto"])
+    images = ImageTextDataset([{"file_name": "a"}], tmp_path, [[[1, 5, 2]] * 5], {})
     with pytest.raises(SystemExit, match="GRADIENT_CHECKPOINTING"):
         batch_size.choose(settings, None, images, None, torch.device("cuda"))
 
@@ -133,40 +133,40 @@ def test_the_profile_trains_nothing_and_its_parts_are_the_step(flags, tmp_path, 
     train.main([*flags, "--profile", "--data-cutoff", "20"])  # 5 steps an epoch: 4 to warm up and one more
     printed = capsys.readouterr().out
     assert not (tmp_path / "runs").exists()
-    for part in profiling.PARTS:
+    for part in profile.PARTS:
         assert f"  {part}" in printed
     assert "captions/s" in printed and "MFU" in printed
 
 
 def test_the_profile_counts_the_fused_attention_as_plain_products():
     q, k, v = (torch.randn(2, 3, 5, 8, requires_grad=True) for _ in range(3))
-    with profiling.flop_counter() as fused:
+    with profile.flop_counter() as fused:
         mixed = F.scaled_dot_product_attention(q, k, v)
-    with profiling.flop_counter() as plain:
+    with profile.flop_counter() as plain:
         (q @ k.transpose(-1, -2)).softmax(-1) @ v
     assert fused.get_total_flops() == plain.get_total_flops() == 2 * 2 * (2 * 3 * 5 * 5 * 8)
-    with profiling.flop_counter() as backward:
+    with profile.flop_counter() as backward:
         mixed.sum().backward()
     assert backward.get_total_flops() == 2.5 * fused.get_total_flops()  # one of the five makes the weights again
 
 
 def test_a_profiled_step_has_the_gradients_of_training(flags, tmp_path):
     """Otherwise the profile would be one of something else."""
-    settings = config.load([*flags, "--decoder-dropout", "0"])
-    run, _ = training_run.prepare(settings, tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
-    groups = training_run.epoch_steps(settings, run.train_set, 0)[0]
-    batches = list(data.make_loader(run.train_set, groups, 0))
+    settings = load_settings([*flags, "--decoder-dropout", "0"])
+    run, _ = prepare(settings, tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
+    groups = epoch_steps(settings, run.train_set, 0)[0]
+    batches = list(make_loader(run.train_set, groups, 0))
     run.model.train()
 
     def gradients_now() -> dict[str, torch.Tensor]:
         return {name: p.grad.clone() for name, p in run.model.named_parameters()}
 
-    step.gradients(run.model, run.optimizer, run.scaler, batches, settings, run.device)
+    accumulate_gradients(run.model, run.optimizer, run.scaler, batches, settings, run.device)
     expected = gradients_now()
     run.optimizer.zero_grad()
-    clock = profiling.Clock(run.device)
+    clock = profile.Clock(run.device)
     clock.start()
-    profiling._passes(run, batches[0], clock)
+    profile._passes(run, batches[0], clock)
     torch.nn.utils.clip_grad_norm_(run.model.parameters(), settings.GRAD_CLIP_VALUE)
     run.log.close()
     for name, gradient in gradients_now().items():

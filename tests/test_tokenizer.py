@@ -5,8 +5,22 @@ import json
 import pytest
 from tokenizers import Tokenizer
 
-import tokenizer as tokenizers
-from tokenizer import END, PAD, START, UNK, decode, encode, load_or_train, train_tokenizer
+from nanocaption.data.tokenizer import (
+    END,
+    PAD,
+    START,
+    UNK,
+    captions_digest,
+    check_tokenizer,
+    encode,
+    encode_batch,
+    load_or_train,
+    load_tokenizer,
+    text_of,
+    tokenizer_digest,
+    tokenizer_from_json,
+    train_tokenizer,
+)
 
 CAPTIONS = ["A dog runs on the beach.", "Two dogs run on the sand.", "A red ball on the beach."] * 3
 ODD_TEXTS = [
@@ -33,7 +47,7 @@ def test_any_text_makes_the_round_trip(trained, text):
     ids = encode(trained[0], text, max_length=200)
     assert ids[0] == START and ids[-1] == END
     assert not {PAD, START, END, UNK} & set(ids[1:-1])  # "<end>" in a caption is text
-    assert decode(trained[0], ids) == text
+    assert text_of(trained[0], ids) == text
 
 
 def test_a_lone_surrogate_is_one_clear_error(trained, tmp_path):
@@ -53,15 +67,15 @@ def test_a_long_caption_is_cut_before_its_end(trained):
 
 
 def test_encode_batch_is_encode_in_order(trained):
-    batch = tokenizers.encode_batch(trained[0], ODD_TEXTS, 12)
+    batch = encode_batch(trained[0], ODD_TEXTS, 12)
     assert batch == [encode(trained[0], text, 12) for text in ODD_TEXTS]
 
 
 def test_decode_stops_at_the_first_end_and_leaves_control_tokens_out(trained):
     ids = encode(trained[0], "A dog", 20)
-    assert decode(trained[0], [*ids, *encode(trained[0], " more", 20), PAD]) == "A dog"
-    assert decode(trained[0], [START, PAD, *ids[1:-1]]) == "A dog"
-    assert decode(trained[0], [END, 70]) == ""
+    assert text_of(trained[0], [*ids, *encode(trained[0], " more", 20), PAD]) == "A dog"
+    assert text_of(trained[0], [START, PAD, *ids[1:-1]]) == "A dog"
+    assert text_of(trained[0], [END, 70]) == ""
 
 
 def test_a_word_has_the_same_token_at_the_start_and_inside(trained):
@@ -74,7 +88,7 @@ def test_training_is_deterministic_and_learns_from_the_captions_alone(trained, t
     other = train_tokenizer(["Completely different words."] * 3, tmp_path / "other", 300)
     for name in ("tokenizer.json", "vocab.json", "merges.txt", "digest.json"):
         assert (tmp_path / "again" / name).read_bytes() == (trained[1] / name).read_bytes()
-    assert tokenizers.tokenizer_digest(again) != tokenizers.tokenizer_digest(other)
+    assert tokenizer_digest(again) != tokenizer_digest(other)
 
 
 def test_a_vocabulary_without_room_and_no_captions_are_refused(tmp_path):
@@ -115,7 +129,7 @@ def test_trained_anew_where_captions_or_size_changed(tmp_path, captions, size):
 
 
 def test_joined_captions_do_not_have_the_digest_of_separate_ones():
-    digest = tokenizers.captions_digest
+    digest = captions_digest
     assert digest(["a", "b"], 300) != digest(["ab"], 300) != digest(["a\nb"], 300)
 
 
@@ -138,25 +152,25 @@ def test_trained_anew_where_a_file_was_altered(tmp_path, damage):
 
 
 def test_a_checkpoint_restores_the_same_tokenizer(trained):
-    again = tokenizers.from_json(trained[0].to_str())
-    assert tokenizers.tokenizer_digest(again) == tokenizers.tokenizer_digest(trained[0])
+    again = tokenizer_from_json(trained[0].to_str())
+    assert tokenizer_digest(again) == tokenizer_digest(trained[0])
     assert [encode(again, t, 50) for t in ODD_TEXTS] == [encode(trained[0], t, 50) for t in ODD_TEXTS]
 
 
 def test_self_check_refuses_other_ids_a_lossy_round_trip_and_nonsense(trained, tmp_path):
     text = trained[0].to_str()
-    tokenizers.self_check(Tokenizer.from_str(text))
+    check_tokenizer(Tokenizer.from_str(text))
     swapped = text.replace("<pad>", "<x>").replace("<start>", "<pad>").replace("<x>", "<start>")
     with pytest.raises(ValueError, match=r"have the ids \[1, 0, 2, 3\], must be 0, 1, 2, 3"):
-        tokenizers.from_json(swapped, "here")
+        tokenizer_from_json(swapped, "here")
     lossy = json.loads(text)
     lossy["normalizer"] = {"type": "Lowercase"}
     with pytest.raises(ValueError, match="here: 'A dog.' comes back as 'a dog.'"):
-        tokenizers.from_json(json.dumps(lossy), "here")
+        tokenizer_from_json(json.dumps(lossy), "here")
     with pytest.raises(ValueError, match="here cannot be read"):
-        tokenizers.from_json("{}", "here")
+        tokenizer_from_json("{}", "here")
     with pytest.raises(ValueError, match="There is no tokenizer at"):
-        tokenizers.load_tokenizer(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_the_folder_loads_in_transformers_with_the_same_ids(trained):

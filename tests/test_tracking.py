@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-import checkpoint
-import tracking
 import train
+from nanocaption.runs import checkpoint, tracking
 from tests.processes import end, rows, start
 
 WANDB_OFFLINE = {"WANDB_MODE": "offline"}

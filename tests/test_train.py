@@ -13,14 +13,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import checkpoint
-import config
-import dataset as data
-import evaluate as evaluation
-import inference
-import runs
-import step
 import train
+from nanocaption.base.settings import load_settings
+from nanocaption.data.loader import make_loader
+from nanocaption.data.order import epoch_groups, in_order
+from nanocaption.data.prepared import load_records
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import BEST_CIDER, LAST, best_files
+from nanocaption.score.scoring import score_captions
+from nanocaption.train import step
+from nanocaption.train.losses import LossInParts, caption_loss
+from nanocaption.train.step import accumulate_gradients, read_found
+from nanocaption.use.load import load_model
 from tests.conftest import ROOT, save_tower
 from tests.processes import end, start
 
@@ -134,7 +138,7 @@ def test_last_resumes_the_newest_run_and_more_epochs_continue_it(flags, tmp_path
 
 def test_a_fresh_run_can_start_from_weights_and_their_tokenizer(flags, tmp_path):
     train.main([*flags, "--num-epochs", "8", "--learning-rate", "1e-2", "--run-name", "first"])
-    (best, *_) = checkpoint.best_files(tmp_path / "runs" / "first")
+    (best, *_) = best_files(tmp_path / "runs" / "first")
     args = [*flags, "--num-epochs", "1", "--vocab-size", "300", "--init-checkpoint-path", str(best)]
     train.main([*args, "--run-name", "second"])
     first, second = rows(tmp_path / "runs" / "first", "train"), rows(tmp_path / "runs" / "second", "train")
@@ -148,7 +152,7 @@ def test_a_fresh_run_can_start_from_weights_and_their_tokenizer(flags, tmp_path)
 
 def test_a_run_that_started_from_weights_resumes(flags, tmp_path):
     train.main([*flags, "--num-epochs", "1", "--run-name", "first"])
-    (best, *_) = checkpoint.best_files(tmp_path / "runs" / "first")
+    (best, *_) = best_files(tmp_path / "runs" / "first")
     train.main([*flags, "--num-epochs", "1", "--run-name", "second", "--init-checkpoint-path", str(best)])
     last = tmp_path / "runs" / "second" / "last.safetensors"
     train.main(["--resume-checkpoint-path", str(last), "--num-epochs", "2"])
@@ -204,12 +208,12 @@ def test_it_learns_draws_curves_and_the_best_checkpoint_is_the_lowest_loss(flags
     run = only_run(tmp_path / "runs")
     history = [row["val_loss"] for row in rows(run, "val")]
     assert history[-1] < history[0] - 1
-    best = checkpoint.best_files(run)
+    best = best_files(run)
     assert len(best) == 2  # KEEP_BEST
     assert f"{min(history):.4f}" in best[0].name
     assert checkpoint.load(best[0])["best_val_loss"] == min(history)
     ciders = [row["CIDEr"] for row in rows(run, "val")]
-    assert checkpoint.load(run / runs.BEST_CIDER)["epoch"] == 1 + ciders.index(max(ciders))
+    assert checkpoint.load(run / BEST_CIDER)["epoch"] == 1 + ciders.index(max(ciders))
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -228,13 +232,13 @@ def test_a_nan_validation_loss_is_never_the_best(flags, tmp_path, monkeypatch):
     values = iter([math.nan, 2.0, math.nan])
     monkeypatch.setattr(train, "evaluate", lambda run: next(values))
     train.main([*flags, "--num-epochs", "3", "--validation-score-images", "0"])
-    (best,) = checkpoint.best_files(only_run(tmp_path / "runs"))
+    (best,) = best_files(only_run(tmp_path / "runs"))
     assert best.name == "checkpoint_epoch_2_val_loss_2.0000.safetensors"
 
 
 def spoil(monkeypatch, steps: set[int]):
     """Make the loss of some steps NaN; returns the weights that each step started with."""
-    real, weights = step.caption_loss, []
+    real, weights = caption_loss, []
 
     def spoiled(model, batch, smoothing=0.0):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -255,10 +259,10 @@ def test_a_step_that_is_not_finite_never_reaches_the_weights_and_names_its_pictu
     run = only_run(tmp_path / "runs")
     (row,) = rows(run, "nonfinite")
     assert row["step"] == 3 and row["loss"] == "nan" and len(row["images"]) == 4
-    groups = data.epoch_groups([5] * 24, 5, 1, 0)[8:12]
-    records = data.load_records(config.load(flags).DATA_DIR + "/demo", "train", 24)
+    groups = epoch_groups([5] * 24, 5, 1, 0)[8:12]
+    records = load_records(load_settings(flags).DATA_DIR + "/demo", "train", 24)
     assert row["images"] == [records[image]["file_name"] for image, _ in groups]
-    assert checkpoint.load(run / runs.LAST)["nonfinite_in_a_row"] == 0
+    assert checkpoint.load(run / LAST)["nonfinite_in_a_row"] == 0
 
 
 def test_steps_that_are_not_finite_in_a_row_stop_the_run_with_sound_weights(flags, tmp_path, monkeypatch):
@@ -267,7 +271,7 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run_with_sound_weights(flag
         train.main([*flags, "--num-epochs", "1", "--max-nonfinite-steps", "2"])
     run = only_run(tmp_path / "runs")
     assert [row["step"] for row in rows(run, "nonfinite")] == [2, 4, 5]
-    saved = checkpoint.load(run / runs.LAST)
+    saved = checkpoint.load(run / LAST)
     assert (saved["step"], saved["step_in_epoch"], saved["nonfinite_in_a_row"]) == (5, 5, 2)
     names = set(weights[0])
     assert same_weights({n: t for n, t in saved["model_state_dict"].items() if n in names}, weights[4])
@@ -276,7 +280,7 @@ def test_steps_that_are_not_finite_in_a_row_stop_the_run_with_sound_weights(flag
 @pytest.fixture
 def tiny(flags, demo_data, tmp_path):
     """A prepared, untrained miniature."""
-    settings = config.load(flags)
+    settings = load_settings(flags)
     (tmp_path / "run").mkdir()
     run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"), train.signals.Requests())
     with run.log:
@@ -299,12 +303,12 @@ def test_the_loss_is_the_mean_over_real_tokens_of_the_whole_split(tiny):
 
 def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tiny):
     tiny.model.eval().double()  # no dropout
-    groups = data.in_order([5] * 8)
+    groups = in_order([5] * 8)
 
     def gradients(batches) -> dict[str, torch.Tensor]:
-        loader = data.make_loader(tiny.train_set, batches, 0)
+        loader = make_loader(tiny.train_set, batches, 0)
         tiny.model.zero_grad()
-        found = step.read(step.gradients(
+        found = read_found(accumulate_gradients(
             tiny.model, tiny.optimizer, tiny.scaler, list(loader), tiny.settings, torch.device("cpu")
         ))
         assert found.captions == 40
@@ -319,12 +323,12 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tiny):
 
 def test_label_smoothing_and_padding_agree_with_the_library(tiny):
     tiny.model.eval()
-    batch = next(iter(data.make_loader(tiny.train_set, [data.in_order([5] * 3)], 0)))
+    batch = next(iter(make_loader(tiny.train_set, [in_order([5] * 3)], 0)))
     logits = tiny.model(batch.images, batch.decoder_input_tokens, batch.image_index)
     expected = F.cross_entropy(
         logits.flatten(0, 1), batch.target_tokens.flatten(), ignore_index=0, label_smoothing=0.1, reduction="sum"
     )
-    torch.testing.assert_close(step.caption_loss(tiny.model, batch, 0.1), expected)
+    torch.testing.assert_close(caption_loss(tiny.model, batch, 0.1), expected)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -344,19 +348,19 @@ def test_the_loss_in_parts_is_the_librarys_with_its_gradients(smoothing, rows, m
     def plain(hidden, weight):
         return F.cross_entropy(hidden @ weight.T, targets, reduction="sum", label_smoothing=smoothing)
 
-    ours = found(lambda hidden, weight: step.LossInParts.apply(hidden, weight, targets, smoothing))
+    ours = found(lambda hidden, weight: LossInParts.apply(hidden, weight, targets, smoothing))
     for own, theirs in zip(ours, found(plain), strict=True):
         torch.testing.assert_close(own, theirs, rtol=1e-10, atol=1e-12)
-    other = found(lambda hidden, weight: step.LossInParts.apply(hidden, weight, targets, smoothing + 0.1))
+    other = found(lambda hidden, weight: LossInParts.apply(hidden, weight, targets, smoothing + 0.1))
     assert not torch.allclose(other[1], ours[1], rtol=1e-3)
 
 
 def test_training_takes_the_loss_in_parts_and_validation_the_plain_one(tiny):
-    batch = next(iter(data.make_loader(tiny.train_set, [data.in_order([5] * 3)], 0)))
+    batch = next(iter(make_loader(tiny.train_set, [in_order([5] * 3)], 0)))
     tiny.model.eval()
-    parts = step.caption_loss(tiny.model, batch)
+    parts = caption_loss(tiny.model, batch)
     with torch.no_grad():
-        whole = step.caption_loss(tiny.model, batch)
+        whole = caption_loss(tiny.model, batch)
     assert "LossInParts" in type(parts.grad_fn).__name__
     torch.testing.assert_close(parts.detach(), whole)
 
@@ -384,12 +388,12 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, de
     train.main([*args, "--run-name", "other"])
     assert losses(tmp_path / "runs" / "other") != pytest.approx(losses(cached), rel=1e-4)
     shutil.rmtree(folder)  # the checkpoint is enough to caption
-    model, tokenizer = inference.load_model(checkpoint.load(live / "last.safetensors"), torch.device("cpu"))
+    model, tokenizer = load_model(checkpoint.load(live / "last.safetensors"), torch.device("cpu"))
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 17, 16)
 
 
 def test_separate_learning_rates_reach_their_parameters(tiny):
-    settings = config.load([], base=config.as_dict(tiny.settings) | {"ENCODER_LEARNING_RATE": 3e-4})
+    settings = load_settings([]).on(dict(tiny.settings.values) | {"ENCODER_LEARNING_RATE": 3e-4})
     seen = {}
     run = tiny._replace(settings=settings)
     for _ in train.train_one_epoch(run, train.Progress(step=2), train.tqdm(disable=True)):
@@ -439,12 +443,12 @@ def test_mistakes_are_told_in_one_line_and_leave_nothing_behind(flags, tmp_path,
 
 
 def test_scores_of_the_references_themselves_are_perfect_and_true(demo_data):
-    records = data.load_records(demo_data / "demo", "val")
-    scores, per_image = evaluation.score_captions(records, [record["captions"][1] for record in records])
+    records = load_records(demo_data / "demo", "val")
+    scores, per_image = score_captions(records, [record["captions"][1] for record in records])
     assert scores["corpus"]["Bleu_4"] == pytest.approx(1.0)
     assert scores["corpus"]["CIDEr"] > scores["leave_one_out"]["CIDEr"]
     assert len(per_image) == len(records)
     assert all(count["true"] == count["claims"] > 0 for count in scores["truth"].values())
-    wrong, _ = evaluation.score_captions(records, [record["captions"][1] for record in records[1:] + records[:1]])
+    wrong, _ = score_captions(records, [record["captions"][1] for record in records[1:] + records[:1]])
     assert wrong["truth"]["things"]["true"] < wrong["truth"]["things"]["claims"]
     assert wrong["corpus"]["CIDEr"] < scores["corpus"]["CIDEr"] / 2

@@ -1,0 +1,58 @@
+"""nanoCaption: photographs and captions in, a trained captioner with honest scores out.
+
+    import nanocaption
+
+    model = nanocaption.load("my_captioner")   # an exported folder, an id of the Hub, or a checkpoint file
+    model.caption("photo.jpg")                 # "A dog runs on the beach."
+    nanocaption.score({1: ["A dog runs.", "The dog is running"]}, {1: "A dog running"})   # {"Bleu_1": ...}
+
+The command is `nanocaption`, see `nanocaption --help`. Importing this module is quick: `load` alone imports torch.
+"""
+
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from nanocaption.base.version import VERSION
+
+if TYPE_CHECKING:
+    from nanocaption.model.captioner import ImageToTextModel as ImageToTextModel
+
+__version__ = VERSION
+__all__ = ["ImageToTextModel", "__version__", "load", "score"]
+
+
+def load(name: str | Path, revision: str | None = None) -> "ImageToTextModel":
+    """A trained captioner, in eval mode on the CPU: `.caption(path)`, `.save_pretrained(folder)`.
+
+    name: a folder that `nanocaption export` wrote, such a model's id on the Hub (user/name, at `revision`), or a
+    checkpoint file of a run. Raises ValueError with one line where it cannot be had, ImportError without torch.
+    """
+    from nanocaption.base.cli import require
+
+    require("torch", "caption", "nanocaption.load")
+    from nanocaption.use.load import load_captioner
+
+    return load_captioner(name, revision)
+
+
+def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> dict[str, float]:
+    """BLEU-1 to 4, CIDEr-D and ROUGE-L over a corpus, as fractions, equal to pycocoevalcap's.
+
+    references: {image: its captions}; candidates: {image: one caption} of the same images. Raises ValueError where
+    they do not belong together.
+    """
+    from nanocaption import metrics
+
+    return metrics.score(references, candidates)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "ImageToTextModel":
+        from nanocaption.base.cli import require
+
+        require("torch", "caption", "nanocaption.ImageToTextModel")
+        from nanocaption.model.captioner import ImageToTextModel
+
+        return ImageToTextModel
+    raise AttributeError(f"module 'nanocaption' has no attribute {name!r}")

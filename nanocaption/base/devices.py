@@ -1,0 +1,135 @@
+"""Rank, world size, reduce and gather. On one process, without torchrun, every function is a no-op."""
+
+import contextlib
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start(device_kind: str) -> None:
+    """Join the process group that torchrun announces in the environment; nothing to do on one process."""
+    if world_size_of_environment() > 1 and not dist.is_initialized():
+        # The others wait while the first process downloads a data set or fills the feature cache.
+        dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=timedelta(hours=6))
+
+
+def stop() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size_of_environment() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Which of this machine's processes this is; names its GPU."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def sum_(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum `tensor` over all ranks, in place; returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def max_(*numbers: int) -> list[int]:
+    """The largest value of each number over all ranks: how ranks agree on what one of them was asked to do."""
+    if not dist.is_initialized():
+        return list(numbers)
+    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+    tensor = torch.tensor(numbers, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.tolist()
+
+
+def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
+    """Sum the gradients over all ranks, in place.
+
+    One flat buffer in a fixed order. DistributedDataParallel regroups its buckets after the first step, so that a
+    resumed run of three or more ranks would sum in another order than the uninterrupted one.
+    """
+    if not dist.is_initialized():
+        return
+    gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+    flat = torch.cat([g.reshape(-1) for g in gradients])
+    dist.all_reduce(flat)
+    offset = 0
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = flat[offset : offset + gradient.numel()].view_as(gradient)
+        offset += gradient.numel()
+
+
+def gather(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks in one list, rank after rank, on every rank. Rows are plain JSON-like data."""
+    if not dist.is_initialized():
+        return rows
+    gathered: list[list[Any]] = [[] for _ in range(world_size())]
+    dist.all_gather_object(gathered, rows)
+    return [row for part in gathered for row in part]
+
+
+def first_rank_first(make: Callable[[], Any]) -> Any:
+    """Call `make` on the first process, then on the others, which find its result on the disk and print nothing."""
+    result = make() if rank() == 0 else None
+    barrier()
+    if rank() == 0:
+        return result
+    with contextlib.redirect_stdout(None):
+        return make()
+
+
+def console(text: str) -> None:
+    """Print on the first process only."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """auto: cuda, else mps, else cpu. SystemExit where the named device is not there.
+
+    local_rank: which of this machine's processes asks; where no GPU is named it gets that one, as its current device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SystemExit(f"DEVICE = {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s). Use 'auto'.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SystemExit("DEVICE = 'mps': this machine has none. Use 'auto'.")
+    if device.type == "cuda" and local_rank is not None:
+        torch.cuda.set_device(device)  # NCCL gathers through the current device
+    return device
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 on a CUDA device that has it, else fp16 there; fp32 elsewhere."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()

@@ -1,0 +1,191 @@
+"""What values the settings of config.py may have; every problem is a line with the value, the rule and the fix."""
+
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+_AT_LEAST_ONE = (
+    "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
+    "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
+    "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
+    "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
+    "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
+    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
+)  # fmt: skip
+_ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
+_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
+_REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
+
+
+def type_problem(name: str, value: Any, kind: Any) -> str | None:
+    """What is wrong with a value where the setting's annotation is `kind`; None where it fits."""
+    options = typing.get_args(kind) if is_union(kind) else (kind,)
+    for option in options:
+        if typing.get_origin(option) is Literal:
+            if value in typing.get_args(option):
+                return None
+        elif typing.get_origin(option) is tuple:
+            parts = typing.get_args(option)
+            names = Ellipsis in parts
+            if (
+                isinstance(value, tuple)
+                and (bool(value) if names else len(value) == len(parts))
+                and all(
+                    isinstance(v, str if names else (int, float)) and not isinstance(v, bool) and v != "" for v in value
+                )
+            ):
+                return None
+        elif type(value) is option or (option is float and type(value) is int):
+            return None
+    return f"{name} = {value!r}: must be {_type_text(kind)}"
+
+
+def accepts(kind: Any, part: type) -> bool:
+    """Whether a setting annotated as `kind` may be of the type `part`."""
+    return kind is part or part in typing.get_args(kind)
+
+
+def is_union(kind: Any) -> bool:
+    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+
+
+def _type_text(kind: Any) -> str:
+    if is_union(kind):
+        return " or ".join(_type_text(part) for part in typing.get_args(kind))
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
+    if typing.get_origin(kind) is tuple:
+        if Ellipsis in typing.get_args(kind):
+            return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
+        return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
+    names = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "none"}
+    return names[kind]
+
+
+def range_problems(values: dict[str, Any]) -> list[str]:
+    """What is wrong with each value by itself."""
+    rules = (
+        (_AT_LEAST_ONE, lambda v: v >= 1, "must be 1 or more"),
+        (_NOT_NEGATIVE, lambda v: 0 <= v < float("inf"), "must be 0 or more, and finite"),
+        (_ABOVE_ZERO, lambda v: 0 < v < float("inf"), "must be above 0, and finite"),
+        (_FRACTIONS, lambda v: 0 <= v < 1, "must be at least 0 and below 1"),
+    )
+    return [
+        f"{name} = {values[name]!r}: {text}"
+        for names, holds, text in rules
+        for name in names
+        if not isinstance(values[name], str | None) and not holds(values[name])
+    ]
+
+
+Rules = Iterator[tuple[bool, str]]  # (whether it holds, what to say where it does not)
+
+
+def cross_problems(values: dict[str, Any]) -> list[str]:
+    """What is wrong with values beside each other."""
+    v = types.SimpleNamespace(**values)
+    rules = (_decoder_rules(v), _encoder_rules(v), _training_rules(v), _data_rules(v), _run_rules(v))
+    return [text for holds, text in itertools.chain(*rules) if not holds]
+
+
+def _decoder_rules(v: types.SimpleNamespace) -> Rules:
+    ids = (v.PAD_TOKEN_ID, v.START_TOKEN_ID, v.END_TOKEN_ID, v.UNK_TOKEN_ID)
+    yield (ids == (0, 1, 2, 3), f"PAD, START, END, UNK_TOKEN_ID = {ids}: must be 0, 1, 2, 3, the tokenizer's own")
+    yield (v.VOCAB_SIZE >= 260, f"VOCAB_SIZE = {v.VOCAB_SIZE}: needs at least 260 (256 bytes and 4 special tokens)")
+    yield (v.MAX_SEQ_LEN >= 3, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: needs at least 3 (<start>, one token, <end>)")
+    yield (
+        max(0, v.MAX_SEQ_LEN - 2) >= v.MIN_LENGTH,
+        f"MIN_LENGTH = {v.MIN_LENGTH}: at most {v.MAX_SEQ_LEN - 2} go between <start> and <end> "
+        f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
+    )
+    yield (v.LENGTH_PENALTY <= 10, f"LENGTH_PENALTY = {v.LENGTH_PENALTY}: at most 10, 1 is usual")
+    yield (v.BEAM_SIZE <= 100, f"BEAM_SIZE = {v.BEAM_SIZE}: at most 100, give fewer")
+    yield (
+        _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),
+        f"DECODER_EMBED_DIM = {v.DECODER_EMBED_DIM} must be a multiple of DECODER_HEADS = {v.DECODER_HEADS}",
+    )
+
+
+def _encoder_rules(v: types.SimpleNamespace) -> Rules:
+    if v.ENCODER_MODEL_NAME is not None:
+        return
+    yield (
+        not v.FREEZE_ENCODER,
+        "FREEZE_ENCODER = True needs a pretrained encoder: set ENCODER_MODEL_NAME, or FREEZE_ENCODER = False "
+        "(--no-freeze-encoder)",
+    )
+    yield (
+        _divides(v.VIT_PATCH_SIZE, v.IMAGE_SIZE or 64),
+        f"IMAGE_SIZE = {v.IMAGE_SIZE or 64} must be a multiple of VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}",
+    )
+    yield (
+        _divides(v.VIT_HEADS, v.VIT_EMBED_DIM),
+        f"VIT_EMBED_DIM = {v.VIT_EMBED_DIM} must be a multiple of VIT_HEADS = {v.VIT_HEADS}",
+    )
+    yield (
+        v.VIT_STEM == "patch" or v.VIT_PATCH_SIZE in (2, 4, 8, 16, 32),
+        f"VIT_PATCH_SIZE = {v.VIT_PATCH_SIZE}: VIT_STEM 'conv' halves the picture each time: 2, 4, 8, 16 or 32",
+    )
+
+
+def _training_rules(v: types.SimpleNamespace) -> Rules:
+    yield (
+        v.BATCH_SIZE == "auto" or v.BATCH_SIZE >= v.CAPTIONS_PER_IMAGE,
+        f"BATCH_SIZE = {v.BATCH_SIZE} counts captions and must be at least CAPTIONS_PER_IMAGE = {v.CAPTIONS_PER_IMAGE}",
+    )
+    yield (v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}")
+    yield (0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
+    yield (
+        all(0 <= beta < 1 for beta in v.ADAM_BETAS),
+        f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1",
+    )
+
+
+def _data_rules(v: types.SimpleNamespace) -> Rules:
+    yield (0 <= v.MAX_BAD_FRACTION <= 1, f"MAX_BAD_FRACTION = {v.MAX_BAD_FRACTION}: must be from 0 to 1")
+    for name in ("VAL_SPLITS", "TEST_SPLITS"):
+        shared = sorted(set(v.TRAIN_SPLITS) & set(getattr(v, name)))
+        yield (not shared, f"{name} and TRAIN_SPLITS both name {', '.join(shared)}: give each split one use")
+    for name in ("DATASET", "RUN_NAME"):
+        text = getattr(v, name)
+        yield (
+            text is None or (text not in ("", ".", "..") and not set(text) & set("/\\\0")),
+            f"{name} = {text!r}: is a folder's name, without / or \\ (set DATA_DIR or OUTPUT_DIR for the place)",
+        )
+
+
+def _run_rules(v: types.SimpleNamespace) -> Rules:
+    yield (
+        re.fullmatch(r"auto|cpu|mps|cuda(:[0-9]+)?", v.DEVICE) is not None,
+        f"DEVICE = {v.DEVICE!r}: must be auto, cpu, mps, cuda or cuda:<number>",
+    )
+    yield (
+        v.HF_REPO_ID is None or re.fullmatch(_REPO_ID, v.HF_REPO_ID, re.ASCII) is not None,
+        f"HF_REPO_ID = {v.HF_REPO_ID!r}: must be 'user/name' of letters, digits and single '-', '_' or '.' between",
+    )
+    yield (
+        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH in (None, "last"),
+        "INIT_CHECKPOINT_PATH starts a fresh run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
+    )
+    yield (
+        v.INIT_CHECKPOINT_PATH is None or v.RESUME_CHECKPOINT_PATH != "last" or v.RUN_NAME is not None,
+        "INIT_CHECKPOINT_PATH with RESUME_CHECKPOINT_PATH 'last' needs a RUN_NAME: 'last' could be another run",
+    )
+    yield (
+        not v.PROFILE or v.RESUME_CHECKPOINT_PATH is None,
+        "PROFILE trains no run, RESUME_CHECKPOINT_PATH continues one: set one of them to none",
+    )
+    for name in ("COMPILE", "PROFILE"):
+        yield (not (v.FSDP and getattr(v, name)), f"FSDP and {name} do not go together: set one of them to False")
+
+
+def _divides(part: int, whole: int) -> bool:
+    return part < 1 or whole % part == 0  # below 1 is told by its own rule

@@ -1,0 +1,214 @@
+"""Caption pictures with a trained model.
+
+    nanocaption caption holiday.jpg beach/*.png                 the newest run's best checkpoint
+    nanocaption caption folder/ --num-captions 3 --json
+    nanocaption caption holiday.jpg --checkpoint runs/demo-001/last.safetensors --beam-size 5
+    nanocaption caption holiday.jpg --checkpoint user/name      an exported model: a folder, or on the Hub
+    nanocaption caption holiday.jpg --num-captions 5 --sample --temperature 0.8
+    nanocaption caption holiday.jpg --attention words.png       the picture, lit where each word looked
+    find . -name '*.jpg' | nanocaption caption - --output captions.json
+
+A picture that cannot be read is told on stderr, the others are captioned, and the exit code is 1.
+"""
+
+import argparse
+import json
+import math
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nanocaption.base import cli
+from nanocaption.base.files import PICTURE_SUFFIXES, walk_files, write_file
+from nanocaption.base.settings import load_settings, take_settings
+from nanocaption.commands import decoding_flags
+
+_PARSER = argparse.ArgumentParser(
+    prog="nanocaption caption",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog="All other flags are settings of config.py: nanocaption train --help",
+    allow_abbrev=False,
+)
+_PARSER.add_argument(
+    "pictures", nargs="+", help="files, folders with pictures in or below them, or - for a list of paths on stdin"
+)
+_PARSER.add_argument(
+    "--checkpoint",
+    help="a checkpoint file, an exported folder or its id on the Hub (user/name); several with commas between are "
+    "averaged [the best of the newest run under OUTPUT_DIR]",
+)
+_PARSER.add_argument("--num-captions", type=int, default=1, help="captions per picture, best first [1]")
+_PARSER.add_argument("--json", action="store_true", help="print JSON with log-probabilities instead of text")
+_PARSER.add_argument("--output", help="write the JSON to this file instead")
+_PARSER.add_argument("--attention", help="one picture: draw what each word looked at into this PNG file")
+decoding_flags.add(_PARSER)
+
+
+def main(argv: list[str]) -> int:
+    """Caption what argv names; returns the exit code, 1 where a picture could not be read."""
+    own, rest = take_settings(argv)
+    arguments = _PARSER.parse_args(rest)
+    settings = load_settings(own)  # --help and mistakes answer before torch is imported
+    pictures = find_pictures(arguments.pictures)
+    check_arguments(arguments, pictures)
+
+    from nanocaption.model.captions import search_options
+    from nanocaption.use.load import find_checkpoints, load_models
+
+    paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
+    if arguments.attention and len(paths) > 1:
+        raise SystemExit("--attention shows what one model looks at: give one checkpoint")
+    if arguments.checkpoint is None:
+        print(f"captions of {paths[0]}", file=sys.stderr)
+    loaded = load_models(paths, settings)
+    as_text = not (arguments.json or arguments.output)
+    rows, unreadable = [], 0
+    # Captions that scroll by on a terminal show the progress themselves.
+    bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
+    search = search_options(loaded.settings.values)
+    options = decoding_flags.options(arguments, search, arguments.num_captions)
+    for picture, found in caption_pictures(loaded, pictures, options, bar):
+        if found is None:
+            unreadable += 1
+            continue
+        found = found[: arguments.num_captions]
+        for caption in found if as_text else ():
+            print(f"{picture}: {caption.text}")
+        numbers = [None if math.isnan(c.log_prob) else c.log_prob for c in found]  # JSON has no NaN
+        captions = [
+            {"caption": c.text, "log_prob": number, "score": None if number is None else c.score}
+            for c, number in zip(found, numbers, strict=True)
+        ]
+        rows.append({"file_name": str(picture), "captions": captions})
+        if arguments.attention:
+            write_file(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
+            print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
+    plain = not arguments.output and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    text = json.dumps(rows, indent=1, ensure_ascii=plain)
+    if arguments.output:
+        # A name that is no text comes out as JSON's own \udc80 to \udcff.
+        write_file(Path(arguments.output), f"{text}\n".encode("utf-8", "backslashreplace"))
+        print(f"captions of {len(rows)} pictures: {arguments.output}")
+    elif arguments.json:
+        print(text)
+    return 1 if unreadable else 0
+
+
+def check_arguments(arguments: argparse.Namespace, pictures: list[Path]) -> None:
+    """Raise SystemExit, with every problem found, for flags that cannot be meant so."""
+    a = arguments
+    rules = [
+        (a.num_captions >= 1, f"--num-captions {a.num_captions}: must be 1 or more"),
+        (not a.attention or len(pictures) == 1, f"--attention draws one picture: give one, not {len(pictures)}"),
+        (not a.attention or a.attention.endswith(".png"), f"--attention {a.attention}: must end in .png"),
+    ]
+    for flag, name in (("--output", a.output), ("--attention", a.attention)):
+        rules.append((not name or Path(name).parent.is_dir(), f"{flag} {name}: there is no such folder"))
+        rules.append((not name or not Path(name).is_dir(), f"{flag} {name}: is a folder, name a file"))
+        rules.append((not _is_one_of(name, pictures), f"{flag} {name}: is one of the pictures, name another file"))
+    problems = [text for holds, text in rules if not holds] + decoding_flags.problems(a, a.num_captions)
+    if problems:
+        raise SystemExit("\n".join(problems))
+
+
+def _is_one_of(name: str | None, paths: list[Path]) -> bool:
+    there = bool(name) and os.path.isfile(name)
+    return there and any(os.path.isfile(path) and os.path.samefile(name, path) for path in paths)
+
+
+def caption_pictures(
+    loaded: Any, pictures: list[Path], options: Any, progress: bool
+) -> Iterator[tuple[Path, list[Any] | None]]:
+    """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+    from tqdm import tqdm
+
+    from nanocaption.data.dataset import ImageTextDataset, load_image
+    from nanocaption.data.order import chunks
+    from nanocaption.use.captioning import caption_images
+    pass  # REMOVE
+
+    settings, image_spec = loaded.settings, loaded.models[0].image_spec
+
+    def read(picture: Path) -> torch.Tensor | None:
+        try:
+            return load_image(picture, image_spec)
+        except ValueError as error:
+            bar.write(str(error), file=sys.stderr)
+            return None
+
+    bar = tqdm(total=len(pictures), desc="captioning", unit="image", disable=not progress, mininterval=1)
+    with bar, ThreadPoolExecutor(max(1, settings.NUM_WORKERS)) as readers:
+        for chunk in chunks(pictures, settings.EVAL_BATCH_SIZE):
+            pixels = {picture: image for picture, image in zip(chunk, readers.map(read, chunk), strict=True)
+                      if image is not None}  # fmt: skip
+            readable = list(pixels)
+            records = [{"file_name": str(picture)} for picture in readable]
+            images = ImageTextDataset(records, Path(), [[] for _ in records], image_spec)
+            images.kept = dict(enumerate(pixels.values()))
+            captions = caption_images(
+                loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
+                device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
+            )  # fmt: skip
+            found = dict(zip(readable, captions, strict=True))
+            yield from ((picture, found.get(picture)) for picture in chunk)
+            bar.update(len(chunk))
+
+
+def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
+    """The PNG of attention.draw for one caption (inference.CaptionText) of a picture."""
+    from PIL import Image
+
+    from nanocaption.data.dataset import load_image
+    from nanocaption.data.pictures import read_picture
+    from nanocaption.use.attention import attend_maps, draw_words
+    pass  # REMOVE
+    pass  # REMOVE
+    pass  # REMOVE
+
+    model = loaded.models[0]
+    pixels = load_image(picture, model.image_spec)
+    (maps,) = attend_maps(model, loaded.tokenizer, pixels[None], [caption.ids])
+    # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
+    factor = 448 / model.image_spec["size"]
+    larger = {name: round(model.image_spec[name] * factor) for name in ("size", "resize")}
+    shown = load_image(picture, model.image_spec | larger).permute(1, 2, 0).numpy()
+    drawing = Image.fromarray(shown)
+    if not model.image_spec["crop"]:
+        height, width, _ = read_picture(picture).pixels.shape
+        drawing = drawing.resize((448, max(1, round(448 * height / width))))
+    return draw_words(drawing, caption.text, maps)
+
+
+def find_pictures(names: list[str]) -> list[Path]:
+    """Files as named, folders as the pictures in and below them, - as the paths on stdin.
+
+    SystemExit for a folder without any, and where no file is there. One that is missing among others is kept: it is
+    told in its turn.
+    """
+    pictures: list[Path] = []
+    for name in names:
+        path = Path(name)
+        if not name:
+            raise SystemExit('"" names no picture: for the folder you are in give .')
+        if name == "-":
+            pictures += [Path(line.rstrip("\r\n")) for line in sys.stdin if line.strip()]
+        elif os.path.isdir(path):  # Path.is_dir raises where a folder above may not be entered
+            names_below = walk_files(path, lambda error: print(cli.told(error), file=sys.stderr))
+            below = (path / entry for entry in names_below if entry.lower().endswith(PICTURE_SUFFIXES))
+            found = [picture for picture in below if not os.path.isdir(picture)]
+            if not found:
+                raise SystemExit(f"The folder {name!r} holds no pictures ({', '.join(PICTURE_SUFFIXES)}).")
+            pictures += found
+        else:
+            pictures.append(path)
+    if not pictures:
+        raise SystemExit("No picture was named: the list on stdin is empty.")
+    if not any(os.path.isfile(picture) for picture in pictures):
+        raise SystemExit(f"There is no picture {str(pictures[0])!r}.")
+    return pictures

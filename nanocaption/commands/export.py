@@ -1,0 +1,56 @@
+"""Export a checkpoint: a folder that captions pictures anywhere, without network, and can be put on the Hub.
+
+    nanocaption export my_captioner                                 the newest run's best checkpoint
+    nanocaption export runs/demo-001/best_cider.safetensors my_captioner
+    nanocaption export my_captioner --push user/name                and upload it to the Hugging Face Hub
+
+nanocaption/model/exported.py says what is in the folder. Its card, README.md, takes the scores of an evaluation of the
+same checkpoint where there is one beside it: run `nanocaption evaluate` first. With HF_REPO_ID a training does the same
+for each new best checkpoint, in its own folder runs/<run>/export, and uploads it beside the training.
+"""
+
+import argparse
+import shlex
+from pathlib import Path
+
+from nanocaption.base import hub
+from nanocaption.base.settings import load_settings, take_settings
+
+_PARSER = argparse.ArgumentParser(
+    prog="nanocaption export",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    epilog="All other flags are settings of config.py, e.g. --data-dir and --no-hf-private: nanocaption train --help",
+    allow_abbrev=False,
+)
+_PARSER.add_argument("checkpoint", nargs="?", help="a checkpoint file [the best of the newest run under OUTPUT_DIR]")
+_PARSER.add_argument("folder", type=Path, help="new or empty, or an older export, whose files are replaced")
+_PARSER.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hub")
+
+
+def main(argv: list[str]) -> None:
+    own, rest = take_settings(argv)
+    arguments = _PARSER.parse_intermixed_args(rest)
+    # --help and mistakes answer before torch is imported.
+    settings = load_settings([*own, *(["--hf-repo-id", arguments.push] if arguments.push is not None else [])])
+    from nanocaption.export.facts import title_of, write_export
+    from nanocaption.model import exported
+    from nanocaption.model.captioner import ImageToTextModel
+    from nanocaption.use.load import find_checkpoint, is_exported, load_state
+
+    exported.check_target(arguments.folder)
+    path = find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
+    if is_exported(path):
+        raise SystemExit(f"{path.parent} is an export already. Upload it: nanocaption upload {path.parent} USER/NAME")
+    if arguments.push and (problem := hub.access_problem(arguments.push)):
+        raise SystemExit(f"Nothing can be uploaded to {arguments.push}: {problem}.")
+    state, settings = load_state(path, settings)
+    facts = write_export(arguments.folder, state, path, Path(settings.DATA_DIR), arguments.push)
+    ImageToTextModel.from_pretrained(arguments.folder)  # proves that it loads
+    size = (arguments.folder / hub.WEIGHTS).stat().st_size / 1e6
+    print(f"{arguments.folder}: {path} after {state['epoch']} epochs, {size:.1f} MB of weights; verified")
+    if not facts.scores:
+        print("Note: the card has no test scores. For these, evaluate first, then export again:\n"
+              f"    nanocaption evaluate --checkpoint {shlex.quote(str(path))}")  # fmt: skip
+    if arguments.push:
+        print(f"{hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts))}")

@@ -1,0 +1,46 @@
+"""Upload an exported folder to the Hugging Face Hub. An upload beside a training runs this as a process of its own.
+
+    nanocaption upload my_captioner user/name                 private, unless the repository is there and public
+    nanocaption upload my_captioner user/name --public --message "epoch 12"
+"""
+
+import argparse
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+
+from nanocaption.base import hub
+
+
+def main(argv: list[str]) -> None:
+    parser = argparse.ArgumentParser(
+        prog="nanocaption upload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("repo_id", metavar="USER/NAME")
+    parser.add_argument("--public", action="store_true", help="make a new repository public")
+    parser.add_argument("--message", default="Upload a nanoCaption model", help="of the commit")
+    parser.add_argument("--with-process", type=int, metavar="PID", help="end when this, the parent process, has ended")
+    arguments = parser.parse_args(argv)
+    if arguments.with_process is not None:
+        threading.Thread(target=_end_with, args=(arguments.with_process,), daemon=True).start()
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if problem := hub.access_problem(arguments.repo_id):  # known within seconds, where the client itself would wait on
+        raise SystemExit(f"{arguments.repo_id} cannot be uploaded: {problem}")
+    print(hub.push(arguments.folder, arguments.repo_id, not arguments.public, arguments.message))
+
+
+def _end_with(parent: int) -> None:
+    """A training that is killed cannot end its upload, which would wait for a silent Hub for ever."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    try:
+        main(sys.argv[1:])
+    except Exception as error:  # the last line out of the pipe is what is told
+        raise SystemExit(hub.reason_of(error)) from None

@@ -1,0 +1,232 @@
+"""Any picture file -> upright RGB with eight bits a channel: the one way pictures are read, by scan and training.
+
+What is turned into what, each counted by the scan under the name given here:
+
+    grey, two colours   the same level in all three channels
+    palette             looked up
+    alpha               laid on white
+    CMYK                as printed; JPEGs hold it inverted, as Adobe began it
+    16 bit, 32 bit      whole numbers: the range is the smallest of 8, 12 and 16 bits that holds the brightest pixel
+    floating point      0 to 1, 0 to 255 or 0 to 65535, whichever holds the brightest pixel (clipped at 1 up to 4)
+    turned by EXIF      upright, as its orientation says; an EXIF block that cannot be read is left aside
+    first frame         of an animation or of several pages
+    other suffix        read by its content, whatever its name says
+
+Numbers below 0 or beyond those ranges are stretched from the lowest to the highest. Colour profiles are not applied.
+"""
+
+import base64
+import io
+import stat
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+# EPS and its like are programs that need another program to run: left out.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
+MAX_PIXELS = 120_000_000  # a phone's 108 megapixels pass; reading one takes 0.9 GB. More is refused before decoding
+MAX_ASPECT = 20  # longer side : shorter side; a longer strip holds nothing once it is made square
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"), "MPO": (".jpg", ".jpeg", ".mpo"), "PNG": (".png", ".apng"),
+    "GIF": (".gif",), "BMP": (".bmp", ".dib"), "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"), "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"), "JPEG2000": (".jp2", ".j2k", ".jpf", ".jpx"), "AVIF": (".avif", ".avifs"),
+}  # fmt: skip
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+ORIENTATION = 0x0112  # the EXIF tag
+FOREIGN = (  # what files without a known picture in them begin with
+    (b"<!doctype", "a web page (HTML), not a picture"), (b"<html", "a web page (HTML), not a picture"),
+    (b"<svg", "SVG, a format that is not read"), (b"<?xml", "XML, not a picture"), (b"{", "JSON, not a picture"),
+    (b"version https://git-lfs", "a Git LFS pointer, not the picture"), (b"%pdf", "PDF, a format that is not read"),
+    (b"%!ps", "PostScript, a format that is not read"),
+)  # fmt: skip
+
+
+class PictureError(ValueError):
+    """A picture that cannot be used. `reason` is one of a few, for counting; the message may say more."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Picture(NamedTuple):
+    """A picture as it was read."""
+
+    pixels: np.ndarray  # uint8 (H, W, 3), RGB, upright, writable
+    conversions: tuple[str, ...]  # what had to be done, by the names above; () for a plain RGB picture
+
+
+def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
+    """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
+
+    at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
+    More than MAX_PIXELS or a longer shape than MAX_ASPECT is refused from the header, before anything is decoded.
+    """
+    path = Path(path)
+    try:
+        with warnings.catch_warnings():  # of PIL, on odd EXIF blocks and large pictures: told here by what is done
+            warnings.simplefilter("ignore")
+            return _read(path, at_least)
+    except (PictureError, MemoryError):
+        raise
+    except Image.DecompressionBombError as error:
+        raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise PictureError("cannot be opened", error.strerror) from error
+        raise PictureError("truncated or damaged", _first_line(error)) from error
+    except Exception as error:  # PIL's decoders raise nearly any error on damaged files
+        raise PictureError("truncated or damaged", _first_line(error)) from error
+
+
+def _read(path: Path, at_least: int | None) -> Picture:
+    try:
+        about = path.stat()
+    except FileNotFoundError:
+        raise PictureError("link to nothing" if path.is_symlink() else "missing") from None
+    if not stat.S_ISREG(about.st_mode):  # opening a pipe would wait for ever
+        raise PictureError("a folder" if stat.S_ISDIR(about.st_mode) else "no regular file")
+    if about.st_size == 0:
+        raise PictureError("empty file")
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise PictureError(*_foreign(path)) from None
+    with opened as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise PictureError("too large", f"{width} x {height}, above {MAX_PIXELS / 1e6:.0f} megapixels")
+        if max(width, height) > MAX_ASPECT * min(width, height):
+            raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
+        conversions = []
+        if path.suffix.lower() not in SUFFIXES.get(image.format, ()):
+            conversions.append("other suffix")
+        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its preview
+            conversions.append("first frame")
+        sixteen = bool(image.tile) and "16" in str(image.tile[0][3])  # 16 bit colour: PIL takes the upper byte
+        if at_least:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        turned = _upright(image)
+        if turned is not image:
+            conversions.append("turned by EXIF")
+        pixels, kind = _rgb(turned)
+    if kind or sixteen:
+        conversions.append(kind or "16 bit")
+    return Picture(pixels, tuple(conversions))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The loaded image turned as its EXIF says. (TIFF: PIL has turned it already, and taken the tag away.)"""
+    try:
+        turn = TURNS.get(image.getexif().get(ORIENTATION))
+    except Exception:  # a damaged EXIF block; the picture itself is whole
+        return image
+    return image if turn is None else image.transpose(turn)
+
+
+def _rgb(image: Image.Image) -> tuple[np.ndarray, str]:
+    """(uint8 (H, W, 3), what had to be done)"""
+    mode = image.mode
+    if mode == "F" or mode.startswith("I"):
+        kind = "floating point" if mode == "F" else "16 bit" if mode.startswith("I;16") else "32 bit"
+        return np.repeat(_levels(np.asarray(image))[:, :, None], 3, axis=2), kind
+    if mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        image = image.convert("LA") if mode == "La" else image
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return np.array(Image.alpha_composite(white, image).convert("RGB")), "alpha"
+    if mode == "RGB":
+        return np.array(image), ""
+    kind = {"1": "two colours", "L": "grey", "P": "palette", "CMYK": "CMYK"}.get(mode, mode)
+    return np.array(image.convert("RGB")), kind
+
+
+def _levels(values: np.ndarray) -> np.ndarray:
+    """Grey values (H, W) of a type without a stated range -> uint8, by the rules at the top of this file."""
+    whole = values.dtype.kind in "iu"
+    values = np.nan_to_num(values.astype(np.float64))
+    low, high = values.min(), values.max()
+    tops = ((255, 255), (4095, 4095), (65535, 65535)) if whole else ((4, 1), (255, 255), (65535, 65535))
+    top = next((top for limit, top in tops if high <= limit), None)
+    if low < 0 or top is None:
+        if high == low:
+            return np.full(values.shape, 128, dtype=np.uint8)
+        values, top = (values - low) / (high - low), 1
+    return np.rint((values * (255 / top)).clip(0, 255)).astype(np.uint8)
+
+
+def _foreign(path: Path) -> tuple[str, str]:
+    """(reason, detail) for a file in which PIL found no picture."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    for start, what in FOREIGN:
+        if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(start):
+            return "not a picture", what
+    if head[4:12] in (b"ftypheic", b"ftypheix", b"ftypmif1"):
+        return "not a picture", "HEIC, a format that is not read: save it as JPEG"
+    if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
+        return "truncated or damaged", "its header cannot be read"
+    return "not a picture", "no format that is read here"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
+    """(height, width) of a JPEG with three channels of eight bits and no EXIF or XMP block; None for anything else.
+
+    For a decoder that knows no more than that: all else is left to `read`.
+    """
+    at = 2
+    if data[:2] != b"\xff\xd8":
+        return None
+    while data[at : at + 1] == b"\xff" and at + 10 <= len(data):
+        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+        if marker in (0xC0, 0xC1, 0xC2):  # baseline, extended, progressive frame
+            height, width = (int.from_bytes(data[at + i : at + i + 2], "big") for i in (5, 7))
+            return (height, width) if (data[at + 4], data[at + 9]) == (8, 3) and height and width else None
+        if marker == 0xE1 or not 0xC4 <= marker < 0xFF or marker == 0xDA:  # EXIF or XMP; filling; the pixels
+            return None
+        at += 2 + length
+    return None
+
+
+THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
+
+
+def seen_part(path: Path, image_spec: dict) -> list[float]:
+    """[left, top, right, bottom] of what an encoder sees of a picture, as fractions, for the "box" of its maps.
+
+    image_spec: with "crop" the shorter side is resized to "resize" pixels and the middle "size" of it is cut out.
+    """
+    if not image_spec["crop"]:
+        return [0.0, 0.0, 1.0, 1.0]
+    height, width, _ = read_picture(path, 2 * THUMBNAIL_SIZE).pixels.shape
+    across, down = (image_spec["size"] / (side / min(width, height) * image_spec["resize"]) for side in (width, height))
+    return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
+
+
+def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:
+    """A small RGB picture, `size` pixels at most, read as the encoder's are; ValueError where that is not possible."""
+    try:
+        picture = Image.fromarray(read_picture(path, 2 * size).pixels)
+    except PictureError as error:
+        raise ValueError(f"The picture {path} cannot be read: {error}") from error
+    picture.thumbnail((size, size))
+    return picture
+
+
+def data_uri(picture: Image.Image, kind: str = "JPEG") -> str:
+    """A picture as a JPEG or PNG that can stand in a page."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, quality=80, optimize=True)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

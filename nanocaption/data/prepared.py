@@ -1,0 +1,131 @@
+"""Several prepared sets as one: DATASET = "flickr30k,mine*2" or "coco*0.5,mine".
+
+The number behind a name says how often an epoch visits each training pair of that set: 2 is twice, 0.5 one half of them
+and in the next epoch the other half. Validation and test take every picture of all the sets that have them, once: a
+weight there would make scores that no other set of pictures can be compared with.
+"""
+
+import hashlib
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from nanocaption.base.files import cases, walk_files
+
+
+def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | None = None) -> list[dict[str, Any]]:
+    """The images of some splits of a prepared data set: {"file_name", "captions", ...} each, in the set's own order.
+
+    cutoff: only the first so many of each split, and of each set where several are mixed. Raises ValueError where a
+    split has no image.
+    """
+    path = Path(folder) / "captions.json"
+    records = json.loads(path.read_text(encoding="utf-8"))["images"]
+    splits = (splits,) if isinstance(splits, str) else splits
+    there = sorted({record["split"] for record in records})
+    absent = [repr(split) for split in splits if split not in there]
+    if absent:
+        raise ValueError(
+            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(there) or 'no images'}. Which "
+            "are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
+        )
+    seen: Counter = Counter()
+    chosen = []
+    for record in records:
+        if record["split"] in splits:
+            seen[part := (record["split"], record.get("set"))] += 1
+            if cutoff is None or seen[part] <= cutoff:
+                chosen.append(record)
+    return chosen
+
+
+def sample_places(records: Sequence[dict[str, Any]], number: int) -> list[int]:
+    """Which `number` images stand for all: the first, and of several sets or splits evenly spaced ones."""
+    kinds = {(record.get("set"), record["split"]) for record in records}
+    if len(kinds) == 1 or number >= len(records):
+        return list(range(min(number, len(records))))
+    return [place * len(records) // number for place in range(number)]
+
+
+FORM = 'write names with commas between, each with an optional weight above 0: "flickr30k,mine*2"'
+
+
+class Part(NamedTuple):
+    """One set of a mix."""
+
+    name: str
+    weight: float
+
+
+def is_mix(dataset: str) -> bool:
+    return "," in dataset or re.fullmatch(r".*\*\s*[-+.\d]\S*", dataset) is not None
+
+
+def parse_mix(dataset: str) -> list[Part]:
+    """"flickr30k,mine*2" -> its parts. Raises ValueError with one line where it is not of that form."""
+    parts = []
+    for text in dataset.split(","):
+        name, star, number = (piece.strip() for piece in text.partition("*"))
+        try:
+            weight = float(number) if star else 1.0
+        except ValueError:
+            weight = math.nan
+        if not name or not 0 < weight < math.inf:
+            raise ValueError(f"DATASET = {dataset!r}: {text.strip()!r} is no set with a weight; {FORM}")
+        parts.append(Part(name, weight))
+    names = [part.name for part in parts]
+    if len(set(names)) < len(names):
+        raise ValueError(f"DATASET = {dataset!r} names a set twice: give it a weight instead; {FORM}")
+    return parts
+
+
+def folder_name(dataset: str) -> str:
+    """The name of the folder in DATA_DIR: DATASET itself, and for a mix "flickr30k+mine@2"."""
+    if not is_mix(dataset):
+        return dataset
+    return "+".join(part.name + ("" if part.weight == 1 else f"@{part.weight:g}") for part in parse_mix(dataset))
+
+
+class EditedError(ValueError):
+    """captions.json is not the one its manifest was written for."""
+
+
+def verify(folder: Path) -> dict:
+    """The manifest of a whole set. Raises ValueError with one line when the set is not whole.
+
+    Whole: the manifest is there, captions.json has the digest it names, and images/ has every picture of captions.json
+    by name (the pictures are not opened: well under a second for 30,000).
+    """
+    folder = Path(folder)
+    try:
+        manifest = json.loads((folder / "manifest.json").read_bytes())
+        captions = (folder / "captions.json").read_bytes()
+    except FileNotFoundError as error:
+        raise ValueError(f"{folder} is not whole: it has no {Path(error.filename).name}") from None
+    except ValueError as error:
+        raise ValueError(f"{folder} is not whole: its manifest.json is no JSON ({error})") from None
+    if not isinstance(manifest, dict) or not {"counts", "captions_sha256"} <= manifest.keys():
+        raise ValueError(f"{folder} is not whole: its manifest.json lacks counts or captions_sha256")
+    if manifest["captions_sha256"] != hashlib.sha256(captions).hexdigest():
+        raise EditedError(f"{folder} is not whole: captions.json has changed since manifest.json was written; to use "
+                          "such changes make them in a folder of your own (RAW_DATA_DIR), and delete "
+                          f"{folder / 'manifest.json'} to make this set again")
+    names = [record["file_name"] for record in json.loads(captions)["images"]]
+    present = set(walk_files(folder / "images"))
+    missing = [name for name in names if name not in present]
+    if missing:
+        raise ValueError(f"{folder} is not whole: {cases(missing, 'picture')} missing in images/")
+    return manifest
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether `verify` accepts the set."""
+    try:
+        verify(folder)
+    except ValueError:
+        return False
+    return True

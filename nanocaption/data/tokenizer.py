@@ -1,0 +1,156 @@
+"""Text to token ids and back: a byte-level BPE trained on the training captions.
+
+`tokenizer.json` is the truth; `vocab.json` and `merges.txt` lie beside it for people and other tools, they do not
+hold the special tokens. `<pad> <start> <end> <unk>` have the ids 0 1 2 3. Every byte has a token, so any Unicode text
+makes the round trip unchanged and <unk> never occurs.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
+PAD, START, END, UNK = range(4)
+FOR_TRANSFORMERS = {  # tokenizer_config.json
+    "tokenizer_class": "PreTrainedTokenizerFast",
+    "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
+    "clean_up_tokenization_spaces": False,
+    "split_special_tokens": True,  # "<end>" in a caption is text there as well
+}  # fmt: skip
+_FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "digest.json")
+
+
+def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int) -> Tokenizer:
+    """Train a byte-level BPE on `captions` and write it to `folder`; returns it.
+
+    The vocabulary may stay below `vocab_size` where the captions hold no more pairs that occur twice.
+    Raises ValueError for no captions or a vocabulary that cannot hold the 256 bytes and the special tokens.
+    """
+    if not captions:
+        raise ValueError("The tokenizer needs captions to train on; the training split has none.")
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    smallest = len(alphabet) + len(SPECIAL_TOKENS)
+    if vocab_size < smallest:
+        raise ValueError(f"VOCAB_SIZE = {vocab_size} must be at least {smallest}: 256 bytes and 4 special tokens.")
+    tokenizer = Tokenizer(models.BPE(unk_token=SPECIAL_TOKENS[UNK]))
+    # A prefix space gives the first word of a caption the same token as that word elsewhere; decode() removes it.
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    # For AutoTokenizer, which then gives the same ids as encode().
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", START), ("<end>", END)]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=sorted(alphabet),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_with_space(caption) for caption in captions), trainer)
+
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "digest.json").unlink(missing_ok=True)  # written last: without it the folder counts as unfinished
+    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))  # vocab.json and merges.txt
+    (folder / "tokenizer_config.json").write_text(json.dumps(FOR_TRANSFORMERS, indent=1), encoding="utf-8")
+    digest = {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}
+    (folder / "digest.json").write_text(json.dumps(digest, indent=1), encoding="utf-8")
+    return tokenizer
+
+
+def load_or_train(captions: Sequence[str], folder: Path | str, vocab_size: int) -> tuple[Tokenizer, bool]:
+    """The tokenizer in `folder`, trained anew where a file is missing, altered, or the captions or the size changed.
+
+    Returns (tokenizer, whether it was trained now).
+    """
+    folder = Path(folder)
+    if all((folder / name).is_file() for name in _FILES):
+        try:
+            digest = json.loads((folder / "digest.json").read_text(encoding="utf-8"))
+            tokenizer = load_tokenizer(folder)
+            if digest == {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}:
+                return tokenizer, False
+        except ValueError:
+            pass  # a damaged file is the same as a missing one: it is made again from the captions
+    return train_tokenizer(captions, folder, vocab_size), True
+
+
+def load_tokenizer(folder: Path | str) -> Tokenizer:
+    """The tokenizer of `folder`/tokenizer.json. Raises ValueError where that is missing or not ours."""
+    path = Path(folder) / "tokenizer.json"
+    if not path.is_file():
+        raise ValueError(f"There is no tokenizer at {path}.")
+    return tokenizer_from_json(path.read_text(encoding="utf-8"), str(path))
+
+
+def tokenizer_from_json(text: str, origin: str = "the checkpoint") -> Tokenizer:
+    """The tokenizer from the text of a tokenizer.json, checked. Raises ValueError naming `origin`."""
+    try:
+        tokenizer = Tokenizer.from_str(text)
+    except Exception as error:  # the library raises bare Exception
+        raise ValueError(f"The tokenizer of {origin} cannot be read: {error}") from error
+    check_tokenizer(tokenizer, origin)
+    return tokenizer
+
+
+def check_tokenizer(tokenizer: Tokenizer, origin: str = "the tokenizer") -> None:
+    """Prove ids, round trip and <end>, before any training relies on them. Raises ValueError saying what is wrong."""
+    ids = [tokenizer.token_to_id(token) for token in SPECIAL_TOKENS]
+    if ids != [PAD, START, END, UNK]:
+        raise ValueError(f"{origin}: {SPECIAL_TOKENS} have the ids {ids}, must be 0, 1, 2, 3.")
+    for text in ("A dog.", "  two  spaces ", "naïve café — 東京 🐕\tüß\n", "<end> of <pad> the pier", ""):
+        back = text_of(tokenizer, encode(tokenizer, text, max_length=1000))
+        if back != text:
+            raise ValueError(f"{origin}: {text!r} comes back as {back!r}; the round trip must lose nothing.")
+    cut = encode(tokenizer, "a long caption about a dog", max_length=4)
+    if len(cut) != 4 or cut[0] != START or cut[-1] != END:
+        raise ValueError(f"{origin}: a cut caption gives {cut}, must begin with <start> and end in <end>.")
+
+
+def encode(tokenizer: Tokenizer, caption: str, max_length: int) -> list[int]:
+    """`caption` as [<start>, ..., <end>], at most `max_length` ids; a longer caption is cut before its <end>."""
+    return encode_batch(tokenizer, [caption], max_length)[0]
+
+
+def encode_batch(tokenizer: Tokenizer, captions: Sequence[str], max_length: int) -> list[list[int]]:
+    """`encode` for many captions at once, in order."""
+    # The text "<end>" in a caption is text: encode_special_tokens keeps it from becoming the control token.
+    tokenizer.encode_special_tokens = True
+    encodings = tokenizer.encode_batch_fast([_with_space(caption) for caption in captions], add_special_tokens=False)
+    return [[START, *encoding.ids[: max_length - 2], END] for encoding in encodings]
+
+
+def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of `ids`, up to the first <end>; <start> and <pad> are left out."""
+    ids = list(ids)
+    if END in ids:
+        ids = ids[: ids.index(END)]
+    text = tokenizer.decode([i for i in ids if i > UNK], skip_special_tokens=False)
+    return text[1:] if text.startswith(" ") else text
+
+
+def captions_digest(captions: Sequence[str], vocab_size: int) -> str:
+    """sha256 over the captions, in order, and the vocabulary size."""
+    digest = hashlib.sha256(f"{vocab_size}\n".encode())
+    for caption in captions:
+        digest.update(json.dumps(caption).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """sha256 of the tokenizer's canonical JSON; two tokenizers with the same digest give the same ids."""
+    return hashlib.sha256(tokenizer.to_str().encode()).hexdigest()
+
+
+def _with_space(caption: str) -> str:
+    try:
+        caption.encode()
+    except UnicodeEncodeError as error:  # half of a surrogate pair, as a damaged JSON escape gives
+        raise ValueError(f"The caption {ascii(caption)} is not Unicode text: {error.reason}.") from error
+    # add_prefix_space alone would skip a caption that begins with a space, and decode() would then eat that space.
+    return " " + caption

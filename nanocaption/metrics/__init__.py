@@ -1,0 +1,68 @@
+"""Caption scores without Java: Penn Treebank tokens, BLEU, CIDEr-D, ROUGE-L, equal to pycocoevalcap.
+
+    from nanocaption.metrics import score
+    score({1: ["A dog runs.", "The dog is running"]}, {1: "A dog running"})   # {"Bleu_1": ..., "CIDEr": ...}
+
+- `ptb_tokenize(captions)`: one batch of captions to token strings.
+- `score(references, candidates)`: corpus scores, a plain dict with the keys `Bleu_1` ... `Bleu_4`, `CIDEr`,
+  `ROUGE_L`, as fractions. `score_per_image(...)`: the same for each image, by id.
+- `prepare_references(references)`, then `score_prepared(prepared, candidates)` -> `Scores(corpus, per_image)`, many
+  times; `cider_rewards(prepared, images, captions)` for any captions of any of its images.
+- `measure(prepared, candidates)` holds what each image adds: `total(measured)` makes `Scores` of it,
+  `intervals(measured)` their bootstrap intervals, `compare(first, second)` a paired test of two models' captions.
+  `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs; `require_java(meteor, spice)`
+  raises first where these are missing.
+- `leave_one_out(references)`: how well the people who wrote the references agree.
+- `text_statistics(captions)`: distinct n-grams, lengths, vocabulary, repetition; needs no references.
+- `python -m metrics references.json predictions.json [--compare other.json] [--json out.json]`: for files of
+  anyone's model.
+
+`references` is {image id: [captions]}, `candidates` {image id: caption}, captions as written. Three things to
+know before two numbers are compared: what the field prints as CIDEr is CIDEr-D; it depends on the set of
+images, whose references give the document frequencies; and a caption's tokens can depend on the caption after
+it, so order matters, rarely.
+"""
+
+from nanocaption.metrics.bootstrap import Difference, compare, differences_table, intervals
+from nanocaption.metrics.diversity import TextStatistics, text_statistics
+from nanocaption.metrics.files import references_digest, require_same_references, signature
+from nanocaption.metrics.java import require_java
+from nanocaption.metrics.ptb import ptb_tokenize
+from nanocaption.metrics.scores import (
+    Measured,
+    References,
+    Scores,
+    cider_rewards,
+    leave_one_out,
+    measure,
+    prepare_references,
+    score,
+    score_per_image,
+    score_prepared,
+    total,
+)
+
+__all__ = [
+    "Difference",
+    "Measured",
+    "References",
+    "Scores",
+    "TextStatistics",
+    "cider_rewards",
+    "compare",
+    "differences_table",
+    "intervals",
+    "leave_one_out",
+    "measure",
+    "prepare_references",
+    "ptb_tokenize",
+    "references_digest",
+    "require_java",
+    "require_same_references",
+    "score",
+    "score_per_image",
+    "score_prepared",
+    "signature",
+    "text_statistics",
+    "total",
+]

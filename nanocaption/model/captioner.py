@@ -1,0 +1,249 @@
+"""The captioner: an image encoder, and a Transformer decoder that attends to all patch features.
+
+Shapes: N images, B captions (each belongs to one image), T tokens, R real tokens of the batch (padding left out),
+P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
+
+The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied token embeddings (Press & Wolf 2017).
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+
+from nanocaption.base import tensors
+from nanocaption.base.settings import ModelSettings
+from nanocaption.data.packing import Places, find_places, unpack
+from nanocaption.data.tokenizer import tokenizer_from_json
+from nanocaption.model import exported
+from nanocaption.model.captions import caption_files
+from nanocaption.model.decoder import Cache, Decoder, follow
+from nanocaption.model.encoder import (
+    SCRATCH_SIZE,
+    PretrainedTower,
+    VisionTransformer,
+    load_pretrained,
+    nameless,
+    rebuild_pretrained,
+    scratch_image_spec,
+)
+
+# How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
+# its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
+_CPU_PATCHES = 16 * 14**2
+
+
+class ImageToTextModel(nn.Module):
+    """Images and the tokens so far -> logits of each next token.
+
+    settings: sizes, and ENCODER_MODEL_NAME: None is a ViT from scratch of the VIT_* sizes. dropout: of the decoder.
+    tower: {"encoder_config", "image_spec"} of a checkpoint, to rebuild a pretrained tower without loading it anew.
+    Raises ValueError with one line where the encoder cannot be loaded, or its patches are wider than the images.
+    """
+
+    def __init__(
+        self, settings: ModelSettings, vocab_size: int, dropout: float = 0.0, tower: Mapping[str, Any] | None = None
+    ):
+        super().__init__()
+        s = settings
+        if s.ENCODER_MODEL_NAME is None:
+            size = s.IMAGE_SIZE or SCRATCH_SIZE
+            shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
+            self.encoder, self.image_spec = VisionTransformer(*shape), scratch_image_spec(size)
+        elif tower:
+            self.encoder, self.image_spec = rebuild_pretrained(tower["encoder_config"]), tower["image_spec"]
+        else:
+            self.encoder, self.image_spec = load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
+        side, patch = self.image_spec["size"], self.encoder.patch_size
+        if side < patch:
+            raise ValueError(f"IMAGE_SIZE = {side}: less than one patch of the encoder. Give {patch} or more, or None.")
+        self.freeze_encoder = s.FREEZE_ENCODER
+        if s.FREEZE_ENCODER:
+            self.encoder.requires_grad_(False)
+        # Some towers (CLIP) give patch features without a final norm.
+        self.memory_norm = nn.LayerNorm(self.encoder.width)
+        self.memory_projection = nn.Linear(self.encoder.width, s.DECODER_EMBED_DIM)
+        self.decoder = Decoder(
+            vocab_size, s.DECODER_EMBED_DIM, s.DECODER_HEADS, s.DECODER_LAYERS, s.DECODER_FF_DIM,
+            s.MAX_SEQ_LEN, dropout, s.PAD_TOKEN_ID,
+        )  # fmt: skip
+        self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
+        self._initialise()
+        self.encode_in_parts = True  # on a CPU, without gradients
+        # from_pretrained sets them: a model that can caption files by itself.
+        self.tokenizer: Tokenizer | None = None
+        self.about: dict[str, Any] | None = None
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "ImageToTextModel":
+        """The model of an exported folder, or of the Hub by its id and a revision, in eval mode on the CPU.
+
+        A folder needs no network. Raises ValueError with one line where there is none or it is damaged.
+        """
+        state = exported.read(name, revision)
+        try:
+            model, model.tokenizer = assemble(state)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        model.about = {key: value for key, value in state.items() if key != "model_state_dict"}
+        return model
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write such a folder, of a model that from_pretrained gave; see exported.write for what is refused."""
+        if self.about is None or "card" not in self.about:
+            raise ValueError(f"This model has no card of its own: save what from_pretrained gave. {exported.HINT}")
+        exported.write(Path(folder), {**self.about, "model_state_dict": self.state_dict()}, self.about["card"])
+
+    def caption(self, path: str | Path, **options: Any) -> str:
+        """The best caption of a picture file; options as in captions.caption_files, which gives more."""
+        return caption_files(self, [path], **options)[0][0].text
+
+    def _initialise(self) -> None:
+        """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.
+
+        GPT-2's 0.02 suits widths near 768; at 128 it leaves attention flat for several epochs. Layers that write into
+        the residual stream start smaller by sqrt(number of such layers), so that its variance does not grow with depth.
+        """
+        width = self.memory_projection.out_features
+        for module in self.decoder.modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=width**-0.5)
+            if isinstance(module, nn.Linear):
+                nn.init.zeros_(module.bias)
+        writers = [w for layer in self.decoder.layers for w in (layer.self_out, layer.cross_out, layer.feedforward[2])]
+        for writer in writers:
+            nn.init.normal_(writer.weight, std=(writer.in_features * len(writers)) ** -0.5)
+        scratch = [] if isinstance(self.encoder, PretrainedTower) else self.encoder.modules()
+        for module in (self.memory_projection, *scratch):
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+
+    def train(self, mode: bool = True) -> "ImageToTextModel":
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()  # a frozen encoder has no dropout
+        return self
+
+    def compile_parts(self) -> None:
+        """Compile the encoder and the decoder, in place and when first used; parameter names stay.
+
+        The decoder's sizes change with every batch and are compiled as unknowns: the number of compilations is bounded,
+        whatever the captions' lengths.
+        """
+        self.decoder.compile(dynamic=True)
+        self.encoder.compile()
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
+            few = images.device.type == "cpu" and not torch.is_grad_enabled() and self.encode_in_parts
+            patches = (images.shape[-1] // self.encoder.patch_size) ** 2
+            parts = images.split(max(1, _CPU_PATCHES // patches)) if few else (images,)
+            return torch.cat([self.encoder(self._normalised(part)) for part in parts])
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return (images.float() / 255 - self.mean) / self.std if images.dtype == torch.uint8 else images
+
+    def forward(self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V) of the token that follows each of `decoder_input_tokens` (B, T).
+
+        images: (N, 3, S, S) as for `encode`, or features (N, P, E) that `encode` gave.
+        image_index: (B,), which image each caption belongs to; None = one caption per image, in order.
+        Padding stands at the end, where no real token sees it. It is never computed; its logits are 0.
+        """
+        places = find_places(decoder_input_tokens, self.decoder.pad, image_index, len(images))
+        logits = self.decoder.logits(self.hidden(images, decoder_input_tokens, places))  # (R, V)
+        return unpack(logits, places.in_captions, places.captions)
+
+    def hidden(self, images: Tensor, decoder_input_tokens: Tensor, places: Places) -> Tensor:
+        """`forward` without the last map, for the real tokens only, caption after caption: (R, D)."""
+        return self.decoder(decoder_input_tokens, self.memory(images), places)
+
+    def memory(self, images: Tensor) -> Tensor:
+        """Images or features -> what the decoder attends to, (N, P, D)."""
+        features = images if images.ndim == 3 else self.encode(images)
+        return self.memory_projection(self.memory_norm(features.to(self.memory_norm.weight.dtype)))
+
+    @torch.inference_mode()
+    def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The step function that decode.py works with, holding the KV cache of these images.
+
+        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token. `parents` says which row of
+        the step before each row continues; rows stay with their image, so the K captions of image n are rows
+        n*K .. n*K+K-1 and share its cross-attention keys, computed once here. Where whole images are missing from
+        `parents`, they are dropped, and N is smaller from there on.
+        """
+        memory = self.memory(images)
+        cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
+        slots = torch.empty(len(memory), 0, 0, dtype=torch.long, device=memory.device)
+
+        @torch.inference_mode()
+        def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+            nonlocal slots, cache
+            if slots.shape[2] and parents is not None:
+                slots, cache = follow(slots, cache, parents)
+            beams = torch.arange(len(tokens) // len(slots), device=tokens.device)  # (K,)
+            newest = beams.expand(len(slots), -1)[:, :, None]  # (N, K, 1)
+            slots = torch.cat([slots, newest], 2) if slots.shape[2] else newest
+            # All K captions of an image attend to the keys of all K, and each is shown its own: that spares reordering
+            # the cache at every step, and turns K products with a vector into one with a matrix.
+            hidden = (slots[..., None] != beams).flatten(2)[:, None] if len(beams) > 1 else None  # (N, 1, K, L*K)
+            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden)
+
+        return step
+
+    @torch.inference_mode()
+    def cross_attention(
+        self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None
+    ) -> tuple[Tensor, int]:
+        """What each token looks at, in one pass over whole captions, with the arguments of `forward`.
+
+        Returns (weights (layers, B, T, H, P), side): weights of the attention over an image's features, which sum to
+        1 over P and are 0 for padding; the last side * side of the P are the grid of patches, row by row. The
+        features before them are a tower's class and register tokens.
+        """
+        memory, tokens = self.memory(images), decoder_input_tokens
+        places = find_places(tokens, self.decoder.pad, image_index, len(memory))
+        weights = self.decoder.cross_attention(tokens, memory, places)  # layers x (R, H * P)
+        heads, patches = self.decoder.layers[0].heads, memory.shape[1]
+        stacked = torch.stack([unpack(layer, places.in_captions, places.captions) for layer in weights])
+        # A grid of `side` with e extra tokens is side^2 + e < (side + 1)^2, as long as e <= 2 * side.
+        return stacked.view(*stacked.shape[:3], heads, patches), math.isqrt(patches)
+
+    def arguments(self) -> dict[str, Any]:
+        """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
+        if isinstance(self.encoder, PretrainedTower):
+            return {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
+        return {}
+
+    def encoder_identity(self) -> Mapping[str, Any] | None:
+        """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
+        return nameless(self.arguments().get("encoder_config"))
+
+
+def build_model(
+    config: Mapping[str, Any], vocab_size: int, tower: Mapping[str, Any] | None = None
+) -> ImageToTextModel:
+    """The model that `config` (settings by name) describes. tower: a checkpoint's `ImageToTextModel.arguments`."""
+    return ImageToTextModel(ModelSettings.of(config), vocab_size, config["DECODER_DROPOUT"], tower)
+
+
+def assemble(state: Mapping[str, Any]) -> tuple[ImageToTextModel, Tokenizer]:
+    """(the model in eval mode on the CPU, its tokenizer) of a checkpoint or export alone: no download, no data set.
+
+    Raises ValueError with one line where the parts do not fit each other.
+    """
+    tokenizer = tokenizer_from_json(state["tokenizer"])
+    try:
+        model = build_model(state["config"], tokenizer.get_vocab_size(), state["model_arguments"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"The model cannot be built from its settings: {error!r}") from error
+    tensors.check_fits(model, state["model_state_dict"], "The checkpoint")
+    model.load_state_dict(state["model_state_dict"])
+    return model.eval(), tokenizer

@@ -1,0 +1,76 @@
+"""Captions of pictures: a model, a tokenizer and options -> texts with their probabilities."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from nanocaption.data.tokenizer import END, START, text_of
+from nanocaption.data.transform import load_image
+from nanocaption.model import decode
+from nanocaption.model.options import Options
+
+_PICTURES = 32  # captioned at once
+
+
+class CaptionText(NamedTuple):
+    text: str
+    log_prob: float  # sum over its tokens
+    score: float  # log_prob / length ** length_penalty, see decode.py
+    ids: list[int]  # its tokens without <start> and <end>
+
+
+@torch.inference_mode()
+def caption_files(model: Any, paths: Sequence[str | Path], **options: Any) -> list[list[CaptionText]]:
+    """Captions of picture files with a model of from_pretrained, per picture the best first.
+
+    options: fields of Options, in place of the search settings the model was saved with.
+    Raises ValueError with one line for a picture that cannot be read.
+    """
+    if model.tokenizer is None:
+        raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
+    strange = [path for path in paths if not isinstance(path, str | os.PathLike)]
+    if strange:
+        raise ValueError(f"{strange[0]!r:.60} is no path of a picture file: save the picture, and give its path")
+    chosen = search_options(model.about["config"])._replace(**options)
+    found = []
+    for start in range(0, len(paths), _PICTURES):
+        chunk = [load_image(path, model.image_spec) for path in paths[start : start + _PICTURES]]
+        found += decode_pictures([model], model.tokenizer, [torch.stack(chunk).to(model.mean.device)], chosen)
+    return found
+
+
+def decode_pictures(
+    models: Sequence[Any],
+    tokenizer: Tokenizer,
+    pixels: Sequence[Tensor],
+    options: Options,
+    seeds: Sequence[int] | None = None,
+) -> list[list[CaptionText]]:
+    """Captions of N pictures by one model, or by several whose probabilities are averaged; per picture the best first.
+
+    pixels: per model its own reading of the pictures, uint8 (N, 3, S, S) on the models' device.
+    seeds: of random captions, one per picture, see decode.sample.
+    """
+    steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
+    results = decode.decode(
+        decode.ensemble(steps), len(pixels[0]), options, start_id=START, end_id=END,
+        max_length=min(model.decoder.max_seq_len for model in models) - 1, seeds=seeds,
+        device=pixels[0].device,
+    )  # fmt: skip
+    return [
+        [CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found]
+        for found in results
+    ]
+
+
+def search_options(settings: Mapping[str, Any]) -> Options:
+    """The beam search that settings, by name, ask for."""
+    return Options(
+        beam_size=settings["BEAM_SIZE"], length_penalty=settings["LENGTH_PENALTY"], min_length=settings["MIN_LENGTH"],
+        no_repeat_ngram=settings["NO_REPEAT_NGRAM"],
+    )  # fmt: skip

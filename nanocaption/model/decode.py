@@ -1,0 +1,384 @@
+"""Choosing a caption's tokens: greedy, beam search, diverse beams, sampling, ensembles. Knows ids only.
+
+step(tokens (R,), parents (R,) or None) -> logits (R, V): feeds one token per row and gives the logits of the next.
+`parents` names the row of the step before that each row continues (None: its own). Rows are grouped by image: with K
+captions at once, image n has the rows n*K .. n*K+K-1. An image that is finished may be left out with all its rows; the
+step then counts those of the others anew.
+N images, K beams, G groups of K/G beams, R = N*K rows, V vocabulary, L tokens so far (<start> included).
+
+What the numbers of a caption mean, whichever way it was found: log_prob is its log-probability under the model itself
+(of an ensemble: under the averaged probabilities), however the choice was restricted; score is
+log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length and
+n-gram blocking forbid tokens without raising the probability of the rest. Where every token is forbidden, <end> is
+allowed again, so a caption may then be shorter than min_length; no score is ever infinite because of a rule.
+A model whose logits are no numbers (NaN) for an image gives an empty caption there, and its log_prob and score are NaN.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanocaption.model.options import Options, option_problems
+
+Step = Callable[[Tensor, Tensor | None], Tensor]
+_FLOOR = -1e9  # total of a beam that is none: -inf would become NaN in a difference
+# Finished images are left out of the batch once they are this share of it: for fewer, copying the rest costs too much.
+_LEAVE_OUT = 0.2
+
+
+class Caption(NamedTuple):
+    ids: list[int]  # without <start> and <end>
+    log_prob: float  # sum over its tokens under the model, <end> included where it was reached
+    score: float  # log_prob / length ** length_penalty
+
+
+def decode(
+    step: Step,
+    images: int,
+    options: Options,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    seeds: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[Caption]]:
+    """The captions of each image as `options` ask for. seeds: of the random ones, see `sample`.
+
+    Raises ValueError for options that cannot be meant so.
+    """
+    o = options
+    if wrong := option_problems(o):
+        raise ValueError("; ".join(wrong))
+    max_length = min(o.max_length or max_length, max_length)
+    limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
+    rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
+    if o.samples:
+        kept = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "seeds": seeds}
+        return sample(step, images, o.samples, **kept, **rules, **limits)
+    groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
+    return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
+
+
+def ensemble(steps: Sequence[Step]) -> Step:
+    """One step function of several over one vocabulary: the log of the mean of their probabilities."""
+    if len(steps) == 1:
+        return steps[0]
+
+    def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
+        log_probs = torch.stack([F.log_softmax(member(tokens, parents).float(), -1) for member in steps])  # (M, R, V)
+        return log_probs.logsumexp(0) - math.log(len(steps))
+
+    return step
+
+
+def greedy(
+    step: Step,
+    images: int,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
+    device: torch.device | str = "cpu",
+) -> list[list[Caption]]:
+    """The likeliest token each time. Returns one list per image, with its one caption; rules as in `beam_search`."""
+    return sample(
+        step, images, 1, start_id=start_id, end_id=end_id, max_length=max_length, temperature=0.0,
+        length_penalty=length_penalty, min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
+    )  # fmt: skip
+
+
+def sample(
+    step: Step,
+    images: int,
+    captions: int,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
+    seeds: Sequence[int] | None = None,
+    device: torch.device | str = "cpu",
+) -> list[list[Caption]]:
+    """`captions` random captions per image, drawn token by token; per image the best score first.
+
+    temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
+    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`.
+    seeds: one per image. What is drawn for an image depends on its own seed alone, whatever else is in the batch, and
+    its first captions are the same however many are asked for. None: seeds from torch's global generator.
+    Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
+    """
+    rows = torch.arange(images * captions, device=device)  # whose captions are still being made
+    history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
+    finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
+    log_prob = torch.zeros(len(rows), device=device)
+    drawn = temperature >= torch.finfo(torch.float32).tiny  # anything lower is 0 to the logits
+    chances = _chances(images, captions, max_length, seeds).to(device) if drawn else None  # (R, max_length)
+    parents = None
+    found: dict[int, Caption] = {}
+    for length in range(1, max_length + 1):
+        logits = step(history[:, -1], parents).float()
+        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
+        allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
+        if chances is None:
+            tokens = allowed.argmax(-1)
+        else:
+            below = allowed - allowed.amax(-1, keepdim=True)  # a low temperature makes infinity of other numbers
+            tokens = _draw(below / temperature, top_k, top_p, chances[rows, length - 1])
+        chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
+        log_prob += chosen.masked_fill(finished, 0.0)
+        tokens = tokens.masked_fill(finished, end_id)
+        history = torch.cat([history, tokens[:, None]], 1)
+        finished |= tokens == end_id
+        leaving = _leaving(finished.view(-1, captions).all(1), length == max_length)
+        parents = None
+        if leaving is not None:
+            left = leaving.repeat_interleave(captions)
+            for row, ids, total in zip(*(x[left].tolist() for x in (rows, history[:, 1:], log_prob)), strict=True):
+                found[row] = _caption(ids, end_id, total, length_penalty)
+            parents = (~left).nonzero()[:, 0]
+            if not len(parents):
+                break
+            rows, history, finished, log_prob = (x[parents] for x in (rows, history, finished, log_prob))
+    per_image = [[found[i * captions + k] for k in range(captions)] for i in range(images)]
+    return [sorted(captions_of, key=lambda caption: -caption.score) for captions_of in per_image]
+
+
+def beam_search(
+    step: Step,
+    images: int,
+    beams: int,
+    *,
+    start_id: int,
+    end_id: int,
+    max_length: int,
+    length_penalty: float = 1.0,
+    min_length: int = 0,
+    no_repeat_ngram: int = 0,
+    groups: int = 1,
+    diversity_penalty: float = 0.5,
+    device: torch.device | str = "cpu",
+) -> list[list[Caption]]:
+    """The best `beams` captions of each image, best first, by log_prob / length ** length_penalty.
+
+    max_length limits the length, and what has no <end> by then counts as it stands. An image is settled when no open
+    beam can still pass its worst finished one, judged at the present length as transformers does
+    (early_stopping=False). beams = 1 is greedy.
+    min_length: fewest tokens before <end>. no_repeat_ngram: no n tokens occur twice in a caption (0 = off); <start>
+    counts as its first token.
+    groups > 1: diverse beam search (Vijayakumar et al. 2016). The groups go one after the other at every step, and
+    each token costs a group diversity_penalty for every open beam of an earlier group that took it at this step. The
+    costs lead the search of a group and stay with its beams, but are in neither log_prob nor score. First comes the
+    best caption of each group, by score, then the second best of each; two groups may find the same caption.
+    Raises ValueError where the groups do not divide the beams.
+    """
+    if groups < 1 or beams % groups:
+        raise ValueError(f"{beams} beams cannot be dealt out to {groups} groups: give a multiple, e.g. {2 * groups}.")
+    if beams == 1:
+        return greedy(
+            step, images, start_id=start_id, end_id=end_id, max_length=max_length, length_penalty=length_penalty,
+            min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
+        )  # fmt: skip
+    width = beams // groups
+    searches = [_start(images, width, start_id, end_id, max_length, device) for _ in range(groups)]
+    place = torch.arange(images, device=device)  # the images that are still searched
+    tokens, parents = torch.full((images * beams,), start_id, device=device), None
+    found: dict[int, list[Caption]] = {}
+    for length in range(1, max_length + 1):
+        logits = step(tokens, parents).float()
+        totals = logits.logsumexp(-1, keepdim=True)
+        history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
+        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
+        if forbidden is not None:
+            logits = logits.masked_fill(forbidden, _FLOOR)
+        own = [x.view(len(place), groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
+        costs = logits.new_zeros(len(place), logits.shape[-1]) if groups > 1 else None  # (N, V)
+        chosen_rows = []
+        first_row = torch.arange(len(place), device=device)[:, None] * beams  # (N, 1)
+        for group, (own_logits, own_totals) in enumerate(zip(*own, strict=True)):
+            search, beam = _advance(
+                searches[group], own_logits, own_totals, costs, length, length == max_length, end_id, length_penalty
+            )
+            if costs is not None:
+                counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
+                costs.scatter_add_(1, search.ids[:, :, -1], diversity_penalty * counted.float())
+            searches[group] = search
+            chosen_rows.append(first_row + group * width + beam)
+        rows = torch.cat(chosen_rows, 1)  # (N, K)
+        leaving = _leaving(torch.stack([search.settled for search in searches]).all(0), length == max_length)
+        if leaving is not None:
+            done = _collect([_Search(*(x[leaving] for x in search)) for search in searches], end_id, length_penalty)
+            found.update(zip(place[leaving].tolist(), done, strict=True))
+            going = (~leaving).nonzero()[:, 0]
+            if not len(going):
+                break
+            place, rows = place[going], rows[going]
+            searches = [_Search(*(x[going] for x in search)) for search in searches]
+        parents, tokens = rows.flatten(), torch.cat([search.ids[:, :, -1] for search in searches], 1).flatten()
+    return [found[image] for image in range(images)]
+
+
+def _leaving(finished: Tensor, last: bool) -> Tensor | None:
+    """The images (N,) to leave out after this step, as a mask; None: go on with all. last: there is no further step."""
+    count = len(finished) if last else int(finished.sum())
+    if count == len(finished):
+        return torch.ones_like(finished)
+    return finished if count >= _LEAVE_OUT * len(finished) else None
+
+
+class _Search(NamedTuple):
+    """One group of K beams of every image: the open ones, and the best K finished ones, best first."""
+
+    totals: Tensor  # (N, K) what is compared: log-probability less the costs of diversity; _FLOOR = no beam
+    log_probs: Tensor  # (N, K)
+    ids: Tensor  # (N, K, L)
+    done_scores: Tensor  # (N, K) totals / length ** length_penalty
+    done_log_probs: Tensor  # (N, K)
+    done_ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
+    settled: Tensor  # (N,)
+
+
+def _start(images: int, beams: int, start_id: int, end_id: int, max_length: int, device: torch.device | str) -> _Search:
+    floor = torch.full((images, beams), _FLOOR, device=device)
+    totals = floor.clone()
+    totals[:, 0] = 0.0  # one open beam per image: K equal ones would find the same caption K times
+    ids = torch.full((images, beams, 1), start_id, device=device)
+    done_ids = torch.full((images, beams, max_length), end_id, device=device)
+    return _Search(
+        totals, totals, ids, floor, floor, done_ids, torch.zeros(images, dtype=torch.bool, device=device)
+    )
+
+
+def _advance(
+    search: _Search,
+    logits: Tensor,
+    totals: Tensor,
+    costs: Tensor | None,
+    length: int,
+    last: bool,
+    end_id: int,
+    length_penalty: float,
+) -> tuple[_Search, Tensor]:
+    """One more token for the beams of a group. logits (N, K, V) and their logsumexp (N, K, 1), costs (N, V) of tokens.
+
+    Returns the search and which of the K beams each open one continues, (N, K).
+    """
+    images, beams, vocabulary = logits.shape
+    # 2K candidates: at most K of them end, so K remain to go on. None of them is beyond the 2K best of its own beam.
+    gains, token = (logits if costs is None else logits - costs[:, None]).topk(min(2 * beams, vocabulary))
+    best = (search.totals[:, :, None] + gains - totals).flatten(1)  # (N, K * 2K)
+    best, index = best.topk(min(2 * beams, best.shape[1]), dim=1)
+    beam, token = index // gains.shape[2], token.flatten(1).gather(1, index)  # (N, 2K)
+    own = logits.flatten(1).gather(1, beam * vocabulary + token) - totals[:, :, 0].gather(1, beam)
+    own = search.log_probs.gather(1, beam) + own
+    ids = torch.cat([_pick(search.ids, beam), token[:, :, None]], 2)
+    ends = token == end_id
+
+    # What ends among the first K, and at the limit everything, is measured against the finished ones.
+    rank = torch.arange(best.shape[1], device=best.device)
+    # A settled image takes no more, however long the others of its batch go on.
+    finishes = (ends | last) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
+    scores = (best / length**length_penalty).masked_fill(~finishes, _FLOOR)
+    padded = F.pad(ids[:, :, 1:], (0, search.done_ids.shape[2] - length), value=end_id)
+    done_scores, order = torch.cat([search.done_scores, scores], 1).topk(beams, dim=1)
+    done_log_probs = torch.cat([search.done_log_probs, own], 1).gather(1, order)
+    done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
+
+    totals, order = best.masked_fill(ends, _FLOOR).topk(beams, dim=1)
+    settled = search.settled | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
+    log_probs, ids, beam = own.gather(1, order), _pick(ids, order), beam.gather(1, order)
+    return _Search(totals, log_probs, ids, done_scores, done_log_probs, done_ids, settled), beam
+
+
+def _pick(ids: Tensor, index: Tensor) -> Tensor:
+    """The rows `index` (N, J) of ids (N, K, L), (N, J, L)."""
+    return ids.gather(1, index[:, :, None].expand(-1, -1, ids.shape[2]))
+
+
+def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> list[list[Caption]]:
+    """The finished captions per image: the best of each group by score, then the second of each, and so on."""
+    results: list[list[Caption]] = []
+    for image in range(len(searches[0].settled)):
+        ranked: list[tuple[int, float, Caption]] = []
+        for search in searches:
+            rows = (search.done_ids[image], search.done_log_probs[image], search.done_scores[image])
+            found = [
+                _caption(ids, end_id, log_prob, length_penalty)
+                for ids, log_prob, score in zip(*(row.tolist() for row in rows), strict=True)
+                if score > _FLOOR / 2
+            ]
+            found.sort(key=lambda caption: -caption.score)  # the search went by totals that hold the costs
+            found = found or [Caption([], math.nan, math.nan)]
+            ranked += [(place, -caption.score, caption) for place, caption in enumerate(found)]
+        results.append([caption for *_, caption in sorted(ranked, key=lambda entry: entry[:2])])
+    return results
+
+
+def _forbidden(history: Tensor, vocabulary: int, end_id: int, too_short: bool, ngram: int) -> Tensor | None:
+    """(R, V) True for tokens that may not follow `history` (R, L); None where all may.
+
+    too_short: <end> may not. A row that would have nothing left may end.
+    """
+    repeats = ngram and history.shape[1] >= ngram
+    if not too_short and not repeats:
+        return None
+    rows = len(history)
+    forbidden = torch.zeros((rows, vocabulary + 1), dtype=torch.bool, device=history.device)
+    if repeats:
+        grams = history.unfold(1, ngram, 1)  # (R, L-n+1, n) all n-grams so far
+        tail = history[:, history.shape[1] - ngram + 1 :]  # (R, n-1) what a new one would begin with
+        met = (grams[:, :, :-1] == tail[:, None]).all(2)
+        # The column after the vocabulary takes the n-grams that begin otherwise.
+        forbidden.scatter_(1, grams[:, :, -1].masked_fill(~met, vocabulary), True)
+    forbidden = forbidden[:, :vocabulary]
+    if too_short:
+        forbidden[:, end_id] = True
+    if repeats:
+        forbidden[:, end_id] &= ~forbidden.all(1)
+    return forbidden
+
+
+def _chances(images: int, captions: int, length: int, seeds: Sequence[int] | None) -> Tensor:
+    """A random number in [0, 1) for every token of every caption, (N * captions, length)."""
+    if seeds is None:
+        seeds = torch.randint(2**63 - 1, (images,)).tolist()
+    streams = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return torch.cat([torch.rand(captions, length, generator=stream) for stream in streams])
+
+
+def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
+    """One token per row of logits (R, V): the one whose share of the probabilities in a row chances (R,) fall into."""
+    if top_k:
+        lowest = logits.topk(min(top_k, logits.shape[-1]), -1).values[:, -1:]
+        logits = logits.masked_fill(logits < lowest, -torch.inf)
+    if top_p < 1:
+        ordered, order = logits.sort(-1, descending=True)
+        probabilities = ordered.softmax(-1)
+        before = probabilities.cumsum(-1) - probabilities  # the likeliest token always stays
+        dropped = torch.zeros_like(order, dtype=torch.bool).scatter(1, order, before >= top_p)
+        logits = logits.masked_fill(dropped, -torch.inf)
+    shares = logits.softmax(-1).cumsum(-1)  # (R, V)
+    token = torch.searchsorted(shares, shares[:, -1:] * chances[:, None], right=True).clamp(max=logits.shape[1] - 1)
+    # Rounding may lead to a token that may not come: behind all others, or where sums made in parallel fall again.
+    possible = logits.gather(1, token) > -torch.inf
+    return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]
+
+
+def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:
+    """ids: after <start>, up to the length limit, or to <end> with whatever follows it."""
+    if math.isnan(log_prob):
+        return Caption([], log_prob, log_prob)
+    length = ids.index(end_id) + 1 if end_id in ids else len(ids)
+    return Caption([token for token in ids[:length] if token != end_id], log_prob, log_prob / length**length_penalty)

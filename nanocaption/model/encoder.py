@@ -1,0 +1,258 @@
+"""The image encoder: a pretrained vision tower of the transformers library, or a small ViT from scratch.
+
+Both map images (N, 3, S, S) to one feature per patch (N, P, E).
+N images, S side in pixels, P patch tokens (class token included where the tower has one), E encoder width.
+"""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+# model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
+_TOWERS = {
+    "vit": ("ViTModel", {"add_pooling_layer": False}),
+    "deit": ("DeiTModel", {"add_pooling_layer": False}),
+    "dinov2": ("Dinov2Model", {}),
+    "clip": ("CLIPVisionModel", {}),
+    "clip_vision_model": ("CLIPVisionModel", {}),
+    "siglip": ("SiglipVisionModel", {}),
+    "siglip_vision_model": ("SiglipVisionModel", {}),
+}
+_HINT = (
+    "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
+    "False needs none."
+)
+SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
+_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
+
+
+class VisionTransformer(nn.Module):
+    """A ViT from scratch: stem, learned position embeddings, pre-norm blocks, final norm (Dosovitskiy et al. 2021).
+
+    The "conv" stem halves the picture with 3x3 convolutions until one position is left per patch (Xiao et al. 2021,
+    "Early convolutions help transformers see better"): on a few thousand pictures it learns several times faster than
+    the single linear map of the "patch" stem.
+    """
+
+    def __init__(self, image_size: int, patch_size: int, stem: str, width: int, layers: int, heads: int):
+        super().__init__()
+        self.width, self.patch_size = width, patch_size
+        self.stem = _conv_stem(patch_size, width) if stem == "conv" else nn.Conv2d(3, width, patch_size, patch_size)
+        self.position = nn.Parameter(torch.zeros(1, (image_size // patch_size) ** 2, width))
+        self.blocks = nn.ModuleList([_Block(width, heads) for _ in range(layers)])
+        self.norm = nn.LayerNorm(width)
+        self.checkpointing = False
+        nn.init.trunc_normal_(self.position, std=0.02)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.stem(images)  # (N, E, S/patch, S/patch)
+        x = x.flatten(2).transpose(1, 2) + self.position  # (N, P, E)
+        for block in self.blocks:
+            x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
+        return self.norm(x)
+
+    def checkpoint_blocks(self) -> None:
+        """In training keep only what enters each block, and compute the rest again in the backward pass."""
+        self.checkpointing = True
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int, heads: int):
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.attention_out = nn.Linear(width, width)
+        self.feedforward_norm = nn.LayerNorm(width)
+        self.feedforward = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, p, width = x.shape
+        qkv = self.qkv(self.attention_norm(x)).view(n, p, 3, self.heads, width // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each (N, heads, P, E/heads)
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        x = x + self.attention_out(mixed.transpose(1, 2).reshape(n, p, width))
+        return x + self.feedforward(self.feedforward_norm(x))
+
+
+def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
+    halvings = patch_size.bit_length() - 1
+    layers: list[nn.Module] = []
+    channels = 3
+    for remaining in range(halvings - 1, -1, -1):
+        out = max(16, width >> remaining)  # e.g. 32, 64, 128
+        # GroupNorm, not BatchNorm: no running averages, so training does not depend on the batch's other images.
+        layers += [nn.Conv2d(channels, out, 3, stride=2, padding=1), nn.GroupNorm(min(8, out // 4), out), nn.GELU()]
+        channels = out
+    return nn.Sequential(*layers, nn.Conv2d(channels, width, 1))
+
+
+class PretrainedTower(nn.Module):
+    """A vision tower of transformers. `config` is what rebuilds it without any download."""
+
+    def __init__(self, tower: nn.Module):
+        super().__init__()
+        self.tower = tower
+        patch = tower.config.patch_size
+        self.width, self.patch_size = tower.config.hidden_size, patch if isinstance(patch, int) else patch[0]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.tower.config.to_dict()
+
+    def checkpoint_blocks(self) -> None:
+        """As VisionTransformer's."""
+        # transformers 5.23 renamed it.
+        begin = getattr(self.tower, "activation_checkpointing_enable", self.tower.gradient_checkpointing_enable)
+        begin({"use_reentrant": False})
+
+    def forward(self, images: Tensor) -> Tensor:
+        # A side other than the tower's own needs its position embeddings resized.
+        resized = images.shape[-1] != self.tower.config.image_size
+        return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
+
+
+def check_available(name: str) -> tuple[str, bool]:
+    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded.
+
+    Returns (folder or Hub id, whether only this machine is to be asked: a folder, or no network). Cheap, it reads the
+    config only, so that a mistake shows before a data set is made.
+    """
+    import transformers
+
+    path = str(Path(name).expanduser())
+    if name.startswith((".", "/", "~")) and not Path(path).is_dir():
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r}: there is no such folder. {_HINT}")
+    local = Path(path).is_dir()
+    path = path if local else name
+    with _told_in_one_line(name):
+        local = local or not _hub_answers(name)
+        model_type = transformers.AutoConfig.from_pretrained(path, local_files_only=local).model_type
+    if model_type not in _TOWERS:
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {model_type!r} model. {_HINT}")
+    return path, local
+
+
+def _hub_answers(name: str) -> bool:
+    """Whether the Hub can be asked for `name` now. One request: the download functions retry for most of a minute."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.utils import httpx
+
+    try:
+        HfApi().model_info(name, timeout=10)
+    except (RepositoryNotFoundError, HFValidationError):
+        raise
+    except (OSError, httpx.HTTPError):  # no network, HF_HUB_OFFLINE, a server in trouble: what is cached may do
+        return False
+    return True
+
+
+def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, dict[str, Any]]:
+    """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
+
+    image_size: side of the input in pixels; None = the tower's own. Raises ValueError with one line where the tower
+    cannot be loaded, or its patches do not divide the side.
+    """
+    import transformers
+
+    path, local = check_available(name)
+    with _told_in_one_line(name):
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
+        class_name, arguments = _TOWERS[config.model_type]
+        tower, report = getattr(transformers, class_name).from_pretrained(
+            path, dtype=torch.float32, local_files_only=local, output_loading_info=True, ignore_mismatched_sizes=True,
+            **arguments,
+        )  # fmt: skip
+        # transformers would leave these at random values, and go on.
+        lacking = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
+        if lacking:
+            raise ValueError(f"{len(lacking)} of its weights are missing or of another size, e.g. {lacking[0]}.")
+        encoder, spec = PretrainedTower(tower), read_image_spec(path, tower.config.image_size, local)
+    patch = encoder.patch_size
+    if image_size is not None and image_size > patch and image_size % patch:
+        lower = image_size // patch * patch
+        raise ValueError(
+            f"IMAGE_SIZE = {image_size}: must be a multiple of the encoder's patch of {patch}, or the last pixels are "
+            f"not seen. Give {lower} or {lower + patch}."
+        )
+    return encoder, spec if image_size is None else {**spec, "size": image_size, "resize": image_size}
+
+
+def nameless(config: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A tower's configuration without where it lay, and without the classes of a head that is not there."""
+    names = ("_name_or_path", "id2label", "label2id")
+    return config and {name: value for name, value in config.items() if name not in names}
+
+
+def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
+    """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
+    import transformers
+
+    class_name, arguments = _TOWERS[config["model_type"]]
+    tower_class = getattr(transformers, class_name)
+    return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
+
+
+def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str, Any]:
+    """How an encoder wants its pictures, from its preprocessor file.
+
+    Returns {"size", "resize", "crop", "mean", "std", "interpolation"}. size: side in pixels. With crop (CLIP) the
+    shorter side is resized to "resize" and the middle cut out; without (ViT) the whole picture is squashed to "size".
+    mean and std: per channel of values 0..1.
+    """
+    from transformers import AutoImageProcessor
+
+    processor = AutoImageProcessor.from_pretrained(path, local_files_only=local)
+    crop = bool(getattr(processor, "do_center_crop", False))
+    size = _get(processor.crop_size if crop else processor.size, "height") or image_size
+    shortest = _get(processor.size, "shortest_edge")
+    interpolation = _INTERPOLATIONS.get(int(processor.resample))
+    if interpolation is None:
+        raise ValueError(f"The encoder {path!r} wants the resize filter {processor.resample}; only 0, 2, 3 are known.")
+    return {
+        "size": size,
+        "resize": shortest if crop and shortest else size,
+        "crop": crop,
+        "mean": [float(m) for m in processor.image_mean],
+        "std": [float(s) for s in processor.image_std],
+        "interpolation": interpolation,
+    }
+
+
+def scratch_image_spec(image_size: int) -> dict[str, Any]:
+    """The image_spec of an encoder from scratch: the whole picture squashed, values about -1..1."""
+    return {
+        "size": image_size, "resize": image_size, "crop": False,
+        "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear",
+    }  # fmt: skip
+
+
+def _get(size: Any, key: str) -> int | None:
+    return size.get(key) if isinstance(size, dict) else getattr(size, key, None)
+
+
+@contextlib.contextmanager
+def _told_in_one_line(name: str) -> Iterator[None]:
+    """Silence transformers' loading report and progress bar; its errors become one ValueError of one line."""
+    from transformers.utils import logging
+
+    verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    except (OSError, ImportError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
+    finally:
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,233 @@
+"""A trained model on its own: its folder, and captions of pictures, without anything of the training.
+
+    from model import ImageToTextModel
+
+    model = ImageToTextModel.from_pretrained("folder")
+    print(model.caption("photo.jpg"))
+
+The folder, as export.py writes it (hub.FILES):
+    model.safetensors          the weights; tied ones stand once
+    config.json                sizes, encoder, image_spec, special ids; sha256 of weights and tokenizer
+    tokenizer.json             and tokenizer_config.json, special_tokens_map.json: for transformers.AutoTokenizer, too
+    preprocessor_config.json   for transformers.AutoImageProcessor
+    README.md                  the model card, see card.py
+A folder needs no network. Nothing in it is code, nothing is unpickled.
+"""
+
+import copy
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+
+from nanocaption.base import hub
+from nanocaption.base.settings import CHECKPOINT_SETTINGS
+from nanocaption.base.tensors import sync_folder, write_tensors
+from nanocaption.base.version import VERSION
+from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
+from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+
+MODEL_TYPE = "nanocaption"
+FORMAT_VERSION = 1
+# What a folder keeps of the settings: the model, what it reads and writes, and how captions are searched for. Paths and
+# names of the machine stay there.
+SETTINGS = (
+    *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
+)  # fmt: skip
+_FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
+_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
+HINT = "python export.py CHECKPOINT FOLDER writes such folders."
+
+
+def write(folder: Path, state: dict[str, Any], card: str) -> None:
+    """Write `folder` from a checkpoint's state (checkpoint.load, or `read`) and the text of its README.md.
+
+    All is written and verified beside it first. An older export there gets new files, and keeps what else it holds;
+    config.json comes last, so that a folder that is half old fails its own check. Raises as `check_target`, or OSError.
+    """
+    folder = Path(os.path.realpath(folder))
+    check_target(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state["model_state_dict"].items()}
+        write_tensors(new / hub.WEIGHTS, weights, {"format": "pt"})
+        (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
+        about = describe(state)
+        about["sha256"] = {name: _sha256(new / name) for name in (hub.WEIGHTS, hub.TOKENIZER)}
+        longest = {"model_max_length": state["config"]["MAX_SEQ_LEN"]}
+        special = {name: token for name, token in FOR_TRANSFORMERS.items() if name.endswith("_token")}
+        for name, content in (
+            ("tokenizer_config.json", FOR_TRANSFORMERS | longest),
+            ("special_tokens_map.json", special),
+            ("preprocessor_config.json", preprocessor(about["image_spec"])),
+            (hub.CONFIG, about),
+        ):
+            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+            (new / name).write_text(text + "\n", encoding="utf-8")
+        if folder.is_dir() and any(folder.iterdir()):
+            for name in hub.FILES:
+                os.replace(new / name, folder / name)
+        else:
+            if folder.is_dir():
+                folder.rmdir()
+            os.replace(new, folder)
+        sync_folder(folder)
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raise ValueError where `folder` is a file, or holds files and is not an export of nanoCaption."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a new folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
+        raise ValueError(f"{folder} holds files and is no export of nanoCaption: name a new or an empty folder.")
+
+
+def is_export(folder: Path) -> bool:
+    """Whether the folder's config.json says that it is one of these."""
+    try:
+        return _read_config(folder)["model_type"] == MODEL_TYPE
+    except (ValueError, KeyError, OSError):
+        return False
+
+
+def describe(state: dict[str, Any]) -> dict[str, Any]:
+    """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
+    settings = {name: state["config"][name] for name in SETTINGS}
+    tower = settings["ENCODER_MODEL_NAME"]
+    if tower is not None and not is_hub_id(tower):
+        settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
+    encoder_config = copy.deepcopy(nameless(state["model_arguments"].get("encoder_config")))
+    scratch = scratch_image_spec(settings["IMAGE_SIZE"] or SCRATCH_SIZE)
+    return {
+        "model_type": MODEL_TYPE,
+        "architectures": ["ImageToTextModel"],
+        "is_encoder_decoder": True,
+        "dtype": "float32",
+        "vocab_size": len(json.loads(state["tokenizer"])["model"]["vocab"]),
+        "pad_token_id": PAD,
+        "bos_token_id": START,
+        "decoder_start_token_id": START,
+        "eos_token_id": END,
+        "unk_token_id": UNK,
+        "library_name": MODEL_TYPE,
+        "library_version": VERSION,
+        "format_version": FORMAT_VERSION,
+        "settings": settings,
+        "encoder_config": encoder_config,
+        "image_spec": state["model_arguments"].get("image_spec", scratch),
+        "trained": {name: state[name] for name in _FACTS if name in state},
+    }
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether an ENCODER_MODEL_NAME is an id of the Hub, not a folder of this machine."""
+    return not (name.startswith((".", "/", "~")) or Path(name).is_dir() or name.count("/") > 1 or "\\" in name)
+
+
+def preprocessor(image_spec: Mapping[str, Any]) -> dict[str, Any]:
+    """The image_spec as transformers' image processors write it; encoder.read_image_spec reads it back."""
+    size, crop = image_spec["size"], image_spec["crop"]
+    kind = "CLIPImageProcessor" if crop else "ViTImageProcessor"
+    return {
+        "image_processor_type": kind,
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": image_spec["resize"]} if crop else {"height": size, "width": size},
+        "resample": _RESAMPLE[image_spec["interpolation"]],
+        "do_center_crop": crop,
+        **({"crop_size": {"height": size, "width": size}} if crop else {}),
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": image_spec["mean"],
+        "image_std": image_spec["std"],
+    }
+
+
+def read(name: str | Path, revision: str | None = None) -> dict[str, Any]:
+    """The state in an exported folder, or in one of the Hub: as checkpoint.load gives it, without the training's part.
+
+    Raises ValueError with one line where there is none, or where it is damaged or not one of ours.
+    """
+    folder = locate(name, revision)
+    about = _read_config(folder)
+    if about.get("model_type") != MODEL_TYPE:
+        kind = about.get("model_type", "unknown")
+        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {HINT}")
+    if about.get("format_version") != FORMAT_VERSION:
+        raise ValueError(
+            f"{folder} was written by nanoCaption {about.get('library_version')} in format version "
+            f"{about.get('format_version')}; this program, {VERSION}, reads version {FORMAT_VERSION}."
+        )
+    try:
+        for file in (hub.WEIGHTS, hub.TOKENIZER):
+            _check_file(folder / file, about["sha256"][file])
+        arguments = {}
+        if about["encoder_config"] is not None:
+            arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
+        card = folder / "README.md"
+        return {
+            **about["trained"],
+            "config": {name: about["settings"][name] for name in SETTINGS},
+            "model_arguments": arguments,
+            "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
+            "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),
+            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+        }
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
+    except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def locate(name: str | Path, revision: str | None = None) -> Path:
+    """`name` where it is a folder, else the folder that the Hub has under that id. ValueError with one line."""
+    if Path(name).expanduser().is_dir():
+        if revision is not None:
+            raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {name} is a folder here.")
+        return Path(name).expanduser()
+    if Path(name).is_file() or str(name).count("/") != 1 or not is_hub_id(str(name)):
+        what = "a file, not an exported folder" if Path(name).is_file() else "no folder, and no USER/NAME of the Hub"
+        raise ValueError(f"{name} is {what}. {HINT}")
+    return hub.download(str(name), revision)
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / hub.CONFIG
+    if not path.is_file():
+        raise ValueError(f"{folder} is not an exported model: it has no {hub.CONFIG}. {HINT}")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    if not isinstance(about, dict):
+        raise ValueError(f"{path} is damaged: it holds no settings.")
+    return about
+
+
+def _check_file(path: Path, expected: str) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path.parent} is not whole: it has no {path.name}. Export or download it again.")
+    if _sha256(path) == expected:
+        return
+    with path.open("rb") as file:
+        if file.read(40).startswith(b"version https://git-lfs"):
+            raise ValueError(f"{path} is only a pointer to the file: run `git lfs pull` in {path.parent}.")
+    raise ValueError(f"{path} is damaged, or not the file of its {hub.CONFIG}. Export or download the folder again.")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

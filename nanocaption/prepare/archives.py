@@ -1,0 +1,188 @@
+"""Zip and tar files from strangers: their whole listing is checked before anything is written.
+
+`entries` goes through an archive and hands out each member, `checked` refuses what must not be unpacked, `unpack`
+writes chosen members, each atomically, and keeps those already there. Links, devices, names that lead out of the
+folder, doubled names and bombs are refused with one line.
+"""
+
+import contextlib
+import gzip
+import stat
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path, PurePosixPath
+from typing import IO, NamedTuple
+
+from tqdm import tqdm
+
+from nanocaption.base.files import PICTURE_SUFFIXES, is_junk, require_space, size_of, write_file
+
+TARS = (".tar", ".tar.gz", ".tgz")
+SUFFIXES = (".zip", *TARS)
+MAX_PICTURE_BYTES = 64 * 2**20  # the largest file of Flickr30k is below 1 MB
+MAX_TEXT_BYTES = 2**30  # COCO's captions are 60 MB a file
+MAX_RATIO = 100  # unpacked : packed; JPEGs are near 1, captions near 10, bombs near 1,000
+
+
+class Member(NamedTuple):
+    """A member of an archive, as its listing describes it."""
+
+    name: str
+    size: int  # bytes, unpacked
+    packed: int | None  # bytes; None in a tar, which packs all members together
+    kind: str  # "file", "folder", "link or device"
+    encrypted: bool = False
+    hidden_name: str = ""  # zipfile cuts a name at a NUL; this one is whole
+
+
+def is_archive(path: Path) -> bool:
+    return path.name.lower().endswith(SUFFIXES) and not is_junk(path.name) and path.is_file()
+
+
+def find(raw_dir: Path) -> list[Path]:
+    """The archive `raw_dir` itself, or those that lie directly in it."""
+    if raw_dir.is_file():
+        return [raw_dir] if is_archive(raw_dir) else []
+    return sorted(path for path in raw_dir.iterdir() if is_archive(path)) if raw_dir.is_dir() else []
+
+
+def entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
+    """Each member with a function that opens it, which serves until the next member. Raises ValueError for damage."""
+    with damage_told(archive):
+        yield from zip_entries(archive) if archive.name.lower().endswith(".zip") else tar_entries(archive)
+
+
+@contextlib.contextmanager
+def damage_told(archive: Path) -> Iterator[None]:
+    """Whatever zipfile, tarfile and gzip raise for a damaged archive becomes a ValueError; also where one is read."""
+    try:
+        yield
+    except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, NotImplementedError, EOFError) as error:
+        raise ValueError(f"{archive} is damaged ({error}); delete {archive.resolve()} and fetch it again") from None
+
+
+def zip_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
+    with zipfile.ZipFile(archive) as opened:
+        for info in opened.infolist():
+            mode = stat.S_IFMT(info.external_attr >> 16)
+            kind = "folder" if info.is_dir() else "file"
+            if mode not in (0, stat.S_IFREG, stat.S_IFDIR):
+                kind = "link or device"
+            member = Member(info.filename, info.file_size, info.compress_size, kind, bool(info.flag_bits & 1),
+                            info.orig_filename)  # fmt: skip
+            yield member, lambda info=info: opened.open(info)
+
+
+def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
+    with contextlib.ExitStack() as stack:
+        open_file = gzip.open if archive.name.lower().endswith("gz") else open
+        file = stack.enter_context(open_file(archive, "rb"))
+        opened = stack.enter_context(tarfile.open(fileobj=LimitedReader(file), mode="r:"))
+        for info in opened:
+            kind = "file" if info.isreg() and not info.issparse() else "folder" if info.isdir() else "link or device"
+            yield Member(info.name, info.size, None, kind), lambda info=info: opened.extractfile(info)
+            opened.members.clear()  # otherwise a tar of a million pictures fills the memory with its listing
+
+
+class LimitedReader:
+    """A file for tarfile, which reads a long name or a header of whatever announced size at once into memory."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file, self.tell, self.seek = file, file.tell, file.seek
+
+    def read(self, size: int = -1) -> bytes:
+        if not 0 <= size <= MAX_PICTURE_BYTES + 2**20:
+            raise tarfile.ReadError(f"a header of {size:,} bytes")
+        return self.file.read(size)
+
+
+def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
+    """name -> member for the files that `wanted` accepts by their name, macOS junk left out.
+
+    Raises ValueError, before anything is written, where any member is dangerous, a wanted name comes twice, or the
+    archive would unpack to far more than it is.
+    """
+    found: dict[str, Member] = {}
+    total, packed = 0, archive.stat().st_size
+    listing = entries(archive)  # of a tar.gz it takes as long as unpacking
+    for member, _ in tqdm(listing, desc=f"checking {archive.name}", unit="file", mininterval=0.5, delay=1):
+        danger = danger_of(member)
+        total += member.size
+        if danger is None and total > MAX_RATIO * max(packed, 2**20):
+            danger = f"brings the unpacked size to {total:,} bytes, of {packed:,} packed"
+        name = PurePosixPath(member.name).as_posix()
+        chosen = member.kind == "file" and not any(is_junk(part) for part in name.split("/")) and wanted(name)
+        if danger is None and chosen:
+            most = MAX_PICTURE_BYTES if name.lower().endswith(PICTURE_SUFFIXES) else MAX_TEXT_BYTES
+            if member.size > most:
+                danger = f"has {member.size:,} bytes, more than the {most:,} that such a file may have"
+            elif name in found:
+                danger = "is there twice"
+        if danger:
+            raise ValueError(f"{archive}: member {member.hidden_name or member.name!r} {danger}: refused, nothing was "
+                             "unpacked")
+        if chosen:
+            found[name] = member
+    return found
+
+
+def danger_of(member: Member) -> str | None:
+    """Why an archive with this member must not be unpacked, or None."""
+    for name in {member.name, member.hidden_name} - {""}:
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
+            return "leads out of the folder"
+    if member.kind == "link or device":
+        return "is a link or a device"
+    if member.encrypted:
+        return "is encrypted"
+    if member.packed is not None and member.size > MAX_RATIO * max(member.packed, 1024):
+        return f"unpacks from {member.packed:,} to {member.size:,} bytes"
+    return None
+
+
+def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:
+    """Write members, name -> (member, target), as `checked` gave them. A target of the right size is kept."""
+    todo = {name: target for name, (member, target) in members.items() if size_of(target) != member.size}
+    if not todo:
+        return
+    needed = sum(member.size for name, (member, _) in members.items() if name in todo)
+    require_space(next(iter(todo.values())).parent, needed, "DATA_DIR")
+    bar = tqdm(total=len(todo), desc=f"unpacking {archive.name}", unit="file", mininterval=0.5)
+    with damage_told(archive), bar:
+        for member, open_member in entries(archive):
+            target = todo.get(PurePosixPath(member.name).as_posix()) if member.kind == "file" else None
+            if target is not None:
+                with open_member() as source:
+                    write_file(target, source)
+                bar.update()
+
+
+def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_file: Callable[[str], bool]) -> Path:
+    """`folder`, or its only one, filled as if `raw_dir` had been unpacked in it: pictures and caption files only.
+
+    What else lies in `raw_dir` is linked there. All listings are checked before anything is written; a rerun goes on.
+    """
+    chosen: dict[str, Path] = {}
+    plans = []
+    for archive in packed:
+        members = checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name))
+        twice = sorted(members.keys() & chosen.keys())
+        if twice:
+            raise ValueError(f"{archive} and {chosen[twice[0]]} both hold {twice[0]}: refused, nothing was unpacked")
+        chosen |= dict.fromkeys(members, archive)
+        plans.append((archive, {name: (member, folder / name) for name, member in members.items()}))
+        print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
+    for archive, plan in plans:
+        unpack(archive, plan)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
+        link = folder / path.name
+        if path not in packed and not is_junk(path.name) and not link.exists():
+            link.unlink(missing_ok=True)  # a link to a place that is no more
+            link.symlink_to(path.resolve())
+    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
+        folder = inside[0]  # the one top folder that archives like to have
+    return folder

@@ -1,0 +1,330 @@
+"""A file of a Hub dataset repository, downloaded so that a broken transfer goes on, also in another process.
+
+huggingface_hub builds the URLs, knows endpoint, token, proxies and the offline switch, and its cache is looked into
+before anything is asked. The transfer is done here, because its own starts a killed download from zero: the bytes go to
+NAME.part, what they are the beginning of stands in NAME.part.json, and the next try asks for the rest with Range. A
+file takes its name only when its length is right and its sha256 is the one that the Hub names.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tqdm import tqdm
+
+from nanocaption.base import hub
+from nanocaption.base.files import write_atomically
+
+WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new try; the next failure after these ends the download
+LONGEST_WAIT = 300  # of what a server asks for with Retry-After
+PROGRESS = 2**20  # bytes that a try must bring for the count of failures to start again
+
+
+class Remote(NamedTuple):
+    """What the Hub says of a file."""
+
+    repository: str
+    commit: str
+    name: str
+    etag: str  # of the content; for large files its sha256
+    size: int  # bytes
+
+
+class Fetched(NamedTuple):
+    """A whole file on this machine."""
+
+    path: Path
+    commit: str
+    etag: str | None  # None where the Hub's cache had it
+    sha256: str | None
+
+
+class WrongContent(ValueError):
+    """The server sent something else than the file."""
+
+
+class Broken(OSError):
+    """A transfer that ended early, or must start again; another try may help."""
+
+
+def listing(repository: str, revision: str) -> tuple[str, list[str]]:
+    """(commit, names of all files) of a dataset repository. Raises what `hub.errors` names."""
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    api = hub.HfApi(endpoint=constants.ENDPOINT)
+    info = retried(lambda: api.dataset_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT),
+                   "the list of files", patient=False)  # fmt: skip
+    return str(info.sha), [str(sibling.rfilename) for sibling in info.siblings or ()]
+
+
+def ask(repository: str, commit: str, name: str) -> Remote:
+    """ETag and size of one file. Raises what `hub.errors` names."""
+    import huggingface_hub as hub
+
+    found = retried(lambda: hub.get_hf_file_metadata(url_of(repository, commit, name)), name)
+    if not found.etag or found.size is None or not found.commit_hash:
+        raise WrongContent(f"the server tells no ETag, size and commit of {name}: is it a Hub?")
+    return Remote(repository, found.commit_hash, name, found.etag, found.size)
+
+
+def url_of(repository: str, commit: str, name: str) -> str:
+    import huggingface_hub as hub
+    from huggingface_hub import constants
+
+    return hub.hf_hub_url(repository, name, repo_type="dataset", revision=commit, endpoint=constants.ENDPOINT)
+
+
+def in_hub_cache(repository: str, revision: str, name: str) -> Fetched | None:
+    """The file, where huggingface_hub has downloaded it before."""
+    import huggingface_hub as hub
+
+    path = hub.try_to_load_from_cache(repository, name, repo_type="dataset", revision=revision)
+    if not isinstance(path, str):  # None, or a marker that the file is known not to exist
+        return None
+    # .../snapshots/<commit>/<name>; large files are links to blobs/<sha256>
+    commit = Path(path).parents[name.count("/")].name
+    return Fetched(Path(path), commit, None, sha256_name(Path(path).resolve().name))
+
+
+def in_folder(folder: Path, name: str, repository: str) -> Fetched | None:
+    """The file, where `fetch` has brought it into `folder` before."""
+    about = read_json(beside(folder / name, ".json"))
+    path = folder / name
+    if about.get("repository") != repository or not path.is_file() or path.stat().st_size != about.get("size"):
+        return None
+    return Fetched(path, about["commit"], about["etag"], about["sha256"])
+
+
+def part_bytes(folder: Path, remote: Remote) -> int:
+    """How much of the file a download that was cut off has left in `folder`."""
+    part = beside(folder / remote.name, ".part")
+    usable = part.is_file() and read_json(beside(part, ".json")).get("etag") == remote.etag
+    return part.stat().st_size if usable else 0
+
+
+def fetch(remote: Remote, folder: Path) -> Fetched:
+    """Bring the file to folder/name, from where an earlier start was cut off.
+
+    Raises WrongContent with one line for HTML and for a wrong length or hash, and what `hub.errors` names where the
+    network fails for good. What came so far is kept, but for bytes that cannot be the file's.
+    """
+    target = folder / remote.name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with locked(target):
+        there = in_folder(folder, remote.name, remote.repository)  # another process may have brought it meanwhile
+        if there and there.etag == remote.etag:
+            return there
+        part = beside(target, ".part")
+        begin_part(part, remote)
+        transfer(part, remote)
+        digest = checked_digest(part, remote)
+        about = {"repository": remote.repository, "commit": remote.commit, "etag": remote.etag, "size": remote.size,
+                 "sha256": digest}  # fmt: skip
+        beside(target, ".json").unlink(missing_ok=True)  # it may speak of an older file of this name
+        os.replace(part, target)
+        write_json(beside(target, ".json"), about)
+        beside(part, ".json").unlink(missing_ok=True)
+        return Fetched(target, remote.commit, remote.etag, digest)
+
+
+def begin_part(part: Path, remote: Remote) -> None:
+    """Keep what an earlier start has left of this very content; anything else starts again."""
+    about, have = read_json(beside(part, ".json")), part.stat().st_size if part.is_file() else 0
+    if have and (about.get("etag") != remote.etag or have > remote.size):
+        print(f"{remote.name} has changed on the server since its download began: starting it again", flush=True)
+        have = 0
+    if not have:
+        # In this order: a kill in between leaves no bytes under a wrong ETag.
+        part.unlink(missing_ok=True)
+        write_json(beside(part, ".json"), {"etag": remote.etag})
+        part.touch()
+
+
+def transfer(part: Path, remote: Remote) -> None:
+    """Append what is missing to `part`, with as many requests as it takes."""
+    have = part.stat().st_size
+    if have:
+        print(f"{remote.name}: going on at {have:,} of {remote.size:,} bytes", flush=True)
+    with tqdm(total=remote.size, initial=have, desc=remote.name, unit="B", unit_scale=True, mininterval=0.5) as bar:
+        while part.stat().st_size < remote.size:
+            retried(lambda: one_request(part, remote, bar), remote.name, lambda: part.stat().st_size)
+
+
+def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
+    """GET the rest of the file and append it to `part`."""
+    from huggingface_hub import constants, utils
+
+    have, about = part.stat().st_size, read_json(beside(part, ".json"))
+    headers = utils.build_hf_headers() | {"Accept-Encoding": "identity"}  # with compression, offsets mean nothing
+    if have:
+        headers["Range"] = f"bytes={have}-"
+        # The Hub's ETag was compared just now. If-Range speaks to the host that keeps the bytes, in its own ETag.
+        if about.get("host_etag"):
+            headers["If-Range"] = about["host_etag"]
+    url = url_of(remote.repository, remote.commit, remote.name)
+    # Large files are redirected to another host: the client leaves the token behind where the origin changes.
+    with utils.get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+                                    follow_redirects=True) as response:  # fmt: skip
+        if response.status_code == 416:
+            part.write_bytes(b"")
+            raise Broken(f"the server has nothing beyond byte {have:,} of {remote.name}")
+        if response.status_code >= 400:
+            response.read()
+        utils.hf_raise_for_status(response)
+        if remote.etag not in (told_etags(response) or {remote.etag}):
+            raise WrongContent(f"{remote.name} has changed on the server during its download; run again")
+        if response.headers.get("Content-Type", "").startswith("text/html"):
+            raise WrongContent(f"instead of {remote.name} the server sent an HTML page: a login page or a proxy?")
+        start = first_byte(response, remote)
+        if start not in (0, have):
+            raise WrongContent(f"{remote.name}: byte {have:,} and on were asked for, the server sent from {start:,} on")
+        if start < have:
+            bar.write(f"{remote.name}: the server sends the whole file again")
+            bar.reset()
+        host_etag = response.headers.get("ETag")
+        strong = host_etag if host_etag and not host_etag.startswith("W/") else None
+        with part.open("r+b") as file:
+            file.truncate(start)  # before the new ETag is noted
+            file.seek(start)
+            write_json(beside(part, ".json"), about | {"host_etag": strong})
+            for chunk in response.iter_bytes():
+                if not file.tell() and re.match(rb"\s*<(!doctype html|html)", chunk[:200], re.IGNORECASE):
+                    raise WrongContent(f"instead of {remote.name} the server sent an HTML page: a login or a proxy?")
+                file.write(chunk)
+                bar.update(len(chunk))
+                if file.tell() > remote.size:
+                    part.unlink()
+                    raise WrongContent(f"{remote.name} came with more than the {remote.size:,} bytes announced")
+    if part.stat().st_size < remote.size:
+        raise Broken(f"the transfer of {remote.name} ended at byte {part.stat().st_size:,} of {remote.size:,}")
+
+
+def told_etags(response: Any) -> set[str]:
+    """What an answer says of the content; the ETag of a redirect, or of the host it leads to, is another thing."""
+    linked = {answer.headers.get("X-Linked-Etag") for answer in (*response.history, response)} - {None}
+    own = set() if response.history else {response.headers.get("ETag")} - {None}
+    return {etag.removeprefix("W/").strip('"') for etag in linked or own}
+
+
+def first_byte(response: Any, remote: Remote) -> int:
+    """Where the body of the answer begins. Raises WrongContent where it announces another length than the file's."""
+    if response.status_code == 206:
+        parts = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if parts is None:
+            raise WrongContent(f"{remote.name}: the server sent a part without saying which")
+        start, total = int(parts[1]), parts[3]
+    else:
+        start, total = 0, response.headers.get("Content-Length", "*")
+    if total not in ("*", str(remote.size)):
+        raise WrongContent(f"{remote.name} should have {remote.size:,} bytes but the server sends {int(total):,}")
+    return start
+
+
+def checked_digest(part: Path, remote: Remote) -> str:
+    """The sha256 of a file. Raises WrongContent where the Hub names another one."""
+    digest = hashlib.sha256()
+    with part.open("rb") as file, tqdm(total=remote.size, desc=f"checking {remote.name}", unit="B", unit_scale=True,
+                                       disable=remote.size < 2**28) as bar:  # fmt: skip
+        while chunk := file.read(2**22):
+            digest.update(chunk)
+            bar.update(len(chunk))
+        os.fsync(file.fileno())
+    expected = sha256_name(remote.etag)
+    if expected and expected != digest.hexdigest():
+        part.unlink()
+        raise WrongContent(f"{remote.name} came damaged (sha256 {digest.hexdigest()[:12]}..., the Hub names "
+                           f"{expected[:12]}...) and was removed; run again")
+    return digest.hexdigest()
+
+
+def sha256_name(text: str) -> str | None:
+    """The ETag of a large file is its sha256; a small file's is something else."""
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
+
+
+def retried(action: Callable[[], Any], what: str, progress: Callable[[], int] | None = None,
+            patient: bool = True) -> Any:  # fmt: skip
+    """action(), tried again after a pause where the failure may pass: 429, 5xx, time-outs, cut connections.
+
+    progress: bytes so far; tries that bring enough do not count. patient: whether a host that cannot be reached at all
+    may pass, too.
+    """
+    failures = 0
+    while True:
+        before = progress() if progress else 0
+        try:
+            return action()
+        except hub.errors() as error:
+            if not may_pass(error, patient):
+                raise
+            failures = 0 if progress and progress() - before >= PROGRESS else failures + 1
+            if failures > len(WAITS):
+                raise
+            wait = asked_wait(error)
+            if wait is None:
+                wait = WAITS[max(0, failures - 1)]
+            tqdm.write(f"{what}: {first_line(error)}; next try in {wait:g} s")
+            time.sleep(wait)
+
+
+def may_pass(error: Exception, patient: bool) -> bool:
+    from huggingface_hub.utils import httpx
+
+    response = getattr(error, "response", None)
+    if response is not None:
+        return response.status_code == 429 or response.status_code >= 500
+    if isinstance(error, httpx.ConnectError):
+        return patient
+    return isinstance(error, (httpx.TransportError, Broken)) and not isinstance(error, httpx.UnsupportedProtocol)
+
+
+def asked_wait(error: Exception) -> float | None:
+    """Seconds that the server asks to wait with Retry-After; a date there is left alone."""
+    response = getattr(error, "response", None)
+    text = response.headers.get("Retry-After", "") if response is not None else ""
+    return min(float(text), LONGEST_WAIT) if text.isdecimal() else None
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """One process at a time brings `target`; the others wait, and the lock of one that died is free."""
+    from filelock import FileLock, Timeout  # huggingface_hub needs it as well
+
+    lock = FileLock(beside(target, ".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"another process is downloading {target}: waiting for it", flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def beside(path: Path, ending: str) -> Path:
+    return path.with_name(path.name + ending)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} where there is none, or a kill left it half-written."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, json.dumps(content))
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

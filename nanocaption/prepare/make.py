@@ -1,0 +1,232 @@
+"""Raw data -> data/<name>/, a prepared data set.
+
+    data/<name>/images/         the pictures
+    data/<name>/captions.json   {"images": [{"file_name", "split", "captions": [...],
+                                             of the demo set "scene", of COCO "image_id"}, ...]}
+    data/<name>/report.json, report.png   what was kept, converted, refused and why; sizes and lengths (check.py)
+    data/<name>/manifest.json   counts, source, licence, sha256 of captions.json; written last
+
+A set counts as whole only when its manifest fits its captions.json and every picture is there; a run that was cut off
+leaves no manifest, and the next run goes on from the pictures already in place. Three kinds of source: "demo" is drawn
+here, "flickr30k" is downloaded, and any name can be read from a folder of your own (layouts.py says which layouts).
+Several names with commas between are mixed (mix.py).
+"""
+
+from pathlib import Path
+
+from tqdm import tqdm
+
+from nanocaption.base.files import cases
+from nanocaption.base.settings import Settings
+from nanocaption.data.prepared import EditedError, folder_name, is_mix, parse_mix, verify
+from nanocaption.prepare import archives, check, flickr30k, layouts
+from nanocaption.prepare.mix import prepare_mix
+from nanocaption.prepare.raw import find_pictures, link_or_copy
+from nanocaption.prepare.store import begin, counts_line, finish, first_of_each_split, in_images
+
+DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
+DEMO_LICENCE = "drawn by this project's own code; use it as you like"
+FOLDER_LICENCE = "not known: the terms of whoever owns the pictures and captions"
+
+
+def prepare_from(settings: Settings) -> Path:
+    """`prepare` as the settings of config.py ask for it."""
+    return prepare(
+        settings.DATASET,
+        Path(settings.DATA_DIR),
+        raw_dir=Path(settings.RAW_DATA_DIR) if settings.RAW_DATA_DIR else None,
+        seed=settings.DATA_SEED,
+        cutoff=settings.DATA_CUTOFF,
+        hf_dataset_id=settings.HF_DATASET_ID,
+        hf_revision=settings.HF_DATASET_REVISION,
+        rules=check.Rules(settings.CAPTION_CASE, settings.MAX_BAD_FRACTION, settings.NUM_WORKERS),
+    )
+
+
+def prepare(
+    name: str,
+    data_dir: Path,
+    *,
+    raw_dir: Path | None = None,
+    seed: int = 1,
+    cutoff: int | None = None,
+    hf_dataset_id: str = flickr30k.OFFICIAL_ID,
+    hf_revision: str = "main",
+    rules: check.Rules = check.DEFAULT_RULES,
+) -> Path:
+    """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
+
+    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see mixing.py).
+    raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
+    seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
+    cutoff: only the first `cutoff` pictures of each split; None = all.
+    rules: how pictures and captions are checked and cleaned (check.py).
+    Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
+    whole set made from something else.
+    """
+    if is_mix(name):
+        if raw_dir is not None:
+            raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
+                             "one in that folder by itself first, then name it without RAW_DATA_DIR")
+        parts = parse_mix(name)
+        for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
+            prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
+                    hf_revision=hf_revision, rules=rules)  # fmt: skip
+        return prepare_mix(folder_of(folder_name(name), data_dir), parts, rules.workers)
+    folder = folder_of(name, data_dir)
+    if name == "demo" and raw_dir is not None:
+        raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
+                         "in that folder a name of its own (DATASET = mine), or set RAW_DATA_DIR to none")
+    if name == "flickr30k" and raw_dir is None:
+        return prepare_flickr30k(data_dir, hf_dataset_id, hf_revision, cutoff=cutoff, rules=rules)
+    if manifest := whole_manifest(folder, cutoff, seed, rules.caption_case):
+        if raw_dir is not None:
+            check_raw_unchanged(folder, manifest, raw_dir)
+        return folder
+    if name == "demo":
+        return prepare_demo(folder, seed, cutoff, rules)
+    if raw_dir is not None:
+        return prepare_folder(folder, raw_dir, seed, cutoff, rules)
+    raise ValueError(f"DATASET = {name!r} is not in {data_dir} and not a set that can be made here (demo, flickr30k): "
+                     "to read your own pictures and captions under that name, set RAW_DATA_DIR to their folder")
+
+
+def prepare_flickr30k(
+    data_dir: Path = Path("data"),
+    hf_dataset_id: str = flickr30k.OFFICIAL_ID,
+    revision: str = "main",
+    *,
+    cutoff: int | None = None,
+    rules: check.Rules = check.DEFAULT_RULES,
+) -> Path:
+    """Download Flickr30k from the Hub (4.4 GB, and as much unpacked) into data_dir/flickr30k and return that folder.
+
+    hf_dataset_id: a data set with the two files of nlphuji/flickr30k, or with parquet shards and a column `split`; of
+        the known copies the Karpathy split sizes are checked.
+    Downloads are kept in data_dir/flickr30k/download, and a broken one goes on where it was. Raises ValueError with
+    one line and the ways on where network or copy are not right.
+    """
+    folder = folder_of("flickr30k", data_dir)
+    if whole_manifest(folder, cutoff, None, rules.caption_case):
+        return folder
+    print(f"note: {flickr30k.LICENCE}")
+    copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
+    rows, notes, unpack, files = flickr30k.read(copy)
+    records, more = layouts.clean_records(rows, 0, f"{hf_dataset_id}")  # the copy gives every split: nothing to draw
+    if hf_dataset_id in flickr30k.OFFICIAL_IDS:
+        flickr30k.check_counts([record["split"] for record in records])
+        more += flickr30k.check_train_digest(records)
+    splits_sha256 = flickr30k.splits_digest(records)
+    records = first_of_each_split(records, cutoff)
+    unpack([record["file_name"] for record in records], folder / "images")
+    begin(folder)
+    checked = check.check(folder, records, in_images(folder, records), rules)
+    finish(folder, checked, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
+           "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
+           revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
+    if copy.folder.is_dir():
+        print(f"{copy.folder} keeps the downloaded files; now that the set is whole it may be deleted")
+    return folder
+
+
+def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
+    from nanocaption.demo_set import draw_demo_set
+
+    pass  # REMOVE
+
+    begin(folder)
+    counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
+    records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
+    checked = check.check(folder, records, None, rules)
+    return finish(folder, checked, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set",
+                  seed=seed)
+
+
+def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
+    """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
+    layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
+    notes = [*layout.notes]
+    if unused:
+        notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    records = first_of_each_split(layout.records, cutoff)
+    begin(folder)
+    if layout.unpack:
+        layout.unpack([record["file_name"] for record in records], folder / "images")
+        pictures = in_images(folder, records)
+    checked = check.check(folder, records, pictures, rules)
+    if not layout.unpack:
+        for record in tqdm(checked.records, desc="pictures", unit="picture"):
+            link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
+    licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
+    finish(folder, checked, notes, cutoff=cutoff, layout=layout.name, licence=licence,
+           seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
+           source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+    if (folder / "unpacked").is_dir():
+        print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
+    return folder
+
+
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
+    """The layout of `raw_dir`, where its pictures lie ({} where the layout unpacks them), and pictures not in use.
+
+    Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
+    """
+    packed = archives.find(raw_dir)
+    while True:
+        try:
+            layout = layouts.read_layout(raw_dir, seed)
+            print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
+            if layout.unpack:
+                return layout, {}, []
+            return layout, *find_pictures(raw_dir, [record["file_name"] for record in layout.records])
+        except layouts.NotThereError:
+            if not packed:
+                raise
+            raw_dir = archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file)
+            packed = []
+
+
+def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep") -> dict | None:
+    """The manifest of a whole set, None where the set must be made; prints which it is.
+
+    A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
+    with another seed or caption case, or whose captions.json was edited: making it again would take from others what
+    they rely on.
+    """
+    if not folder.exists():
+        return None
+    try:
+        manifest = verify(folder)
+    except EditedError:
+        raise
+    except ValueError as error:
+        print(f"{error}; making it now")
+        return None
+    made_with, drawn_with = manifest.get("cutoff"), manifest.get("seed")
+    if None not in (drawn_with, seed) and drawn_with != seed:  # None: nothing was drawn
+        raise ValueError(f"{folder} was made with DATA_SEED = {drawn_with}, now it is {seed}: set it back, take "
+                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+    made_case = manifest.get("caption_text", {}).get("case", "keep")  # sets of earlier versions do not say
+    if made_case != caption_case:
+        raise ValueError(f"{folder} was made with CAPTION_CASE = {made_case}, now it is {caption_case}: set it back, "
+                         f"take another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make it again")
+    if made_with is not None and (cutoff is None or cutoff > made_with):
+        print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
+        return None
+    print(f"{folder} is whole: {counts_line(manifest['counts'])}")
+    return manifest
+
+
+def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
+    """Raises ValueError when `raw_dir` holds other captions than the set was made from; tells of a missing one."""
+    if not raw_dir.exists():
+        print(f"Note: RAW_DATA_DIR = {str(raw_dir)!r} is not there; the set that was made before is used: {folder}")
+    elif layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
+        raise ValueError(f"{folder} was made from other captions than RAW_DATA_DIR = {str(raw_dir)!r} holds now: take "
+                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+
+
+def folder_of(name: str, data_dir: Path) -> Path:
+    if not name or name in (".", "..") or set(name) & set('/\\:\0'):
+        raise ValueError(f"DATASET = {name!r}: must be the plain name of a folder in DATA_DIR")
+    return Path(data_dir) / name

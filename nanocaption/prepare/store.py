@@ -1,0 +1,70 @@
+"""A prepared set on the disk: begun, written, finished with its manifest."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from nanocaption.base.files import write_atomically
+from nanocaption.prepare import check, check_report, layouts
+
+
+def in_images(folder: Path, records: Sequence[dict]) -> dict[str, Path]:
+    """file_name -> picture, for pictures that were unpacked to their place."""
+    return {record["file_name"]: folder / "images" / record["file_name"] for record in records}
+
+
+def begin(folder: Path) -> None:
+    """Make room for a set: from here on the folder is half-made, and says so by having no manifest."""
+    (folder / "images").mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+
+
+def finish(folder: Path, checked: check.Checked, notes: Sequence[str], **about: object) -> Path:
+    """`write_set` of records whose pictures and captions were looked at, with the report of that."""
+    looked_at = {"caption_text": checked.caption_text, "pictures_sha256": checked.pictures_sha256}
+    return write_set(folder, checked.records, notes, checked, **about, **looked_at)
+
+
+def write_set(
+    folder: Path, records: Sequence[dict], notes: Sequence[str], checked: check.Checked | None = None,
+    **about: object,
+) -> Path:  # fmt: skip
+    """Write captions.json, the report, then the manifest with `about` in it, print them, and return `folder`."""
+    begin(folder)
+    for note in notes:
+        print(f"note: {note}")
+    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
+    text = f'{{"images": [\n{lines}\n]}}\n'
+    pairs = Counter()
+    for record in records:
+        pairs[record["split"]] += len(record["captions"])
+    images = Counter(record["split"] for record in records)
+    splits = [*(split for split in layouts.SPLITS if images[split]), *sorted(images.keys() - set(layouts.SPLITS))]
+    counts = {split: {"images": images[split], "captions": pairs[split]} for split in splits}
+    manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
+                "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    write_atomically(folder / "captions.json", text)
+    if checked is not None and checked.found:  # not: pictures drawn here
+        check_report.write_report(folder, {**manifest, **checked.report})
+        check_report.draw(folder / "report.png", records, checked.found, folder.name)
+    write_atomically(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
+    print(f"{folder} is ready: {counts_line(counts)}")
+    return folder
+
+
+def counts_line(counts: dict) -> str:
+    """'train 2,000 pictures / 10,000 captions, val ...'"""
+    return ", ".join(f"{split} {count['images']:,} pictures / {count['captions']:,} captions"
+                     for split, count in counts.items())
+
+
+def first_of_each_split(records: Sequence[dict], cutoff: int | None) -> list[dict]:
+    seen: Counter = Counter()
+    kept = []
+    for record in records:
+        seen[record["split"]] += 1
+        if cutoff is None or seen[record["split"]] <= cutoff:
+            kept.append(record)
+    return kept

@@ -1,0 +1,225 @@
+"""One self-verifying .safetensors file per checkpoint. No pickle, in or out.
+
+Layout: tensors under `model/<parameter>`, `optim/<parameter>/<slot>` and `rng/<rank>/<generator>`; everything else
+(position, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys
+in random order. safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with
+them and checked on every load.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from nanocaption.base.tensors import sync_folder, write_tensors
+from nanocaption.base.version import VERSION
+
+FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
+_KEY = "nanocaption"
+_MAX_HEADER = 2**25  # bytes of JSON; a tokenizer of 50,000 tokens takes 3 million
+_REQUIRED = {  # key -> type
+    "epoch": int, "step": int, "model_state_dict": dict, "optimizer_state_dict": dict, "config": dict,
+    "config_constants": dict, "tokenizer": str,
+}  # fmt: skip
+_COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row")
+
+
+class OtherFormat(ValueError):
+    """The file is sound as far as can be told, but of another version of the format."""
+
+
+def save(path: Path | str, state: dict[str, Any]) -> None:
+    """Write `state` to `path`; the file appears complete and verified, or not at all.
+
+    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"},
+        "rng_state_dict" {rank: {generator: tensor}}; every other key must be JSON-ready.
+    Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
+    """
+    path = Path(path)
+    # A folder of its own: the writer makes a file of an unknown name beside its target, which a kill would leave.
+    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = folder / path.name
+    _check_values(path, state)
+    tensors, values = _pack(state)
+    text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
+    try:
+        folder.mkdir()
+        write_tensors(temporary, tensors, {_KEY: text})
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    sync_folder(path.parent)
+
+
+def load(path: Path | str) -> dict[str, Any]:
+    """The state `save` was given, verified; tensors on the CPU, independent of the file afterwards.
+
+    Raises ValueError with one line that names the file and the defect; nothing is ever unpickled.
+    """
+    path = Path(path)
+    header = read_header(path)
+    try:
+        # Read, not mapped: a file that is cut short later would kill a process that maps it.
+        tensors = safetensors.torch.load_file(path, backend="pread")
+    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    digest = header.pop("digest")
+    header.pop("format_version")
+    if _digest(tensors, _canonical(header)) != digest:
+        raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
+    state = _unpack(path, tensors, header)
+    _check_values(path, state)
+    return state
+
+
+def read_header(path: Path | str) -> dict[str, Any]:
+    """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
+    path = Path(path)
+    if not path.is_file():
+        what = f"{path} is a folder" if path.is_dir() else f"There is no checkpoint {path}"
+        raise ValueError(f"{what}: name a .safetensors file of a run.")
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            size = os.fstat(file.fileno()).st_size
+            if length > size - 8:
+                raise ValueError("it ends within its header")
+            if length > _MAX_HEADER:
+                raise ValueError(f"its header claims {length:,} bytes, above the limit of {_MAX_HEADER:,}")
+            entries = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            if not isinstance(entries, dict):
+                raise ValueError("its header is no list of tensors")
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not a readable .safetensors file: {error}") from error
+    metadata = entries.get("__metadata__")
+    if not isinstance(metadata, dict) or _KEY not in metadata:
+        raise ValueError(f"{path} is a .safetensors file, but not a nanoCaption checkpoint.")
+    try:
+        header = json.loads(metadata[_KEY], object_pairs_hook=_without_duplicates)
+        version = header["format_version"]
+        header["digest"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
+    if version != FORMAT_VERSION:
+        writer = header.get("written_by", "another program")
+        raise OtherFormat(
+            f"{path} was written by {writer} in format version {version}; this program, nanoCaption {VERSION}, reads "
+            f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
+        )
+    return header
+
+
+def copy(source: Path, target: Path) -> None:
+    """`target` gets the content of the checkpoint `source`: as a second name of the same file where the disk allows."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)  # rename() leaves it where both names are one file already
+    sync_folder(target.parent)
+
+
+def size_in_bytes(state: dict[str, Any]) -> int:
+    """About how large the file of `state` is."""
+    tensors, _ = _pack(state)
+    return sum(tensor.nbytes for tensor in tensors.values())
+
+
+def check_finite(state: dict[str, Any], origin: str) -> None:
+    """Raise ValueError, naming the tensor, where weights or optimizer state hold NaN or infinity."""
+    named = list(state["model_state_dict"].items())
+    for name, slots in state["optimizer_state_dict"]["state"].items():
+        named += [(f"{slot} of {name}", tensor) for slot, tensor in slots.items()]
+    for name, tensor in named:
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise ValueError(f"{origin} holds values that are not finite, in {name}.")
+
+
+def _check_values(path: Path, state: dict[str, Any]) -> None:
+    missing = [key for key in _REQUIRED if key not in state]
+    if missing:
+        raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
+    for key, kind in _REQUIRED.items():
+        if type(state[key]) is not kind:
+            found = type(state[key]).__name__
+            raise ValueError(f"{path} is not a whole checkpoint: its {key} is a {found}, not a {kind.__name__}.")
+    for key in _COUNTS:
+        value = state.get(key, 0)
+        if type(value) is not int or not 0 <= value < 2**53:
+            raise ValueError(f"{path} is not a whole checkpoint: its {key} is {value!r}, which is not a count.")
+
+
+def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """state -> (tensors by flat name, the rest as JSON-ready values)."""
+    values = dict(state)
+    tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
+    optimizer = values.pop("optimizer_state_dict")
+    for name, slots in optimizer["state"].items():
+        tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
+    for rank, generators in values.pop("rng_state_dict", {}).items():
+        tensors |= {f"rng/{rank}/{name}": tensor for name, tensor in generators.items()}
+    values["optimizer_param_groups"] = optimizer["param_groups"]
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, values
+
+
+def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
+    state = dict(values)
+    model, optimizer, rng = {}, {}, {}
+    for key, tensor in tensors.items():
+        room, _, name = key.partition("/")
+        if room == "model":
+            model[name] = tensor
+        elif room == "optim":
+            parameter, _, slot = name.rpartition("/")
+            optimizer.setdefault(parameter, {})[slot] = tensor
+        elif room == "rng":
+            rank, _, generator = name.partition("/")
+            rng.setdefault(rank, {})[generator] = tensor
+        else:
+            raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
+    state["model_state_dict"] = model
+    state["optimizer_state_dict"] = {"state": optimizer, "param_groups": state.pop("optimizer_param_groups", [])}
+    state["rng_state_dict"] = rng
+    return state
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # json and safetensors both take the last of two equal names without a word.
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it holds a name twice")
+    return found
+
+
+def _canonical(values: dict[str, Any]) -> str:
+    try:
+        text = json.dumps(values, allow_nan=False)
+        # Through JSON once: it makes keys text (id2label of an encoder has numbers), which sorts in another order.
+        return json.dumps(json.loads(text), sort_keys=True, separators=(",", ":"))
+    except TypeError as error:
+        raise ValueError(f"A checkpoint holds tensors and JSON only: {error}.") from error
+
+
+def _digest(tensors: dict[str, Tensor], text: str) -> str:
+    def of_one(name: str) -> str:
+        tensor = tensors[name]
+        content = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
+        return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{content}\n"
+
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
+        lines = list(threads.map(of_one, sorted(tensors)))
+    return hashlib.sha256("".join([*lines, text]).encode()).hexdigest()

@@ -1,0 +1,84 @@
+"""BATCH_SIZE = "auto": as many captions at once as the GPU can hold."""
+
+import operator
+from collections.abc import Callable
+
+import torch
+
+from nanocaption.base import devices
+from nanocaption.base.settings import Settings
+from nanocaption.data.dataset import ImageTextDataset, collate_fn
+from nanocaption.model.captioner import ImageToTextModel
+from nanocaption.train.losses import caption_loss
+from nanocaption.train.state import generators_kept
+
+CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
+SHARE = 0.9  # of the GPU's memory that a step may take
+STEPS_AN_EPOCH = 100  # at least: a larger batch learns less per epoch
+
+
+def choose(
+    settings: Settings,
+    model: ImageToTextModel,
+    train_set: ImageTextDataset,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> int:
+    """BATCH_SIZE in captions: the most that fits, doubled from one image on, on the first process's GPU.
+
+    Tried with the longest captions of the set. No larger than leaves STEPS_AN_EPOCH steps. Raises SystemExit where not
+    even one image fits.
+    """
+    together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in train_set.token_ids))
+    captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
+    per_step = settings.GRAD_ACCUM_STEPS * devices.world_size() * STEPS_AN_EPOCH
+    most = max(1, captions // (together * per_step))
+    if device.type != "cuda":
+        return max(settings.CAPTIONS_PER_IMAGE, together * min(most, max(1, CPU_CAPTIONS // together)))
+    images = 0
+    if devices.rank() == 0:
+        with generators_kept():
+            images = largest(lambda number: _fits(number, together, settings, model, train_set, scaler, device), most)
+    (images,) = devices.max_(images)
+    if not images:
+        raise SystemExit(
+            f"BATCH_SIZE = 'auto': not even the {together} captions of one image fit into {device}. Lower "
+            "CAPTIONS_PER_IMAGE, or set GRADIENT_CHECKPOINTING = True."
+        )
+    return max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
+
+
+def largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest of 1, 2, 4, ... up to `most`, and `most` itself, that fits; 0 where 1 does not."""
+    found, number = 0, 1
+    while fits(number):
+        found = number
+        if number == most:
+            break
+        number = min(2 * number, most)
+    return found
+
+
+def _fits(
+    images: int, together: int, settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset,
+    scaler: torch.amp.GradScaler, device: torch.device,
+) -> bool:  # fmt: skip
+    """Whether a step over so many images, with the longest captions there are, leaves room for the optimizer."""
+    longest = max(range(len(train_set)), key=lambda image: sum(map(len, train_set.token_ids[image])))
+    captions = tuple(range(len(train_set.token_ids[longest])))[:together]
+    batch = collate_fn([train_set[(longest, captions)]] * images)
+    trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    model.train()
+    try:
+        with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
+            loss = caption_loss(model, batch.to(device, train_set.resident), settings.LABEL_SMOOTHING)
+        scaler.scale(loss).backward()
+        taken = torch.cuda.max_memory_allocated(device) + 2 * trained  # AdamW's two moments come with the first update
+        return taken < SHARE * torch.cuda.get_device_properties(device).total_memory
+    except torch.OutOfMemoryError:
+        return False
+    finally:
+        model.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()

@@ -1,0 +1,54 @@
+"""What a training run says when something goes wrong."""
+
+import sys
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from nanocaption.base import devices
+from nanocaption.data.order import Group
+from nanocaption.runs.log import write_row
+from nanocaption.train.setup import Progress, Run
+
+
+def explain_fault(run: Run, error: BaseException) -> str | None:
+    """For an error of the machine: what happened and what to change."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
+            "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
+        )
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return (
+            f"A process that reads pictures died ({str(error).splitlines()[0]}). Most often the memory they share, "
+            "/dev/shm, or the machine's memory was full: lower NUM_WORKERS, 0 reads without such processes."
+        )
+    return None
+
+
+def pictures_of_step(run: Run, groups: list[list[Group]]) -> list[str]:
+    """The names of a step's pictures on all ranks, which ask for them together."""
+    return devices.gather([run.train_set.paths[image].name for batch in groups for image, *_ in batch])
+
+
+def report_nonfinite(run: Run, progress: Progress, names: list[str], found: Any, bar: tqdm) -> None:
+    """Log a skipped step with its pictures, so that a bad one can be found."""
+    row = {
+        "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),
+        "grad_norm": str(found.norm), "images": names,
+    }  # fmt: skip
+    write_row(run.log, row)
+    if devices.rank() == 0:
+        bar.write(
+            f"Step {progress.step}: loss {found.loss}, gradient norm {found.norm}: skipped, the weights stay. Its "
+            f"{len(names)} pictures are in log.jsonl, the first is {names[0]}."
+        )
+
+
+def tell_problem(run: Run) -> None:
+    """Say that a checkpoint could not be written, and go on: it is tried again."""
+    problem = run.saver.problem()
+    if problem:
+        write_row(run.log, {"type": "save_failed", "problem": problem})
+        tqdm.write(f"WARNING: {problem} Training goes on and tries again.", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""The loss of a batch of captions: cross-entropy over the real tokens."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nanocaption.data.dataset import Batch
+from nanocaption.model.captioner import ImageToTextModel
+
+_PART = 2**20  # logits made at once, 4 MB
+
+
+def caption_loss(model: ImageToTextModel, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary."""
+    hidden = model.hidden(batch.images, batch.decoder_input_tokens, batch.places)  # (R, D)
+    return hidden_loss(model, hidden, batch, label_smoothing)
+
+
+def hidden_loss(model: ImageToTextModel, hidden: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
+    """`caption_loss` from the decoder's hidden states (R, D) on."""
+    targets = batch.target_tokens.flatten().index_select(0, batch.places.in_captions)  # (R,)
+    if hidden.device.type == "cpu" and hidden.requires_grad and not torch.is_autocast_enabled("cpu"):
+        return LossInParts.apply(hidden, model.decoder.embedding.weight, targets, label_smoothing)
+    logits = model.decoder.logits(hidden).float()  # (R, V)
+    return F.cross_entropy(logits, targets, reduction="sum", label_smoothing=label_smoothing)
+
+
+class LossInParts(torch.autograd.Function):
+    """The map to the vocabulary and its summed cross-entropy, forward and backward, a few rows at a time, on a CPU.
+
+    apply(hidden (R, D), weight (V, D), targets (R,), label_smoothing) -> the loss as F.cross_entropy gives it. No more
+    than _PART logits are there at once: they stay in the CPU's cache, where all of them would be new pages from the
+    system at every step, which take longer to get than the products.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+        rows = max(64, _PART // len(weight))
+        loss, share = hidden.new_zeros(()), label_smoothing / len(weight)
+        of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
+        for start in range(0, len(hidden), rows):
+            part, target = hidden[start : start + rows], targets[start : start + rows, None]
+            logits = part @ weight.T  # (r, V)
+            total = logits.logsumexp(-1, keepdim=True)
+            loss += (total - (1 - label_smoothing) * logits.gather(1, target)).sum() - share * logits.sum()
+            gradient = logits.sub_(total).exp_().sub_(share)  # softmax less what it should be
+            gradient.scatter_add_(1, target, gradient.new_full(target.shape, label_smoothing - 1))
+            torch.mm(gradient, weight, out=of_hidden[start : start + rows])
+            of_weight.addmm_(gradient.T, part)
+        ctx.save_for_backward(of_hidden, of_weight)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden, of_weight = ctx.saved_tensors
+        return of_hidden * scale, of_weight * scale, None, None

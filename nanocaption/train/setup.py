@@ -1,0 +1,320 @@
+"""What a training run consists of, and how it is made ready: fresh, from given weights, or as a checkpoint left it."""
+
+import dataclasses
+import functools
+import os
+import random
+from collections.abc import Sequence
+from io import FileIO
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from nanocaption.base import devices
+from nanocaption.base.settings import Settings
+from nanocaption.base.tensors import check_fits
+from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.inputs import make_inputs
+from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
+from nanocaption.data.prepared import load_records, sample_places, verify
+from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
+from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.prepare.make import prepare_from
+from nanocaption.runs import checkpoint, signals
+from nanocaption.runs.folder import check_space, remove_strays, set_aside
+from nanocaption.runs.log import REPLACED, Copy, open_log, rewind_log, write_row
+from nanocaption.runs.saver import Saver
+from nanocaption.train import batch_size, optim, sharding
+from nanocaption.train.state import environment, environment_changes, restore_state
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What stays the same from the first step to the last."""
+
+    settings: Settings
+    folder: Path
+    device: torch.device
+    model: ImageToTextModel
+    tokenizer: Tokenizer
+    optimizer: torch.optim.AdamW
+    scaler: torch.amp.GradScaler
+    train_set: ImageTextDataset
+    val_set: ImageTextDataset
+    val_images: ImageTextDataset  # VALIDATION_SCORE_IMAGES of val_set (prepared.sample_places), with their val_records
+    val_records: list[dict[str, Any]]
+    plan: "Plan"
+    about: dict[str, Any]  # what every checkpoint of the run says of it
+    saver: Saver
+    requests: signals.Requests
+    log: FileIO | None  # of the first process alone
+    copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
+
+
+class Plan(NamedTuple):
+    """How the pictures make up steps, and the learning rate of each."""
+
+    groups_per_step: int
+    steps_per_epoch: int
+    total_steps: int
+    learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
+
+
+class Progress(NamedTuple):
+    """What changes, and is saved with the weights."""
+
+    epoch: int = 0  # finished epochs, validation included
+    step: int = 0  # finished optimizer steps
+    step_in_epoch: int = 0  # of these, in the epoch that is not finished
+    best_val_loss: float | None = None
+    best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
+    validations_without_gain: int = 0
+    nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
+
+
+def prepare(
+    settings: Settings,
+    folder: Path,
+    device: torch.device,
+    requests: signals.Requests,
+    saved: dict[str, Any] | None = None,
+    initial: dict[str, Any] | None = None,
+) -> tuple[Run, Progress]:
+    """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
+    precision = devices.pick_dtype(settings.PRECISION, device)
+    if settings.DETERMINISTIC:
+        be_deterministic(saved["environment"]["threads"] if saved else None)
+    source = saved or initial
+    data_folder, records = load_splits(settings)
+    captions_sha256 = verify(data_folder)["captions_sha256"]
+    if saved and saved["captions_sha256"] != captions_sha256:
+        raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
+    tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
+    origin = "The checkpoint" if saved else settings.INIT_CHECKPOINT_PATH
+    model = make_model(settings, tokenizer, source, origin, device)
+    sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
+    settings = settle_batch_size(settings, model, sets["train"], scaler, device)
+    optimizer = make_optimizer(settings, model, folder, device)
+    plan = make_plan(settings, sets["train"], saved)
+    now = environment(device, precision, settings.DETERMINISTIC)
+    progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
+    scored = sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
+    run = Run(
+        settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
+        scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
+        val_records=[records["val"][place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
+        requests=requests, log=begin_log(folder, progress, resumed=saved is not None),
+        about={
+            "groups_per_step": plan.groups_per_step,
+            "steps_per_epoch": plan.steps_per_epoch,
+            "scheduler_state_dict": plan.learning_rate.keywords,  # a pure function of the step: nothing to restore
+            "config": dict(settings.values),
+            "config_constants": dict(settings.constants),
+            "tokenizer": tokenizer.to_str(),
+            "model_arguments": model.arguments(),
+            "captions_sha256": captions_sha256,
+            "environment": now,
+            "wandb_run_id": saved.get("wandb_run_id") if saved else None,
+        },
+    )  # fmt: skip
+    describe(run, progress, resumed=saved is not None)
+    return run, progress
+
+
+def load_splits(settings: Settings) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+    """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
+    folder = devices.first_rank_first(lambda: prepare_from(settings))
+    splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+
+
+def make_tokenizer(
+    settings: Settings, data_folder: Path, records: list[dict[str, Any]], source: dict[str, Any] | None
+) -> Tokenizer:
+    """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
+    if source:
+        tokenizer, origin = tokenizer_from_json(source["tokenizer"]), "from the checkpoint"
+    else:
+        captions = [caption for record in records for caption in record["captions"]]
+        tokenizer, fresh = devices.first_rank_first(
+            lambda: load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
+        )
+        origin = f"trained on {len(captions):,} captions" if fresh else "loaded"
+    check_tokenizer(tokenizer)  # a freshly trained one as well
+    devices.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
+    return tokenizer
+
+
+def make_model(
+    settings: Settings, tokenizer: Tokenizer, source: dict[str, Any] | None, origin: str | None, device: torch.device
+) -> ImageToTextModel:
+    """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
+
+    The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
+    """
+    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
+        seed_generator(seed_of(settings.SEED, "initial weights") % 2**32)
+    arguments = source["model_arguments"] if source else None
+    model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
+    if source:
+        check_fits(model, source["model_state_dict"], origin)
+        checkpoint.check_finite(source, origin)
+        model.load_state_dict(source["model_state_dict"])
+    model.to(device)
+    if settings.PRECISION == "tf32":
+        torch.set_float32_matmul_precision("high")
+    if settings.GRADIENT_CHECKPOINTING and not settings.FREEZE_ENCODER:
+        model.encoder.checkpoint_blocks()
+    if settings.COMPILE:
+        model.compile_parts()
+    return model
+
+
+def settle_batch_size(
+    settings: Settings,
+    model: ImageToTextModel,
+    train_set: ImageTextDataset,
+    scaler: torch.amp.GradScaler,
+    device: torch.device,
+) -> Settings:
+    """The settings with a number for BATCH_SIZE = "auto"."""
+    if settings.BATCH_SIZE != "auto":
+        return settings
+    found = batch_size.choose(settings, model, train_set, scaler, device)
+    bound = "fit" if device.type == "cuda" else f"pay here ({batch_size.CPU_CAPTIONS})"
+    devices.console(
+        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch "
+        f"{batch_size.STEPS_AN_EPOCH} steps"
+    )
+    return settings.replace(BATCH_SIZE=found)
+
+
+def make_optimizer(
+    settings: Settings, model: ImageToTextModel, folder: Path, device: torch.device
+) -> torch.optim.AdamW:
+    """The optimizer of the weights, spread first where FSDP asks. SystemExit where the disk cannot hold checkpoints."""
+    if settings.FSDP and devices.world_size() > 1:
+        sharding.spread(model, device)
+    elif settings.FSDP:
+        devices.console("Note: FSDP has nothing to spread over one process; start several with torchrun.")
+    optimizer = optim.build_optimizer(
+        model, weight_decay=settings.WEIGHT_DECAY, betas=settings.ADAM_BETAS, eps=settings.ADAM_EPS,
+        fused=device.type in ("cuda", "cpu"),
+    )  # fmt: skip
+    trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
+    check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
+    return optimizer
+
+
+def make_plan(settings: Settings, train_set: ImageTextDataset, saved: dict[str, Any] | None) -> Plan:
+    """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
+    steps_per_epoch = len(steps_of_epoch(settings, train_set, epoch=0))
+    total_steps = settings.NUM_EPOCHS * steps_per_epoch
+    warmup = settings.WARMUP_STEPS
+    if settings.WARMUP_RATIO is not None:
+        warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
+    learning_rate = functools.partial(
+        optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
+        total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
+        min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
+    )  # fmt: skip
+    groups_per_step = images_per_batch(settings, train_set) * settings.GRAD_ACCUM_STEPS * devices.world_size()
+    return Plan(groups_per_step, steps_per_epoch, total_steps, learning_rate)
+
+
+def restore(
+    saved: dict[str, Any],
+    settings: Settings,
+    optimizer: torch.optim.AdamW,
+    scaler: torch.amp.GradScaler,
+    plan: Plan,
+    now: dict[str, Any],
+) -> Progress:
+    """Put back all but the weights; SystemExit, before anything is, where its steps are not those of this start.
+
+    now: the environment, whose differences from the saved one are told.
+    """
+    progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
+    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.steps_per_epoch}
+    changed = [f"{name} {saved.get(name)} -> {value}" for name, value in steps.items() if saved.get(name) != value]
+    if changed:
+        raise SystemExit(
+            f"The steps would hold other pictures ({', '.join(changed)}): with these BATCH_SIZE, GRAD_ACCUM_STEPS and "
+            "number of processes the pictures cannot be dealt out as before. Use those of the run."
+        )
+    if progress.epoch * plan.steps_per_epoch + progress.step_in_epoch != progress.step:
+        raise SystemExit(
+            f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
+            f"{progress.step_in_epoch} steps; with {plan.steps_per_epoch} steps an epoch that cannot be."
+        )
+    restore_state(saved, optimizer, scaler, "The checkpoint")
+    for change in environment_changes(saved["environment"], now):
+        devices.console(f"Note: {change}: equality to the uninterrupted run is not promised.")
+    if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
+        progress = progress._replace(best_cider=None)  # of other images: not to be compared
+    return progress
+
+
+def begin_log(folder: Path, progress: Progress, resumed: bool) -> FileIO | None:
+    """The run's log, cut back to where the run goes on; what lies beyond is set aside, checkpoints as well."""
+    if devices.rank() != 0:
+        return None
+    remove_strays(folder)
+    names = set_aside(folder, (progress.step, progress.epoch) if resumed else (-1, -1))
+    moved = rewind_log(folder / "log.jsonl", progress.step, progress.epoch)
+    if names:
+        devices.console(f"Going on from step {progress.step}; what was beyond is kept as {', '.join(names)}.")
+    if moved:
+        devices.console(f"{moved} rows of log.jsonl beyond step {progress.step} are kept in {REPLACED}.")
+    return open_log(folder / "log.jsonl")
+
+
+def be_deterministic(threads: int | None) -> None:
+    """Only operations that repeat to the bit; on a CPU with as many threads as the run had before.
+
+    Raises nothing here: torch raises where it meets an operation that has no such form.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts, for torch before 2.9
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def describe(run: Run, progress: Progress, resumed: bool) -> None:
+    """Print what was derived, and begin the log with the settings."""
+    settings, plan, warmup = run.settings, run.plan, run.plan.learning_rate.keywords["warmup_steps"]
+    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
+    captions = sum(len(ids) for ids in run.train_set.token_ids)
+    precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
+    devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")
+    devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
+    devices.console(
+        f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
+        f"{plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, {warmup} of warmup"
+    )
+    if warmup >= plan.total_steps:
+        devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
+    where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
+    devices.console(f"run: {run.folder}{where}")
+    row = {"type": "resume" if resumed else "start", "step": progress.step, "config": dict(settings.values)}
+    write_row(run.log, row)
+
+
+def steps_of_epoch(settings: Settings, train_set: ImageTextDataset, epoch: int) -> list[list[list[Group]]]:
+    """The optimizer steps of an epoch on this process, see order.epoch_steps."""
+    counts = [len(ids) for ids in train_set.token_ids]
+    groups = epoch_groups(counts, settings.CAPTIONS_PER_IMAGE, settings.SEED, epoch, train_set.weights)
+    ranks = (devices.rank(), devices.world_size())
+    return epoch_steps(groups, images_per_batch(settings, train_set), settings.GRAD_ACCUM_STEPS, *ranks)
+
+
+def images_per_batch(settings: Settings, images: ImageTextDataset) -> int:
+    """So many images that a batch has about BATCH_SIZE captions."""
+    together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in images.token_ids))
+    return max(1, settings.BATCH_SIZE // together)

@@ -1,0 +1,127 @@
+"""A checkpoint put to use: find it, load it, caption pictures with it. Shared by evaluate, caption and train."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tokenizers import Tokenizer
+
+from nanocaption.base import devices
+from nanocaption.base.hub import WEIGHTS
+from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
+from nanocaption.data.tokenizer import tokenizer_digest
+from nanocaption.model import exported
+from nanocaption.model.captioner import ImageToTextModel, assemble
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import best_of_newest, newest_run
+
+
+def load_state(path: Path, settings: Settings) -> tuple[dict[str, Any], Settings]:
+    """A checkpoint, and the settings for using it: its own where they fix the model, else those given.
+
+    path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
+    """
+    try:
+        state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    own = {name: state["config"][name] for name in CHECKPOINT_SETTINGS if name in state["config"]}
+    place = {name: state["config"][name] for name in ("DATA_DIR",) if name in state["config"]}
+    settings = settings.on(own | place)
+    changed = differences(settings, own, [n for n in own if n not in DATA_SETTINGS])
+    if changed:
+        raise SystemExit(f"{path} was trained with other settings, which cannot change now: {'; '.join(changed)}")
+    return state, settings
+
+
+def load_model(state: dict[str, Any], device: torch.device) -> tuple[ImageToTextModel, Tokenizer]:
+    """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set."""
+    try:
+        model, tokenizer = assemble(state)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    return model.to(device), tokenizer
+
+
+def load_captioner(name: str | Path, revision: str | None = None) -> ImageToTextModel:
+    """nanocaption.load: the model of an exported folder, of the Hub, or of a checkpoint file."""
+    if not Path(name).is_file():
+        return ImageToTextModel.from_pretrained(name, revision)
+    state = checkpoint.load(name)
+    model, model.tokenizer = assemble(state)
+    model.about = {key: value for key, value in state.items() if not key.endswith("state_dict")}
+    return model
+
+
+class Loaded(NamedTuple):
+    """One model or several of an ensemble, in eval mode on `device`, and the settings for using them."""
+
+    models: list[ImageToTextModel]
+    tokenizer: Tokenizer
+    states: list[dict[str, Any]]  # the checkpoints, as checkpoint.load gives them
+    settings: Settings
+    device: torch.device
+
+
+def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
+    """The models of one or several checkpoints. The settings are those of the first, under those given.
+
+    Raises SystemExit with one line where one cannot be used, or where their tokenizers differ: an ensemble averages
+    probabilities of the same tokens.
+    """
+    states, used = zip(*(load_state(path, settings) for path in paths), strict=True)
+    settings = used[0]
+    device = devices.pick_device(settings.DEVICE)
+    loaded = [load_model(state, device) for state in states]
+    digests = [tokenizer_digest(tokenizer) for _, tokenizer in loaded]
+    for path, digest in zip(paths, digests, strict=True):
+        if digest != digests[0]:
+            raise SystemExit(
+                f"{path} has another tokenizer than {paths[0]}; only models of one tokenizer can be averaged. Train it "
+                f"with the same captions and VOCAB_SIZE, or start it with --init-checkpoint-path {paths[0]}."
+            )
+    return Loaded([model for model, _ in loaded], loaded[0][1], list(states), settings, device)
+
+
+def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> list[Path]:
+    """The files of `paths`, separated by commas, as `find_checkpoint` finds them. SystemExit where one is missing."""
+    if paths is None or Path(paths).exists():
+        return [find_checkpoint(paths, output_dir, hub)]
+    return [find_checkpoint(path, output_dir, hub) for path in paths.split(",")]
+
+
+def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Path:
+    """A checkpoint file; of an exported folder its weights; without `path` the newest run's best under `output_dir`.
+
+    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none.
+    """
+    if path is None:
+        best = best_of_newest(output_dir)
+        if best is None:
+            raise SystemExit(f"There is no run with a checkpoint under {output_dir!r}. Train first: python train.py")
+        newest = newest_run(output_dir)
+        if newest not in (None, best.parent):
+            warnings.warn(f"{newest} saved later, but has had no validation yet: taking {best}", stacklevel=2)
+        return best
+    if Path(path).is_file():
+        return Path(path)
+    if Path(path).is_dir() or (hub and path.count("/") == 1 and not path.endswith(".safetensors")):
+        try:
+            folder = exported.locate(path)
+        except ValueError as error:
+            raise SystemExit(str(error)) from error
+        if not is_exported(folder / WEIGHTS):
+            raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
+        return folder / WEIGHTS
+    beside = sorted(found.name for found in Path(path).parent.glob("*.safetensors"))
+    there = f" In its folder are: {', '.join(beside)}." if beside else ""
+    raise SystemExit(
+        f"There is no checkpoint {path!r}. Name a .safetensors file of a run, or an exported folder.{there}"
+    )
+
+
+def is_exported(path: Path) -> bool:
+    """Whether `path` are the weights of an exported folder."""
+    return path.name == WEIGHTS and exported.is_export(path.parent)
