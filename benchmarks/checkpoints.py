@@ -23,6 +23,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from nanocaption.base.settings import ModelSettings, load_settings
 from nanocaption.model.captioner import ImageToTextModel  # noqa: E402
 from nanocaption.runs import checkpoint  # noqa: E402
 from nanocaption.runs.saver import Saver  # noqa: E402
@@ -47,10 +48,12 @@ def build(frozen: bool) -> tuple[ImageToTextModel, torch.optim.Optimizer]:
 
     vit = transformers.ViTConfig().to_dict()  # B/16, 224 px
     spec = {"size": 224, "resize": 224, "crop": False, "interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.5] * 3}
-    model = ImageToTextModel(
-        10_000, 512, 8, 6, 2048, freeze_encoder=frozen, encoder_model_name="ViT-B/16", encoder_config=vit,
-        image_spec=spec,
-    )  # fmt: skip
+    sizes = {
+        "DECODER_EMBED_DIM": 512, "DECODER_HEADS": 8, "DECODER_LAYERS": 6, "DECODER_FF_DIM": 2048,
+        "ENCODER_MODEL_NAME": "ViT-B/16", "FREEZE_ENCODER": frozen,
+    }  # fmt: skip
+    settings = ModelSettings.of(load_settings([]).values | sizes)
+    model = ImageToTextModel(settings, 10_000, tower={"encoder_config": vit, "image_spec": spec})
     optimizer = optim.build_optimizer(model, weight_decay=0.05, betas=(0.9, 0.98), eps=1e-8, fused=True)
     for group in optimizer.param_groups:
         for parameter in group["params"]:

@@ -36,7 +36,7 @@ def _main(argv, output, prelude, rank, ranks, port):
     sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)
     sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     torch.set_num_threads(1)
-    train.report.plot_curves = lambda *_, **__: None  # a second of every process
+    train.plot_curves = lambda *_, **__: None  # a second of every process
     if ranks > 1:
         os.environ |= {
             "RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",

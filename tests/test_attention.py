@@ -84,8 +84,8 @@ SIZES = {
 )
 def test_the_grid_leaves_a_towers_class_tokens_out(kind, extra, tok):
     spec = {"size": 48, "resize": 48, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
-    arguments = {"encoder_config": {"model_type": kind, **SIZES}, "image_spec": spec}
-    model = tiny(encoder_model_name="any", image_size=None, decoder_vocab_size=tok.get_vocab_size(), **arguments)
+    tower = {"encoder_config": {"model_type": kind, **SIZES}, "image_spec": spec}
+    model = tiny(vocab_size=tok.get_vocab_size(), tower=tower, ENCODER_MODEL_NAME="any", IMAGE_SIZE=None)
     assert isinstance(model.encoder, PretrainedTower)
     images = torch.randn(1, 3, 48, 48, dtype=torch.float64)
     ids = word_tokens(tok, "A", "dog")
@@ -127,7 +127,7 @@ def test_a_words_map_is_the_mean_over_its_tokens_layers_and_heads(tok):
 
 
 def test_attend_gives_one_json_ready_entry_per_caption(tok):
-    model = tiny(decoder_vocab_size=tok.get_vocab_size(), decoder_max_seq_len=12)
+    model = tiny(vocab_size=tok.get_vocab_size(), MAX_SEQ_LEN=12)
     images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
     texts = ["A dog runs.", "", "Two dogs"]
     ids = [encode(tok, text, 12)[1:-1] for text in texts]
@@ -147,7 +147,7 @@ def test_attend_gives_one_json_ready_entry_per_caption(tok):
 
 def test_a_word_is_seen_at_the_place_that_chose_it(tok):
     """A map depends on the words before, not on the word itself or on what follows."""
-    model = tiny(decoder_vocab_size=tok.get_vocab_size())
+    model = tiny(vocab_size=tok.get_vocab_size())
     texts = [("A", "dog", "runs"), ("A", "dog", "on"), ("Two", "dog", "runs")]
     ids = [word_tokens(tok, *words) for words in texts]
     found = attend_maps(model, tok, pictures(1).expand(3, -1, -1, -1), ids)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-from nanocaption.base.settings import Settings, load_settings
-from nanocaption.data import caches, inputs, tokenizer
+from nanocaption.base.settings import load_settings
+from nanocaption.data import caches, inputs
 from nanocaption.data.inputs import encoded_captions, make_inputs
 from nanocaption.data.loader import make_loader
 from nanocaption.data.tokenizer import encode_batch, load_or_train, train_tokenizer
@@ -177,7 +177,7 @@ RECORDS = [{"file_name": f"{number}.png", "captions": [f"a picture {number}", "a
 
 def sets_of(folder, frozen, *flags):
     settings = settings_for(folder, *flags)
-    settings = Settings(**{**dict(settings.values), "FREEZE_ENCODER": frozen})
+    settings = settings.replace(FREEZE_ENCODER=frozen)
     captions = [caption for record in RECORDS for caption in record["captions"]]
     tokenizer, _ = load_or_train(captions, folder / "tokenizer", 260)
     torch.manual_seed(0)
@@ -254,7 +254,7 @@ def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
     assert ids(small) == expected["small"] and ids(large) == expected["large"]
     assert len(list((tmp_path / "cache").glob("tokens_train_*.npy"))) == 2
     with monkeypatch.context() as patch:
-        patch.setattr(tokenizer, "encode_batch", lambda *_: pytest.fail("encoded again"))
+        patch.setattr(inputs, "encode_batch", lambda *_: pytest.fail("encoded again"))
         assert ids(small) == expected["small"]
         with pytest.raises(pytest.fail.Exception, match="encoded again"):
             ids(small, "--max-seq-len", "19")

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import train
-from nanocaption.base.files import os, write_file
+from nanocaption.base.files import write_file
 from nanocaption.base.settings import declared_settings, load_settings
 from nanocaption.commands import caption
 from nanocaption.data.dataset import ImageTextDataset, load_image
@@ -265,7 +265,7 @@ def test_an_ensemble_of_a_model_with_itself_is_the_model(runs, images, capsys):
 def test_members_of_an_ensemble_see_the_pictures_in_their_own_way(runs, images, capsys):
     pair = rows(capsys, *images, "--checkpoint", f"{runs['a']},{runs['b']}")
     paths = find_checkpoints(f"{runs['a']},{runs['b']}", "no runs")
-    loaded = load_models(paths, ["--device", "cpu"])
+    loaded = load_models(paths, load_settings(["--device", "cpu"]))
     assert CONSTANTS["SEED"] == loaded.settings.SEED and len(loaded.states) == 2
     sides = [model.image_spec["size"] for model in loaded.models]
     assert sides == [32, 48]

@@ -13,6 +13,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from nanocaption.base import tensors
 from nanocaption.base.tensors import check_fits
 from nanocaption.commands.verify import main
 from nanocaption.runs import checkpoint
@@ -226,7 +227,7 @@ def test_a_crash_while_writing_leaves_the_old_checkpoint_and_no_stray(saved, mon
         if moment == "write":
             patch.setattr(safetensors.torch, "save_file", fail)
         elif moment == "verify":
-            patch.setattr(checkpoint, "_compare", fail)
+            patch.setattr(tensors, "_compare", fail)
         else:
             patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="No space"):
@@ -425,5 +426,5 @@ def test_command_line_tells_what_is_inside_and_whether_it_is_whole(saved, capsys
     saved.write_bytes(saved.read_bytes()[:-1])
     with pytest.raises(ValueError, match="damaged|readable"):
         main([str(saved)])
-    with pytest.raises(SystemExit, match="Usage"):
+    with pytest.raises(SystemExit, match="usage"):
         main([])

@@ -77,9 +77,9 @@ def test_the_end_of_a_script_is_its_code_and_one_line(capsys):
 
 def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
     (tmp_path / "long.py").write_text(
-        "import sys\nimport commands\ncommands.begin()\n"
+        "import sys\nfrom nanocaption.base import cli\ncli.begin()\n"
         "def main(argv):\n    for number in range(int(argv[0])):\n        print(number)\n"
-        "commands.run(main)\n"
+        "cli.run(main)\n"
     )
     command = f"{sys.executable} {tmp_path / 'long.py'}"
     place = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}, "capture_output": True, "text": True}
@@ -88,8 +88,8 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
         done = subprocess.run(["bash", "-c", pipe], **place)
         assert done.stdout.split() == ["0", str(code)] and done.stderr == ""
     (tmp_path / "deaf.py").write_text(
-        "import os, signal\nimport commands\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ncommands.begin()\n"
-        "commands.run(lambda argv: os.kill(os.getpid(), signal.SIGINT))\n"
+        "import os, signal\nfrom nanocaption.base import cli\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ncli.begin()\n"
+        "cli.run(lambda argv: os.kill(os.getpid(), signal.SIGINT))\n"
     )
     done = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], **place)
     assert (done.returncode, done.stderr) == (0, "")
@@ -104,9 +104,9 @@ def test_a_script_begins_where_its_output_is_caught_within_python():
 
 def test_closed_streams_and_names_that_are_no_text(tmp_path):
     (tmp_path / "says.py").write_text(
-        "import sys\nimport commands\ncommands.begin()\n"
+        "import sys\nfrom nanocaption.base import cli\ncli.begin()\n"
         "def main(argv):\n    print('bad\\udcff.jpg', sys.stdin.read(), sys.stdout.isatty())\n"
-        "commands.run(main)\n"
+        "cli.run(main)\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8:strict"}
     for closed, expected in (("", "bad\\udcff.jpg  False\n"), ("<&-", "bad\\udcff.jpg  False\n"), (">&- <&- 2>&-", "")):
@@ -117,13 +117,13 @@ def test_closed_streams_and_names_that_are_no_text(tmp_path):
 
 @pytest.mark.parametrize(
     "script",
-    ["evaluate.py", *(pytest.param(f"{name}.py", marks=pytest.mark.long) for name in ("export", "demo", "caption"))],
+    ["evaluate", *(pytest.param(name, marks=pytest.mark.long) for name in ("export", "demo", "caption"))],
 )
 def test_ctrl_c_while_libraries_are_loaded_leaves_no_traceback(script, tmp_path):
-    if script == "demo.py" and importlib.util.find_spec("gradio") is None:
+    if script == "demo" and importlib.util.find_spec("gradio") is None:
         pytest.skip("without Gradio it ends before")
-    arguments = {"export.py": ["nowhere.safetensors", "out"], "caption.py": [str(ROOT / "docs" / "demo.png")]}
-    command = [sys.executable, str(ROOT / script), *arguments.get(script, [])]
+    arguments = {"export": ["nowhere.safetensors", "out"], "caption": [str(ROOT / "docs" / "demo.png")]}
+    command = [sys.executable, "-m", "nanocaption", script, *arguments.get(script, [])]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         maps = Path(f"/proc/{process.pid}/maps")
         while process.poll() is None and "libtorch" not in maps.read_text():

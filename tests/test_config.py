@@ -1,7 +1,6 @@
 """Settings: what is accepted, in which order, and that every mistake is told at once, in one line each."""
 
 import json
-import shutil
 import subprocess
 import sys
 import typing
@@ -9,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import config
+from nanocaption.base import rules, settings
 from nanocaption.base.settings import (
-    declared_settings,
     RESUME_SETTINGS,
+    declared_settings,
     differences,
     load_settings,
     take_settings,
@@ -105,23 +104,45 @@ def test_a_setting_in_small_letters_is_no_silent_nothing(tmp_path):
     assert "LR is not a setting; did you mean LEARNING_RATE?" in "\n".join(lines)
 
 
-def test_lines_of_config_py_that_lost_their_type_or_their_name_are_told(tmp_path):
+def test_lines_of_config_py_that_lost_their_type_or_their_name_are_told(tmp_path, monkeypatch):
     text = (ROOT / "config.py").read_text()
     for old, new in (("BATCH_SIZE: int |", "BATCH_SIZE = 80  #"), ("DECODER_HEADS: int", "DECODERHEADS"),
                      ("SEED: int = 1", "SEED: int = 1\nLERNING_RATE = 3")):  # fmt: skip
         assert text.count(f"\n{old}") == 1
         text = text.replace(f"\n{old}", f"\n{new}")
     (tmp_path / "config.py").write_text(text)
-    shutil.copy(ROOT / "config_checks.py", tmp_path)
-    command = [sys.executable, "-c", "import config; config.load([])"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stderr.splitlines() == [
+    monkeypatch.setattr(settings, "ROOT", tmp_path)
+    with pytest.raises(SystemExit) as refused:
+        settings.declared_settings.__wrapped__()
+    assert str(refused.value).splitlines() == [
         "config.py is not right:",
         "  - DECODERHEADS is not a setting; did you mean DECODER_HEADS?",
         "  - LERNING_RATE is not a setting; did you mean LEARNING_RATE?",
         "  - BATCH_SIZE has lost its type: write BATCH_SIZE: <type> = 80, with the type that stood there",
         "  - DECODER_HEADS is missing: put its line back",
     ]
+
+
+def test_an_own_config_py_in_the_present_folder_comes_before_the_installed_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "config.py"
+    own.write_text("NUM_EPOCHS = 3\nLEARNING_RATE: float = 1\n")
+    found = load_settings(["--learning-rate", "0.5"])
+    assert (3, 0.5, CONSTANTS["SEED"]) == (found.NUM_EPOCHS, found.LEARNING_RATE, found.SEED)
+    assert found.constants["LEARNING_RATE"] == 1.0 and load_settings([]).LEARNING_RATE == 1.0
+    own.write_text("NUM_EPOCHS = 'three'\n")
+    with pytest.raises(SystemExit, match="NUM_EPOCHS = 'three': must be a whole number"):
+        load_settings([])
+    own.write_text("NUM_EPOCHS = 3\nLERNING_RATE = 1\n")
+    with pytest.raises(SystemExit, match="LERNING_RATE is not a setting; did you mean LEARNING_RATE?"):
+        load_settings([])
+
+
+def test_a_config_py_of_another_program_is_not_even_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for text in ("raise SystemExit('run')\nDEBUG = True\n", "this is no Python", "import nowhere_to_be_found\n"):
+        (tmp_path / "config.py").write_text(text)
+        assert dict(load_settings([]).values) == CONSTANTS
 
 
 def test_all_problems_are_told_at_once(tmp_path):
@@ -208,9 +229,9 @@ def test_each_rule_refuses_and_lets_pass(wrong, right):
 
 
 def test_every_numeric_setting_has_a_range():
-    kinds = {name: typing.get_args(kind) or (kind,) for name, kind in config._TYPES.items()}
+    kinds = {name: typing.get_args(kind) or (kind,) for name, kind in settings.declared_settings().types.items()}
     numeric = {name for name, options in kinds.items() if {int, float} & set(options)}
-    checks = config.config_checks
+    checks = rules
     ruled = {*checks._AT_LEAST_ONE, *checks._NOT_NEGATIVE, *checks._ABOVE_ZERO, *checks._FRACTIONS}
     in_cross_rules = {"VOCAB_SIZE", "ADAM_BETAS", "PAD_TOKEN_ID", "START_TOKEN_ID", "END_TOKEN_ID", "UNK_TOKEN_ID",
                       "RANDOM_CROP_AREA", "MAX_BAD_FRACTION"}  # fmt: skip
@@ -219,7 +240,7 @@ def test_every_numeric_setting_has_a_range():
 
 
 def test_every_setting_stands_in_a_section_with_a_comment():
-    comments = {name: text for names in config._comments().values() for name, text in names.items()}
+    comments = {name: text for names in settings.declared_settings().sections.values() for name, text in names.items()}
     assert list(comments) == list(CONSTANTS)
     assert [name for name, text in comments.items() if not text] == []
 
@@ -250,13 +271,12 @@ def test_a_flag_without_its_value_does_not_print_all_flags(capsys):
 
 def test_unchanged_since_and_differences_see_through_json(monkeypatch):
     saved = json.loads(json.dumps(CONSTANTS))
-    assert unchanged_since(saved) == set(CONSTANTS)
+    assert unchanged_since(load_settings([]), saved) == set(CONSTANTS)
     monkeypatch.setitem(CONSTANTS, "ADAM_BETAS", (0.9, 0.99))
     monkeypatch.setitem(CONSTANTS, "SEED", 3)
     del saved["KEEP_BEST"]
-    assert set(CONSTANTS) - unchanged_since(saved) == {"ADAM_BETAS", "SEED", "KEEP_BEST"}
-    settings = load_settings([])
-    assert differences(settings, saved, ("ADAM_BETAS", "SEED", "BATCH_SIZE")) == [
+    assert set(CONSTANTS) - unchanged_since(load_settings([]), saved) == {"ADAM_BETAS", "SEED", "KEEP_BEST"}
+    assert differences(load_settings([]), saved, ("ADAM_BETAS", "SEED", "BATCH_SIZE")) == [
         "ADAM_BETAS: [0.9, 0.98] -> (0.9, 0.99)",
         "SEED: 1 -> 3",
     ]
@@ -267,6 +287,7 @@ def test_the_short_name_of_a_flag_serves_wherever_the_long_one_does():
     assert take_settings(["a.jpg", "--lr", "2e-3", "--lr=1", "--json"]) == (
         ["--lr", "2e-3", "--lr=1"], ["a.jpg", "--json"],
     )  # fmt: skip
-    assert "--learning-rate" in config._parser().format_help() and "--lr " in config._parser().format_help()
+    text = settings._parser(declared_settings()).format_help()
+    assert "--learning-rate" in text and "--lr " in text
     assert refusal("--lr", "fast") == ["  - LEARNING_RATE = 'fast': must be a number"]
-    assert set(config._SHORT.values()) <= set(CONSTANTS)
+    assert set(settings._SHORT.values()) <= set(CONSTANTS)

@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from nanocaption.data import dataset
 from nanocaption.data.dataset import ImageTextDataset, collate_fn, load_image
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, epoch_groups, epoch_steps, in_order
@@ -322,7 +321,7 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
 def test_a_crop_keeps_its_share_of_the_area(monkeypatch, area):
     """Shapes that do not fit must not be cut off."""
     seen = []
-    monkeypatch.setattr(dataset, "resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
+    monkeypatch.setattr("nanocaption.data.transform.resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
     for seed in range(300):
         augmented(torch.zeros(3, 200, 200, dtype=torch.uint8), Augment(area, False, 1), random.Random(seed))
     shares = [height * width / 200**2 for height, width in seen]

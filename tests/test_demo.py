@@ -18,7 +18,7 @@ from nanocaption.commands import demo
 from nanocaption.use.attention import attend
 from nanocaption.use.load import Loaded, load_models
 from tests import browser
-from tests.conftest import CUTOFF, ROOT, TINY_MODEL
+from tests.conftest import CUTOFF, TINY_MODEL
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,7 @@ def flags(demo_data, tmp_path_factory) -> list[str]:
 @pytest.fixture(scope="module")
 def loaded(flags) -> Loaded:
     own, (path,) = take_settings(flags)
-    return load_models([Path(path)], own)
+    return load_models([Path(path)], load_settings(own))
 
 
 # --- What the page says ---
@@ -92,7 +92,7 @@ def test_mistakes_are_told_before_any_work(monkeypatch, tmp_path):
         demo.main(["--help"])
     assert left.value.code == 0
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match="needs Gradio: pip install -r requirements-demo.txt"):
+    with pytest.raises(SystemExit, match="needs Gradio: pip install 'nanocaption\\[demo\\]'"):
         demo.main([])
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: name)
     with pytest.raises(SystemExit, match="--port 0: must be 1 to 65535"):
@@ -111,7 +111,7 @@ def test_the_page_in_a_browser(flags, loaded, demo_data, tmp_path):
     pytest.importorskip("gradio")
     (tmp_path / "tmp").mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "TMPDIR": str(tmp_path / "tmp")}
-    command = [sys.executable, str(ROOT / "demo.py"), *flags]
+    command = [sys.executable, "-m", "nanocaption", "demo", *flags]
     with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as server:
         try:
             address = re.search(r"http://127\.0\.0\.1:\d+/", server.stdout.readline())[0]

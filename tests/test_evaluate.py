@@ -21,7 +21,7 @@ import evaluate
 import train
 from nanocaption import demo_set, metrics
 from nanocaption.base import devices
-from nanocaption.base.settings import take_settings
+from nanocaption.base.settings import load_settings, take_settings
 from nanocaption.commands import decoding_flags
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.prepared import load_records
@@ -30,7 +30,6 @@ from nanocaption.model.options import GREEDY
 from nanocaption.runs import checkpoint
 from nanocaption.score import results
 from nanocaption.score.scoring import score_captions
-from nanocaption.use import load
 from nanocaption.use.captioning import caption_batches
 from nanocaption.use.load import Loaded, load_models, load_state
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
@@ -53,7 +52,7 @@ def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNam
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(load, "caption_batches", told_by_name)
+        patch.setattr(evaluate, "caption_batches", told_by_name)
         yield
 
 
@@ -88,7 +87,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
             batches.append(len(captions))
             yield captions
 
-    monkeypatch.setattr(load, "caption_batches", count)
+    monkeypatch.setattr(evaluate, "caption_batches", count)
     return batches
 
 
@@ -109,9 +108,9 @@ def test_the_results_folder_holds_coco_files_scores_with_intervals_and_the_page(
 
 
 def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "caption_batches", REAL)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
     evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
-    loaded = load_models([trained], BATCHES)
+    loaded = load_models([trained], load_settings(BATCHES))
     split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
     images = ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
     batches = evaluate._caption_batches(loaded, search_options(loaded.settings.values), images)
@@ -120,8 +119,8 @@ def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
 
 
 def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "caption_batches", REAL)
-    live = load_models([trained], BATCHES)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    live = load_models([trained], load_settings(BATCHES))
     torch.manual_seed(0)
     for parameter in live.models[0].parameters():
         parameter.data.normal_(std=0.4)  # so that the pictures have captions of their own
@@ -166,7 +165,7 @@ def test_an_evaluation_without_comparison_captions_anew(trained, counted, tmp_pa
 
 def dies_after_two_batches(path: Path, output: Path) -> None:
     torch.set_num_threads(1)
-    original = caption_batches
+    original = evaluate.caption_batches
 
     def mortal(*args, **how):
         for number, captions in enumerate(original(*args, **how)):
@@ -174,7 +173,7 @@ def dies_after_two_batches(path: Path, output: Path) -> None:
                 os._exit(9)
             yield captions
 
-    caption_batches = mortal
+    evaluate.caption_batches = mortal
     evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
 
 
@@ -200,13 +199,13 @@ def one_of_two(rank: int, port: int, path: Path, output: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    original = caption_batches
+    original = evaluate.caption_batches
 
     def count(model, tokenizer, images, **how):
         (output / f"count-{rank}").write_text(str(len(images)))
         return original(model, tokenizer, images, **how)
 
-    caption_batches = count
+    evaluate.caption_batches = count
     evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
     assert devices.world_size() == 1  # it has left the group
 
@@ -406,7 +405,7 @@ def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(traine
 
 
 def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(load, "caption_batches", REAL)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
     state, first, second = checkpoint.load(trained), tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     shutil.copy(trained, first)
     for number, tensor in enumerate(state["model_state_dict"].values()):
@@ -537,13 +536,13 @@ def test_confusions_name_the_true_colour_and_the_thing_left_out():
 
 
 def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "caption_batches", REAL)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
     both = tmp_path / "both"
     evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path / "one"), *BATCHES])
     evaluate.main(["--checkpoint", f"{trained},{trained}", "--output", str(both), *BATCHES])
     assert read(both / "predictions.json") == read(tmp_path / "one" / "predictions.json")
     assert read(both / "scores.json")["signature"].count(trained.name) == 2
-    loaded = load_models([trained, trained], BATCHES)
+    loaded = load_models([trained, trained], load_settings(BATCHES))
     split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
     rows = [{"file_name": record["file_name"], "caption": "a dog"} for record in split.records[:2]]
     assert evaluate._attention(loaded, split, rows) == [None, None]  # several models have no one place to look at
@@ -551,7 +550,7 @@ def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeyp
 
 
 def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "caption_batches", REAL)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
     state = checkpoint.load(trained)
     shorter = tmp_path / "shorter.safetensors"
     state["model_state_dict"]["decoder.position_embedding.weight"] = (
@@ -567,7 +566,7 @@ def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monk
 
 
 def test_options_that_change_captions_have_folders_of_their_own(trained):
-    loaded = load_models([trained], [])
+    loaded = load_models([trained], load_settings([]))
     split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
     flags = (
         "", "--min-length 3", "--no-repeat-ngram 2", "--beam-size 5", "--length-penalty 0", "--beam-groups 3",
@@ -577,7 +576,7 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
     labels, decodings = set(), set()
     for line in flags:
         own, rest = take_settings(line.split())
-        settings = load_state(trained, own)[1]
+        settings = load_state(trained, load_settings(own))[1]
         options = decoding_flags.options(evaluate._PARSER.parse_args(rest), search_options(settings.values))
         labels.add(evaluate._label(settings, options, split, loaded.states))
         decodings.add(str(evaluate._decoding(loaded._replace(settings=settings), options)))
@@ -585,7 +584,7 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
 
 
 def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(load, "caption_batches", REAL)
+    monkeypatch.setattr(evaluate, "caption_batches", REAL)
     flags = ["--checkpoint", str(trained), "--device", "cpu", "--sample", "--top-k", "8"]
 
     def drawn(name: str, *more: str) -> list[str]:

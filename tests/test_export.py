@@ -69,7 +69,7 @@ def make_checkpoint(kind: str, demo_data: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def exported(demo_data, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
+def exports(demo_data, tmp_path_factory) -> dict[str, tuple[Path, Path]]:
     """kind -> (checkpoint, exported folder)"""
     found = {}
     for kind in KINDS:
@@ -90,10 +90,10 @@ def photos(demo_data) -> list[str]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_captions_equal_the_checkpoints_to_the_bit(exported, photos, kind):
-    path, folder = exported[kind]
+def test_captions_equal_the_checkpoints_to_the_bit(exports, photos, kind):
+    path, folder = exports[kind]
     model = ImageToTextModel.from_pretrained(folder)
-    loaded = load_models([path], ["--device", "cpu"])
+    loaded = load_models([path], load_settings(["--device", "cpu"]))
     records = [{"file_name": photo} for photo in photos]
     images = ImageTextDataset(records, Path(), [[] for _ in photos], loaded.models[0].image_spec)
     expected = {}
@@ -110,23 +110,20 @@ def test_captions_equal_the_checkpoints_to_the_bit(exported, photos, kind):
     assert caption_files(model, photos, beam_size=3) != expected[3]
 
 
-def test_a_fresh_process_elsewhere_captions_with_these_files_alone(exported, photos, tmp_path):
-    _, folder = exported["scratch"]
-    parts = ("model", "encoder", "pretrained", "checkpoint", "decode", "hub", "options", "packing", "pictures",
-             "tokenizer", "transform")  # fmt: skip
-    for name in parts:
-        shutil.copy(ROOT / f"{name}.py", tmp_path)
+def test_a_fresh_process_elsewhere_captions_with_these_files_alone(exports, photos, tmp_path):
+    _, folder = exports["scratch"]
+    shutil.copytree(ROOT / "nanocaption", tmp_path / "nanocaption")
     shutil.copytree(folder, tmp_path / "captioner")
     code = f"""
 import socket, sys
 def no_network(*_): raise AssertionError("the network was asked")
 socket.socket.connect = socket.create_connection = socket.getaddrinfo = no_network
 
-from model import ImageToTextModel
+import nanocaption
 
-model = ImageToTextModel.from_pretrained("captioner")
+model = nanocaption.load("captioner")
 print(model.caption({photos[0]!r}))
-print(sorted({{"config", "dataset", "train", "inference", "optim", "transformers", "wandb"}} & set(sys.modules)))
+print(sorted({{"nanocaption.train", "nanocaption.data.dataset", "transformers", "wandb"}} & set(sys.modules)))
 """
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "HF_HUB_OFFLINE")}
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -135,8 +132,8 @@ print(sorted({{"config", "dataset", "train", "inference", "optim", "transformers
     assert done.stderr == ""
 
 
-def test_caption_and_evaluate_take_a_folder_as_a_checkpoint(exported, photos, demo_data, tmp_path, capsys):
-    path, folder = exported["scratch"]
+def test_caption_and_evaluate_take_a_folder_as_a_checkpoint(exports, photos, demo_data, tmp_path, capsys):
+    path, folder = exports["scratch"]
     place = ["--data-dir", str(demo_data)]
     capsys.readouterr()
     for source in (path, folder, folder / "model.safetensors"):
@@ -159,8 +156,8 @@ def test_caption_and_evaluate_take_a_folder_as_a_checkpoint(exported, photos, de
     assert json.loads((tmp_path / "both" / "scores.json").read_text())["corpus"] == pytest.approx(one["corpus"])
 
 
-def test_save_pretrained_writes_the_same_folder_and_later_weights(exported, photos, tmp_path, demo_data):
-    _, folder = exported["clip"]
+def test_save_pretrained_writes_the_same_folder_and_later_weights(exports, photos, tmp_path, demo_data):
+    _, folder = exports["clip"]
     model = ImageToTextModel.from_pretrained(str(folder))
     model.save_pretrained(tmp_path / "again")
     for name in hub.FILES:
@@ -179,10 +176,10 @@ def test_save_pretrained_writes_the_same_folder_and_later_weights(exported, phot
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_transformers_loads_the_tokenizer_with_the_same_ids(exported, kind):
+def test_transformers_loads_the_tokenizer_with_the_same_ids(exports, kind):
     from transformers import AutoTokenizer
 
-    path, folder = exported[kind]
+    path, folder = exports[kind]
     theirs = AutoTokenizer.from_pretrained(folder)
     ours = tokenizer_from_json(checkpoint.load(path)["tokenizer"])
     assert (theirs.pad_token_id, theirs.bos_token_id, theirs.eos_token_id, theirs.unk_token_id) == (0, 1, 2, 3)
@@ -195,11 +192,11 @@ def test_transformers_loads_the_tokenizer_with_the_same_ids(exported, kind):
 
 
 @pytest.mark.parametrize("kind, spec", [("scratch", None), ("vit", SQUASHED_SPEC), ("clip", CROPPED_SPEC)])
-def test_transformers_prepares_pictures_as_the_model_does(exported, photos, kind, spec):
+def test_transformers_prepares_pictures_as_the_model_does(exports, photos, kind, spec):
     from PIL import Image
     from transformers import AutoImageProcessor
 
-    _, folder = exported[kind]
+    _, folder = exports[kind]
     model = ImageToTextModel.from_pretrained(folder)
     found = read_image_spec(str(folder), 32)
     assert found == model.image_spec == (spec or scratch_image_spec(32))
@@ -210,10 +207,10 @@ def test_transformers_prepares_pictures_as_the_model_does(exported, photos, kind
     assert theirs.shape == ours.shape and (theirs - ours).abs().max() < 2.1 / 255 / min(model.image_spec["std"])
 
 
-def test_the_folder_holds_weights_once_and_nothing_of_this_machine(exported):
+def test_the_folder_holds_weights_once_and_nothing_of_this_machine(exports):
     import safetensors.torch
 
-    for path, folder in exported.values():
+    for path, folder in exports.values():
         assert sorted(file.name for file in folder.iterdir() if file.is_file()) == sorted(hub.FILES)
         weights = safetensors.torch.load_file(folder / "model.safetensors")
         state = checkpoint.load(path)["model_state_dict"]
@@ -230,8 +227,8 @@ def test_every_setting_that_fixes_a_model_is_kept():
     assert search_options(CONSTANTS) == search_options(load_settings([]).values)
 
 
-def test_captions_and_scores_go_through_plain_coco_files(exported, demo_data, tmp_path, capsys):
-    path, _ = exported["scratch"]
+def test_captions_and_scores_go_through_plain_coco_files(exports, demo_data, tmp_path, capsys):
+    path, _ = exports["scratch"]
     place, output = ["--data-dir", str(demo_data)], tmp_path / "ours"
     evaluate.main(["--checkpoint", str(path), "--output", str(output), *place])
     scores = json.loads((output / "scores.json").read_text())["corpus"]
@@ -261,15 +258,15 @@ def test_captions_and_scores_go_through_plain_coco_files(exported, demo_data, tm
 # --- What is refused ---
 
 
-def test_a_folder_that_is_not_an_export_is_left_alone(exported, tmp_path):
-    path, folder = exported["scratch"]
+def test_a_folder_that_is_not_an_export_is_left_alone(exports, tmp_path):
+    path, folder = exports["scratch"]
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "config.json").write_text('{"model_type": "vit"}')
     (tmp_path / "file").write_text("text")
     for target, message in (("thesis", "holds files and is no export"), ("file", "is a file")):
         with pytest.raises(ValueError, match=message):
             export.main([str(path), str(tmp_path / target)])
-    with pytest.raises(SystemExit, match="is an export already. To upload it: python hub.py"):
+    with pytest.raises(SystemExit, match="is an export already. Upload it: nanocaption upload"):
         export.main([str(folder), str(tmp_path / "new")])
     with pytest.raises(SystemExit, match="There is no checkpoint 'nowhere'"):
         export.main(["nowhere", str(tmp_path / "new")])
@@ -277,15 +274,15 @@ def test_a_folder_that_is_not_an_export_is_left_alone(exported, tmp_path):
     assert [file.name for file in (tmp_path / "thesis").iterdir()] == ["config.json"]
 
 
-def test_a_failed_export_leaves_the_one_before(exported, tmp_path, monkeypatch):
-    path, _ = exported["scratch"]
+def test_a_failed_export_leaves_the_one_before(exports, tmp_path, monkeypatch):
+    path, _ = exports["scratch"]
     export.main([str(path), str(tmp_path / "mine")])
     before = {name: (tmp_path / "mine" / name).read_bytes() for name in hub.FILES}
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "write_tensors", full)
+    monkeypatch.setattr(exported, "write_tensors", full)
     with pytest.raises(OSError, match="No space left"):
         export.main([str(path), str(tmp_path / "mine")])
     assert {name: (tmp_path / "mine" / name).read_bytes() for name in hub.FILES} == before
@@ -327,8 +324,8 @@ def change(**values):
         ("config.json", change(encoder_config=None), "does not fit the model|cannot be built|cannot be loaded"),
     ],
 )
-def test_a_damaged_or_foreign_folder_is_one_clear_line(exported, tmp_path, name, harm, message):
-    shutil.copytree(exported["vit"][1], tmp_path / "mine")
+def test_a_damaged_or_foreign_folder_is_one_clear_line(exports, tmp_path, name, harm, message):
+    shutil.copytree(exports["vit"][1], tmp_path / "mine")
     harm(tmp_path / "mine" / name)
     with pytest.raises(ValueError, match=message) as caught:
         ImageToTextModel.from_pretrained(tmp_path / "mine")
@@ -337,8 +334,8 @@ def test_a_damaged_or_foreign_folder_is_one_clear_line(exported, tmp_path, name,
         caption.main([str(ROOT / "docs" / "demo.png"), "--checkpoint", str(tmp_path / "mine")])
 
 
-def test_names_that_lead_nowhere_are_one_line(exported, tmp_path):
-    path, folder = exported["scratch"]
+def test_names_that_lead_nowhere_are_one_line(exports, tmp_path):
+    path, folder = exports["scratch"]
     for name, revision, message in (
         (tmp_path / "none", None, "is no folder, and no USER/NAME of the Hub"), ("none", None, "is no folder, and"),
         (path, None, "is a file, not an exported folder"),
@@ -438,8 +435,8 @@ def test_without_an_evaluation_the_card_says_so_and_takes_the_validation(evaluat
     assert result["dataset"]["split"] == "val"
 
 
-def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exported, tmp_path):
-    path, _ = exported["vit"]
+def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exports, tmp_path):
+    path, _ = exports["vit"]
     state = checkpoint.load(path)
     about = {"captions_sha256": "x", "counts": {"train": {"images": 2, "captions": 10}}}
     for dataset, manifest, expected, language in (
@@ -471,7 +468,7 @@ def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exported
 
 def test_help_and_mistakes_answer_at_once(capsys):
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "export.py", "--help"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, "-X", "importtime", "-m", "nanocaption", "export", "--help"], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0 and "--push" in done.stdout
     assert "argparse" in done.stderr and not re.search(r"\b(torch|numpy|transformers)\b", done.stderr)
@@ -483,8 +480,8 @@ def test_help_and_mistakes_answer_at_once(capsys):
         export.main(["a", "b", "--push", "nobody"])
 
 
-def test_without_a_checkpoint_the_best_of_the_newest_run_is_taken(exported, tmp_path, capsys):
-    path, _ = exported["scratch"]
+def test_without_a_checkpoint_the_best_of_the_newest_run_is_taken(exports, tmp_path, capsys):
+    path, _ = exports["scratch"]
     (tmp_path / "runs" / "demo-001").mkdir(parents=True)
     shutil.copy(path, tmp_path / "runs" / "demo-001")
     export.main(["--output-dir", str(tmp_path / "runs"), str(tmp_path / "mine")])

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import train
-from nanocaption.base.tensors import _compare
+from nanocaption.base import tensors
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST, PREVIOUS
 from nanocaption.train import step
@@ -34,7 +34,7 @@ def argv(flags) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
 
 
 def printed(tmp_path: Path) -> str:
@@ -60,14 +60,14 @@ def runs_on(pid: int) -> bool:
 
 def at_step(number: int, act) -> None:
     """In this process: call `act` when the row of step `number` is written."""
-    write = train.runlog.write
+    write = train.write_row
 
     def written(file, row, *rest):
         write(file, row, *rest)
         if row["type"] == "train" and row["step"] == number:
             act()
 
-    train.runlog.write = written
+    train.write_row = written
 
 
 def in_the_validation(act) -> None:
@@ -139,7 +139,7 @@ def test_sigusr1_saves_and_goes_on(argv, tmp_path):
 
 def test_sigterm_in_the_captioning_of_the_validation_is_served_there(argv, tmp_path):
     def prelude():
-        caption_batches = train.inference.caption_batches
+        caption_batches = train.caption_batches
 
         def slow(*arguments, **how):
             os.kill(os.getpid(), signal.SIGTERM)
@@ -148,7 +148,7 @@ def test_sigterm_in_the_captioning_of_the_validation_is_served_there(argv, tmp_p
                 yield captions
                 raise AssertionError("it went on to the next batch")
 
-        train.inference.caption_batches = slow
+        train.caption_batches = slow
 
     argv += ["--validation-score-images", "20", "--eval-batch-size", "4"]
     assert end(start(argv, tmp_path / "printed", prelude)) == 143, printed(tmp_path)
@@ -162,7 +162,7 @@ def test_sigterm_before_the_training_ends_at_once_and_leaves_nothing(argv, tmp_p
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(100)
 
-        train.prepare.__globals__["prepare_dataset"].prepare_from = forever
+        train.prepare.__globals__["prepare_from"] = forever
 
     assert end(start(argv, tmp_path / "printed", prelude)) == 143
     assert not (tmp_path / "runs" / "run").exists()
@@ -170,7 +170,7 @@ def test_sigterm_before_the_training_ends_at_once_and_leaves_nothing(argv, tmp_p
 
 def test_sigterm_while_a_checkpoint_is_written_waits_for_it(argv, tmp_path):
     def prelude():
-        real = _compare
+        real = tensors._compare
 
         def slow(*arguments):
             if steps_done(tmp_path / "runs" / "run"):
@@ -178,7 +178,7 @@ def test_sigterm_while_a_checkpoint_is_written_waits_for_it(argv, tmp_path):
                 time.sleep(0.3)
             real(*arguments)
 
-        _compare = slow
+        tensors._compare = slow
 
     argv += ["--checkpoint-every-steps", "2"]
     assert end(start(argv, tmp_path / "printed", prelude)) == 143, printed(tmp_path)
@@ -249,7 +249,7 @@ def test_a_folder_that_cannot_be_written_is_told_before_data_and_model(argv, tmp
 
 
 def test_a_full_disk_at_the_first_checkpoint_ends_before_training(argv, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("nanocaption.runs.folder.free_bytes", lambda folder: 1000)
     with pytest.raises(SystemExit, match="0.00 GB free; checkpoints of"):
         train.main(argv)
     assert not (tmp_path / "runs" / "run" / "log.jsonl").exists()
@@ -281,7 +281,7 @@ def test_an_update_that_fails_in_the_middle_is_not_saved(argv, tmp_path, monkeyp
     def fail(optimizer, scaler, skip):
         raise HalfUpdate("the optimizer step failed: device lost")
 
-    monkeypatch.setattr(step, "update", fail)
+    monkeypatch.setattr(train, "take_update", fail)
     with pytest.raises(HalfUpdate):
         train.main(argv)
     assert saved(tmp_path)["step"] == 0
@@ -333,7 +333,7 @@ def test_weights_that_are_not_finite_are_neither_saved_nor_loaded(argv, tmp_path
         if len(calls) == 3:
             optimizer.param_groups[0]["params"][0].data.fill_(float("inf"))
 
-    monkeypatch.setattr(step, "update", overflow)
+    monkeypatch.setattr(train, "take_update", overflow)
     with pytest.raises(SystemExit, match="MAX_NONFINITE_STEPS"):
         train.main([*argv, "--checkpoint-every-steps", "1"])
     run = tmp_path / "runs" / "run"

@@ -13,6 +13,7 @@ import torch
 import torch.distributed.fsdp
 
 import train
+from nanocaption.base import devices
 from nanocaption.base.tensors import _same_bits
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST, best_files
@@ -46,7 +47,7 @@ def tell_sizes() -> None:
                 kept = {"weight": p, "gradient": p.grad, **run.optimizer.state[p]}
                 sizes = {slot: tensor.numel() for slot, tensor in kept.items() if slot != "step"}
                 found[name] = sharding.layout(p).numel(), sizes
-        path = run.folder.parent / f"sizes_{train.distributed.rank()}.json"
+        path = run.folder.parent / f"sizes_{train.devices.rank()}.json"
         path.write_text(json.dumps(found))
 
     train.fit = fit
@@ -100,7 +101,7 @@ def stop_one_in_the_validation() -> None:
     evaluate = train.evaluate
 
     def evaluated(run):
-        if train.distributed.rank() == 1:
+        if train.devices.rank() == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(run)
 
@@ -172,7 +173,7 @@ def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_p
 def test_with_a_loss_scale_an_overflow_of_one_process_is_everyones(monkeypatch, others):
     part, own = torch.nn.Parameter(torch.zeros(3)), torch.tensor([1.0, -2.0, 0.0])
     part.spread_parameter = SimpleNamespace(grad=SimpleNamespace(to_local=lambda: own.clone()))
-    monkeypatch.setattr(sharding.distributed, "sum_", lambda tensor: tensor + others)
+    monkeypatch.setattr(devices, "sum_", lambda tensor: tensor + others)
     sharding.take_gradients([part], scaled=True)
     assert part.spread_parameter.grad is None  # the next backward pass must not add to it
     assert torch.equal(part.grad, own) if others == 0 else part.grad.isnan().all()

@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
 
 
 def point_to(url: str, monkeypatch, tmp_path: Path) -> None:
@@ -162,7 +162,7 @@ def test_a_dead_hub_costs_no_step(flags, tmp_path, monkeypatch, capsys):
     assert "HF_REPO_ID = 'someone/captioner'" in printed and "Training goes on" in printed
     (best, *_) = best_files(run)
     assert "is not uploaded" in printed
-    assert f"By hand: python export.py {best} {run / 'export'} --push someone/captioner" in printed
+    assert f"By hand: nanocaption export {best} {run / 'export'} --push someone/captioner" in printed
     assert exported.is_export(run / "export")  # it lies there
 
 
@@ -179,10 +179,10 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
     assert told == ["Hub: epoch 1 is not uploaded: dropped for a newer one"]
     uploads.finish(0.1)
     assert told[1] == "Hub: uploading epoch 2 to someone/captioner; waiting 0 s at most"
-    assert told[2] == "Hub: epoch 2 is not uploaded: not done within 0 s. By hand: python export.py c d"
+    assert told[2] == "Hub: epoch 2 is not uploaded: not done within 0 s. By hand: nanocaption export c d"
     uploads.start(tmp_path / "mine", "epoch 3", "python export.py e f")
     uploads.finish(0)
-    assert told[3:] == ["Hub: epoch 3 is not uploaded: the run ended before it. By hand: python export.py e f"]
+    assert told[3:] == ["Hub: epoch 3 is not uploaded: the run ended before it. By hand: nanocaption export e f"]
     assert server.repositories["someone/captioner"]["commits"] == []
 
     def interrupted(process, *_, timeout=None):
@@ -194,7 +194,7 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
     uploads.start(tmp_path / "mine", "epoch 4", "python export.py g h")
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     uploads.finish(60)
-    assert told[-1] == "Hub: epoch 4 is not uploaded: not waited for. By hand: python export.py g h"
+    assert told[-1] == "Hub: epoch 4 is not uploaded: not waited for. By hand: nanocaption export g h"
 
 
 def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tmp_path, server):
@@ -214,7 +214,7 @@ def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tm
     process.start()
     wait_for(lambda: any("/preupload/" in line for line in server.requests))
     command = Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline")
-    assert "hub.py" in command.read_text()
+    assert "nanocaption.commands.upload" in command.read_text()
     (tmp_path / "seen").write_text("/preupload/")
     assert end(process) == -signal.SIGKILL
     wait_for(lambda: not command.exists() or command.read_text() == "")

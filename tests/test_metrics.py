@@ -352,7 +352,7 @@ def test_text_statistics_need_a_caption():
         text_statistics([])
 
 
-# --- python -m metrics --------------------------------------------------------------------------------------
+# --- nanocaption score --------------------------------------------------------------------------------------
 
 
 def write(path: Path, content: object) -> str:
@@ -475,7 +475,7 @@ def test_command_line_warns_in_one_line_and_looks_for_the_folder_of_json_first(
     assert metrics_main([*files, "--json", str(tmp_path / "nowhere" / "x.json")]) == 1
     told = capsys.readouterr()
     assert told.out == "" and "its folder does not exist" in told.err
-    result = subprocess.run([sys.executable, "-m", "metrics", *files], cwd=ROOT, capture_output=True, text=True)
+    result = subprocess.run([sys.executable, "-m", "nanocaption", "score", *files], cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and result.stderr.startswith("warning: CIDEr of a single image is always 0")
     assert all(line.startswith("warning: ") for line in result.stderr.splitlines())
 
@@ -483,20 +483,20 @@ def test_command_line_warns_in_one_line_and_looks_for_the_folder_of_json_first(
 @pytest.mark.parametrize(
     "error, code, told",
     [(KeyboardInterrupt, 130, "Stopped."), (BrokenPipeError, 141, ""),
-     (OSError(28, "No space left on device"), 1, "python -m metrics: No space left on device")],
+     (OSError(28, "No space left on device"), 1, "nanocaption score: No space left on device")],
 )  # fmt: skip
 def test_command_line_ends_without_a_traceback(tmp_path: Path, monkeypatch, capfd, error, code, told):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("metrics.__main__.report", fails)
-    monkeypatch.setattr("metrics.__main__.os.dup2", lambda *_: None)
+    monkeypatch.setattr("nanocaption.metrics.__main__.report", fails)
+    monkeypatch.setattr("nanocaption.metrics.__main__.os.dup2", lambda *_: None)
     assert metrics_main([str(tmp_path / "r.json"), str(tmp_path / "p.json")]) == code
     assert capfd.readouterr().err.strip() == told
 
 
 def test_module_runs_as_a_program():
-    command = [sys.executable, "-m", "metrics", "--help"]
+    command = [sys.executable, "-m", "nanocaption", "score", "--help"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert result.returncode == 0 and "references" in result.stdout
 

@@ -190,7 +190,7 @@ def test_a_mix_follows_its_sets_and_never_replaces_one(two_sets, monkeypatch):
 def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     demo_data, tmp_path, flags, capsys, monkeypatch
 ):
-    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
     places = tmp_path / "data"
     places.mkdir()
     (places / "demo").symlink_to(demo_data / "demo")
@@ -228,7 +228,7 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     text = write_card(checkpoint.load(last), None, 32, facts)
     assert "- source: a mix of the sets demo, own\n" in text and "- extra: 2 images, 10 captions" in text
     assert "drawn scenes" not in text and "pictures of the data set demo,own*1.5" in text
-    assert len(demo.held_out(load_models([last], []))) == demo.EXAMPLES
+    assert len(demo.held_out(load_models([last], load_settings([])))) == demo.EXAMPLES
 
 
 def test_records_of_a_plain_set_are_what_they_were(tmp_path):

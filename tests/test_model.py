@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from nanocaption.base.settings import load_settings
+from nanocaption.base.settings import ModelSettings, load_settings
 from nanocaption.data.packing import find_places
 from nanocaption.model import captioner
 from nanocaption.model.captioner import ImageToTextModel, build_model
@@ -16,16 +16,19 @@ from nanocaption.model.decoder import _ROOM
 V, T, PAD, START = 23, 7, 0, 1
 
 
-def tiny(scale: float = 0.4, **changes) -> ImageToTextModel:
-    """16 patches, 2 layers, random weights of standard deviation `scale` (None: as initialised), float64, eval."""
+def tiny(scale: float = 0.4, vocab_size: int = V, dropout: float = 0.0, tower: dict | None = None, **changes) -> ImageToTextModel:
+    """16 patches, 2 layers, random weights of standard deviation `scale` (None: as initialised), float64, eval.
+
+    changes: of ModelSettings.
+    """
     sizes = {
-        "decoder_vocab_size": V, "decoder_embed_dim": 16, "decoder_heads": 2, "decoder_layers": 2,
-        "decoder_ff_dim": 32, "decoder_max_seq_len": 9, "decoder_dropout": 0.0, "image_size": 16,
-        "vit_patch_size": 4, "vit_embed_dim": 12, "vit_layers": 1, "vit_heads": 2,
+        "DECODER_EMBED_DIM": 16, "DECODER_HEADS": 2, "DECODER_LAYERS": 2, "DECODER_FF_DIM": 32, "MAX_SEQ_LEN": 9,
+        "IMAGE_SIZE": 16, "VIT_PATCH_SIZE": 4, "VIT_EMBED_DIM": 12, "VIT_LAYERS": 1, "VIT_HEADS": 2,
     }  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = ImageToTextModel(**{**sizes, **changes})
+        settings = ModelSettings.of(load_settings([]).values | sizes | changes)
+        model = ImageToTextModel(settings, vocab_size, dropout, tower)
         for parameter in model.parameters() if scale else ():
             parameter.data.normal_(std=scale)
     return model.double().eval()
@@ -235,7 +238,7 @@ def test_images_left_out_of_the_steps_change_nothing_for_the_others(left):
 @torch.no_grad()
 def test_steps_beyond_the_caches_first_room_are_those_of_the_full_pass():
     length = 2 * _ROOM + 2
-    model, image = tiny(decoder_max_seq_len=length), pictures(1)
+    model, image = tiny(MAX_SEQ_LEN=length), pictures(1)
     step = model.start_decoding(image)
     tokens = torch.randint(4, V, (2, length), generator=rng(3))
     full = model(image, tokens, torch.zeros(2, dtype=torch.long))
@@ -297,8 +300,8 @@ def test_the_output_map_is_the_token_embedding():
 
 def test_documented_initialisation():
     model = tiny(
-        scale=0.0, decoder_vocab_size=500, decoder_embed_dim=128, decoder_ff_dim=256, decoder_layers=3,
-        vit_embed_dim=64, decoder_max_seq_len=40,
+        scale=0.0, vocab_size=500, DECODER_EMBED_DIM=128, DECODER_FF_DIM=256, DECODER_LAYERS=3, VIT_EMBED_DIM=64,
+        MAX_SEQ_LEN=40,
     )  # fmt: skip
     writers = 9  # self, cross and feed-forward of three layers
     for layer in model.decoder.layers:
@@ -323,7 +326,7 @@ def test_documented_initialisation():
 
 
 def test_dropout_acts_in_training_only():
-    model, images, tokens = tiny(decoder_dropout=0.5), pictures(1), captions(1)
+    model, images, tokens = tiny(dropout=0.5), pictures(1), captions(1)
     assert torch.equal(model(images, tokens), model(images, tokens))
     model.train()
     assert not close(model(images, tokens), model(images, tokens))
@@ -331,7 +334,7 @@ def test_dropout_acts_in_training_only():
 
 def test_a_frozen_encoder_gets_no_gradient():
     for frozen in (True, False):
-        model = tiny(freeze_encoder=frozen).train()
+        model = tiny(FREEZE_ENCODER=frozen).train()
         model(pictures(1), captions(1)).sum().backward()
         assert all((p.grad is None) is frozen for p in model.encoder.parameters())
         assert model.encoder.training is not frozen

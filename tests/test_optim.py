@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanocaption.base.settings import ModelSettings, load_settings
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.train import optim
 
@@ -54,11 +55,11 @@ def test_an_unknown_schedule_is_refused():
 def tiny() -> ImageToTextModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return ImageToTextModel(
-            decoder_vocab_size=20, decoder_embed_dim=8, decoder_heads=2, decoder_layers=2, decoder_ff_dim=16,
-            decoder_max_seq_len=6, decoder_dropout=0.0, image_size=8, vit_patch_size=4, vit_embed_dim=8, vit_layers=1,
-            vit_heads=2,
-        )  # fmt: skip
+        sizes = {
+            "DECODER_EMBED_DIM": 8, "DECODER_HEADS": 2, "DECODER_LAYERS": 2, "DECODER_FF_DIM": 16, "MAX_SEQ_LEN": 6,
+            "IMAGE_SIZE": 8, "VIT_PATCH_SIZE": 4, "VIT_EMBED_DIM": 8, "VIT_LAYERS": 1, "VIT_HEADS": 2,
+        }  # fmt: skip
+        return ImageToTextModel(ModelSettings.of(load_settings([]).values | sizes), 20)
 
 
 def adamw(model, **changes):

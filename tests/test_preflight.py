@@ -13,9 +13,10 @@ import pytest
 from PIL import Image
 from raw_sets import ROOT, fix_splits, listing, make_raw, run_script, write_csv
 
+from nanocaption.base import cli
 from nanocaption.data.prepared import is_whole, load_records, verify
-from nanocaption.prepare import check
-from nanocaption.prepare.make import preflight_report, prepare
+from nanocaption.prepare import check, check_report
+from nanocaption.prepare.make import prepare
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 
@@ -265,7 +266,7 @@ def processes_of(raw: Path) -> list[str]:
     for _ in range(100):
         lines = [path.read_bytes().replace(b"\0", b" ").decode() for path in Path("/proc").glob("[0-9]*/cmdline")
                  if path.parent.name != str(os.getpid()) and os.access(path, os.R_OK)]  # fmt: skip
-        left = [line for line in lines if line.strip().endswith(str(ROOT / "preflight.py"))]
+        left = [line for line in lines if "nanocaption.prepare.check" in line]
         if not left:
             return []
         time.sleep(0.02)
@@ -288,13 +289,13 @@ def test_a_worker_that_dies_is_told_with_its_picture(tmp_path, monkeypatch):
     """A worker that kills itself at the picture 250.png stands in for the kernel without memory."""
     script = tmp_path / "worker.py"
     script.write_text(
-        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nimport preflight\nold = preflight.examine\n"
-        "preflight.examine = lambda path: os.kill(os.getpid(), 9) if '250' in path else old(path)\npreflight._serve()\n"
+        f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom nanocaption.prepare import check\nold = check.examine\n"
+        "check.examine = lambda path: os.kill(os.getpid(), 9) if '250' in path else old(path)\ncheck._serve()\n"
     )
     paths = {f"{number}.png": tmp_path / f"{number}.png" for number in range(300)}
     for number, path in enumerate(paths.values()):
         picture(number).save(path)
-    monkeypatch.setattr(check, "__file__", str(script))
+    monkeypatch.setattr(cli, "own_process", lambda module: ([sys.executable, str(script)], dict(os.environ)))
     with pytest.raises(ValueError, match=r"died at .*/250.png \(signal SIGKILL\): where memory is short") as caught:
         check.scan(paths, tmp_path / "scan.jsonl", 2)
     assert "\n" not in str(caught.value)
@@ -333,7 +334,7 @@ def test_no_manifest_without_a_report(tmp_path, monkeypatch, capsys):
     """The manifest is the last file written: a run that dies at the report leaves no whole set."""
     fix_splits(monkeypatch)
     raw = make_raw(tmp_path / "raw")
-    monkeypatch.setattr(preflight_report, "write_report", lambda *_: 1 / 0)
+    monkeypatch.setattr(check_report, "write_report", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare("mine", tmp_path, raw_dir=raw)
     assert (tmp_path / "mine" / "captions.json").exists() and not is_whole(tmp_path / "mine")

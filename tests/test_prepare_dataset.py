@@ -248,7 +248,7 @@ def test_help_imports_nothing_heavy():
     code = "import sys, prepare_dataset; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     loaded = set(done.stdout.split())
-    assert "layouts" in loaded and not loaded & {"torch", "huggingface_hub", "PIL", "numpy", "demo_set"}
+    assert "nanocaption.prepare.layouts" in loaded and not loaded & {"torch", "huggingface_hub", "PIL", "numpy", "nanocaption.demo_set"}
 
 
 def test_the_command_reads_a_folder_and_ends_mistakes_in_one_line(tmp_path):

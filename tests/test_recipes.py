@@ -69,7 +69,7 @@ def towers(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch):
-    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
 
 
 def run(recipe: Path, name: str, raw: Path, towers: dict[str, Path], flags: list[str], more: tuple[str, ...] = ()):

@@ -2,6 +2,7 @@
 
 import base64
 import html
+import io
 import json
 import math
 import re
@@ -15,7 +16,7 @@ from PIL import Image
 from nanocaption.base.files import read_log
 from nanocaption.data.pictures import data_uri, read_picture, seen_part, thumbnail
 from nanocaption.score.curves import extract_curves, nice_ticks, plot_curves, smooth_curve
-from nanocaption.score.report import base64, choose_rows, io, shown_rows, write_report
+from nanocaption.score.report import choose_rows, shown_rows, write_report
 from nanocaption.score.report_html import format_score, format_value, repeated_words
 from tests.browser import CHROMIUM, browser
 

@@ -15,12 +15,14 @@ import safetensors.torch
 import torch
 
 import train
+from nanocaption.data import dataset
+from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.prepared import load_records
 from nanocaption.model.options import Options
 from nanocaption.runs import checkpoint, signals
 from nanocaption.runs.folder import LAST, newest_whole
-from nanocaption.train.losses import caption_loss
-from nanocaption.train.setup import restore
-from nanocaption.train.state import restore_state
+from nanocaption.runs.log import REPLACED
+from nanocaption.train import setup, state, step
 from nanocaption.use.captioning import caption_images
 from nanocaption.use.load import load_model
 from tests.conftest import CUTOFF, TINY_MODEL, save_tower
@@ -35,12 +37,12 @@ HARD = """
 
 def user_code():
     """Something of the user's in every step that draws from Python's and NumPy's global generators."""
-    real = caption_loss
+    real = step.caption_loss
 
     def noisy(model, batch, smoothing=0.0):
         return real(model, batch, smoothing) * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
 
-    caption_loss = noisy
+    step.caption_loss = train.caption_loss = noisy
 
 
 def arguments(data: Path, output: Path, epochs: int, *more: str) -> list[str]:
@@ -53,8 +55,8 @@ def fingerprint(run: Path, data: Path) -> dict[str, str]:
     state = checkpoint.load(run / LAST)
     tensors, _ = checkpoint._pack(state)
     model, tokenizer = load_model(state, torch.device("cpu"))
-    records = train.data.load_records(data / "demo", "val", CUTOFF)
-    images = train.data.ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
+    records = load_records(data / "demo", "val", CUTOFF)
+    images = ImageTextDataset(records, data / "demo" / "images", [[] for _ in records], model.image_spec)
     captions = caption_images(
         model, tokenizer, images, batch_size=8, options=Options(beam_size=3),
         device=torch.device("cpu"), precision="fp32", workers=0,
@@ -125,33 +127,33 @@ def test_killed_at_twenty_random_steps_equals_uninterrupted(demo_data, tmp_path,
 
 
 def forget_moments():
-    real = restore_state
+    real = setup.restore_state
 
     def restore(saved, *rest):
         for slots in saved["optimizer_state_dict"]["state"].values():
             slots["exp_avg"].zero_()
         real(saved, *rest)
 
-    restore_state = restore
+    setup.restore_state = restore
 
 
 def forget_generators():
-    set_rng_state = lambda state: None
+    state.set_rng_state = lambda state: None
 
 
 def forget_position():
     """Begin the epoch again, at the right step of the schedule."""
-    real = restore
-    restore = lambda *a: real(*a)._replace(step_in_epoch=1)
+    real = setup.restore
+    setup.restore = lambda *a: real(*a)._replace(step_in_epoch=1)
 
 
 def forget_dropout():
     """A seed of the process instead of one of the step."""
-    train.data.seed_of = lambda *parts: os.getpid()
+    train.seed_of = lambda *parts: os.getpid()
 
 
 def forget_augmentation():
-    train.data.augmented = lambda pixels, how, rng, real=train.data.augmented: real(pixels, how, random.Random())
+    dataset.augmented = lambda pixels, how, rng, real=dataset.augmented: real(pixels, how, random.Random())
 
 
 CONTROLS = {  # what a broken resume loses -> what must then differ
@@ -200,7 +202,7 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
 
     def prelude():
         user_code()
-        write, evaluate = train.runlog.write, train.evaluate
+        write, evaluate = train.write_row, train.evaluate
 
         def stop(step: int) -> None:
             if step in steps:
@@ -215,7 +217,7 @@ def test_stopped_anywhere_in_an_epoch_equals_uninterrupted(demo_data, tmp_path, 
             stop(-steps_done(run.folder))
             return evaluate(run)
 
-        train.runlog.write, train.evaluate = written, evaluated
+        train.write_row, train.evaluate = written, evaluated
 
     for moment in map(abs, steps):
         process = start(argv, tmp_path / "printed", prelude)
@@ -292,14 +294,14 @@ def test_a_loss_scale_of_fp16_goes_on_where_it_was(demo_data, tmp_path):
 
     def stopped():
         prelude()
-        write = train.runlog.write
+        write = train.write_row
 
         def written(file, row, *rest):
             write(file, row, *rest)
             if row["step"] == 3:
                 os.kill(os.getpid(), signal.SIGTERM)
 
-        train.runlog.write = written
+        train.write_row = written
 
     states = []
     for name, preludes in (("whole", [prelude]), ("parts", [stopped, prelude])):
@@ -371,14 +373,14 @@ def test_one_rank_killed_ends_the_others_and_the_next_start_resumes(demo_data, t
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(demo_data, tmp_path):
     def spoiled():
-        real, calls = caption_loss, []
+        real, calls = step.caption_loss, []
 
         def loss(model, batch, smoothing=0.0):
             calls.append(1)
-            bad = train.distributed.rank() == 1 and len(calls) == 2
+            bad = train.devices.rank() == 1 and len(calls) == 2
             return real(model, batch, smoothing) * (float("nan") if bad else 1.0)
 
-        caption_loss = loss
+        step.caption_loss = loss
 
     processes = start_ranks(ranks_argv(demo_data, tmp_path, 2), tmp_path / "printed", 2, spoiled)
     assert [end(process) for process in processes] == [0, 0], (tmp_path / "printed").read_text()
@@ -467,7 +469,7 @@ def test_going_back_to_a_best_checkpoint_loses_nothing_of_what_was_beyond(demo_d
     assert end(process) == 0
     assert fingerprint(run, demo_data) == whole(3)  # the same course once more
     assert (run / "replaced_last.safetensors").read_bytes() == (copy / "last.safetensors").read_bytes()
-    replaced = (run / train.runlog.REPLACED).read_text().splitlines()
+    replaced = (run / REPLACED).read_text().splitlines()
     assert [json.loads(line)["step"] for line in replaced if '"train"' in line] == [13, 14, 15, 16, 17, 18]
 
 

@@ -15,13 +15,13 @@ def rows(path):
 @pytest.mark.parametrize("torn", [b"", b'{"type": "tra', b'{"a": "\xc3', b"{}", b"\n"])
 def test_a_torn_last_line_is_cut_and_nothing_else(tmp_path, torn):
     path = tmp_path / "log.jsonl"
-    with open_log(path) as log:
-        write_row(log, {"type": "train", "step": 1})
-        write_row(log, {"type": "samples", "text": "naïve 🐕\n"})
+    with open_log(path) as file:
+        write_row(file, {"type": "train", "step": 1})
+        write_row(file, {"type": "samples", "text": "naïve 🐕\n"})
     with open(path, "ab") as file:
         file.write(torn)
-    with open_log(path) as log:
-        write_row(log, {"type": "train", "step": 2})
+    with open_log(path) as file:
+        write_row(file, {"type": "train", "step": 2})
     found = [row for row in rows_or_blank(path) if row]
     assert found == [{"type": "train", "step": 1}, {"type": "samples", "text": "naïve 🐕\n"},
                      {"type": "train", "step": 2}]  # fmt: skip
@@ -34,8 +34,8 @@ def rows_or_blank(path):
 def test_a_log_of_one_torn_line_begins_anew(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"type"')
-    with open_log(path) as log:
-        write_row(log, {"step": 1})
+    with open_log(path) as file:
+        write_row(file, {"step": 1})
     assert rows(path) == [{"step": 1}]
 
 
@@ -69,8 +69,8 @@ def test_a_full_disk_for_the_log_is_told_once_and_stops_nothing(monkeypatch, cap
 
 
 def test_every_row_is_on_the_disk_at_once(tmp_path):
-    with open_log(tmp_path / "log.jsonl") as log:
-        write_row(log, {"step": 1})
+    with open_log(tmp_path / "log.jsonl") as file:
+        write_row(file, {"step": 1})
         assert rows(tmp_path / "log.jsonl") == [{"step": 1}]
 
 
@@ -83,9 +83,9 @@ def test_without_a_log_nothing_is_written_and_nothing_fails():
 
 def test_a_copy_gets_every_row_as_the_log_holds_it(tmp_path):
     taken = []
-    with open_log(tmp_path / "log.jsonl") as log:
-        write_row(log, {"type": "train", "step": 4, "loss": float("nan"), "note": "text"}, [taken.append])
-        write_row(log, {"type": "stop"})
+    with open_log(tmp_path / "log.jsonl") as file:
+        write_row(file, {"type": "train", "step": 4, "loss": float("nan"), "note": "text"}, [taken.append])
+        write_row(file, {"type": "stop"})
     assert taken == rows(tmp_path / "log.jsonl")[:1]
 
 
@@ -96,8 +96,8 @@ def test_trouble_with_a_copy_is_told_once_and_the_log_and_other_copies_go_on(mon
     def fail(row):
         raise ConnectionError("gone")
 
-    with open_log(tmp_path / "log.jsonl") as log:
+    with open_log(tmp_path / "log.jsonl") as file:
         for step in range(3):
-            write_row(log, {"type": "train", "step": step}, [fail, taken.append])
+            write_row(file, {"type": "train", "step": step}, [fail, taken.append])
     assert rows(tmp_path / "log.jsonl") == taken and len(taken) == 3
     assert len(capsys.readouterr().err.splitlines()) == 1

@@ -8,7 +8,7 @@ import signal
 import pytest
 import torch
 
-from nanocaption.base.settings import declared_settings, RESUME_SETTINGS, load_settings
+from nanocaption.base.settings import RESUME_SETTINGS, declared_settings, load_settings
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import (
     best_name,
@@ -106,7 +106,7 @@ def test_a_run_that_has_just_begun_is_not_what_evaluate_takes(tmp_path):
 
 def find(tmp_path, given: str, *more: str):
     argv = ["--output-dir", str(tmp_path), "--resume-checkpoint-path", given, *more]
-    return find_resume(load_settings(argv), argv)
+    return find_resume(load_settings(argv))
 
 
 def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
@@ -280,7 +280,7 @@ def test_strays_of_a_kill_are_removed_and_nothing_else(run):
 
 def test_a_disk_without_room_is_told_before_training(tmp_path, monkeypatch):
     check_space(tmp_path, 1000)
-    monkeypatch.setattr(checkpoint, "free_bytes", lambda folder: 3_999_999_999)
+    monkeypatch.setattr("nanocaption.runs.folder.free_bytes", lambda folder: 3_999_999_999)
     with pytest.raises(SystemExit, match="4.00 GB free; checkpoints of 1.00 GB need 4.00 GB"):
         check_space(tmp_path, 10**9)
 
@@ -356,8 +356,7 @@ def trained(tmp_path):
 
 
 def resume(path, *argv: str) -> Resume:
-    words = ["--resume-checkpoint-path", str(path), *argv]
-    return find_resume(load_settings(["--resume-checkpoint-path", str(path)]), words)[0]
+    return find_resume(load_settings(["--resume-checkpoint-path", str(path), *argv]))[0]
 
 
 def test_a_resume_keeps_the_runs_settings_without_its_flags(trained):

@@ -16,7 +16,7 @@ from nanocaption.model.decoder import Dropout
 from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.runs import checkpoint
 from nanocaption.train import batch_size, profile
-from nanocaption.train.setup import epoch_steps, prepare
+from nanocaption.train.setup import prepare, steps_of_epoch
 from nanocaption.train.step import accumulate_gradients
 from tests.test_model import PAD, captions, pictures, tiny
 from tests.test_train import losses, no_drawing  # noqa: F401
@@ -71,9 +71,9 @@ def test_recomputed_blocks_have_the_same_gradients_and_keep_less(kind, tmp_path)
             patch_size=4,
         )  # fmt: skip
         spec = {**scratch_image_spec(16)}
-        model = tiny(encoder_model_name="vit", encoder_config=vit.to_dict(), image_spec=spec)
+        model = tiny(tower={"encoder_config": vit.to_dict(), "image_spec": spec}, ENCODER_MODEL_NAME="vit")
     else:
-        model = tiny(vit_layers=4)
+        model = tiny(VIT_LAYERS=4)
     model.train()
     images, tokens = pictures(2), captions(2)
     before, kept = gradients(model, images, tokens), kept_bytes(model, images)
@@ -154,7 +154,7 @@ def test_a_profiled_step_has_the_gradients_of_training(flags, tmp_path):
     """Otherwise the profile would be one of something else."""
     settings = load_settings([*flags, "--decoder-dropout", "0"])
     run, _ = prepare(settings, tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
-    groups = epoch_steps(settings, run.train_set, 0)[0]
+    groups = steps_of_epoch(settings, run.train_set, 0)[0]
     batches = list(make_loader(run.train_set, groups, 0))
     run.model.train()
 

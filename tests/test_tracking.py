@@ -27,7 +27,7 @@ WANDB_DEAD = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "W
 @pytest.fixture
 def run_training(monkeypatch, capfd):
     """A training in this process, under a W&B of its own; what it printed."""
-    monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+    monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
     monkeypatch.setenv("WANDB_CONSOLE", "off")  # pytest has its own hands on the output
 
     def run(argv: list[str], environment: dict[str, str]) -> str:

@@ -1,5 +1,6 @@
 """The training loop: what it learns, that it repeats itself, resumes exactly, and refuses what is wrong."""
 
+import dataclasses
 import json
 import math
 import os
@@ -47,7 +48,7 @@ def only_run(output: Path) -> Path:
 def no_drawing(request, monkeypatch):
     """Drawing them takes as long as these runs; one test asks for them."""
     if "curves" not in request.node.name:
-        monkeypatch.setattr(train.report, "plot_curves", lambda *_, **__: None)
+        monkeypatch.setattr(train, "plot_curves", lambda *_, **__: None)
 
 
 def test_the_same_seed_gives_the_same_loss_curve_for_any_number_of_workers(flags, tmp_path):
@@ -169,7 +170,7 @@ def test_an_early_stopped_run_stays_stopped(flags, tmp_path, monkeypatch):
 
 def test_one_caption_per_picture_still_fills_the_batch(tiny):
     tiny.train_set.token_ids = [captions[:1] for captions in tiny.train_set.token_ids]
-    steps = train.epoch_steps(tiny.settings, tiny.train_set, 0)
+    steps = train.steps_of_epoch(tiny.settings, tiny.train_set, 0)
     assert [sum(len(captions) for batch in step for _, captions in batch) for step in steps] == [20, 4]
 
 
@@ -334,7 +335,7 @@ def test_label_smoothing_and_padding_agree_with_the_library(tiny):
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("rows", [1, 64, 150])
 def test_the_loss_in_parts_is_the_librarys_with_its_gradients(smoothing, rows, monkeypatch):
-    monkeypatch.setattr(step, "_PART", 1)  # 64 rows at a time
+    monkeypatch.setattr("nanocaption.train.losses._PART", 1)  # 64 rows at a time
     generator = torch.Generator().manual_seed(rows)
     hidden, weight = (torch.randn(size, 6, generator=generator, dtype=torch.float64) for size in (rows, 11))
     targets = torch.randint(11, (rows,), generator=generator)
@@ -395,7 +396,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, de
 def test_separate_learning_rates_reach_their_parameters(tiny):
     settings = load_settings([]).on(dict(tiny.settings.values) | {"ENCODER_LEARNING_RATE": 3e-4})
     seen = {}
-    run = tiny._replace(settings=settings)
+    run = dataclasses.replace(tiny, settings=settings)
     for _ in train.train_one_epoch(run, train.Progress(step=2), train.tqdm(disable=True)):
         pass
     for group in run.optimizer.param_groups:

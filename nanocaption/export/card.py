@@ -130,7 +130,7 @@ def _use(name: str) -> str:
         "## Use\n\nWith nanoCaption's files on Python's path, and torch, transformers, tokenizers, safetensors and "
         "Pillow installed:\n\n```python\nfrom model import ImageToTextModel\n\n"
         f'model = ImageToTextModel.from_pretrained("{name}")\nprint(model.caption("photo.jpg"))\n```\n\n'
-        f"From the command line: `python caption.py photo.jpg --checkpoint {name}`. `transformers.AutoTokenizer` and "
+        f"From the command line: `nanocaption caption photo.jpg --checkpoint {name}`. `transformers.AutoTokenizer` and "
         "`AutoImageProcessor` load the tokenizer and the preprocessing; transformers itself cannot run the model."
     )
 

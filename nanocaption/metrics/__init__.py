@@ -14,7 +14,7 @@
   raises first where these are missing.
 - `leave_one_out(references)`: how well the people who wrote the references agree.
 - `text_statistics(captions)`: distinct n-grams, lengths, vocabulary, repetition; needs no references.
-- `python -m metrics references.json predictions.json [--compare other.json] [--json out.json]`: for files of
+- `nanocaption score references.json predictions.json [--compare other.json] [--json out.json]`: for files of
   anyone's model.
 
 `references` is {image id: [captions]}, `candidates` {image id: caption}, captions as written. Three things to

@@ -1,4 +1,4 @@
-"""`python -m metrics references.json predictions.json`: score anyone's captions, or compare two models' captions."""
+"""`nanocaption score references.json predictions.json`: score anyone's captions, or compare two models' captions."""
 
 import argparse
 import json
@@ -22,7 +22,7 @@ Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m metrics",
+        prog="nanocaption score",
         description="BLEU, CIDEr and ROUGE-L of image captions.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         what = error
         if isinstance(error, OSError) and error.strerror:
             what = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-        print(f"python -m metrics: {what}", file=sys.stderr)
+        print(f"nanocaption score: {what}", file=sys.stderr)
         return 1
     return 0
 
@@ -64,8 +64,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
     Raises ValueError on bad files, OSError on unreadable ones.
     """
-    import metrics
-
+    from nanocaption import metrics
     from nanocaption.metrics import files
 
     metrics.require_java(args.meteor, args.spice)
@@ -91,8 +90,7 @@ def report(args: argparse.Namespace) -> dict[str, Any]:
 
 def compare(args: argparse.Namespace) -> dict[str, Any]:
     """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
-    import metrics
-
+    from nanocaption import metrics
     from nanocaption.metrics import files
 
     metrics.require_java(args.meteor, args.spice)

@@ -42,7 +42,7 @@ SETTINGS = (
 )  # fmt: skip
 _FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
 _RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
-HINT = "python export.py CHECKPOINT FOLDER writes such folders."
+HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
 def write(folder: Path, state: dict[str, Any], card: str) -> None:

@@ -197,7 +197,7 @@ def compare_results(
     # Those that know file names, which the other side may use.
     records = max(there, key=lambda side: side[0]["file_name"] != str(side[0]["image_id"]), default=None)
     if records is None:
-        raise ValueError("Neither side has a references.json beside its predictions: python -m metrics REFERENCES A "
+        raise ValueError("Neither side has a references.json beside its predictions: nanocaption score REFERENCES A "
                          "--compare B takes them apart.")  # fmt: skip
     if first[1] and second[1]:
         by_image = [{record["image_id"]: record["captions"] for record in side} for side in (first[1], second[1])]

@@ -1,0 +1,105 @@
+"""The rules of the house: which room may import which, read from the code itself."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+FLOORS = (
+    ("base", "metrics", "demo_set"), ("data",), ("prepare", "model", "runs", "score"), ("train", "use", "export"),
+    ("commands",),
+)  # fmt: skip
+FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
+HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
+LIGHT = ("metrics", "demo_set", "prepare", "score")
+LIGHT_HALF = {
+    "base": ("cli", "files", "hub", "rules", "settings", "version"), "data": ("pictures", "prepared"),
+}  # fmt: skip
+FACES = {"config", "train", "evaluate", "model", "dataset", "tokenizer", "prepare_dataset"}
+PACKAGE = sorted(path for path in (ROOT / "nanocaption").rglob("*.py") if "root" not in path.parts)
+
+
+def imported(source: str) -> list[str]:
+    """Every module or name that a source imports, inside functions as well, in full."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide which room is meant"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+def room_of(path: Path) -> str | None:
+    """None: the front door, nanocaption/__init__.py and __main__.py."""
+    place = path.relative_to(ROOT / "nanocaption")
+    return place.parts[0] if len(place.parts) > 1 else None
+
+
+def floor_broken(room: str, name: str) -> bool:
+    """Whether `room` may not import `name`: a room above it or beside it."""
+    parts = name.split(".")
+    if parts[0] != "nanocaption" or len(parts) < 2 or parts[1] == room:
+        return False
+    return parts[1] not in FLOOR or FLOOR[parts[1]] >= FLOOR[room]
+
+
+def test_the_readers_of_imports_see_every_form():
+    source = "import a.b, c as d\nfrom e.f import g\ndef h():\n    import i\n    from j import k\n"
+    assert imported(source) == ["a.b", "c", "e.f.g", "i", "j.k"]
+    assert not floor_broken("data", "nanocaption.base.files") and not floor_broken("data", "nanocaption.data.order")
+    assert floor_broken("data", "nanocaption.model.encoder") and floor_broken("model", "nanocaption.runs.folder")
+    assert floor_broken("base", "nanocaption.load")
+
+
+@pytest.mark.parametrize("path", PACKAGE, ids=lambda path: str(path.relative_to(ROOT)))
+def test_a_file_keeps_the_rules(path):
+    room, names = room_of(path), imported(path.read_text(encoding="utf-8"))
+    assert not FACES & {name.partition(".")[0] for name in names}, "nothing imports a file of the root"
+    if room is None:
+        return
+    assert room in FLOOR, f"{room} stands on no floor"
+    assert [name for name in names if floor_broken(room, name)] == [], "imports go down only"
+    heavy = sorted({name.partition(".")[0] for name in names} & HEAVY)
+    if room in LIGHT or path.stem in LIGHT_HALF.get(room, ()):
+        assert heavy == [], "a light room imports nothing heavy"
+    if path.name == "__init__.py" and room not in ("metrics", "demo_set"):
+        assert path.read_text() == ""
+    own_as = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom | ast.Import)
+              and "nanocaption" in (getattr(node, "module", None) or node.names[0].name)
+              and any(alias.asname for alias in node.names)]  # fmt: skip
+    assert own_as == [], "a module keeps its name"
+
+
+def test_every_name_of_a_floor_is_a_room():
+    assert {room for path in PACKAGE if (room := room_of(path))} == set(FLOOR)
+
+
+def test_rooms_import_files_without_any_circle():
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+               for path in PACKAGE}  # fmt: skip
+    needs = {}
+    for module, path in modules.items():
+        names = imported(path.read_text(encoding="utf-8"))
+        needs[module] = {found for name in names for found in (name, name.rpartition(".")[0]) if found in modules}
+        needs[module] -= {module, "nanocaption", module.rpartition(".")[0]}
+    done: set[str] = set()
+    while ready := {module for module in needs if module not in done and needs[module] <= done}:
+        done |= ready
+    assert sorted(set(needs) - done - {"nanocaption"}) == []
+
+
+def test_light_rooms_stay_light_when_imported():
+    code = (
+        "import sys, nanocaption, prepare_dataset, nanocaption.score.results, nanocaption.base.settings, "
+        "nanocaption.metrics\n"
+        "print(sorted({'torch', 'transformers', 'tokenizers', 'wandb', 'huggingface_hub', 'pyarrow', 'matplotlib'}"
+        " & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
