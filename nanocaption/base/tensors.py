@@ -2,11 +2,45 @@
 
 import os
 from pathlib import Path
+from typing import Any, Required, TypedDict
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
+
+
+class State(TypedDict, total=False):
+    """What a checkpoint holds. That of an exported folder has the first group alone.
+
+    The optimizer's tensors go by parameter and slot; everything but tensors is JSON-ready.
+    """
+
+    config: Required[dict[str, Any]]  # all settings by name
+    tokenizer: Required[str]  # its JSON
+    model_arguments: Required[dict[str, Any]]  # what rebuilds a pretrained encoder, see ImageToTextModel.arguments
+    model_state_dict: Required[dict[str, Tensor]]
+    epoch: Required[int]  # finished epochs
+    step: Required[int]  # finished optimizer steps
+    best_val_loss: float | None
+    best_cider: float | None
+    captions_sha256: str
+    written_by: str
+    card: str  # of an exported folder: its README.md
+
+    optimizer_state_dict: dict[str, Any]
+    scaler_state_dict: dict[str, Any]
+    rng_state_dict: dict[str, dict[str, Tensor]]
+    scheduler_state_dict: dict[str, Any]  # what the learning rate depends on
+    config_constants: dict[str, Any]
+    environment: dict[str, Any]
+    step_in_epoch: int
+    validations_without_gain: int
+    nonfinite_in_a_row: int
+    groups_per_step: int
+    steps_per_epoch: int
+    wandb_run_id: str | None
+    saved_at: float  # seconds since 1970
 
 
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

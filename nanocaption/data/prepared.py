@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Required, TypedDict
 
 from nanocaption.base.files import cases, walk_files
 
@@ -52,6 +52,18 @@ def sample_places(records: Sequence[dict[str, Any]], number: int) -> list[int]:
 
 
 FORM = 'write names with commas between, each with an optional weight above 0: "flickr30k,mine*2"'
+
+
+class Record(TypedDict, total=False):
+    """A picture of a prepared set, as captions.json has it."""
+
+    file_name: Required[str]
+    split: Required[str]
+    captions: Required[list[str]]
+    image_id: int  # COCO's own number
+    scene: dict[str, Any]  # of drawn pictures: what is in it
+    set: str  # of a mix: which of its sets, and how often an epoch visits its pairs where that is not once
+    weight: float
 
 
 class Part(NamedTuple):

@@ -8,7 +8,7 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 import torch
@@ -16,6 +16,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanocaption.data.pictures import MAX_ASPECT, MAX_PIXELS, plain_jpeg_size, read_picture
+
+
+class ImageSpec(TypedDict):
+    """How an encoder wants its pictures: encoder.read_image_spec."""
+
+    size: int  # side of the input, pixels
+    resize: int  # with crop the shorter side gets this length; without, the whole picture is squashed to `size`
+    crop: bool
+    mean: list[float]  # per channel of values 0..1
+    std: list[float]
+    interpolation: str  # "nearest", "bilinear" or "bicubic"
 
 
 def load_image(path: Path | str, image_spec: dict[str, Any]) -> Tensor:
