@@ -1,8 +1,9 @@
 """One command for everything: `nanocaption COMMAND ...`, also as `python -m nanocaption COMMAND ...`."""
 
 import importlib
-import runpy
 import sys
+import types
+from pathlib import Path
 from typing import NamedTuple
 
 from nanocaption.base import cli
@@ -39,6 +40,14 @@ def usage() -> str:
     )
 
 
+def run_script(path: Path) -> None:
+    """Run a file as the program, as `python FILE` does, but under the name that sys.argv has."""
+    program = types.ModuleType("__main__")
+    program.__file__ = str(path)
+    sys.modules["__main__"] = program
+    exec(compile(path.read_text(encoding="utf-8"), str(path), "exec"), program.__dict__)
+
+
 def main() -> None:
     """Run the command that sys.argv names, as if it were a script of its own."""
     words = sys.argv[1:]
@@ -59,7 +68,7 @@ def main() -> None:
         except ImportError as error:
             raise SystemExit(str(error)) from None
     if command.runs.endswith(".py"):
-        runpy.run_path(str(ROOT / command.runs), run_name="__main__")
+        run_script(ROOT / command.runs)
         return
     cli.begin()
     cli.run(importlib.import_module(command.runs).main)

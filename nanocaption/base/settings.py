@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 from nanocaption.base import rules
 from nanocaption.base.version import VERSION
 
-# What stands beside the package in a checkout, and inside it where it was installed: config.py, train.py, evaluate.py.
-CHECKOUT = Path(__file__).resolve().parents[2]
-ROOT = CHECKOUT if (CHECKOUT / "train.py").is_file() else CHECKOUT / "nanocaption" / "root"
+# Where config.py, train.py, evaluate.py and recipes/ are: inside the package once installed, in a checkout beside it.
+_INSTALLED = Path(__file__).resolve().parents[1] / "root"
+ROOT = _INSTALLED if _INSTALLED.is_dir() else _INSTALLED.parents[1]
 
 # The data of a run: as its checkpoint has them, but free to change where the model is put to another use.
 DATA_SETTINGS = ("DATASET", "DATA_CUTOFF", "DATA_SEED", "TRAIN_SPLITS", "VAL_SPLITS", "TEST_SPLITS")
@@ -235,10 +235,11 @@ def own_constants(kinds: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_recipe(path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
-    if not Path(path).is_file():
-        raise SystemExit(f"There is no recipe {path!r}. A recipe is a Python file of settings, see recipes/.")
+    places = [place for place in (Path(path), ROOT / path) if place.is_file()]
+    if not places:
+        raise SystemExit(f"There is no recipe {path!r}. A recipe is a Python file of settings, see {ROOT / 'recipes'}.")
     try:
-        namespace = runpy.run_path(path)
+        namespace = runpy.run_path(str(places[0]))
     except Exception as error:
         raise SystemExit(f"The recipe {path!r} does not run: {type(error).__name__}: {error}") from error
     # A setting in small letters would change nothing, silently.
