@@ -25,41 +25,39 @@ NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
 _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
 
-def type_problem(name: str, value: Any, kind: Any) -> str | None:
+def type_problem(name: str, value: object, kind: object) -> str | None:
     """What is wrong with a value where the setting's annotation is `kind`; None where it fits."""
-    options = typing.get_args(kind) if is_union(kind) else (kind,)
-    for option in options:
-        if typing.get_origin(option) is Literal:
-            if value in typing.get_args(option):
-                return None
-        elif typing.get_origin(option) is tuple:
-            parts = typing.get_args(option)
-            names = Ellipsis in parts
-            if (
-                isinstance(value, tuple)
-                and (bool(value) if names else len(value) == len(parts))
-                and all(
-                    isinstance(v, str if names else (int, float)) and not isinstance(v, bool) and v != "" for v in value
-                )
-            ):
-                return None
-        elif type(value) is option or (option is float and type(value) is int):
-            return None
+    if any(_fits(value, option) for option in _options(kind)):
+        return None
     return f"{name} = {value!r}: must be {_type_text(kind)}"
 
 
-def accepts(kind: Any, part: type) -> bool:
+def accepts(kind: object, part: type) -> bool:
     """Whether a setting annotated as `kind` may be of the type `part`."""
-    return kind is part or part in typing.get_args(kind)
+    return part in _options(kind)
 
 
-def is_union(kind: Any) -> bool:
-    return typing.get_origin(kind) in (types.UnionType, typing.Union)
+def _options(kind: Any) -> tuple[Any, ...]:
+    union = typing.get_origin(kind) in (types.UnionType, typing.Union)
+    return typing.get_args(kind) if union else (kind,)
+
+
+def _fits(value: object, kind: Any) -> bool:
+    parts = typing.get_args(kind)
+    if typing.get_origin(kind) is Literal:
+        return value in parts
+    if typing.get_origin(kind) is not tuple:
+        return type(value) is kind or (kind is float and type(value) is int)
+    if not isinstance(value, tuple):
+        return False
+    if Ellipsis in parts:
+        return value != () and all(isinstance(part, str) and part for part in value)
+    return len(value) == len(parts) and all(type(part) in (int, float) for part in value)
 
 
 def _type_text(kind: Any) -> str:
-    if is_union(kind):
-        return " or ".join(_type_text(part) for part in typing.get_args(kind))
+    if len(options := _options(kind)) > 1:
+        return " or ".join(map(_type_text, options))
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:

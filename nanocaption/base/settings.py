@@ -86,11 +86,11 @@ class Settings:
             return self.values[name]
         raise AttributeError(f"{name} is no setting")
 
-    def replace(self, **values: Any) -> "Settings":
+    def replace(self, **values: object) -> "Settings":
         """The same with other values, unchecked."""
         return dataclasses.replace(self, values={**self.values, **values})
 
-    def on(self, saved: Mapping[str, Any]) -> "Settings":
+    def on(self, saved: Mapping[str, object]) -> "Settings":
         """Anew, with `saved` values in place of the constants: those of a checkpoint; recipe and flags stay stronger.
 
         Unknown names are left out, so that a checkpoint of another version still serves. Raises SystemExit where the
@@ -165,12 +165,12 @@ def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
 # --- A checkpoint's settings beside these ---
 
 
-def unchanged_since(settings: Settings, saved: Mapping[str, Any]) -> set[str]:
+def unchanged_since(settings: Settings, saved: Mapping[str, object]) -> set[str]:
     """The settings whose constant is what it was when `saved` (constants, through JSON) was stored."""
     return {name for name, value in settings.constants.items() if name in saved and value == _thawed(saved[name])}
 
 
-def differences(settings: Settings, saved: Mapping[str, Any], names: Iterable[str]) -> list[str]:
+def differences(settings: Settings, saved: Mapping[str, object], names: Iterable[str]) -> list[str]:
     """"NAME: old -> new" for each of `names` whose value is not the saved one (which went through JSON)."""
     pairs = [(name, saved[name], settings.values[name]) for name in names if name in saved]  # not: of later versions
     return [f"{name}: {old!r} -> {new!r}" for name, old, new in pairs if _thawed(old) != _thawed(new)]
@@ -185,33 +185,40 @@ def _thawed(value: Any) -> Any:
 
 @functools.cache
 def declared_settings() -> Declared:
-    """The settings of the config.py in ROOT. SystemExit where it, edited by hand, has lost one, its type, or has a
-    line that is no setting."""
+    """The settings of the config.py in ROOT.
+
+    SystemExit where it, edited by hand, has lost one, or a type, or has a line that is no setting.
+    """
     path = ROOT / "config.py"
     namespace = runpy.run_path(str(path))
     text = path.read_text(encoding="utf-8")
-    lines, kinds, sections, section = text.splitlines(), {}, {}, {}
     annotated = {node.lineno: node for node in ast.parse(text).body if isinstance(node, ast.AnnAssign)}
-    for number, line in enumerate(lines, start=1):
+    kinds: dict[str, Any] = {}
+    sections: dict[str, dict[str, str]] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
         if line.startswith("# --- "):
-            section = sections[line.strip("# -")] = {}
-        elif number in annotated and annotated[number].target.id.isupper():
-            name = annotated[number].target.id
+            sections[line.strip("# -")] = section = {}
+        elif number in annotated:
+            name = ast.unparse(annotated[number].target)
             kinds[name] = eval(ast.unparse(annotated[number].annotation), dict(namespace))
             section[name] = line.partition("  # ")[2]
-    known = {*RESUME_SETTINGS, *rules.NAMES}
     bare = [name for name in namespace if name.isupper() and name[0] != "_" and name not in kinds]
+    _refuse(_lost(namespace, kinds, bare), "config.py is not right")
+    return Declared(kinds, {name: namespace[name] for name in kinds}, sections)
+
+
+def _lost(namespace: Mapping[str, Any], kinds: Collection[str], bare: list[str]) -> list[str]:
+    """What config.py lacks of the settings that are known without it. bare: its names without a type."""
+    known = {*RESUME_SETTINGS, *rules.NAMES}
     problems = [
         f"{name} has lost its type: write {name}: <type> = {namespace[name]!r}, with the type that stood there"
         if name in known else f"{name} is not a setting{_nearest(name, {*kinds, *known})}"
         for name in bare
     ]  # fmt: skip
-    problems += [f"{name} is missing: put its line back" for name in sorted(known - {*kinds, *bare})]
-    _refuse(problems, "config.py is not right")
-    return Declared(kinds, {name: namespace[name] for name in kinds}, sections)
+    return problems + [f"{name} is missing: put its line back" for name in sorted(known - {*kinds, *bare})]
 
 
-def own_constants(kinds: Mapping[str, Any]) -> dict[str, Any]:
+def own_constants(kinds: Mapping[str, object]) -> dict[str, object]:
     """What a config.py in the present folder sets; nothing where there is none, or where it is of another program.
 
     It may hold all settings or a few. SystemExit where a name in it is no setting.
