@@ -14,12 +14,15 @@ from tests.test_decode import (
     END,
     LIMITS,
     START,
+    beam_search,
     every_caption,
     first_tokens,
+    greedy,
     ids,
     log_prob_of,
     logits_of,
     never_ending,
+    sample,
     toy_step,
 )  # fmt: skip
 from tests.test_model import pictures, tiny
@@ -41,7 +44,7 @@ def test_a_beam_of_full_width_finds_the_best_of_all_captions_that_keep_the_rules
     expected = [(score, caption) for score, caption in everything if keeps(caption, 4, **rule)]
     assert 10 < len(expected) < len(everything)
     options = {"max_length": 4, "length_penalty": penalty, **LIMITS}
-    found = decode.beam_search(toy_step(3, [0], 5), 1, len(everything), **rule, **options)[0]
+    found = beam_search(toy_step(3, [0], 5), 1, len(everything), **rule, **options)[0]
     assert [caption.ids for caption in found] == [caption for _, caption in expected]
     assert [caption.score for caption in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
 
@@ -71,8 +74,8 @@ def test_every_way_of_choosing_keeps_the_rules_and_counts_the_models_own_probabi
 
 def test_one_beam_is_greedy_with_its_rules_and_its_length_penalty():
     rules = {"min_length": 2, "no_repeat_ngram": 2, "length_penalty": 0.5, "max_length": 6, **LIMITS}
-    (found,) = decode.greedy(toy_step(0, [0], 6), 1, **rules)
-    assert decode.beam_search(toy_step(0, [0], 6), 1, 1, **rules) == [found]
+    (found,) = greedy(toy_step(0, [0], 6), 1, **rules)
+    assert beam_search(toy_step(0, [0], 6), 1, 1, **rules) == [found]
     length = len(found[0].ids) + (len(found[0].ids) < 6)
     assert found[0].score == pytest.approx(found[0].log_prob / length**0.5) and length > 1
 
@@ -82,8 +85,8 @@ def test_where_every_token_is_forbidden_the_caption_ends_and_its_score_is_finite
     """Tokens 2, 3 and 4 once each, then nothing is left, although 6 tokens were asked for."""
     rules = {"min_length": 6, "no_repeat_ngram": 1, "max_length": 8, **LIMITS}
     for found in (
-        decode.beam_search(toy_step(1, [0], 5), 1, beams, **rules)[0],
-        decode.sample(toy_step(1, [0], 5), 1, beams, **rules)[0],
+        beam_search(toy_step(1, [0], 5), 1, beams, **rules)[0],
+        sample(toy_step(1, [0], 5), 1, beams, **rules)[0],
     ):
         assert len(found) == beams
         for caption in found:
@@ -92,7 +95,7 @@ def test_where_every_token_is_forbidden_the_caption_ends_and_its_score_is_finite
 
 
 def test_a_rule_that_leaves_fewer_captions_than_beams_gives_those():
-    found = decode.beam_search(never_ending, 1, 9, max_length=3, no_repeat_ngram=1, **LIMITS)[0]
+    found = beam_search(never_ending, 1, 9, max_length=3, no_repeat_ngram=1, **LIMITS)[0]
     assert {tuple(caption.ids) for caption in found} >= {(2, 3, 4), (4, 3, 2)}
     assert len({tuple(caption.ids) for caption in found}) == len(found) and all(c.score > -1e6 for c in found[:6])
 
@@ -103,9 +106,9 @@ def test_a_rule_that_leaves_fewer_captions_than_beams_gives_those():
 @pytest.mark.parametrize("groups, beams", [(1, 3), (2, 4), (3, 3)])
 def test_batched_is_single_in_any_order_of_the_images(groups, beams):
     rules = {"min_length": 2, "no_repeat_ngram": 2, "groups": groups, "max_length": 6, **LIMITS}
-    alone = [ids(decode.beam_search(toy_step(2, [image], 6), 1, beams, **rules))[0] for image in range(4)]
+    alone = [ids(beam_search(toy_step(2, [image], 6), 1, beams, **rules))[0] for image in range(4)]
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        assert ids(decode.beam_search(toy_step(2, order, 6), 4, beams, **rules)) == [alone[image] for image in order]
+        assert ids(beam_search(toy_step(2, order, 6), 4, beams, **rules)) == [alone[image] for image in order]
     assert alone[0] != alone[1]
 
 
@@ -178,8 +181,8 @@ def test_diverse_groups_agree_with_a_plain_implementation(beams, groups, penalty
     plain, lengths = 0, set()
     for seed in range(5):
         options = {"max_length": 5, "length_penalty": penalty, "groups": groups, **LIMITS}
-        found = decode.beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=diversity, **options)
-        without = decode.beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=0.0, **options)
+        found = beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=diversity, **options)
+        without = beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=0.0, **options)
         for image in range(2):
             expected = diverse_reference(seed, image, 6, beams, groups, 5, penalty, diversity)
             assert [caption.ids for caption in found[image]] == [tokens for _, tokens in expected]
@@ -191,7 +194,7 @@ def test_diverse_groups_agree_with_a_plain_implementation(beams, groups, penalty
 
 def test_a_larger_diversity_penalty_gives_more_different_first_words():
     def different(penalty):
-        found = [decode.beam_search(toy_step(seed, [0], 8), 1, 4, max_length=4, groups=4, diversity_penalty=penalty, **LIMITS)
+        found = [beam_search(toy_step(seed, [0], 8), 1, 4, max_length=4, groups=4, diversity_penalty=penalty, **LIMITS)
                  for seed in range(6)]  # fmt: skip
         return sum(len({(caption.ids or [END])[0] for caption in captions}) for (captions,) in found)
 
@@ -231,15 +234,15 @@ def test_an_image_without_numbers_has_an_empty_caption_and_the_others_theirs(opt
 
 
 def test_a_temperature_near_zero_is_greedy():
-    likeliest = ids(decode.greedy(toy_step(0, [0, 1], 6), 2, max_length=5, **LIMITS))
+    likeliest = ids(greedy(toy_step(0, [0, 1], 6), 2, max_length=5, **LIMITS))
     for temperature in (1e-6, 1e-37, 1e-38, 1e-45, 1e-50, 5e-324):
-        found = decode.sample(toy_step(0, [0, 1], 6), 2, 1, max_length=5, temperature=temperature, seeds=[0, 1], **LIMITS)
+        found = sample(toy_step(0, [0, 1], 6), 2, 1, max_length=5, temperature=temperature, seeds=[0, 1], **LIMITS)
         assert ids(found) == likeliest
 
 
 def test_groups_that_do_not_divide_the_beams_are_refused():
     with pytest.raises(ValueError, match="4 beams cannot be dealt out to 3 groups"):
-        decode.beam_search(never_ending, 1, 4, groups=3, max_length=3, **LIMITS)
+        beam_search(never_ending, 1, 4, groups=3, max_length=3, **LIMITS)
 
 
 # --- ensembles ---
@@ -285,7 +288,7 @@ def test_sampled_captions_come_as_often_as_the_model_says():
     assert probabilities.sum().item() == pytest.approx(1)
     names = {tuple(caption): number for number, (_, caption) in enumerate(everything)}
     number = 1500
-    (found,) = decode.sample(memoised(toy_step, 0, 4), 1, number, max_length=3, seeds=[0], **LIMITS)
+    (found,) = sample(memoised(toy_step, 0, 4), 1, number, max_length=3, seeds=[0], **LIMITS)
     counts = torch.bincount(torch.tensor([names[tuple(caption.ids)] for caption in found]), minlength=len(names))
     likely = probabilities * number > 5  # the statistic needs counts; the rare ones together are one more cell
     counts, probabilities = (
@@ -349,9 +352,9 @@ def test_rules_agree_with_transformers(beams, rules):
         rows = torch.cat([before if parents is None else before[parents], tokens[:, None]], 1)
         return model(rows).logits[:, -1]
 
-    ours = decode.beam_search(step, 8, beams, max_length=9, min_length=shortest, no_repeat_ngram=ngram, **LIMITS)
+    ours = beam_search(step, 8, beams, max_length=9, min_length=shortest, no_repeat_ngram=ngram, **LIMITS)
     rows = None
-    free = decode.beam_search(step, 8, beams, max_length=9, **LIMITS)
+    free = beam_search(step, 8, beams, max_length=9, **LIMITS)
     prompts = torch.stack([images, torch.full((8,), START)], 1)
     with torch.no_grad():
         theirs = model.generate(
