@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base.files import read_log
+from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
 from nanocaption.export.card import Facts, write_card
 from nanocaption.model import exported
@@ -12,7 +13,7 @@ from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.score import results
 
 
-def write_export(folder: Path, state: dict[str, Any], origin: Path, data_dir: Path, repo_id: str | None) -> Facts:
+def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_id: str | None) -> Facts:
     """Write the export of `state`, the content of the checkpoint `origin`; returns what its card was written from.
 
     repo_id: where it will be uploaded to; the card then shows how to load it from there.
@@ -26,7 +27,7 @@ def write_export(folder: Path, state: dict[str, Any], origin: Path, data_dir: Pa
     return facts
 
 
-def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -> Facts:
+def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     """What lies around a checkpoint and belongs to it: data set, scores of an evaluation, validation, samples."""
     manifest = results.read_object(data_dir / folder_name(state["config"]["DATASET"]) / "manifest.json")
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
@@ -66,7 +67,7 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
     return scores, json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []
 
 
-def title_of(state: dict[str, Any], facts: Facts) -> str:
+def title_of(state: State, facts: Facts) -> str:
     """One line for a commit: the epoch, and the best figures that are known."""
     if facts.scores:
         figures = [f"{facts.scores['split']} CIDEr {100 * facts.scores['corpus']['CIDEr']:.1f}"]
