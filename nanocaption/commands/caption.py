@@ -65,7 +65,7 @@ def main(argv: list[str]) -> int:
     as_text = not (arguments.json or arguments.output)
     # Captions that scroll by on a terminal show the progress themselves.
     bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
-    rows = []
+    rows: list[dict[str, object]] = []
     for picture, found in caption_pictures(loaded, pictures, options, bar):
         if found is None:
             continue

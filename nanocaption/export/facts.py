@@ -9,7 +9,6 @@ from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
 from nanocaption.export.card import Facts, write_card
 from nanocaption.model import exported
-from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.score import results
 
 
@@ -19,11 +18,9 @@ def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_
     repo_id: where it will be uploaded to; the card then shows how to load it from there.
     """
     facts = find_facts(state, origin, data_dir, repo_id or folder.name)
-    settings = state["config"]
-    spec = state["model_arguments"].get("image_spec") or scratch_image_spec(settings["IMAGE_SIZE"] or 64)
-    name = settings["ENCODER_MODEL_NAME"]
+    name = state["config"]["ENCODER_MODEL_NAME"]
     base_model = name if name and exported.is_hub_id(name) else None
-    exported.write(folder, state, write_card(state, base_model, spec["size"], facts))
+    exported.write(folder, state, write_card(state, base_model, exported.image_spec_of(state)["size"], facts))
     return facts
 
 

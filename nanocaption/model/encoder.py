@@ -7,13 +7,19 @@ N images, S side in pixels, P patch tokens (class token included where the tower
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from nanocaption.base.settings import ModelSettings
+from nanocaption.data.transform import ImageSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # takes seconds, and only a pretrained tower needs it
 
 # model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
 _TOWERS = {
@@ -31,6 +37,13 @@ _HINT = (
 )
 SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
 _INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
+
+
+class Tower(TypedDict, total=False):
+    """What rebuilds a pretrained tower without loading it anew, JSON-ready; empty for an encoder from scratch."""
+
+    encoder_config: dict[str, Any]  # of transformers
+    image_spec: ImageSpec
 
 
 class VisionTransformer(nn.Module):
@@ -97,7 +110,9 @@ def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
 class PretrainedTower(nn.Module):
     """A vision tower of transformers. `config` is what rebuilds it without any download."""
 
-    def __init__(self, tower: nn.Module):
+    tower: "PreTrainedModel"
+
+    def __init__(self, tower: "PreTrainedModel"):
         super().__init__()
         self.tower = tower
         patch = tower.config.patch_size
@@ -117,6 +132,20 @@ class PretrainedTower(nn.Module):
         # A side other than the tower's own needs its position embeddings resized.
         resized = images.shape[-1] != self.tower.config.image_size
         return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
+
+
+def make_encoder(
+    settings: ModelSettings, tower: Tower | None
+) -> tuple[VisionTransformer | PretrainedTower, ImageSpec]:
+    """The encoder that the settings describe and how it wants its pictures: from scratch, rebuilt or loaded."""
+    s = settings
+    if s.ENCODER_MODEL_NAME is None:
+        size = s.IMAGE_SIZE or SCRATCH_SIZE
+        shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
+        return VisionTransformer(*shape), scratch_image_spec(size)
+    if tower:
+        return rebuild_pretrained(tower["encoder_config"]), tower["image_spec"]
+    return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
 
 
 def check_available(name: str) -> tuple[str, bool]:
@@ -155,7 +184,7 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, dict[str, Any]]:
+def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, ImageSpec]:
     """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
 
     image_size: side of the input in pixels; None = the tower's own. Raises ValueError with one line where the tower
@@ -186,7 +215,7 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
     return encoder, spec if image_size is None else {**spec, "size": image_size, "resize": image_size}
 
 
-def nameless(config: dict[str, Any] | None) -> dict[str, Any] | None:
+def nameless(config: dict[str, Any] | None) -> dict[str, object] | None:
     """A tower's configuration without where it lay, and without the classes of a head that is not there."""
     names = ("_name_or_path", "id2label", "label2id")
     return config and {name: value for name, value in config.items() if name not in names}
@@ -201,7 +230,7 @@ def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
     return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
 
 
-def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str, Any]:
+def read_image_spec(path: str, image_size: int, local: bool = True) -> ImageSpec:
     """How an encoder wants its pictures, from its preprocessor file.
 
     Returns {"size", "resize", "crop", "mean", "std", "interpolation"}. size: side in pixels. With crop (CLIP) the
@@ -227,7 +256,7 @@ def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str,
     }
 
 
-def scratch_image_spec(image_size: int) -> dict[str, Any]:
+def scratch_image_spec(image_size: int) -> ImageSpec:
     """The image_spec of an encoder from scratch: the whole picture squashed, values about -1..1."""
     return {
         "size": image_size, "resize": image_size, "crop": False,
