@@ -59,9 +59,13 @@ def ids(captions):
 LIMITS = {"start_id": START, "end_id": END}
 
 
+def run(step, images, options, seeds=None, **limits):
+    return decode.decode(step, images, options, decode.Limits(**limits), seeds)
+
+
 def chosen(step, images, *, start_id, end_id, max_length, seeds=None, groups=1, **options):
     limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length}
-    return decode.decode(step, images, Options(beam_groups=groups, **options), seeds=seeds, **limits)
+    return run(step, images, Options(beam_groups=groups, **options), seeds, **limits)
 
 
 def beam_search(step, images, beams, **how):

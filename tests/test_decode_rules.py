@@ -22,6 +22,7 @@ from tests.test_decode import (
     log_prob_of,
     logits_of,
     never_ending,
+    run,
     sample,
     toy_step,
 )  # fmt: skip
@@ -57,7 +58,7 @@ def test_every_way_of_choosing_keeps_the_rules_and_counts_the_models_own_probabi
             Options(), Options(beam_size=3), Options(beam_size=4, beam_groups=2), Options(samples=3, temperature=1.5),
         ):  # fmt: skip
             free, held = (
-                decode.decode(toy_step(seed, [0, 1], 6), 2, o, max_length=6, seeds=[seed, seed + 1], **LIMITS)
+                run(toy_step(seed, [0, 1], 6), 2, o, max_length=6, seeds=[seed, seed + 1], **LIMITS)
                 for o in (options, options._replace(**rule, length_penalty=0.7))
             )
             broken += sum(not keeps(caption.ids, 6, **rule) for found in free for caption in found)
@@ -132,9 +133,9 @@ def test_with_the_cache_is_without_it(options):
 
     limits = {"start_id": 1, "end_id": 2, "max_length": 8}
     rules = options._replace(no_repeat_ngram=2, min_length=3)
-    cached = decode.decode(never_zero(model.start_decoding(images)), 3, rules, **limits)
-    full = decode.decode(never_zero(uncached), 3, rules, **limits)
-    other = decode.decode(never_zero(model.start_decoding(images.roll(1, 0))), 3, rules, **limits)
+    cached = run(never_zero(model.start_decoding(images)), 3, rules, **limits)
+    full = run(never_zero(uncached), 3, rules, **limits)
+    other = run(never_zero(model.start_decoding(images.roll(1, 0))), 3, rules, **limits)
 
     def log_probs(found):
         return [caption.log_prob for captions in found for caption in captions]
@@ -205,17 +206,17 @@ def test_a_larger_diversity_penalty_gives_more_different_first_words():
 def test_options_that_cannot_be_meant_so_are_refused_together():
     wrong = Options(beam_size=0, length_penalty=11, max_length=-1, temperature=-1, top_p=0, top_k=-2)
     with pytest.raises(ValueError) as refused:
-        decode.decode(never_ending, 1, wrong, max_length=3, **LIMITS)
+        run(never_ending, 1, wrong, max_length=3, **LIMITS)
     assert str(refused.value).count("must be") == 6 and "beam_size = 0: must be 1 or more" in str(refused.value)
     for options in (Options(min_length=3, max_length=2), Options(beam_size=3, beam_groups=2)):
         with pytest.raises(ValueError, match="at least 3 .min_length = 3|3 beams cannot be dealt out to 2 groups"):
-            decode.decode(never_ending, 1, options, max_length=3, **LIMITS)
+            run(never_ending, 1, options, max_length=3, **LIMITS)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(beam_size=2), Options(samples=2)])
 def test_the_most_tokens_are_those_of_the_options_or_of_the_model(options):
     for asked, longest in ((0, 5), (3, 3), (9, 5)):
-        found = decode.decode(never_ending, 1, options._replace(max_length=asked), max_length=5, **LIMITS)
+        found = run(never_ending, 1, options._replace(max_length=asked), max_length=5, **LIMITS)
         assert {len(caption.ids) for caption in found[0]} == {longest}
 
 
@@ -227,9 +228,9 @@ def test_an_image_without_numbers_has_an_empty_caption_and_the_others_theirs(opt
         return logits
 
     toy = toy_step(0, [0, 1], 6)
-    broken, found = decode.decode(half, 2, options, max_length=3, seeds=[5, 6], **LIMITS)
+    broken, found = run(half, 2, options, max_length=3, seeds=[5, 6], **LIMITS)
     assert broken[0].ids == [] and math.isnan(broken[0].log_prob) and math.isnan(broken[0].score)
-    expected = decode.decode(toy_step(0, [0, 1], 6), 2, options, max_length=3, seeds=[5, 6], **LIMITS)[1]
+    expected = run(toy_step(0, [0, 1], 6), 2, options, max_length=3, seeds=[5, 6], **LIMITS)[1]
     assert found == expected
 
 
@@ -251,7 +252,7 @@ def test_groups_that_do_not_divide_the_beams_are_refused():
 @pytest.mark.parametrize("options", [Options(), Options(beam_size=3), Options(samples=2)])
 def test_an_ensemble_of_one_or_of_equals_is_the_model_itself(options):
     def found(step):
-        return decode.decode(step, 2, options, max_length=5, seeds=[0, 1], **LIMITS)
+        return run(step, 2, options, max_length=5, seeds=[0, 1], **LIMITS)
 
     own = found(toy_step(0, [0, 1], 6))
     assert found(decode.ensemble([toy_step(0, [0, 1], 6)])) == own

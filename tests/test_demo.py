@@ -1,4 +1,4 @@
-"""demo.py: what the page says, and the page itself in a browser, with real clicks, from a real process."""
+"""`nanocaption demo`: what the page says, and the page itself in a browser, with real clicks, from a real process."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from tests.conftest import CUTOFF, TINY_MODEL
 
 @pytest.fixture(scope="module")
 def flags(demo_data, tmp_path_factory) -> list[str]:
-    """Of demo.py, for a model that was trained for a second; the first is its checkpoint."""
+    """Of the command, for a model that was trained for a second; the first is its checkpoint."""
     runs = tmp_path_factory.mktemp("runs")
     places = ["--data-dir", str(demo_data), "--output-dir", str(runs)]
     train.main([*places, *TINY_MODEL.split(), "--data-cutoff", str(CUTOFF), "--num-epochs", "1"])

@@ -50,7 +50,7 @@ def caption_files(model: Captioner, paths: Sequence[str | Path], **options: floa
     strange = [path for path in paths if not isinstance(path, str | os.PathLike)]
     if strange:
         raise ValueError(f"{strange[0]!r:.60} is no path of a picture file: save the picture, and give its path")
-    chosen = search_options(model.about["config"])._replace(**options)
+    chosen = Options(**{**search_options(model.about["config"])._asdict(), **options})
     found = []
     for start in range(0, len(paths), _PICTURES):
         chunk = [load_image(path, model.image_spec) for path in paths[start : start + _PICTURES]]
@@ -71,15 +71,10 @@ def decode_pictures(
     seeds: of random captions, one per picture, see decode.sample.
     """
     steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
-    results = decode.decode(
-        decode.ensemble(steps), len(pixels[0]), options, start_id=START, end_id=END,
-        max_length=min(model.decoder.max_seq_len for model in models) - 1, seeds=seeds,
-        device=pixels[0].device,
-    )  # fmt: skip
-    return [
-        [CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found]
-        for found in results
-    ]
+    longest = min(model.decoder.max_seq_len for model in models) - 1
+    limits = decode.Limits(START, END, longest, pixels[0].device)
+    results = decode.decode(decode.ensemble(steps), len(pixels[0]), options, limits, seeds)
+    return [[CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found] for found in results]
 
 
 def search_options(settings: Mapping[str, Any]) -> Options:

@@ -37,7 +37,7 @@ class Caption(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """What is the same for every way of choosing."""
+    """What the model sets."""
 
     start_id: int
     end_id: int
@@ -46,25 +46,17 @@ class Limits(NamedTuple):
 
 
 def decode(
-    step: Step,
-    images: int,
-    options: Options,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    seeds: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
+    step: Step, images: int, options: Options, limits: Limits, seeds: Sequence[int] | None = None
 ) -> list[list[Caption]]:
     """The captions of each image as `options` ask for, the best first. seeds: of the random ones, see `sample`.
 
-    max_length: what the model can; `options` may ask for less. One beam is greedy: the likeliest token each time.
+    options.max_length can only lower that of the limits. One beam is greedy: the likeliest token each time.
     Raises ValueError for options that cannot be meant so.
     """
     o = options
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
-    limits = Limits(start_id, end_id, min(o.max_length or max_length, max_length), device)
+    limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))
     if o.samples:
         return sample(step, images, o, limits, seeds)
     if o.beam_size % o.beam_groups:

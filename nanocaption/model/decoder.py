@@ -6,6 +6,7 @@ captions per image decoded at once (beams), L tokens so far.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -32,7 +33,7 @@ class Decoder(nn.Module):
         self.position_embedding = nn.Embedding(self.max_seq_len, width)
         self.dropout = Dropout(dropout)
         layers = [DecoderLayer(width, s.DECODER_HEADS, s.DECODER_FF_DIM, dropout) for _ in range(s.DECODER_LAYERS)]
-        self.layers = nn.ModuleList(layers)
+        self.layers = cast(list[DecoderLayer], nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
 
     def forward(self, tokens: Tensor, memory: Tensor, places: Places, seen: list[Tensor] | None = None) -> Tensor:

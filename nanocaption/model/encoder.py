@@ -36,7 +36,7 @@ _HINT = (
     "False needs none."
 )
 SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
+INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
 
 
 class Tower(TypedDict, total=False):
@@ -231,11 +231,9 @@ def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
 
 
 def read_image_spec(path: str, image_size: int, local: bool = True) -> ImageSpec:
-    """How an encoder wants its pictures, from its preprocessor file.
+    """How an encoder wants its pictures, from its preprocessor file: of CLIP's kind with crop, of ViT's without.
 
-    Returns {"size", "resize", "crop", "mean", "std", "interpolation"}. size: side in pixels. With crop (CLIP) the
-    shorter side is resized to "resize" and the middle cut out; without (ViT) the whole picture is squashed to "size".
-    mean and std: per channel of values 0..1.
+    image_size: side in pixels, where the file does not say. ValueError for a resize filter that is not known.
     """
     from transformers import AutoImageProcessor
 
@@ -243,7 +241,7 @@ def read_image_spec(path: str, image_size: int, local: bool = True) -> ImageSpec
     crop = bool(getattr(processor, "do_center_crop", False))
     size = _get(processor.crop_size if crop else processor.size, "height") or image_size
     shortest = _get(processor.size, "shortest_edge")
-    interpolation = _INTERPOLATIONS.get(int(processor.resample))
+    interpolation = INTERPOLATIONS.get(int(processor.resample))
     if interpolation is None:
         raise ValueError(f"The encoder {path!r} wants the resize filter {processor.resample}; only 0, 2, 3 are known.")
     return {

@@ -31,7 +31,7 @@ from nanocaption.base.tensors import State, sync_folder, write_tensors
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
-from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.model.encoder import INTERPOLATIONS, SCRATCH_SIZE, nameless, scratch_image_spec
 
 MODEL_TYPE = "nanocaption"
 FORMAT_VERSION = 1
@@ -41,7 +41,6 @@ SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
 _FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -110,7 +109,7 @@ def image_spec_of(state: State) -> ImageSpec:
 
 def describe(state: State) -> dict[str, object]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
-    settings = {name: state["config"][name] for name in SETTINGS}
+    known, settings = dict(state.items()), {name: state["config"][name] for name in SETTINGS}
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
@@ -132,7 +131,7 @@ def describe(state: State) -> dict[str, object]:
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
-        "trained": {name: value for name, value in state.items() if name in _FACTS},
+        "trained": {name: known[name] for name in _FACTS if name in known},
     }
 
 
@@ -150,7 +149,7 @@ def preprocessor(image_spec: ImageSpec) -> dict[str, object]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": image_spec["resize"]} if crop else {"height": size, "width": size},
-        "resample": _RESAMPLE[image_spec["interpolation"]],
+        "resample": next(n for n, name in INTERPOLATIONS.items() if name == image_spec["interpolation"]),
         "do_center_crop": crop,
         **({"crop_size": {"height": size, "width": size}} if crop else {}),
         "do_rescale": True,
