@@ -59,13 +59,17 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
     with tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        import gradio as gr
+
         page = build_page(loaded, title, held_out(loaded))
         css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
         try:
             _, address, public = page.launch(
                 server_name=arguments.host, server_port=arguments.port, share=arguments.share, show_error=True,
                 quiet=True, prevent_thread_lock=True, run_history=False, footer_links=[], css=css,
-                head=f"<script>\n{script}</script>", enable_monitoring=False, theme=_theme(),
+                head=f"<script>\n{script}</script>", enable_monitoring=False,
+                theme=gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"],
+                                        font_mono=["ui-monospace", "monospace"]),
             )  # fmt: skip
         except OSError as error:
             place = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
@@ -169,14 +173,6 @@ def build_page(loaded: "Loaded", title: str, examples: Sequence[Path]) -> "gradi
             images.type = "index"
         again.click(**follow)
     return page
-
-
-def _theme() -> "gradio.Theme":
-    import gradio as gr
-
-    return gr.themes.Default(
-        primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
 
 
 def result_html(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> str:

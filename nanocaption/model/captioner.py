@@ -2,8 +2,6 @@
 
 Shapes: N images, B captions (each belongs to one image), T tokens, R real tokens of the batch (padding left out),
 P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
-
-The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied token embeddings (Press & Wolf 2017).
 """
 
 import math

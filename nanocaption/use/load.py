@@ -30,12 +30,9 @@ def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     """A checkpoint, and the settings for using it: its own where they fix the model, else those given.
 
     path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
-    SystemExit with one line where it is damaged, or was trained with other settings than now asked for.
+    ValueError with one line where it is damaged, SystemExit where other settings are asked for than it was trained with.
     """
-    try:
-        state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
     own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
     settings = settings.on(own)
     fixed = [name for name in own if name not in (*DATA_SETTINGS, "DATA_DIR")]
@@ -45,13 +42,13 @@ def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
 
 
 def load_model(state: State, device: torch.device) -> tuple[ImageToTextModel, Tokenizer]:
-    """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set."""
-    try:
-        model = assemble(state)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set.
+
+    Raises ValueError with one line where it does not fit together.
+    """
+    model = assemble(state).to(device)
     assert model.tokenizer is not None
-    return model.to(device), model.tokenizer
+    return model, model.tokenizer
 
 
 class Loaded(NamedTuple):
@@ -67,7 +64,7 @@ class Loaded(NamedTuple):
 def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
     """The models of one or several checkpoints. The settings are those of the first, under those given.
 
-    Raises SystemExit with one line where one cannot be used, or where their tokenizers differ: an ensemble averages
+    Raises as load_state and load_model do, and SystemExit where their tokenizers differ: an ensemble averages
     probabilities of the same tokens.
     """
     states, used = zip(*(load_state(path, settings) for path in paths), strict=True)
@@ -93,7 +90,8 @@ def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> l
 def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Path:
     """A checkpoint file; of an exported folder its weights; without `path` the newest run's best under `output_dir`.
 
-    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none.
+    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none, ValueError
+    where the Hub does not give it.
     """
     if path is None:
         best = best_of_newest(output_dir)
@@ -106,10 +104,7 @@ def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Pat
     if Path(path).is_file():
         return Path(path)
     if Path(path).is_dir() or (hub and path.count("/") == 1 and not path.endswith(".safetensors")):
-        try:
-            folder = exported.locate(path)
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
+        folder = exported.locate(path)
         if not is_exported(folder / WEIGHTS):
             raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
         return folder / WEIGHTS
