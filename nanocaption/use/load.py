@@ -30,7 +30,7 @@ def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     """A checkpoint, and the settings for using it: its own where they fix the model, else those given.
 
     path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
-    ValueError with one line where it is damaged, SystemExit where other settings are asked for than it was trained with.
+    ValueError with one line where it is damaged, SystemExit where it was trained with other settings than those given.
     """
     state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
     own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
