@@ -1,8 +1,8 @@
 """What lies around a checkpoint and belongs to its export: data set, scores, validation, samples."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nanocaption.base.files import read_log
 from nanocaption.base.tensors import State
@@ -33,12 +33,14 @@ def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     rows = [row for row in read_log(log) if row.get("step") == state["step"]] if log.is_file() else []
     by_type = {row.get("type"): row for row in rows if row.get("epoch") == state["epoch"]}
     scores, samples = find_evaluation(origin, state["config"])
-    split = scores["split"] if samples else "val"
+    split = str(scores["split"]) if samples else "val"
     samples = samples or by_type.get("samples", {}).get("samples", [])
     return Facts(name, manifest or None, scores or None, by_type.get("val"), samples[:3], split)
 
 
-def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def find_evaluation(
+    origin: Path, config: Mapping[str, object]
+) -> tuple[dict[str, object], list[dict[str, str]]]:
     """(scores.json, predictions.json) of the evaluation beside this very file that says most of an export of it.
 
     Only of the data set it was trained on. First those that decoded as `config` (the export) does, among them the test
@@ -49,7 +51,7 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
         "beam": config["BEAM_SIZE"], "length penalty": config["LENGTH_PENALTY"], "longest": config["MAX_SEQ_LEN"],
         "shortest": config["MIN_LENGTH"], "no repeated n-gram": config["NO_REPEAT_NGRAM"],
     }  # fmt: skip
-    dataset, found = folder_name(config["DATASET"]), []
+    dataset, found = folder_name(str(config["DATASET"])), []
     read = [(path, results.read_object(path)) for path in origin.parent.glob("eval_*/scores.json")]
     read = [(path, scores) for path, scores in read if scores.get("dataset") == dataset and "checkpoints" in scores]
     own = [results.digest(origin)] if read else []  # takes reading all of it

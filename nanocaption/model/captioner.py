@@ -7,7 +7,7 @@ P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions p
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
@@ -210,9 +210,9 @@ class ImageToTextModel(nn.Module):
         return nameless(self.arguments().get("encoder_config"))
 
 
-def build_model(config: Mapping[str, Any], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:
+def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:
     """The model that `config` (settings by name) describes. tower: a checkpoint's `ImageToTextModel.arguments`."""
-    return ImageToTextModel(ModelSettings.of(config), vocab_size, config["DECODER_DROPOUT"], tower)
+    return ImageToTextModel(ModelSettings.of(config), vocab_size, cast(float, config["DECODER_DROPOUT"]), tower)
 
 
 def assemble(state: State) -> ImageToTextModel:

@@ -77,7 +77,8 @@ def decode_pictures(
     return [[CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found] for found in results]
 
 
-def search_options(settings: Mapping[str, Any]) -> Options:
+def search_options(settings: Mapping[str, object]) -> Options:
     """The beam search that settings, by name, ask for."""
     names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
-    return Options(**{name: settings[name.upper()] for name in names})
+    chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
+    return Options(**chosen)

@@ -5,7 +5,7 @@ N images, S side in pixels, P patch tokens (class token included where the tower
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict
 
@@ -42,7 +42,7 @@ INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, a
 class Tower(TypedDict, total=False):
     """What rebuilds a pretrained tower without loading it anew, JSON-ready; empty for an encoder from scratch."""
 
-    encoder_config: dict[str, Any]  # of transformers
+    encoder_config: dict[str, object]  # of transformers
     image_spec: ImageSpec
 
 
@@ -119,7 +119,8 @@ class PretrainedTower(nn.Module):
         self.width, self.patch_size = tower.config.hidden_size, patch if isinstance(patch, int) else patch[0]
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
+        """What `rebuild_pretrained` takes, JSON-ready."""
         return self.tower.config.to_dict()
 
     def checkpoint_blocks(self) -> None:
@@ -215,17 +216,17 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
     return encoder, spec if image_size is None else {**spec, "size": image_size, "resize": image_size}
 
 
-def nameless(config: dict[str, Any] | None) -> dict[str, object] | None:
+def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
     """A tower's configuration without where it lay, and without the classes of a head that is not there."""
     names = ("_name_or_path", "id2label", "label2id")
-    return config and {name: value for name, value in config.items() if name not in names}
+    return None if config is None else {name: value for name, value in config.items() if name not in names}
 
 
-def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
+def rebuild_pretrained(config: dict[str, object]) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
-    class_name, arguments = _TOWERS[config["model_type"]]
+    class_name, arguments = _TOWERS[str(config["model_type"])]
     tower_class = getattr(transformers, class_name)
     return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
 
