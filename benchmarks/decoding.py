@@ -138,12 +138,12 @@ def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable,
             raise SystemExit("the two encoders differ")
     lengths = caption_lengths(images)
     options = Options(beam_size=beams)
-    limits = {"start_id": START, "end_id": END, "max_length": LONGEST}
+    limits = decode.Limits(START, END, LONGEST)
 
     @torch.inference_mode()
     def caption(source: torch.Tensor) -> list[list[int]]:
         step = ending_step(ours.start_decoding(source), lengths.repeat_interleave(beams))
-        return [captions[0].ids for captions in decode.decode(step, images, options, **limits)]
+        return [captions[0].ids for captions in decode.decode(step, images, options, limits)]
 
     @torch.inference_mode()
     def generate(source: torch.Tensor) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""caption.py and what stands behind it: files, lists and folders in, text, JSON and pictures out; ensembles."""
+"""`nanocaption caption` and what stands behind it: files and folders in, text, JSON and pictures out; ensembles."""
 
 import io
 import json
@@ -273,8 +273,8 @@ def test_members_of_an_ensemble_see_the_pictures_in_their_own_way(runs, images, 
         model.start_decoding(torch.stack([load_image(path, model.image_spec) for path in images]))
         for model in loaded.models
     ]
-    limits = {"start_id": START, "end_id": END, "max_length": 19}  # b's, the shorter one
-    expected = decode.decode(decode.ensemble(steps), 3, Options(beam_size=3), **limits)
+    limits = decode.Limits(START, END, 19)  # b's, the shorter one
+    expected = decode.decode(decode.ensemble(steps), 3, Options(beam_size=3), limits)
     for row, found in zip(pair, expected, strict=True):
         assert row["captions"][0]["caption"] == text_of(loaded.tokenizer, found[0].ids)
         assert row["captions"][0]["log_prob"] == pytest.approx(found[0].log_prob, abs=1e-5)

@@ -88,8 +88,8 @@ def test_an_output_that_nobody_reads_and_a_ctrl_c_meant_for_others(tmp_path):
         done = subprocess.run(["bash", "-c", pipe], **place)
         assert done.stdout.split() == ["0", str(code)] and done.stderr == ""
     (tmp_path / "deaf.py").write_text(
-        "import os, signal\nfrom nanocaption.base import cli\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\ncli.begin()\n"
-        "cli.run(lambda argv: os.kill(os.getpid(), signal.SIGINT))\n"
+        "import os, signal\nfrom nanocaption.base import cli\nsignal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "cli.begin()\ncli.run(lambda argv: os.kill(os.getpid(), signal.SIGINT))\n"
     )
     done = subprocess.run([sys.executable, str(tmp_path / "deaf.py")], **place)
     assert (done.returncode, done.stderr) == (0, "")

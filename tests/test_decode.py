@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from nanocaption.model import decode
+from nanocaption.model.options import Options
 
 START, END = 0, 1
 
@@ -58,11 +59,32 @@ def ids(captions):
 LIMITS = {"start_id": START, "end_id": END}
 
 
+def run(step, images, options, seeds=None, **limits):
+    return decode.decode(step, images, options, decode.Limits(**limits), seeds)
+
+
+def chosen(step, images, *, start_id, end_id, max_length, seeds=None, groups=1, **options):
+    limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length}
+    return run(step, images, Options(beam_groups=groups, **options), seeds, **limits)
+
+
+def beam_search(step, images, beams, **how):
+    return chosen(step, images, beam_size=beams, **how)
+
+
+def greedy(step, images, **how):
+    return chosen(step, images, **how)
+
+
+def sample(step, images, captions, **how):
+    return chosen(step, images, samples=captions, **how)
+
+
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("penalty", [0.0, 0.7, 1.0])
 def test_a_beam_of_full_width_finds_what_trying_everything_finds(seed, penalty):
     expected = every_caption(seed, 0, vocabulary=4, max_length=3, penalty=penalty)
-    found = decode.beam_search(
+    found = beam_search(
         toy_step(seed, [0], 4), 1, len(expected), max_length=3, length_penalty=penalty, **LIMITS
     )[0]  # fmt: skip
     assert [caption.ids for caption in found] == [ids for _, ids in expected]
@@ -71,7 +93,7 @@ def test_a_beam_of_full_width_finds_what_trying_everything_finds(seed, penalty):
 
 def test_length_penalty_changes_the_order_towards_longer_captions():
     def mean_length(penalty):
-        found = [decode.beam_search(toy_step(s, [0], 6), 1, 4, max_length=6, length_penalty=penalty, **LIMITS)[0][0]
+        found = [beam_search(toy_step(s, [0], 6), 1, 4, max_length=6, length_penalty=penalty, **LIMITS)[0][0]
                  for s in range(12)]  # fmt: skip
         return sum(len(caption.ids) for caption in found)
 
@@ -82,8 +104,8 @@ def test_length_penalty_changes_the_order_towards_longer_captions():
 @pytest.mark.parametrize("beams, penalty", [(2, 0.0), (3, 1.0), (4, 0.7), (3, 2.0)])
 def test_batched_beams_are_those_of_single_images(seed, beams, penalty):
     options = {"max_length": 6, "length_penalty": penalty, **LIMITS}
-    together = decode.beam_search(toy_step(seed, [0, 1, 2, 3], 5), 4, beams, **options)
-    alone = [decode.beam_search(toy_step(seed, [image], 5), 1, beams, **options)[0] for image in range(4)]
+    together = beam_search(toy_step(seed, [0, 1, 2, 3], 5), 4, beams, **options)
+    alone = [beam_search(toy_step(seed, [image], 5), 1, beams, **options)[0] for image in range(4)]
     assert ids(together) == ids(alone)
     assert ids(together)[0] != ids(together)[1]
 
@@ -91,8 +113,8 @@ def test_batched_beams_are_those_of_single_images(seed, beams, penalty):
 @pytest.mark.parametrize("seed", range(5))
 def test_one_beam_is_greedy_and_greedy_takes_the_likeliest_token(seed):
     options = {"max_length": 6, **LIMITS}
-    found = decode.greedy(toy_step(seed, [0, 1], 6), 2, **options)
-    assert decode.beam_search(toy_step(seed, [0, 1], 6), 2, 1, **options) == found
+    found = greedy(toy_step(seed, [0, 1], 6), 2, **options)
+    assert beam_search(toy_step(seed, [0, 1], 6), 2, 1, **options) == found
     for image in range(2):
         (caption,) = found[image]
         prefix = (START,)
@@ -110,11 +132,11 @@ def test_images_that_are_finished_are_left_out_of_the_further_steps(beams):
         rows.append(len(tokens))
         return inner(tokens, parents)
 
-    found = decode.beam_search(step, 10, beams, max_length=12, **LIMITS)
+    found = beam_search(step, 10, beams, max_length=12, **LIMITS)
     assert rows[0] == 10 * beams and rows[-1] < rows[0] and rows == sorted(rows, reverse=True)
     lengths = [len(captions[0].ids) for captions in found]
     assert len(rows) > min(lengths) + 3  # some went on long after others were finished
-    alone = [decode.beam_search(toy_step(2, [image], 6), 1, beams, max_length=12, **LIMITS)[0] for image in range(10)]
+    alone = [beam_search(toy_step(2, [image], 6), 1, beams, max_length=12, **LIMITS)[0] for image in range(10)]
     assert ids(found) == ids(alone)
 
 
@@ -123,11 +145,11 @@ def test_log_prob_is_that_of_scoring_the_caption_again(search):
     for seed in range(6):
         step, options = toy_step(seed, [0, 1], 5), {"max_length": 4, **LIMITS}
         if search == "beam":
-            found = decode.beam_search(step, 2, 3, length_penalty=0.7, **options)
+            found = beam_search(step, 2, 3, length_penalty=0.7, **options)
         elif search == "greedy":
-            found = decode.greedy(step, 2, **options)
+            found = greedy(step, 2, **options)
         else:
-            found = decode.sample(step, 2, 3, temperature=1.5, top_k=4, seeds=[seed, seed + 1], **options)
+            found = sample(step, 2, 3, temperature=1.5, top_k=4, seeds=[seed, seed + 1], **options)
         for image, captions in enumerate(found):
             assert captions == sorted(captions, key=lambda caption: -caption.score)
             for caption in captions:
@@ -144,13 +166,13 @@ def never_ending(tokens, parents=None):
 
 def test_a_caption_without_end_is_cut_at_the_limit_and_still_comes_back():
     for captions in (
-        decode.greedy(never_ending, 2, max_length=3, **LIMITS),
-        decode.beam_search(never_ending, 2, 2, max_length=3, **LIMITS),
-        decode.sample(never_ending, 2, 2, max_length=3, temperature=0.0, **LIMITS),
+        greedy(never_ending, 2, max_length=3, **LIMITS),
+        beam_search(never_ending, 2, 2, max_length=3, **LIMITS),
+        sample(never_ending, 2, 2, max_length=3, temperature=0.0, **LIMITS),
     ):
         assert len(captions) == 2
         assert captions[0][0].ids == [2, 2, 2]
-    two = decode.beam_search(never_ending, 1, 2, max_length=3, **LIMITS)[0]
+    two = beam_search(never_ending, 1, 2, max_length=3, **LIMITS)[0]
     assert two[0].ids != two[1].ids and len(two[1].ids) == 3
 
 
@@ -160,13 +182,13 @@ def test_an_end_at_once_is_an_empty_caption():
         logits[:, END] = 20.0
         return logits
 
-    assert decode.greedy(ending, 1, max_length=4, **LIMITS)[0][0].ids == []
-    assert decode.beam_search(ending, 1, 3, max_length=4, **LIMITS)[0][0].ids == []
+    assert greedy(ending, 1, max_length=4, **LIMITS)[0][0].ids == []
+    assert beam_search(ending, 1, 3, max_length=4, **LIMITS)[0][0].ids == []
 
 
 def test_beams_of_one_image_are_different_captions():
     for seed in range(5):
-        (found,) = ids(decode.beam_search(toy_step(seed, [0], 5), 1, 4, max_length=5, **LIMITS))
+        (found,) = ids(beam_search(toy_step(seed, [0], 5), 1, 4, max_length=5, **LIMITS))
         assert len({tuple(caption) for caption in found}) == 4
 
 
@@ -174,8 +196,8 @@ def test_a_beam_finds_likelier_captions_than_greedy():
     gains = []
     for seed in range(20):
         options = {"max_length": 5, **LIMITS}
-        best = decode.beam_search(toy_step(seed, [0], 5), 1, 4, length_penalty=0.0, **options)[0][0]
-        gains.append(best.log_prob - decode.greedy(toy_step(seed, [0], 5), 1, **options)[0][0].log_prob)
+        best = beam_search(toy_step(seed, [0], 5), 1, 4, length_penalty=0.0, **options)[0][0]
+        gains.append(best.log_prob - greedy(toy_step(seed, [0], 5), 1, **options)[0][0].log_prob)
     assert sum(gains) > 1 and min(gains) > -0.7
 
 
@@ -185,8 +207,8 @@ def test_a_beam_finds_likelier_captions_than_greedy():
 @pytest.mark.parametrize("options", [{"temperature": 0.0}, {"top_k": 1}, {"top_p": 1e-6}, {"temperature": 1e-4}])
 def test_sampling_without_freedom_is_greedy(options):
     for seed in range(4):
-        found = decode.sample(toy_step(seed, [0, 1], 6), 2, 2, max_length=5, **options, **LIMITS)
-        likeliest = ids(decode.greedy(toy_step(seed, [0, 1], 6), 2, max_length=5, **LIMITS))
+        found = sample(toy_step(seed, [0, 1], 6), 2, 2, max_length=5, **options, **LIMITS)
+        likeliest = ids(greedy(toy_step(seed, [0, 1], 6), 2, max_length=5, **LIMITS))
         assert ids(found) == [captions * 2 for captions in likeliest]
 
 
@@ -197,7 +219,7 @@ def first_tokens(number: int = 4000, seed: int = 0, **options) -> torch.Tensor:
     def step(tokens, parents=None):
         return logits.expand(len(tokens), -1)
 
-    (found,) = decode.sample(step, 1, number, max_length=1, seeds=[seed], **options, **LIMITS)
+    (found,) = sample(step, 1, number, max_length=1, seeds=[seed], **options, **LIMITS)
     drawn = torch.tensor([caption.ids[0] if caption.ids else END for caption in found])
     return torch.bincount(drawn, minlength=5) / number
 
@@ -229,7 +251,7 @@ def test_without_seeds_sampling_follows_the_global_generator():
     def drawn() -> list:
         with torch.random.fork_rng():
             torch.manual_seed(3)
-            return [decode.sample(toy_step(0, [0, 1], 6), 2, 3, max_length=6, **LIMITS) for _ in range(2)]
+            return [sample(toy_step(0, [0, 1], 6), 2, 3, max_length=6, **LIMITS) for _ in range(2)]
 
     one, again = drawn(), drawn()
     assert one == again and one[0] != one[1]
@@ -238,7 +260,7 @@ def test_without_seeds_sampling_follows_the_global_generator():
 def test_what_is_drawn_for_an_image_depends_on_its_seed_alone():
     def drawn(images: list[int], number: int = 3, seeds: dict[int, int] | None = None) -> dict[int, list]:
         given = [(seeds or {}).get(image, 70 + image) for image in images]
-        found = decode.sample(toy_step(0, images, 6), len(images), number, max_length=8, seeds=given, **LIMITS)
+        found = sample(toy_step(0, images, 6), len(images), number, max_length=8, seeds=given, **LIMITS)
         return dict(zip(images, found, strict=True))
 
     together = drawn([0, 1, 2, 3, 4, 5, 6, 7])
@@ -299,7 +321,7 @@ def test_beam_search_agrees_with_transformers(gpt2, beams, penalty):
 
         return step
 
-    ours = decode.beam_search(step_for(images), len(images), beams, max_length=8, length_penalty=penalty, **LIMITS)
+    ours = beam_search(step_for(images), len(images), beams, max_length=8, length_penalty=penalty, **LIMITS)
     with torch.no_grad():
         prompts = torch.tensor([[image, START] for image in images])
         theirs = gpt2.generate(

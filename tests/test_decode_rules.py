@@ -14,12 +14,16 @@ from tests.test_decode import (
     END,
     LIMITS,
     START,
+    beam_search,
     every_caption,
     first_tokens,
+    greedy,
     ids,
     log_prob_of,
     logits_of,
     never_ending,
+    run,
+    sample,
     toy_step,
 )  # fmt: skip
 from tests.test_model import pictures, tiny
@@ -41,7 +45,7 @@ def test_a_beam_of_full_width_finds_the_best_of_all_captions_that_keep_the_rules
     expected = [(score, caption) for score, caption in everything if keeps(caption, 4, **rule)]
     assert 10 < len(expected) < len(everything)
     options = {"max_length": 4, "length_penalty": penalty, **LIMITS}
-    found = decode.beam_search(toy_step(3, [0], 5), 1, len(everything), **rule, **options)[0]
+    found = beam_search(toy_step(3, [0], 5), 1, len(everything), **rule, **options)[0]
     assert [caption.ids for caption in found] == [caption for _, caption in expected]
     assert [caption.score for caption in found] == pytest.approx([score for score, _ in expected], abs=1e-5)
 
@@ -54,7 +58,7 @@ def test_every_way_of_choosing_keeps_the_rules_and_counts_the_models_own_probabi
             Options(), Options(beam_size=3), Options(beam_size=4, beam_groups=2), Options(samples=3, temperature=1.5),
         ):  # fmt: skip
             free, held = (
-                decode.decode(toy_step(seed, [0, 1], 6), 2, o, max_length=6, seeds=[seed, seed + 1], **LIMITS)
+                run(toy_step(seed, [0, 1], 6), 2, o, max_length=6, seeds=[seed, seed + 1], **LIMITS)
                 for o in (options, options._replace(**rule, length_penalty=0.7))
             )
             broken += sum(not keeps(caption.ids, 6, **rule) for found in free for caption in found)
@@ -71,8 +75,8 @@ def test_every_way_of_choosing_keeps_the_rules_and_counts_the_models_own_probabi
 
 def test_one_beam_is_greedy_with_its_rules_and_its_length_penalty():
     rules = {"min_length": 2, "no_repeat_ngram": 2, "length_penalty": 0.5, "max_length": 6, **LIMITS}
-    (found,) = decode.greedy(toy_step(0, [0], 6), 1, **rules)
-    assert decode.beam_search(toy_step(0, [0], 6), 1, 1, **rules) == [found]
+    (found,) = greedy(toy_step(0, [0], 6), 1, **rules)
+    assert beam_search(toy_step(0, [0], 6), 1, 1, **rules) == [found]
     length = len(found[0].ids) + (len(found[0].ids) < 6)
     assert found[0].score == pytest.approx(found[0].log_prob / length**0.5) and length > 1
 
@@ -82,8 +86,8 @@ def test_where_every_token_is_forbidden_the_caption_ends_and_its_score_is_finite
     """Tokens 2, 3 and 4 once each, then nothing is left, although 6 tokens were asked for."""
     rules = {"min_length": 6, "no_repeat_ngram": 1, "max_length": 8, **LIMITS}
     for found in (
-        decode.beam_search(toy_step(1, [0], 5), 1, beams, **rules)[0],
-        decode.sample(toy_step(1, [0], 5), 1, beams, **rules)[0],
+        beam_search(toy_step(1, [0], 5), 1, beams, **rules)[0],
+        sample(toy_step(1, [0], 5), 1, beams, **rules)[0],
     ):
         assert len(found) == beams
         for caption in found:
@@ -92,7 +96,7 @@ def test_where_every_token_is_forbidden_the_caption_ends_and_its_score_is_finite
 
 
 def test_a_rule_that_leaves_fewer_captions_than_beams_gives_those():
-    found = decode.beam_search(never_ending, 1, 9, max_length=3, no_repeat_ngram=1, **LIMITS)[0]
+    found = beam_search(never_ending, 1, 9, max_length=3, no_repeat_ngram=1, **LIMITS)[0]
     assert {tuple(caption.ids) for caption in found} >= {(2, 3, 4), (4, 3, 2)}
     assert len({tuple(caption.ids) for caption in found}) == len(found) and all(c.score > -1e6 for c in found[:6])
 
@@ -103,9 +107,9 @@ def test_a_rule_that_leaves_fewer_captions_than_beams_gives_those():
 @pytest.mark.parametrize("groups, beams", [(1, 3), (2, 4), (3, 3)])
 def test_batched_is_single_in_any_order_of_the_images(groups, beams):
     rules = {"min_length": 2, "no_repeat_ngram": 2, "groups": groups, "max_length": 6, **LIMITS}
-    alone = [ids(decode.beam_search(toy_step(2, [image], 6), 1, beams, **rules))[0] for image in range(4)]
+    alone = [ids(beam_search(toy_step(2, [image], 6), 1, beams, **rules))[0] for image in range(4)]
     for order in ([0, 1, 2, 3], [3, 1, 0, 2]):
-        assert ids(decode.beam_search(toy_step(2, order, 6), 4, beams, **rules)) == [alone[image] for image in order]
+        assert ids(beam_search(toy_step(2, order, 6), 4, beams, **rules)) == [alone[image] for image in order]
     assert alone[0] != alone[1]
 
 
@@ -129,9 +133,9 @@ def test_with_the_cache_is_without_it(options):
 
     limits = {"start_id": 1, "end_id": 2, "max_length": 8}
     rules = options._replace(no_repeat_ngram=2, min_length=3)
-    cached = decode.decode(never_zero(model.start_decoding(images)), 3, rules, **limits)
-    full = decode.decode(never_zero(uncached), 3, rules, **limits)
-    other = decode.decode(never_zero(model.start_decoding(images.roll(1, 0))), 3, rules, **limits)
+    cached = run(never_zero(model.start_decoding(images)), 3, rules, **limits)
+    full = run(never_zero(uncached), 3, rules, **limits)
+    other = run(never_zero(model.start_decoding(images.roll(1, 0))), 3, rules, **limits)
 
     def log_probs(found):
         return [caption.log_prob for captions in found for caption in captions]
@@ -178,8 +182,8 @@ def test_diverse_groups_agree_with_a_plain_implementation(beams, groups, penalty
     plain, lengths = 0, set()
     for seed in range(5):
         options = {"max_length": 5, "length_penalty": penalty, "groups": groups, **LIMITS}
-        found = decode.beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=diversity, **options)
-        without = decode.beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=0.0, **options)
+        found = beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=diversity, **options)
+        without = beam_search(toy_step(seed, [0, 1], 6), 2, beams, diversity_penalty=0.0, **options)
         for image in range(2):
             expected = diverse_reference(seed, image, 6, beams, groups, 5, penalty, diversity)
             assert [caption.ids for caption in found[image]] == [tokens for _, tokens in expected]
@@ -191,7 +195,7 @@ def test_diverse_groups_agree_with_a_plain_implementation(beams, groups, penalty
 
 def test_a_larger_diversity_penalty_gives_more_different_first_words():
     def different(penalty):
-        found = [decode.beam_search(toy_step(seed, [0], 8), 1, 4, max_length=4, groups=4, diversity_penalty=penalty, **LIMITS)
+        found = [beam_search(toy_step(seed, [0], 8), 1, 4, max_length=4, groups=4, diversity_penalty=penalty, **LIMITS)
                  for seed in range(6)]  # fmt: skip
         return sum(len({(caption.ids or [END])[0] for caption in captions}) for (captions,) in found)
 
@@ -202,17 +206,17 @@ def test_a_larger_diversity_penalty_gives_more_different_first_words():
 def test_options_that_cannot_be_meant_so_are_refused_together():
     wrong = Options(beam_size=0, length_penalty=11, max_length=-1, temperature=-1, top_p=0, top_k=-2)
     with pytest.raises(ValueError) as refused:
-        decode.decode(never_ending, 1, wrong, max_length=3, **LIMITS)
+        run(never_ending, 1, wrong, max_length=3, **LIMITS)
     assert str(refused.value).count("must be") == 6 and "beam_size = 0: must be 1 or more" in str(refused.value)
     for options in (Options(min_length=3, max_length=2), Options(beam_size=3, beam_groups=2)):
         with pytest.raises(ValueError, match="at least 3 .min_length = 3|3 beams cannot be dealt out to 2 groups"):
-            decode.decode(never_ending, 1, options, max_length=3, **LIMITS)
+            run(never_ending, 1, options, max_length=3, **LIMITS)
 
 
 @pytest.mark.parametrize("options", [Options(), Options(beam_size=2), Options(samples=2)])
 def test_the_most_tokens_are_those_of_the_options_or_of_the_model(options):
     for asked, longest in ((0, 5), (3, 3), (9, 5)):
-        found = decode.decode(never_ending, 1, options._replace(max_length=asked), max_length=5, **LIMITS)
+        found = run(never_ending, 1, options._replace(max_length=asked), max_length=5, **LIMITS)
         assert {len(caption.ids) for caption in found[0]} == {longest}
 
 
@@ -224,22 +228,22 @@ def test_an_image_without_numbers_has_an_empty_caption_and_the_others_theirs(opt
         return logits
 
     toy = toy_step(0, [0, 1], 6)
-    broken, found = decode.decode(half, 2, options, max_length=3, seeds=[5, 6], **LIMITS)
+    broken, found = run(half, 2, options, max_length=3, seeds=[5, 6], **LIMITS)
     assert broken[0].ids == [] and math.isnan(broken[0].log_prob) and math.isnan(broken[0].score)
-    expected = decode.decode(toy_step(0, [0, 1], 6), 2, options, max_length=3, seeds=[5, 6], **LIMITS)[1]
+    expected = run(toy_step(0, [0, 1], 6), 2, options, max_length=3, seeds=[5, 6], **LIMITS)[1]
     assert found == expected
 
 
 def test_a_temperature_near_zero_is_greedy():
-    likeliest = ids(decode.greedy(toy_step(0, [0, 1], 6), 2, max_length=5, **LIMITS))
+    likeliest = ids(greedy(toy_step(0, [0, 1], 6), 2, max_length=5, **LIMITS))
     for temperature in (1e-6, 1e-37, 1e-38, 1e-45, 1e-50, 5e-324):
-        found = decode.sample(toy_step(0, [0, 1], 6), 2, 1, max_length=5, temperature=temperature, seeds=[0, 1], **LIMITS)
+        found = sample(toy_step(0, [0, 1], 6), 2, 1, max_length=5, temperature=temperature, seeds=[0, 1], **LIMITS)
         assert ids(found) == likeliest
 
 
 def test_groups_that_do_not_divide_the_beams_are_refused():
     with pytest.raises(ValueError, match="4 beams cannot be dealt out to 3 groups"):
-        decode.beam_search(never_ending, 1, 4, groups=3, max_length=3, **LIMITS)
+        beam_search(never_ending, 1, 4, groups=3, max_length=3, **LIMITS)
 
 
 # --- ensembles ---
@@ -248,7 +252,7 @@ def test_groups_that_do_not_divide_the_beams_are_refused():
 @pytest.mark.parametrize("options", [Options(), Options(beam_size=3), Options(samples=2)])
 def test_an_ensemble_of_one_or_of_equals_is_the_model_itself(options):
     def found(step):
-        return decode.decode(step, 2, options, max_length=5, seeds=[0, 1], **LIMITS)
+        return run(step, 2, options, max_length=5, seeds=[0, 1], **LIMITS)
 
     own = found(toy_step(0, [0, 1], 6))
     assert found(decode.ensemble([toy_step(0, [0, 1], 6)])) == own
@@ -285,7 +289,7 @@ def test_sampled_captions_come_as_often_as_the_model_says():
     assert probabilities.sum().item() == pytest.approx(1)
     names = {tuple(caption): number for number, (_, caption) in enumerate(everything)}
     number = 1500
-    (found,) = decode.sample(memoised(toy_step, 0, 4), 1, number, max_length=3, seeds=[0], **LIMITS)
+    (found,) = sample(memoised(toy_step, 0, 4), 1, number, max_length=3, seeds=[0], **LIMITS)
     counts = torch.bincount(torch.tensor([names[tuple(caption.ids)] for caption in found]), minlength=len(names))
     likely = probabilities * number > 5  # the statistic needs counts; the rare ones together are one more cell
     counts, probabilities = (
@@ -349,9 +353,9 @@ def test_rules_agree_with_transformers(beams, rules):
         rows = torch.cat([before if parents is None else before[parents], tokens[:, None]], 1)
         return model(rows).logits[:, -1]
 
-    ours = decode.beam_search(step, 8, beams, max_length=9, min_length=shortest, no_repeat_ngram=ngram, **LIMITS)
+    ours = beam_search(step, 8, beams, max_length=9, min_length=shortest, no_repeat_ngram=ngram, **LIMITS)
     rows = None
-    free = decode.beam_search(step, 8, beams, max_length=9, **LIMITS)
+    free = beam_search(step, 8, beams, max_length=9, **LIMITS)
     prompts = torch.stack([images, torch.full((8,), START)], 1)
     with torch.no_grad():
         theirs = model.generate(

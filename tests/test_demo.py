@@ -1,4 +1,4 @@
-"""demo.py: what the page says, and the page itself in a browser, with real clicks, from a real process."""
+"""`nanocaption demo`: what the page says, and the page itself in a browser, with real clicks, from a real process."""
 
 import json
 import math
@@ -23,7 +23,7 @@ from tests.conftest import CUTOFF, TINY_MODEL
 
 @pytest.fixture(scope="module")
 def flags(demo_data, tmp_path_factory) -> list[str]:
-    """Of demo.py, for a model that was trained for a second; the first is its checkpoint."""
+    """Of the command, for a model that was trained for a second; the first is its checkpoint."""
     runs = tmp_path_factory.mktemp("runs")
     places = ["--data-dir", str(demo_data), "--output-dir", str(runs)]
     train.main([*places, *TINY_MODEL.split(), "--data-cutoff", str(CUTOFF), "--num-epochs", "1"])
@@ -62,11 +62,11 @@ def test_examples_are_the_models_own_test_split_or_none(loaded, demo_data, tmp_p
 def test_captions_are_those_of_the_search_and_draws_and_carry_their_maps(loaded):
     path = demo.held_out(loaded)[0]
     found = demo.find_captions(loaded, path, beams=2, number=3, temperature=1.0)
-    assert [len(found[kind]) for kind in ("beam", "sampled", "maps")] == [3, 3, 6]
-    for caption, maps in zip(found["beam"] + found["sampled"], found["maps"], strict=True):
+    assert [len(kind) for kind in found] == [3, 3, 6]
+    for caption, maps in zip(found.beam + found.sampled, found.maps, strict=True):
         assert [word["text"] for word in maps["words"]] == [w.strip() for w in caption.text.split(" ") if w.strip()]
     cold = demo.find_captions(loaded, path, beams=1, number=1, temperature=0)
-    assert cold["beam"][0].ids == cold["sampled"][0].ids  # greedy, both ways
+    assert cold.beam[0].ids == cold.sampled[0].ids  # greedy, both ways
     page = demo.result_html(loaded, path, beams=1, number=2, temperature=0)
     assert page.count("<li>") == 3 and "drawn 2 times" in page
 
@@ -137,7 +137,7 @@ def use(page: browser.Page, address: str, loaded: Loaded, images: Path, folder: 
     how = {"beams": loaded.settings.BEAM_SIZE, "number": 3, "temperature": 1}
     first = "document.querySelector('.nc.result .caption')"
     picture, own = demo.held_out(loaded)[1], sorted(images.iterdir())[0]
-    best, other = (demo.find_captions(loaded, path, **how)["beam"][0].text for path in (picture, own))
+    best, other = (demo.find_captions(loaded, path, **how).beam[0].text for path in (picture, own))
     page.send("Page.addScriptToEvaluateOnNewDocument", source="new PerformanceObserver(list => (window.asked ??= [])"
               ".push(...list.getEntries().map(e => e.name))).observe({type: 'resource', buffered: true})")  # fmt: skip
     page.size(1280, 800)

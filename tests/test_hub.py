@@ -74,7 +74,7 @@ def test_pushed_by_hand_and_loaded_from_there(trained, demo_data, tmp_path, serv
     assert title.startswith(f"epoch {checkpoint.read_header(best)['epoch']}: validation loss")
     assert files == {name: (tmp_path / "mine" / name).read_bytes() for name in hub.FILES}
     card = files["README.md"].decode()
-    assert 'from_pretrained("someone/captioner")' in card
+    assert 'nanocaption.load("someone/captioner")' in card and "unknown" not in card
     assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "captioner"
 
     here, there = ImageToTextModel.from_pretrained(tmp_path / "mine"), ImageToTextModel.from_pretrained(
@@ -173,14 +173,14 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
     server.silent = threading.Event()
     told: list[str] = []
     uploads = Uploads("someone/captioner", True, told.append)
-    uploads.start(tmp_path / "mine", "epoch 1", "python export.py a b")
+    uploads.start(tmp_path / "mine", "epoch 1", "nanocaption export a b")
     wait_for(lambda: any("/preupload/" in line for line in server.requests))
-    uploads.start(tmp_path / "mine", "epoch 2", "python export.py c d")
+    uploads.start(tmp_path / "mine", "epoch 2", "nanocaption export c d")
     assert told == ["Hub: epoch 1 is not uploaded: dropped for a newer one"]
     uploads.finish(0.1)
     assert told[1] == "Hub: uploading epoch 2 to someone/captioner; waiting 0 s at most"
     assert told[2] == "Hub: epoch 2 is not uploaded: not done within 0 s. By hand: nanocaption export c d"
-    uploads.start(tmp_path / "mine", "epoch 3", "python export.py e f")
+    uploads.start(tmp_path / "mine", "epoch 3", "nanocaption export e f")
     uploads.finish(0)
     assert told[3:] == ["Hub: epoch 3 is not uploaded: the run ended before it. By hand: nanocaption export e f"]
     assert server.repositories["someone/captioner"]["commits"] == []
@@ -191,7 +191,7 @@ def test_a_silent_hub_is_left_and_a_newer_upload_ends_the_one_before(
         return communicate(process)
 
     communicate = subprocess.Popen.communicate
-    uploads.start(tmp_path / "mine", "epoch 4", "python export.py g h")
+    uploads.start(tmp_path / "mine", "epoch 4", "nanocaption export g h")
     monkeypatch.setattr(subprocess.Popen, "communicate", interrupted)
     uploads.finish(60)
     assert told[-1] == "Hub: epoch 4 is not uploaded: not waited for. By hand: nanocaption export g h"
@@ -204,7 +204,7 @@ def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tm
 
     def killed() -> None:
         uploads = Uploads("someone/captioner", True, print)
-        uploads.start(folder, "epoch 1", "python export.py a b")
+        uploads.start(folder, "epoch 1", "nanocaption export a b")
         (tmp_path / "pid").write_text(str(uploads._process.pid))
         wait_for(lambda: any("/preupload/" in line for line in Path(tmp_path / "seen").read_text().splitlines()))
         os.kill(os.getpid(), signal.SIGKILL)
@@ -214,7 +214,7 @@ def test_an_upload_ends_with_the_training_that_was_killed(trained, demo_data, tm
     process.start()
     wait_for(lambda: any("/preupload/" in line for line in server.requests))
     command = Path(f"/proc/{(tmp_path / 'pid').read_text()}/cmdline")
-    assert "nanocaption.commands.upload" in command.read_text()
+    assert "-m\0nanocaption\0upload\0" in command.read_text()
     (tmp_path / "seen").write_text("/preupload/")
     assert end(process) == -signal.SIGKILL
     wait_for(lambda: not command.exists() or command.read_text() == "")

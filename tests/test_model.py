@@ -16,7 +16,9 @@ from nanocaption.model.decoder import _ROOM
 V, T, PAD, START = 23, 7, 0, 1
 
 
-def tiny(scale: float = 0.4, vocab_size: int = V, dropout: float = 0.0, tower: dict | None = None, **changes) -> ImageToTextModel:
+def tiny(
+    scale: float = 0.4, vocab_size: int = V, dropout: float = 0.0, tower: dict | None = None, **changes
+) -> ImageToTextModel:
     """16 patches, 2 layers, random weights of standard deviation `scale` (None: as initialised), float64, eval.
 
     changes: of ModelSettings.

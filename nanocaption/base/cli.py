@@ -1,5 +1,6 @@
 """How a command begins and ends: no traceback for a mistake, a full disk or Ctrl-C."""
 
+import argparse
 import errno
 import os
 import re
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from nanocaption.base.settings import Settings, load_settings, take_settings
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or name another place",
@@ -73,6 +76,21 @@ def told(error: Exception) -> str:
     path = re.sub(r"\.([^/]+)\.\d+\.(?:part|tmp)$", r"\1", os.fsdecode(error.filename)) if error.filename else ""
     advice = _ADVICE.get(error.errno)
     return f"{path}{': ' if path else ''}{error.strerror}{f': {advice}' if advice else ''}"
+
+
+def parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
+    """For a command that takes settings besides its own flags, with its docstring as the help."""
+    return argparse.ArgumentParser(
+        prog=prog, description=doc, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        epilog="All other flags are settings of config.py, e.g. --data-dir: nanocaption train --help",
+    )  # fmt: skip
+
+
+def parse(own: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, Settings]:
+    """argv -> (the command's own arguments, the settings). --help and mistakes leave here, before torch is imported."""
+    flags, rest = take_settings(argv)
+    arguments = own.parse_intermixed_args(rest)
+    return arguments, load_settings(flags)
 
 
 def require(module: str, extra: str, who: str) -> None:

@@ -41,7 +41,7 @@ def push(folder: Path, repo_id: str, private: bool, message: str) -> str:
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
         api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
-    except (*errors(), RuntimeError) as error:
+    except errors() + (RuntimeError,) as error:
         raise ValueError(f"{repo_id} could not be uploaded to {api.endpoint}: {reason_of(error)}") from error
     return str(url)
 
@@ -61,7 +61,7 @@ def access_problem(repo_id: str) -> str | None:
         utils.hf_raise_for_status(answer)
         person = answer.json()
         names = [person["name"], *(group["name"] for group in person.get("orgs", ()))]
-    except (*errors(), KeyError, TypeError) as error:
+    except errors() + (KeyError, TypeError) as error:
         return f"{constants.ENDPOINT} does not say whose token this is ({reason_of(error)})"
     owner = repo_id.partition("/")[0]
     return None if owner in names else f"the token belongs to {' and '.join(names)}, not to {owner!r}"

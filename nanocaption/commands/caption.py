@@ -16,22 +16,20 @@ import json
 import math
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nanocaption.base import cli
 from nanocaption.base.files import PICTURE_SUFFIXES, walk_files, write_file
-from nanocaption.base.settings import load_settings, take_settings
 from nanocaption.commands import decoding_flags
+from nanocaption.model.options import Options
 
-_PARSER = argparse.ArgumentParser(
-    prog="nanocaption caption",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="All other flags are settings of config.py: nanocaption train --help",
-    allow_abbrev=False,
-)
+if TYPE_CHECKING:  # these import torch
+    from nanocaption.model.captions import CaptionText
+    from nanocaption.use.load import Loaded
+
+_PARSER = cli.parser("nanocaption caption", __doc__)
 _PARSER.add_argument(
     "pictures", nargs="+", help="files, folders with pictures in or below them, or - for a list of paths on stdin"
 )
@@ -49,13 +47,12 @@ decoding_flags.add(_PARSER)
 
 def main(argv: list[str]) -> int:
     """Caption what argv names; returns the exit code, 1 where a picture could not be read."""
-    own, rest = take_settings(argv)
-    arguments = _PARSER.parse_args(rest)
-    settings = load_settings(own)  # --help and mistakes answer before torch is imported
+    arguments, settings = cli.parse(_PARSER, argv)
     pictures = find_pictures(arguments.pictures)
     check_arguments(arguments, pictures)
 
     from nanocaption.model.captions import search_options
+    from nanocaption.use.attention import draw_picture
     from nanocaption.use.load import find_checkpoints, load_models
 
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
@@ -64,37 +61,43 @@ def main(argv: list[str]) -> int:
     if arguments.checkpoint is None:
         print(f"captions of {paths[0]}", file=sys.stderr)
     loaded = load_models(paths, settings)
+    options = decoding_flags.options(arguments, search_options(loaded.settings.values), arguments.num_captions)
     as_text = not (arguments.json or arguments.output)
-    rows, unreadable = [], 0
     # Captions that scroll by on a terminal show the progress themselves.
     bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
-    search = search_options(loaded.settings.values)
-    options = decoding_flags.options(arguments, search, arguments.num_captions)
+    rows: list[dict[str, object]] = []
     for picture, found in caption_pictures(loaded, pictures, options, bar):
         if found is None:
-            unreadable += 1
             continue
-        found = found[: arguments.num_captions]
-        for caption in found if as_text else ():
+        captions = found[: arguments.num_captions]
+        for caption in captions if as_text else ():
             print(f"{picture}: {caption.text}")
-        numbers = [None if math.isnan(c.log_prob) else c.log_prob for c in found]  # JSON has no NaN
-        captions = [
-            {"caption": c.text, "log_prob": number, "score": None if number is None else c.score}
-            for c, number in zip(found, numbers, strict=True)
-        ]
-        rows.append({"file_name": str(picture), "captions": captions})
+        rows.append({"file_name": str(picture), "captions": [caption_row(caption) for caption in captions]})
         if arguments.attention:
-            write_file(Path(arguments.attention), draw_attention(loaded, picture, found[0]))
+            drawing = draw_picture(loaded.models[0], loaded.tokenizer, picture, captions[0])
+            write_file(Path(arguments.attention), drawing)
             print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
-    plain = not arguments.output and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
+    if not as_text:
+        write_rows(rows, arguments.output)
+    return 0 if len(rows) == len(pictures) else 1
+
+
+def caption_row(caption: "CaptionText") -> dict[str, str | float | None]:
+    """A caption as JSON, which has no NaN: of a model that gives no numbers they are null."""
+    numbers = {"log_prob": caption.log_prob, "score": caption.score}
+    return {"caption": caption.text, **{n: None if math.isnan(caption.log_prob) else v for n, v in numbers.items()}}
+
+
+def write_rows(rows: Sequence[dict[str, object]], output: str | None) -> None:
+    """The JSON of all pictures, into the file `output` or printed."""
+    plain = not output and (sys.stdout.encoding or "").lower() not in ("utf-8", "utf8")
     text = json.dumps(rows, indent=1, ensure_ascii=plain)
-    if arguments.output:
-        # A name that is no text comes out as JSON's own \udc80 to \udcff.
-        write_file(Path(arguments.output), f"{text}\n".encode("utf-8", "backslashreplace"))
-        print(f"captions of {len(rows)} pictures: {arguments.output}")
-    elif arguments.json:
+    if not output:
         print(text)
-    return 1 if unreadable else 0
+        return
+    # A name that is no text comes out as JSON's own \udc80 to \udcff.
+    write_file(Path(output), f"{text}\n".encode("utf-8", "backslashreplace"))
+    print(f"captions of {len(rows)} pictures: {output}")
 
 
 def check_arguments(arguments: argparse.Namespace, pictures: list[Path]) -> None:
@@ -115,27 +118,27 @@ def check_arguments(arguments: argparse.Namespace, pictures: list[Path]) -> None
 
 
 def _is_one_of(name: str | None, paths: list[Path]) -> bool:
-    there = bool(name) and os.path.isfile(name)
-    return there and any(os.path.isfile(path) and os.path.samefile(name, path) for path in paths)
+    if not name or not os.path.isfile(name):
+        return False
+    return any(os.path.isfile(path) and os.path.samefile(name, path) for path in paths)
 
 
 def caption_pictures(
-    loaded: Any, pictures: list[Path], options: Any, progress: bool
-) -> Iterator[tuple[Path, list[Any] | None]]:
+    loaded: "Loaded", pictures: list[Path], options: Options, progress: bool
+) -> Iterator[tuple[Path, "list[CaptionText] | None"]]:
     """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
     from concurrent.futures import ThreadPoolExecutor
 
-    import torch
+    from torch import Tensor
     from tqdm import tqdm
 
-    from nanocaption.data.dataset import ImageTextDataset, load_image
-    from nanocaption.data.order import chunks
+    from nanocaption.data.dataset import ImageTextDataset
+    from nanocaption.data.transform import load_image
     from nanocaption.use.captioning import caption_images
-    pass  # REMOVE
 
     settings, image_spec = loaded.settings, loaded.models[0].image_spec
 
-    def read(picture: Path) -> torch.Tensor | None:
+    def read(picture: Path) -> Tensor | None:
         try:
             return load_image(picture, image_spec)
         except ValueError as error:
@@ -144,7 +147,8 @@ def caption_pictures(
 
     bar = tqdm(total=len(pictures), desc="captioning", unit="image", disable=not progress, mininterval=1)
     with bar, ThreadPoolExecutor(max(1, settings.NUM_WORKERS)) as readers:
-        for chunk in chunks(pictures, settings.EVAL_BATCH_SIZE):
+        for start in range(0, len(pictures), settings.EVAL_BATCH_SIZE):
+            chunk = pictures[start : start + settings.EVAL_BATCH_SIZE]
             pixels = {picture: image for picture, image in zip(chunk, readers.map(read, chunk), strict=True)
                       if image is not None}  # fmt: skip
             readable = list(pixels)
@@ -158,31 +162,6 @@ def caption_pictures(
             found = dict(zip(readable, captions, strict=True))
             yield from ((picture, found.get(picture)) for picture in chunk)
             bar.update(len(chunk))
-
-
-def draw_attention(loaded: Any, picture: Path, caption: Any) -> bytes:
-    """The PNG of attention.draw for one caption (inference.CaptionText) of a picture."""
-    from PIL import Image
-
-    from nanocaption.data.dataset import load_image
-    from nanocaption.data.pictures import read_picture
-    from nanocaption.use.attention import attend_maps, draw_words
-    pass  # REMOVE
-    pass  # REMOVE
-    pass  # REMOVE
-
-    model = loaded.models[0]
-    pixels = load_image(picture, model.image_spec)
-    (maps,) = attend_maps(model, loaded.tokenizer, pixels[None], [caption.ids])
-    # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
-    factor = 448 / model.image_spec["size"]
-    larger = {name: round(model.image_spec[name] * factor) for name in ("size", "resize")}
-    shown = load_image(picture, model.image_spec | larger).permute(1, 2, 0).numpy()
-    drawing = Image.fromarray(shown)
-    if not model.image_spec["crop"]:
-        height, width, _ = read_picture(picture).pixels.shape
-        drawing = drawing.resize((448, max(1, round(448 * height / width))))
-    return draw_words(drawing, caption.text, maps)
 
 
 def find_pictures(names: list[str]) -> list[Path]:

@@ -1,4 +1,4 @@
-"""The flags by which evaluate.py and caption.py choose captions otherwise than by the beam search of config.py."""
+"""The flags of evaluate and caption that choose captions otherwise than by the beam search of config.py."""
 
 import argparse
 
@@ -6,21 +6,23 @@ from nanocaption.model.options import Options, option_problems
 
 _NAMES = ("max_length", "beam_groups", "diversity_penalty", "temperature", "top_k", "top_p")  # of Options
 _DEFAULTS = {"sample": False, **{name: Options._field_defaults[name] for name in _NAMES}}
-_MOST_BEAMS, _MOST_SAMPLES = 100, 1000  # a picture; the first as in config_checks.py
+_MOST_BEAMS, _MOST_SAMPLES = 100, 1000  # a picture; the first as in base/rules.py
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Give `parser` the flags. Their values go through `problems` and, after that, `options`."""
     group = parser.add_argument_group("decoding", "besides --beam-size, --length-penalty, --min-length, "
                                       "--no-repeat-ngram and --seed, which are settings of config.py")  # fmt: skip
-    group.add_argument("--max-length", type=int, help="most tokens of a caption [0, as many as the model can]")
-    group.add_argument("--beam-groups", type=int, help="diverse beam search: groups that avoid each other [1]")
-    group.add_argument("--diversity-penalty", type=float,
-                       help="what a token costs a group that an earlier one took [0.5]")  # fmt: skip
     group.add_argument("--sample", action="store_true", help="random captions, not beam search; --seed repeats them")
-    group.add_argument("--temperature", type=float, help="--sample: below 1 likelier captions, 0 greedy [1]")
-    group.add_argument("--top-k", type=int, help="--sample: among the k likeliest tokens only, 0 = all [0]")
-    group.add_argument("--top-p", type=float, help="--sample: among the likeliest that hold this share [1]")
+    for flag, kind, text in (
+        ("--max-length", int, "most tokens of a caption [0, as many as the model can]"),
+        ("--beam-groups", int, "diverse beam search: groups that avoid each other [1]"),
+        ("--diversity-penalty", float, "what a token costs a group that an earlier one took [0.5]"),
+        ("--temperature", float, "--sample: below 1 likelier captions, 0 greedy [1]"),
+        ("--top-k", int, "--sample: among the k likeliest tokens only, 0 = all [0]"),
+        ("--top-p", float, "--sample: among the likeliest that hold this share [1]"),
+    ):
+        group.add_argument(flag, type=kind, help=text)
     parser.set_defaults(**_DEFAULTS)
 
 

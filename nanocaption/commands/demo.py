@@ -7,7 +7,6 @@
 It needs Gradio: pip install 'nanocaption[demo]'. The pictures stay on this machine, and are deleted at the end.
 """
 
-import argparse
 import html
 import importlib.util
 import json
@@ -19,17 +18,18 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-from nanocaption.base.settings import load_settings, take_settings
+from nanocaption.base import cli
 
-_PARSER = argparse.ArgumentParser(
-    prog="nanocaption demo",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="All other flags are settings of config.py, e.g. --beam-size, --device: nanocaption train --help",
-    allow_abbrev=False,
-)
+if TYPE_CHECKING:  # these import torch, and Gradio
+    import gradio
+
+    from nanocaption.model.captions import CaptionText
+    from nanocaption.use.attention import JsonMaps
+    from nanocaption.use.load import Loaded
+
+_PARSER = cli.parser("nanocaption demo", __doc__)
 _PARSER.add_argument(
     "checkpoint", nargs="?", help="a checkpoint file or an exported folder [the best of the newest run]"
 )
@@ -42,9 +42,8 @@ SHOWN_SIDE = 960  # pixels: a phone's picture is sent back smaller
 
 
 def main(argv: list[str]) -> None:
-    own, rest = take_settings(argv)
-    arguments = _PARSER.parse_intermixed_args(rest)
-    settings = load_settings(own)  # --help and mistakes answer before torch is imported
+    """Serve the page that argv describes until Ctrl-C."""
+    arguments, settings = cli.parse(_PARSER, argv)
     if importlib.util.find_spec("gradio") is None:
         raise SystemExit("The demo page needs Gradio: pip install 'nanocaption[demo]'")
     if arguments.port is not None and not 1 <= arguments.port <= 65535:
@@ -60,12 +59,17 @@ def main(argv: list[str]) -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
     with tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
+        import gradio as gr
+
         page = build_page(loaded, title, held_out(loaded))
+        css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
         try:
             _, address, public = page.launch(
                 server_name=arguments.host, server_port=arguments.port, share=arguments.share, show_error=True,
-                quiet=True, prevent_thread_lock=True, run_history=False, footer_links=[], css=CSS, head=HEAD,
-                enable_monitoring=False, theme=_theme(),
+                quiet=True, prevent_thread_lock=True, run_history=False, footer_links=[], css=css,
+                head=f"<script>\n{script}</script>", enable_monitoring=False,
+                theme=gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"],
+                                        font_mono=["ui-monospace", "monospace"]),
             )  # fmt: skip
         except OSError as error:
             place = f"--host {arguments.host}" + (f" --port {arguments.port}" if arguments.port else "")
@@ -80,10 +84,9 @@ def main(argv: list[str]) -> None:
             page.close(verbose=False)
 
 
-def held_out(loaded: Any) -> list[Path]:
+def held_out(loaded: "Loaded") -> list[Path]:
     """The first pictures of the model's own test split, if that very data set is on this disk; else none."""
     from nanocaption.data.prepared import folder_name, load_records
-    pass  # REMOVE
 
     settings, state = loaded.settings, loaded.states[0]
     folder = Path(settings.DATA_DIR) / folder_name(settings.DATASET)
@@ -98,10 +101,17 @@ def held_out(loaded: Any) -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
-def find_captions(loaded: Any, path: Path, *, beams: int, number: int, temperature: float) -> dict[str, list[Any]]:
-    """{"beam", "sampled": their captions (inference.CaptionText), best first; "maps": inference.attend of both}.
+class Found(NamedTuple):
+    """What there is to say of a picture, each kind of captions with the best first."""
 
-    beams: of the search; number: how many captions of each kind, the search takes as many beams at least.
+    beam: "list[CaptionText]"
+    sampled: "list[CaptionText]"
+    maps: "list[JsonMaps]"  # what the words of both looked at
+
+
+def find_captions(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> Found:
+    """Captions of a picture, `number` of each kind; the search takes as many beams at least.
+
     ValueError where the picture cannot be read.
     """
     import torch
@@ -110,8 +120,6 @@ def find_captions(loaded: Any, path: Path, *, beams: int, number: int, temperatu
     from nanocaption.data.transform import load_image
     from nanocaption.model.captions import decode_pictures, search_options
     from nanocaption.use.attention import attend
-    pass  # REMOVE
-    pass  # REMOVE
 
     model, settings = loaded.models[0], loaded.settings
     pixels = load_image(path, model.image_spec)[None].to(loaded.device)
@@ -125,11 +133,11 @@ def find_captions(loaded: Any, path: Path, *, beams: int, number: int, temperatu
         ]
         beam, sampled = found[0][:number], found[1]
         maps = attend(model, loaded.tokenizer, pixels, [caption.ids for caption in beam + sampled])
-    return {"beam": beam, "sampled": sampled, "maps": maps}
+    return Found(beam, sampled, maps)
 
 
-def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
-    """The page as gradio.Blocks."""
+def build_page(loaded: "Loaded", title: str, examples: Sequence[Path]) -> "gradio.Blocks":
+    """The page. examples: pictures that are offered on it."""
     import gradio as gr
 
     def show(path: str | None, beams: float, number: float, temperature: float) -> str:
@@ -157,7 +165,7 @@ def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
             )
             again = gr.Button("Caption it again")
         inputs = [chosen, beams, number, temperature]
-        follow: dict[str, Any] = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True}
+        follow = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True}
         # The drop zone is emptied at once, ready for the next picture: the result shows this one.
         drop.upload(lambda path: (path, None), drop, [chosen, drop], show_progress="hidden").then(**follow)
         if examples:
@@ -167,30 +175,22 @@ def build_page(loaded: Any, title: str, examples: Sequence[Path]) -> Any:
     return page
 
 
-def _theme() -> Any:
-    import gradio as gr
-
-    return gr.themes.Default(
-        primary_hue="orange", font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"]
-    )
-
-
-def result_html(loaded: Any, path: Path, **how: Any) -> str:
+def result_html(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> str:
     """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
     from nanocaption.data.pictures import data_uri, seen_part, thumbnail
 
     try:
         image = thumbnail(path, SHOWN_SIDE)
         width, height = image.size
-        found = find_captions(loaded, path, **how)
+        found = find_captions(loaded, path, beams=beams, number=number, temperature=temperature)
         box = seen_part(path, loaded.models[0].image_spec)
     except ValueError as error:
         reason = str(error).removeprefix(f"The picture {path} cannot be read: ")
         return f'<p class="nc problem" role="alert">{html.escape(path.name)} cannot be read: {html.escape(reason)}</p>'
-    likeliest = max(caption.log_prob for caption in found["beam"] + found["sampled"])
-    parts, maps = [], iter(found["maps"])
-    kinds = (("Beam search", "and the probability of the whole caption", found["beam"]),
-             ("Drawn at random", "likelier words more often", found["sampled"]))  # fmt: skip
+    likeliest = max(caption.log_prob for caption in found.beam + found.sampled)
+    parts, maps = [], iter(found.maps)
+    kinds = (("Beam search", "and the probability of the whole caption", found.beam),
+             ("Drawn at random", "likelier words more often", found.sampled))  # fmt: skip
     for heading, note, captions in kinds:
         counts = Counter(caption.text for caption in captions)
         rows = {c.text: caption_html(c, counts[c.text], likeliest, next(maps)) for c in captions}
@@ -205,7 +205,7 @@ def result_html(loaded: Any, path: Path, **how: Any) -> str:
     )
 
 
-def caption_html(caption: Any, count: int, likeliest: float, maps: dict[str, Any]) -> str:
+def caption_html(caption: "CaptionText", count: int, likeliest: float, maps: "JsonMaps") -> str:
     """One caption as a list entry. likeliest: the log-probability whose bar is full; count: how often it was drawn."""
     words = " ".join(
         f'<button type="button" class="word" aria-pressed="false" data-map="{mask(maps, word["weights"])}">'
@@ -228,7 +228,7 @@ def chance(log_prob: float) -> str:
     return f"1 in {float(f'{math.exp(min(-log_prob, 700)):.2g}'):,.0f}" if log_prob > -35 else "nearly 0 %"
 
 
-def mask(maps: dict[str, Any], weights: Sequence[int]) -> str:
+def mask(maps: "JsonMaps", weights: Sequence[int]) -> str:
     """A word's map as a small PNG (data URI): the more opaque, the more it looked there."""
     from PIL import Image
 
@@ -239,81 +239,3 @@ def mask(maps: dict[str, Any], weights: Sequence[int]) -> str:
     image = Image.new("LA", (maps["cols"], maps["rows"]))
     image.putalpha(Image.frombytes("L", image.size, alpha))
     return data_uri(image, "PNG")
-
-
-# The veil covers what lies outside of what the encoder sees, and inside of that what the word's map leaves.
-CSS = """
-.gradio-container { width: 100%; max-width: 1040px !important; margin: 0 auto !important; overflow: clip !important; }
-.gradio-container .main.fillable { padding: 8px clamp(2px, 2vw, 20px); }
-.gradio-container .html-container { padding: 0; }
-#examples .gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); }
-#examples .gallery :is(button, span, div, img) { display: block; width: 100%; height: auto; max-width: none;
-  max-height: none; aspect-ratio: 1; }
-#examples .gallery img { object-fit: cover; }
-.nc { --soft: color-mix(in srgb, var(--body-text-color) 68%, transparent); color: var(--body-text-color); }
-.nc p, .nc ol, .nc li, .nc figure, .nc h1, .nc h2 { display: block; margin: 0; padding: 0; }
-.nc h1 { font-size: clamp(24px, 5vw, 34px); line-height: 1.2; font-weight: 650; letter-spacing: -0.02em; }
-header.nc p { color: var(--soft); overflow-wrap: anywhere; }
-.nc.result { display: grid; gap: 16px 32px; grid-template-columns: 1fr 1fr; }
-.nc figure { position: sticky; top: 0; z-index: 1; padding: 8px 0; align-self: start;
-  background: var(--body-background-fill); }
-.nc .stage { position: relative; overflow: hidden; border-radius: 10px; margin: 0 auto; aspect-ratio: var(--ratio);
-  width: min(100%, var(--ratio) * 56vh); }
-.nc .stage img { display: block; width: 100%; height: 100%; margin: 0; }
-@media (max-width: 700px) {
-  .nc.result { grid-template-columns: 1fr; }
-  .nc .stage { width: min(100%, var(--ratio) * 36vh); }
-}
-.nc .veil { position: absolute; inset: 0; background: rgb(8 8 16 / 88%); opacity: 0; pointer-events: none;
-  mask-composite: exclude; mask-repeat: no-repeat; }
-.nc .veil.on { opacity: 1; }
-.nc figcaption { color: var(--soft); font-size: 13px; margin-top: 8px; text-align: center; }
-.nc h2 { font-size: 13px; font-weight: 600; color: var(--soft); margin-bottom: 4px; }
-.nc h2 small { font-weight: 400; font-size: inherit; }
-.nc ol + h2 { margin-top: 16px; }
-.nc li { padding: 8px 0 10px; }
-.nc .caption { font-size: 18px; line-height: 1.5; }
-.nc.result > * { min-width: 0; }
-.nc .word { padding: 2px 3px; margin: 0 -3px; border: 0; border-radius: 5px; cursor: pointer; font: inherit;
-  color: inherit; background: none; text-decoration: underline dotted 1.5px var(--soft); text-underline-offset: 4px;
-  max-width: 100%; overflow-wrap: anywhere; text-align: start; }
-.nc .word:hover, .nc .word[aria-pressed=true] { background: var(--body-text-color); text-decoration: none;
-  color: var(--body-background-fill); }
-.nc .word:focus-visible { outline: 2px solid var(--color-accent); }
-.nc p.chance { font-size: 13px; line-height: 1.3; margin-top: 6px; padding-top: 8px; color: var(--soft);
-  background: linear-gradient(var(--color-accent) 0 0) 0 0 / var(--share) 3px no-repeat,
-    linear-gradient(var(--border-color-primary) 0 0) 0 0 / 100% 3px no-repeat; }
-p.nc.problem { border: 1px solid var(--error-border-color); background: var(--error-background-fill);
-  color: var(--error-text-color); padding: 12px 16px; border-radius: 10px; overflow-wrap: anywhere; }
-"""
-# Hover looks for a moment, a tap or Enter keeps the word, a second tap lets it go.
-HEAD = """
-<script>
-(() => {
-  const wordOf = event => event.target.closest?.(".nc .word");
-  function look(result, word) {
-    const veil = result.querySelector(".veil"), stage = result.querySelector(".stage");
-    veil.classList.toggle("on", Boolean(word));
-    if (!word) return;
-    const part = (name, length) => `${stage.style.getPropertyValue(name) * length}px`;
-    const across = name => part(name, stage.clientWidth), down = name => part(name, stage.clientHeight);
-    veil.style.maskImage = `url(${word.dataset.map}), linear-gradient(#000 0 0)`;
-    veil.style.maskPosition = `${across("--x")} ${down("--y")}, 0 0`;
-    veil.style.maskSize = `${across("--w")} ${down("--h")}, 100% 100%`;
-  }
-  const kept = result => result.querySelector(".word[aria-pressed=true]");
-  document.addEventListener("pointerover", event => {
-    const result = document.querySelector(".nc.result");
-    if (result && event.pointerType === "mouse") look(result, wordOf(event) ?? kept(result));
-  });
-  document.addEventListener("click", event => {
-    const word = wordOf(event), result = word?.closest(".result");
-    if (!word) return;
-    const keep = word.getAttribute("aria-pressed") !== "true";
-    kept(result)?.setAttribute("aria-pressed", "false");
-    word.setAttribute("aria-pressed", keep);
-    look(result, keep ? word : null);
-  });
-})();
-</script>
-"""

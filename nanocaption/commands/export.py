@@ -9,30 +9,23 @@ same checkpoint where there is one beside it: run `nanocaption evaluate` first. 
 for each new best checkpoint, in its own folder runs/<run>/export, and uploads it beside the training.
 """
 
-import argparse
 import shlex
 from pathlib import Path
 
-from nanocaption.base import hub
-from nanocaption.base.settings import load_settings, take_settings
+from nanocaption.base import cli, hub
+from nanocaption.base.settings import load_settings
 
-_PARSER = argparse.ArgumentParser(
-    prog="nanocaption export",
-    description=__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="All other flags are settings of config.py, e.g. --data-dir and --no-hf-private: nanocaption train --help",
-    allow_abbrev=False,
-)
+_PARSER = cli.parser("nanocaption export", __doc__)
 _PARSER.add_argument("checkpoint", nargs="?", help="a checkpoint file [the best of the newest run under OUTPUT_DIR]")
 _PARSER.add_argument("folder", type=Path, help="new or empty, or an older export, whose files are replaced")
 _PARSER.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hub")
 
 
 def main(argv: list[str]) -> None:
-    own, rest = take_settings(argv)
-    arguments = _PARSER.parse_intermixed_args(rest)
-    # --help and mistakes answer before torch is imported.
-    settings = load_settings([*own, *(["--hf-repo-id", arguments.push] if arguments.push is not None else [])])
+    """Write, verify and, where asked for, upload the folder that argv names."""
+    arguments, settings = cli.parse(_PARSER, argv)
+    if arguments.push is not None:
+        load_settings(["--hf-repo-id", arguments.push])  # refuses what can be no name on the Hub
     from nanocaption.export.facts import title_of, write_export
     from nanocaption.model import exported
     from nanocaption.model.captioner import ImageToTextModel
@@ -53,4 +46,4 @@ def main(argv: list[str]) -> None:
         print("Note: the card has no test scores. For these, evaluate first, then export again:\n"
               f"    nanocaption evaluate --checkpoint {shlex.quote(str(path))}")  # fmt: skip
     if arguments.push:
-        print(f"{hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts))}")
+        print(hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts)))

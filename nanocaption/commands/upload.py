@@ -6,7 +6,6 @@
 
 import argparse
 import os
-import sys
 import threading
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from nanocaption.base import hub
 
 
 def main(argv: list[str]) -> None:
+    """Upload what argv names, and print the repository's address. ValueError or SystemExit with one line."""
     parser = argparse.ArgumentParser(
         prog="nanocaption upload", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -37,10 +37,3 @@ def _end_with(parent: int) -> None:
     while os.getppid() == parent:
         time.sleep(0.5)
     os._exit(1)
-
-
-if __name__ == "__main__":
-    try:
-        main(sys.argv[1:])
-    except Exception as error:  # the last line out of the pipe is what is told
-        raise SystemExit(hub.reason_of(error)) from None

@@ -1,32 +1,30 @@
 """What lies around a checkpoint and belongs to its export: data set, scores, validation, samples."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from nanocaption.base.files import read_log
+from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
 from nanocaption.export.card import Facts, write_card
 from nanocaption.model import exported
-from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.score import results
 
 
-def write_export(folder: Path, state: dict[str, Any], origin: Path, data_dir: Path, repo_id: str | None) -> Facts:
+def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_id: str | None) -> Facts:
     """Write the export of `state`, the content of the checkpoint `origin`; returns what its card was written from.
 
     repo_id: where it will be uploaded to; the card then shows how to load it from there.
     """
     facts = find_facts(state, origin, data_dir, repo_id or folder.name)
-    settings = state["config"]
-    spec = state["model_arguments"].get("image_spec") or scratch_image_spec(settings["IMAGE_SIZE"] or 64)
-    name = settings["ENCODER_MODEL_NAME"]
+    name = state["config"]["ENCODER_MODEL_NAME"]
     base_model = name if name and exported.is_hub_id(name) else None
-    exported.write(folder, state, write_card(state, base_model, spec["size"], facts))
+    exported.write(folder, state, write_card(state, base_model, exported.image_spec_of(state)["size"], facts))
     return facts
 
 
-def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -> Facts:
+def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     """What lies around a checkpoint and belongs to it: data set, scores of an evaluation, validation, samples."""
     manifest = results.read_object(data_dir / folder_name(state["config"]["DATASET"]) / "manifest.json")
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
@@ -35,12 +33,14 @@ def find_facts(state: dict[str, Any], origin: Path, data_dir: Path, name: str) -
     rows = [row for row in read_log(log) if row.get("step") == state["step"]] if log.is_file() else []
     by_type = {row.get("type"): row for row in rows if row.get("epoch") == state["epoch"]}
     scores, samples = find_evaluation(origin, state["config"])
-    split = scores["split"] if samples else "val"
+    split = str(scores["split"]) if samples else "val"
     samples = samples or by_type.get("samples", {}).get("samples", [])
     return Facts(name, manifest or None, scores or None, by_type.get("val"), samples[:3], split)
 
 
-def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, str]]]:
+def find_evaluation(
+    origin: Path, config: Mapping[str, object]
+) -> tuple[dict[str, object], list[dict[str, str]]]:
     """(scores.json, predictions.json) of the evaluation beside this very file that says most of an export of it.
 
     Only of the data set it was trained on. First those that decoded as `config` (the export) does, among them the test
@@ -51,7 +51,7 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
         "beam": config["BEAM_SIZE"], "length penalty": config["LENGTH_PENALTY"], "longest": config["MAX_SEQ_LEN"],
         "shortest": config["MIN_LENGTH"], "no repeated n-gram": config["NO_REPEAT_NGRAM"],
     }  # fmt: skip
-    dataset, found = folder_name(config["DATASET"]), []
+    dataset, found = folder_name(str(config["DATASET"])), []
     read = [(path, results.read_object(path)) for path in origin.parent.glob("eval_*/scores.json")]
     read = [(path, scores) for path, scores in read if scores.get("dataset") == dataset and "checkpoints" in scores]
     own = [results.digest(origin)] if read else []  # takes reading all of it
@@ -66,7 +66,7 @@ def find_evaluation(origin: Path, config: dict[str, Any]) -> tuple[dict[str, Any
     return scores, json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []
 
 
-def title_of(state: dict[str, Any], facts: Facts) -> str:
+def title_of(state: State, facts: Facts) -> str:
     """One line for a commit: the epoch, and the best figures that are known."""
     if facts.scores:
         figures = [f"{facts.scores['split']} CIDEr {100 * facts.scores['corpus']['CIDEr']:.1f}"]

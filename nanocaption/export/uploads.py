@@ -7,12 +7,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
 from nanocaption.base import cli, devices, hub
 from nanocaption.base.settings import Settings
+from nanocaption.base.tensors import State
 from nanocaption.export.facts import title_of, write_export
 from nanocaption.runs.saver import Saver
 
@@ -22,24 +22,28 @@ WAIT_SECONDS = 300.0  # at the end of a training, for the upload of its best che
 class Uploads:
     """Uploads to one repository beside a training, one at a time; a newer one ends the one before.
 
-    by_hand: the command that repeats an upload, told where one failed. tell: prints a line.
+    tell: prints a line.
     """
 
     def __init__(self, repo_id: str, private: bool, tell: Callable[[str], None]):
         self.repo_id = repo_id
         self.private = private
         self.tell = tell
-        self._process: subprocess.Popen | None = None
+        self._process: subprocess.Popen[str] | None = None
         self._message = self._by_hand = ""
 
     def start(self, folder: Path, message: str, by_hand: str) -> None:
-        """Begin to upload `folder`, which must stay as it is until the next `end` or `finish`."""
+        """Begin to upload `folder`, which must stay as it is until the next `end` or `finish`.
+
+        by_hand: the command that repeats the upload, told where it fails.
+        """
         self.end()
-        visible = [] if self.private else ["--public"]
         self._message, self._by_hand = message, by_hand
-        command, environment = cli.own_process("nanocaption.commands.upload")
+        command, environment = cli.own_process("nanocaption")
+        visible = [] if self.private else ["--public"]
         self._process = subprocess.Popen(
-            [*command, str(folder), self.repo_id, "--message", message, *visible, "--with-process", str(os.getpid())],
+            [*command, "upload", str(folder), self.repo_id, "--message", message, *visible,
+             "--with-process", str(os.getpid())],
             env=environment,
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
             start_new_session=True,  # a Ctrl-C is for the training, which then ends it
@@ -47,24 +51,24 @@ class Uploads:
 
     def end(self) -> None:
         """Nothing is being uploaded afterwards: what is under way is dropped, the outcome of the last one is told."""
-        self._settle("dropped for a newer one")
+        self._settle("dropped for a newer one", repeat=False)
 
     def finish(self, seconds: float) -> None:
         """Wait for the upload under way, `seconds` at most (Ctrl-C waits no longer), and say what became of it."""
-        if self._process is not None and seconds and self._process.poll() is None:
+        if self._process is None:
+            return
+        if seconds and self._process.poll() is None:
             self.tell(f"Hub: uploading {self._message} to {self.repo_id}; waiting {seconds:.0f} s at most")
         problem = f"not done within {seconds:.0f} s" if seconds else "the run ended before it"
         try:
-            if self._process is not None:
-                self._process.communicate(timeout=seconds)  # reads on: a full pipe would stop the process
+            self._process.communicate(timeout=seconds)  # reads on: a full pipe would stop the process
         except subprocess.TimeoutExpired:
             pass
         except KeyboardInterrupt:
             problem = "not waited for"
-        finally:
-            self._settle(problem)
+        self._settle(problem)
 
-    def _settle(self, unfinished: str) -> None:
+    def _settle(self, unfinished: str, repeat: bool = True) -> None:
         process, self._process = self._process, None
         if process is None:
             return
@@ -76,17 +80,15 @@ class Uploads:
             self.tell(f"Hub: {output.strip()} holds {self._message}")
             return
         said = (errors.strip() or f"exit status {process.returncode}").splitlines()[-1]
-        reason = unfinished if running else said
-        repeat = "" if running and unfinished.startswith("dropped") else f". By hand: {self._by_hand}"
-        self.tell(f"Hub: {self._message} is not uploaded: {reason}{repeat}")
+        by_hand = f". By hand: {self._by_hand}" if repeat or not running else ""
+        self.tell(f"Hub: {self._message} is not uploaded: {unfinished if running else said}{by_hand}")
 
 
 def check_hub(settings: Settings) -> None:
     """At the start of a training with HF_REPO_ID: say what an upload will fail from. The training goes on."""
     if settings.HF_REPO_ID is None or devices.rank() != 0:
         return
-    problem = hub.access_problem(settings.HF_REPO_ID)
-    if problem:
+    if problem := hub.access_problem(settings.HF_REPO_ID):
         print(f"HF_REPO_ID = {settings.HF_REPO_ID!r}: {problem}. Training goes on; uploads will be tried.", flush=True)
 
 
@@ -95,7 +97,7 @@ def uploads(settings: Settings, run: Path, writer: Saver) -> Iterator[None]:
     """While it lasts each new best checkpoint that `writer` saves is exported to `run`/export and uploaded.
 
     Nothing of it stops or delays the training: the folder is written by the writer's thread, from the state it has in
-    hand, and the upload is a process of its own. Afterwards the last one is waited for, hub.WAIT_SECONDS at most, and
+    hand, and the upload is a process of its own. Afterwards the last one is waited for, WAIT_SECONDS at most, and
     not at all where the training was stopped.
     """
     if settings.HF_REPO_ID is None or devices.rank() != 0:
@@ -104,7 +106,7 @@ def uploads(settings: Settings, run: Path, writer: Saver) -> Iterator[None]:
     folder = run / "export"
     beside = Uploads(settings.HF_REPO_ID, settings.HF_PRIVATE, lambda text: tqdm.write(text))
 
-    def publish(state: dict[str, Any], names: Sequence[str]) -> None:
+    def publish(state: State, names: Sequence[str]) -> None:
         best = next((run / name for name in names if name.startswith("checkpoint_epoch_")), None)
         if best is None:
             return

@@ -2,14 +2,12 @@
 
 Shapes: N images, B captions (each belongs to one image), T tokens, R real tokens of the batch (padding left out),
 P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
-
-The decoder is pre-norm (Xiong et al. 2020) with learned positions and tied token embeddings (Press & Wolf 2017).
 """
 
 import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import torch
 from tokenizers import Tokenizer
@@ -17,20 +15,14 @@ from torch import Tensor, nn
 
 from nanocaption.base import tensors
 from nanocaption.base.settings import ModelSettings
+from nanocaption.base.tensors import State
 from nanocaption.data.packing import Places, find_places, unpack
 from nanocaption.data.tokenizer import tokenizer_from_json
+from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
 from nanocaption.model.captions import caption_files
 from nanocaption.model.decoder import Cache, Decoder, follow
-from nanocaption.model.encoder import (
-    SCRATCH_SIZE,
-    PretrainedTower,
-    VisionTransformer,
-    load_pretrained,
-    nameless,
-    rebuild_pretrained,
-    scratch_image_spec,
-)
+from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless
 
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
 # its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
@@ -41,43 +33,35 @@ class ImageToTextModel(nn.Module):
     """Images and the tokens so far -> logits of each next token.
 
     settings: sizes, and ENCODER_MODEL_NAME: None is a ViT from scratch of the VIT_* sizes. dropout: of the decoder.
-    tower: {"encoder_config", "image_spec"} of a checkpoint, to rebuild a pretrained tower without loading it anew.
+    tower: `arguments` of a checkpoint, to rebuild a pretrained tower without loading it anew.
     Raises ValueError with one line where the encoder cannot be loaded, or its patches are wider than the images.
     """
 
-    def __init__(
-        self, settings: ModelSettings, vocab_size: int, dropout: float = 0.0, tower: Mapping[str, Any] | None = None
-    ):
+    encoder: VisionTransformer | PretrainedTower
+    image_spec: ImageSpec
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, settings: ModelSettings, vocab_size: int, dropout: float = 0.0, tower: Tower | None = None):
         super().__init__()
-        s = settings
-        if s.ENCODER_MODEL_NAME is None:
-            size = s.IMAGE_SIZE or SCRATCH_SIZE
-            shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
-            self.encoder, self.image_spec = VisionTransformer(*shape), scratch_image_spec(size)
-        elif tower:
-            self.encoder, self.image_spec = rebuild_pretrained(tower["encoder_config"]), tower["image_spec"]
-        else:
-            self.encoder, self.image_spec = load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
+        self.encoder, self.image_spec = make_encoder(settings, tower)
         side, patch = self.image_spec["size"], self.encoder.patch_size
         if side < patch:
             raise ValueError(f"IMAGE_SIZE = {side}: less than one patch of the encoder. Give {patch} or more, or None.")
-        self.freeze_encoder = s.FREEZE_ENCODER
-        if s.FREEZE_ENCODER:
+        self.freeze_encoder = settings.FREEZE_ENCODER
+        if self.freeze_encoder:
             self.encoder.requires_grad_(False)
         # Some towers (CLIP) give patch features without a final norm.
         self.memory_norm = nn.LayerNorm(self.encoder.width)
-        self.memory_projection = nn.Linear(self.encoder.width, s.DECODER_EMBED_DIM)
-        self.decoder = Decoder(
-            vocab_size, s.DECODER_EMBED_DIM, s.DECODER_HEADS, s.DECODER_LAYERS, s.DECODER_FF_DIM,
-            s.MAX_SEQ_LEN, dropout, s.PAD_TOKEN_ID,
-        )  # fmt: skip
+        self.memory_projection = nn.Linear(self.encoder.width, settings.DECODER_EMBED_DIM)
+        self.decoder = Decoder(settings, vocab_size, dropout)
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
         self.encode_in_parts = True  # on a CPU, without gradients
-        # from_pretrained sets them: a model that can caption files by itself.
+        # `assemble` sets them: a model that can caption files by itself.
         self.tokenizer: Tokenizer | None = None
-        self.about: dict[str, Any] | None = None
+        self.about: State | None = None  # the state that it was made from, without the tensors
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "ImageToTextModel":
@@ -87,11 +71,9 @@ class ImageToTextModel(nn.Module):
         """
         state = exported.read(name, revision)
         try:
-            model, model.tokenizer = assemble(state)
+            return assemble(state)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
-        model.about = {key: value for key, value in state.items() if key != "model_state_dict"}
-        return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write such a folder, of a model that from_pretrained gave; see exported.write for what is refused."""
@@ -99,7 +81,7 @@ class ImageToTextModel(nn.Module):
             raise ValueError(f"This model has no card of its own: save what from_pretrained gave. {exported.HINT}")
         exported.write(Path(folder), {**self.about, "model_state_dict": self.state_dict()}, self.about["card"])
 
-    def caption(self, path: str | Path, **options: Any) -> str:
+    def caption(self, path: str | Path, **options: float) -> str:
         """The best caption of a picture file; options as in captions.caption_files, which gives more."""
         return caption_files(self, [path], **options)[0][0].text
 
@@ -210,40 +192,41 @@ class ImageToTextModel(nn.Module):
         """
         memory, tokens = self.memory(images), decoder_input_tokens
         places = find_places(tokens, self.decoder.pad, image_index, len(memory))
-        weights = self.decoder.cross_attention(tokens, memory, places)  # layers x (R, H * P)
+        weights: list[Tensor] = []  # layers x (R, H * P)
+        self.decoder(tokens, memory, places, weights)
         heads, patches = self.decoder.layers[0].heads, memory.shape[1]
         stacked = torch.stack([unpack(layer, places.in_captions, places.captions) for layer in weights])
         # A grid of `side` with e extra tokens is side^2 + e < (side + 1)^2, as long as e <= 2 * side.
         return stacked.view(*stacked.shape[:3], heads, patches), math.isqrt(patches)
 
-    def arguments(self) -> dict[str, Any]:
+    def arguments(self) -> Tower:
         """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
         if isinstance(self.encoder, PretrainedTower):
             return {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
         return {}
 
-    def encoder_identity(self) -> Mapping[str, Any] | None:
+    def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
         return nameless(self.arguments().get("encoder_config"))
 
 
-def build_model(
-    config: Mapping[str, Any], vocab_size: int, tower: Mapping[str, Any] | None = None
-) -> ImageToTextModel:
+def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:
     """The model that `config` (settings by name) describes. tower: a checkpoint's `ImageToTextModel.arguments`."""
-    return ImageToTextModel(ModelSettings.of(config), vocab_size, config["DECODER_DROPOUT"], tower)
+    return ImageToTextModel(ModelSettings.of(config), vocab_size, cast(float, config["DECODER_DROPOUT"]), tower)
 
 
-def assemble(state: Mapping[str, Any]) -> tuple[ImageToTextModel, Tokenizer]:
-    """(the model in eval mode on the CPU, its tokenizer) of a checkpoint or export alone: no download, no data set.
+def assemble(state: State) -> ImageToTextModel:
+    """The model of a checkpoint or export alone, with its tokenizer: no download, no data set. In eval mode on the CPU.
 
     Raises ValueError with one line where the parts do not fit each other.
     """
     tokenizer = tokenizer_from_json(state["tokenizer"])
     try:
-        model = build_model(state["config"], tokenizer.get_vocab_size(), state["model_arguments"])
+        model = build_model(state["config"], tokenizer.get_vocab_size(), cast(Tower, state["model_arguments"]))
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"The model cannot be built from its settings: {error!r}") from error
     tensors.check_fits(model, state["model_state_dict"], "The checkpoint")
     model.load_state_dict(state["model_state_dict"])
-    return model.eval(), tokenizer
+    model.tokenizer = tokenizer
+    model.about = cast(State, {name: value for name, value in state.items() if not name.endswith("state_dict")})
+    return model.eval()

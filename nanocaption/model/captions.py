@@ -3,15 +3,17 @@
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nanocaption.base.tensors import State
 from nanocaption.data.tokenizer import END, START, text_of
-from nanocaption.data.transform import load_image
+from nanocaption.data.transform import ImageSpec, load_image
 from nanocaption.model import decode
+from nanocaption.model.decoder import Decoder
 from nanocaption.model.options import Options
 
 _PICTURES = 32  # captioned at once
@@ -24,19 +26,31 @@ class CaptionText(NamedTuple):
     ids: list[int]  # its tokens without <start> and <end>
 
 
+class Captioner(Protocol):
+    """What captions need of a model: ImageToTextModel is one."""
+
+    decoder: Decoder
+    image_spec: ImageSpec
+    mean: Tensor  # on the model's device
+    tokenizer: Tokenizer | None
+    about: State | None
+
+    def start_decoding(self, images: Tensor) -> decode.Step: ...
+
+
 @torch.inference_mode()
-def caption_files(model: Any, paths: Sequence[str | Path], **options: Any) -> list[list[CaptionText]]:
-    """Captions of picture files with a model of from_pretrained, per picture the best first.
+def caption_files(model: Captioner, paths: Sequence[str | Path], **options: float) -> list[list[CaptionText]]:
+    """Captions of picture files with a model of nanocaption.load, per picture the best first.
 
     options: fields of Options, in place of the search settings the model was saved with.
     Raises ValueError with one line for a picture that cannot be read.
     """
-    if model.tokenizer is None:
+    if model.tokenizer is None or model.about is None:
         raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
     strange = [path for path in paths if not isinstance(path, str | os.PathLike)]
     if strange:
         raise ValueError(f"{strange[0]!r:.60} is no path of a picture file: save the picture, and give its path")
-    chosen = search_options(model.about["config"])._replace(**options)
+    chosen = Options(**{**search_options(model.about["config"])._asdict(), **options})
     found = []
     for start in range(0, len(paths), _PICTURES):
         chunk = [load_image(path, model.image_spec) for path in paths[start : start + _PICTURES]]
@@ -45,7 +59,7 @@ def caption_files(model: Any, paths: Sequence[str | Path], **options: Any) -> li
 
 
 def decode_pictures(
-    models: Sequence[Any],
+    models: Sequence[Captioner],
     tokenizer: Tokenizer,
     pixels: Sequence[Tensor],
     options: Options,
@@ -57,20 +71,14 @@ def decode_pictures(
     seeds: of random captions, one per picture, see decode.sample.
     """
     steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
-    results = decode.decode(
-        decode.ensemble(steps), len(pixels[0]), options, start_id=START, end_id=END,
-        max_length=min(model.decoder.max_seq_len for model in models) - 1, seeds=seeds,
-        device=pixels[0].device,
-    )  # fmt: skip
-    return [
-        [CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found]
-        for found in results
-    ]
+    longest = min(model.decoder.max_seq_len for model in models) - 1
+    limits = decode.Limits(START, END, longest, pixels[0].device)
+    results = decode.decode(decode.ensemble(steps), len(pixels[0]), options, limits, seeds)
+    return [[CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found] for found in results]
 
 
-def search_options(settings: Mapping[str, Any]) -> Options:
+def search_options(settings: Mapping[str, object]) -> Options:
     """The beam search that settings, by name, ask for."""
-    return Options(
-        beam_size=settings["BEAM_SIZE"], length_penalty=settings["LENGTH_PENALTY"], min_length=settings["MIN_LENGTH"],
-        no_repeat_ngram=settings["NO_REPEAT_NGRAM"],
-    )  # fmt: skip
+    names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
+    chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
+    return Options(**chosen)

@@ -36,32 +36,35 @@ class Caption(NamedTuple):
     score: float  # log_prob / length ** length_penalty
 
 
-def decode(
-    step: Step,
-    images: int,
-    options: Options,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    seeds: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
-) -> list[list[Caption]]:
-    """The captions of each image as `options` ask for. seeds: of the random ones, see `sample`.
+class Limits(NamedTuple):
+    """What the model sets."""
 
+    start_id: int
+    end_id: int
+    max_length: int  # most tokens after <start>, <end> included
+    device: torch.device | str = "cpu"
+
+
+def decode(
+    step: Step, images: int, options: Options, limits: Limits, seeds: Sequence[int] | None = None
+) -> list[list[Caption]]:
+    """The captions of each image as `options` ask for, the best first. seeds: of the random ones, see `sample`.
+
+    options.max_length can only lower that of the limits. One beam is greedy: the likeliest token each time.
     Raises ValueError for options that cannot be meant so.
     """
     o = options
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
-    max_length = min(o.max_length or max_length, max_length)
-    limits = {"start_id": start_id, "end_id": end_id, "max_length": max_length, "device": device}
-    rules = {"length_penalty": o.length_penalty, "min_length": o.min_length, "no_repeat_ngram": o.no_repeat_ngram}
+    limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))
     if o.samples:
-        kept = {"temperature": o.temperature, "top_k": o.top_k, "top_p": o.top_p, "seeds": seeds}
-        return sample(step, images, o.samples, **kept, **rules, **limits)
-    groups = {"groups": o.beam_groups, "diversity_penalty": o.diversity_penalty}
-    return beam_search(step, images, o.beam_size, **groups, **rules, **limits)
+        return sample(step, images, o, limits, seeds)
+    if o.beam_size % o.beam_groups:
+        raise ValueError(f"{o.beam_size} beams cannot be dealt out to {o.beam_groups} groups: give a multiple, e.g. "
+                         f"{2 * o.beam_groups}.")  # fmt: skip
+    if o.beam_size == 1:
+        return sample(step, images, o._replace(samples=1, temperature=0.0), limits)
+    return beam_search(step, images, o, limits)
 
 
 def ensemble(steps: Sequence[Step]) -> Step:
@@ -76,43 +79,10 @@ def ensemble(steps: Sequence[Step]) -> Step:
     return step
 
 
-def greedy(
-    step: Step,
-    images: int,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    length_penalty: float = 1.0,
-    min_length: int = 0,
-    no_repeat_ngram: int = 0,
-    device: torch.device | str = "cpu",
-) -> list[list[Caption]]:
-    """The likeliest token each time. Returns one list per image, with its one caption; rules as in `beam_search`."""
-    return sample(
-        step, images, 1, start_id=start_id, end_id=end_id, max_length=max_length, temperature=0.0,
-        length_penalty=length_penalty, min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
-    )  # fmt: skip
-
-
 def sample(
-    step: Step,
-    images: int,
-    captions: int,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    length_penalty: float = 1.0,
-    min_length: int = 0,
-    no_repeat_ngram: int = 0,
-    seeds: Sequence[int] | None = None,
-    device: torch.device | str = "cpu",
+    step: Step, images: int, options: Options, limits: Limits, seeds: Sequence[int] | None = None
 ) -> list[list[Caption]]:
-    """`captions` random captions per image, drawn token by token; per image the best score first.
+    """options.samples random captions per image, drawn token by token; per image the best score first.
 
     temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
     hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`.
@@ -120,23 +90,24 @@ def sample(
     its first captions are the same however many are asked for. None: seeds from torch's global generator.
     Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
     """
+    o, captions, (start_id, end_id, max_length, device) = options, options.samples, limits
     rows = torch.arange(images * captions, device=device)  # whose captions are still being made
     history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
     log_prob = torch.zeros(len(rows), device=device)
-    drawn = temperature >= torch.finfo(torch.float32).tiny  # anything lower is 0 to the logits
+    drawn = o.temperature >= torch.finfo(torch.float32).tiny  # anything lower is 0 to the logits
     chances = _chances(images, captions, max_length, seeds).to(device) if drawn else None  # (R, max_length)
     parents = None
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
         logits = step(history[:, -1], parents).float()
-        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
+        forbidden = _forbidden(history, logits.shape[-1], end_id, o)
         allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
         if chances is None:
             tokens = allowed.argmax(-1)
         else:
             below = allowed - allowed.amax(-1, keepdim=True)  # a low temperature makes infinity of other numbers
-            tokens = _draw(below / temperature, top_k, top_p, chances[rows, length - 1])
+            tokens = _draw(below / o.temperature, o.top_k, o.top_p, chances[rows, length - 1])
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
@@ -147,7 +118,7 @@ def sample(
         if leaving is not None:
             left = leaving.repeat_interleave(captions)
             for row, ids, total in zip(*(x[left].tolist() for x in (rows, history[:, 1:], log_prob)), strict=True):
-                found[row] = _caption(ids, end_id, total, length_penalty)
+                found[row] = _caption(ids, end_id, total, o.length_penalty)
             parents = (~left).nonzero()[:, 0]
             if not len(parents):
                 break
@@ -156,76 +127,37 @@ def sample(
     return [sorted(captions_of, key=lambda caption: -caption.score) for captions_of in per_image]
 
 
-def beam_search(
-    step: Step,
-    images: int,
-    beams: int,
-    *,
-    start_id: int,
-    end_id: int,
-    max_length: int,
-    length_penalty: float = 1.0,
-    min_length: int = 0,
-    no_repeat_ngram: int = 0,
-    groups: int = 1,
-    diversity_penalty: float = 0.5,
-    device: torch.device | str = "cpu",
-) -> list[list[Caption]]:
-    """The best `beams` captions of each image, best first, by log_prob / length ** length_penalty.
+def beam_search(step: Step, images: int, options: Options, limits: Limits) -> list[list[Caption]]:
+    """The best options.beam_size captions of each image, best first, by log_prob / length ** length_penalty.
 
     max_length limits the length, and what has no <end> by then counts as it stands. An image is settled when no open
     beam can still pass its worst finished one, judged at the present length as transformers does
-    (early_stopping=False). beams = 1 is greedy.
+    (early_stopping=False).
     min_length: fewest tokens before <end>. no_repeat_ngram: no n tokens occur twice in a caption (0 = off); <start>
     counts as its first token.
-    groups > 1: diverse beam search (Vijayakumar et al. 2016). The groups go one after the other at every step, and
-    each token costs a group diversity_penalty for every open beam of an earlier group that took it at this step. The
-    costs lead the search of a group and stay with its beams, but are in neither log_prob nor score. First comes the
-    best caption of each group, by score, then the second best of each; two groups may find the same caption.
-    Raises ValueError where the groups do not divide the beams.
+    beam_groups > 1, which must divide the beams: diverse beam search (Vijayakumar et al. 2016). The groups go one after
+    the other at every step, and each token costs a group diversity_penalty for every open beam of an earlier group that
+    took it at this step. The costs lead the search of a group and stay with its beams, but are in neither log_prob nor
+    score. First comes the best caption of each group, by score, then the second best of each; two groups may find the
+    same caption.
     """
-    if groups < 1 or beams % groups:
-        raise ValueError(f"{beams} beams cannot be dealt out to {groups} groups: give a multiple, e.g. {2 * groups}.")
-    if beams == 1:
-        return greedy(
-            step, images, start_id=start_id, end_id=end_id, max_length=max_length, length_penalty=length_penalty,
-            min_length=min_length, no_repeat_ngram=no_repeat_ngram, device=device,
-        )  # fmt: skip
-    width = beams // groups
-    searches = [_start(images, width, start_id, end_id, max_length, device) for _ in range(groups)]
-    place = torch.arange(images, device=device)  # the images that are still searched
-    tokens, parents = torch.full((images * beams,), start_id, device=device), None
+    beams, groups = options.beam_size, options.beam_groups
+    searches = [_start(images, beams // groups, limits) for _ in range(groups)]
+    place = torch.arange(images, device=limits.device)  # the images that are still searched
+    tokens, parents = torch.full((images * beams,), limits.start_id, device=limits.device), None
     found: dict[int, list[Caption]] = {}
-    for length in range(1, max_length + 1):
-        logits = step(tokens, parents).float()
-        totals = logits.logsumexp(-1, keepdim=True)
-        history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
-        forbidden = _forbidden(history, logits.shape[-1], end_id, length <= min_length, no_repeat_ngram)
-        if forbidden is not None:
-            logits = logits.masked_fill(forbidden, _FLOOR)
-        own = [x.view(len(place), groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
-        costs = logits.new_zeros(len(place), logits.shape[-1]) if groups > 1 else None  # (N, V)
-        chosen_rows = []
-        first_row = torch.arange(len(place), device=device)[:, None] * beams  # (N, 1)
-        for group, (own_logits, own_totals) in enumerate(zip(*own, strict=True)):
-            search, beam = _advance(
-                searches[group], own_logits, own_totals, costs, length, length == max_length, end_id, length_penalty
-            )
-            if costs is not None:
-                counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
-                costs.scatter_add_(1, search.ids[:, :, -1], diversity_penalty * counted.float())
-            searches[group] = search
-            chosen_rows.append(first_row + group * width + beam)
-        rows = torch.cat(chosen_rows, 1)  # (N, K)
-        leaving = _leaving(torch.stack([search.settled for search in searches]).all(0), length == max_length)
+    for length in range(1, limits.max_length + 1):
+        searches, rows = _advance(searches, step(tokens, parents).float(), options, limits.end_id)
+        settled = torch.stack([search.settled for search in searches]).all(0)
+        leaving = _leaving(settled, length == limits.max_length)
         if leaving is not None:
-            done = _collect([_Search(*(x[leaving] for x in search)) for search in searches], end_id, length_penalty)
+            done = _collect([search.of(leaving) for search in searches], limits.end_id, options.length_penalty)
             found.update(zip(place[leaving].tolist(), done, strict=True))
             going = (~leaving).nonzero()[:, 0]
             if not len(going):
                 break
             place, rows = place[going], rows[going]
-            searches = [_Search(*(x[going] for x in search)) for search in searches]
+            searches = [search.of(going) for search in searches]
         parents, tokens = rows.flatten(), torch.cat([search.ids[:, :, -1] for search in searches], 1).flatten()
     return [found[image] for image in range(images)]
 
@@ -249,32 +181,57 @@ class _Search(NamedTuple):
     done_ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
     settled: Tensor  # (N,)
 
+    def of(self, images: Tensor) -> "_Search":
+        """That of some images, by a mask or by their places."""
+        return _Search(*(part[images] for part in self))
 
-def _start(images: int, beams: int, start_id: int, end_id: int, max_length: int, device: torch.device | str) -> _Search:
-    floor = torch.full((images, beams), _FLOOR, device=device)
+
+def _start(images: int, beams: int, limits: Limits) -> _Search:
+    floor = torch.full((images, beams), _FLOOR, device=limits.device)
     totals = floor.clone()
     totals[:, 0] = 0.0  # one open beam per image: K equal ones would find the same caption K times
-    ids = torch.full((images, beams, 1), start_id, device=device)
-    done_ids = torch.full((images, beams, max_length), end_id, device=device)
-    return _Search(
-        totals, totals, ids, floor, floor, done_ids, torch.zeros(images, dtype=torch.bool, device=device)
-    )
+    ids = torch.full((images, beams, 1), limits.start_id, device=limits.device)
+    done_ids = torch.full((images, beams, limits.max_length), limits.end_id, device=limits.device)
+    settled = torch.zeros(images, dtype=torch.bool, device=limits.device)
+    return _Search(totals, totals, ids, floor, floor, done_ids, settled)
 
 
 def _advance(
-    search: _Search,
-    logits: Tensor,
-    totals: Tensor,
-    costs: Tensor | None,
-    length: int,
-    last: bool,
-    end_id: int,
-    length_penalty: float,
+    searches: list[_Search], logits: Tensor, options: Options, end_id: int
+) -> tuple[list[_Search], Tensor]:
+    """One more token for the beams of all groups. logits: (R, V).
+
+    Returns the searches and which row of the step each open beam continues, (N, K).
+    """
+    images, width = searches[0].totals.shape
+    groups = len(searches)
+    totals = logits.logsumexp(-1, keepdim=True)
+    history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
+    forbidden = _forbidden(history, logits.shape[-1], end_id, options)
+    if forbidden is not None:
+        logits = logits.masked_fill(forbidden, _FLOOR)
+    own = [x.view(images, groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
+    costs = logits.new_zeros(images, logits.shape[-1]) if groups > 1 else None  # (N, V)
+    first_row = torch.arange(images, device=logits.device)[:, None] * groups * width  # (N, 1)
+    advanced, rows = [], []
+    for group, (before, own_logits, own_totals) in enumerate(zip(searches, *own, strict=True)):
+        search, beam = _advance_group(before, own_logits, own_totals, costs, end_id, options.length_penalty)
+        if costs is not None:
+            counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
+            costs.scatter_add_(1, search.ids[:, :, -1], options.diversity_penalty * counted.float())
+        advanced.append(search)
+        rows.append(first_row + group * width + beam)
+    return advanced, torch.cat(rows, 1)
+
+
+def _advance_group(
+    search: _Search, logits: Tensor, totals: Tensor, costs: Tensor | None, end_id: int, length_penalty: float
 ) -> tuple[_Search, Tensor]:
     """One more token for the beams of a group. logits (N, K, V) and their logsumexp (N, K, 1), costs (N, V) of tokens.
 
     Returns the search and which of the K beams each open one continues, (N, K).
     """
+    length, max_length = search.ids.shape[2], search.done_ids.shape[2]
     images, beams, vocabulary = logits.shape
     # 2K candidates: at most K of them end, so K remain to go on. None of them is beyond the 2K best of its own beam.
     gains, token = (logits if costs is None else logits - costs[:, None]).topk(min(2 * beams, vocabulary))
@@ -289,9 +246,9 @@ def _advance(
     # What ends among the first K, and at the limit everything, is measured against the finished ones.
     rank = torch.arange(best.shape[1], device=best.device)
     # A settled image takes no more, however long the others of its batch go on.
-    finishes = (ends | last) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
+    finishes = (ends | (length == max_length)) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
     scores = (best / length**length_penalty).masked_fill(~finishes, _FLOOR)
-    padded = F.pad(ids[:, :, 1:], (0, search.done_ids.shape[2] - length), value=end_id)
+    padded = F.pad(ids[:, :, 1:], (0, max_length - length), value=end_id)
     done_scores, order = torch.cat([search.done_scores, scores], 1).topk(beams, dim=1)
     done_log_probs = torch.cat([search.done_log_probs, own], 1).gather(1, order)
     done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
@@ -326,11 +283,12 @@ def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> lis
     return results
 
 
-def _forbidden(history: Tensor, vocabulary: int, end_id: int, too_short: bool, ngram: int) -> Tensor | None:
+def _forbidden(history: Tensor, vocabulary: int, end_id: int, options: Options) -> Tensor | None:
     """(R, V) True for tokens that may not follow `history` (R, L); None where all may.
 
-    too_short: <end> may not. A row that would have nothing left may end.
+    A row that would have nothing left may end.
     """
+    ngram, too_short = options.no_repeat_ngram, history.shape[1] <= options.min_length
     repeats = ngram and history.shape[1] >= ngram
     if not too_short and not repeats:
         return None

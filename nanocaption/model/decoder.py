@@ -6,11 +6,13 @@ captions per image decoded at once (beams), L tokens so far.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nanocaption.base.settings import ModelSettings
 from nanocaption.data.packing import Places, pack, unpack
 
 # per layer: "memory_k" (N, H, D/H, P), "memory_v" (N, H, P, D/H); of the tokens so far "k" (N, H, D/H, C*K) and
@@ -20,52 +22,36 @@ _ROOM = 16  # tokens by which that grows
 
 
 class Decoder(nn.Module):
-    """Token and position embeddings, `layers` decoder layers, final norm, output map tied to the embeddings."""
+    """Token and position embeddings, decoder layers, final norm, output map tied to the embeddings."""
 
-    def __init__(
-        self,
-        vocab_size: int,
-        width: int,
-        heads: int,
-        layers: int,
-        ff_dim: int,
-        max_seq_len: int,
-        dropout: float,
-        pad: int,
-    ):
+    def __init__(self, settings: ModelSettings, vocab_size: int, dropout: float):
         super().__init__()
-        self.max_seq_len = max_seq_len
-        self.pad = pad
-        self.embedding = nn.Embedding(vocab_size, width, padding_idx=pad)
-        self.position_embedding = nn.Embedding(max_seq_len, width)
+        s, width = settings, settings.DECODER_EMBED_DIM
+        self.max_seq_len = s.MAX_SEQ_LEN
+        self.pad = s.PAD_TOKEN_ID
+        self.embedding = nn.Embedding(vocab_size, width, padding_idx=self.pad)
+        self.position_embedding = nn.Embedding(self.max_seq_len, width)
         self.dropout = Dropout(dropout)
-        self.layers = nn.ModuleList([DecoderLayer(width, heads, ff_dim, dropout) for _ in range(layers)])
+        layers = [DecoderLayer(width, s.DECODER_HEADS, s.DECODER_FF_DIM, dropout) for _ in range(s.DECODER_LAYERS)]
+        self.layers = cast(list[DecoderLayer], nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, memory: Tensor, places: Places) -> Tensor:
-        """tokens (B, T) with its places, memory (N, P, D) -> hidden states of the real tokens (R, D)."""
-        x = self._embed(tokens, places)
-        for layer in self.layers:
-            x = layer(x, places, memory)
-        return self.norm(x)
+    def forward(self, tokens: Tensor, memory: Tensor, places: Places, seen: list[Tensor] | None = None) -> Tensor:
+        """tokens (B, T) with its places, memory (N, P, D) -> hidden states of the real tokens (R, D).
 
-    def _embed(self, tokens: Tensor, places: Places) -> Tensor:
-        captions, length = tokens.shape
+        seen: gets per layer the weights (R, H * P) of the real tokens' attention over the memory.
+        """
+        length = tokens.shape[1]
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
         real = tokens.flatten().index_select(0, places.in_captions)  # (R,)
-        return self.dropout(self.embedding(real) + self.position_embedding(places.positions))
-
-    def cross_attention(self, tokens: Tensor, memory: Tensor, places: Places) -> list[Tensor]:
-        """Per layer the weights (R, H * P) of the real tokens' attention over the memory; arguments as `forward`."""
-        x = self._embed(tokens, places)
-        found = []
+        x = self.dropout(self.embedding(real) + self.position_embedding(places.positions))
         for layer in self.layers:
-            found.append(layer.cross_attention(x, places, memory))
-            x = layer(x, places, memory)
-        return found
+            x = layer(x, places, memory, seen)
+        return self.norm(x)
 
     def logits(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V)"""
         return F.linear(hidden, self.embedding.weight)
 
     def step(self, tokens: Tensor, position: int, cache: Cache, hidden: Tensor | None) -> Tensor:
@@ -95,10 +81,15 @@ class DecoderLayer(nn.Module):
         self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), nn.GELU(), nn.Linear(ff_dim, width))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, places: Places, memory: Tensor) -> Tensor:
-        """x: real tokens (R, D), at `places` of their captions and images; memory (N, P, D)."""
+    def forward(self, x: Tensor, places: Places, memory: Tensor, seen: list[Tensor] | None = None) -> Tensor:
+        """x: real tokens (R, D), at `places` of their captions and images; memory (N, P, D); seen: see Decoder."""
         x = self._attend_to_caption(x, places)
-        q, k, v = self._cross(x, places, memory)
+        # All tokens of an image's captions are queries (N, H, Q, D/H) to one set of keys, made once per image.
+        (q,) = self._split(unpack(self.cross_q(self.cross_norm(x)), places.in_images, places.images), 1)
+        k, v = self._split(self.cross_kv(memory), 2)  # each (N, H, P, D/H)
+        if seen is not None:
+            weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # (N, H, Q, P)
+            seen.append(pack(_join(weights), places.in_images))
         mixed = _join(F.scaled_dot_product_attention(q, k, v))  # (N, Q, D)
         x = x + self.dropout(self.cross_out(pack(mixed, places.in_images)))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
@@ -109,19 +100,8 @@ class DecoderLayer(nn.Module):
         mixed = _join(F.scaled_dot_product_attention(q, k, v, is_causal=True))  # (B, T, D)
         return x + self.dropout(self.self_out(pack(mixed, places.in_captions)))
 
-    def _cross(self, x: Tensor, places: Places, memory: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries (N, H, Q, D/H), keys and values (N, H, P, D/H) of the attention over the memory."""
-        # All tokens of an image's captions are queries to one set of keys, made once per image.
-        (q,) = self._split(unpack(self.cross_q(self.cross_norm(x)), places.in_images, places.images), 1)
-        return (q, *self._split(self.cross_kv(memory), 2))
-
-    def cross_attention(self, x: Tensor, places: Places, memory: Tensor) -> Tensor:
-        """The weights (R, H * P) that `forward` gives the memory; arguments as there."""
-        q, k, _ = self._cross(self._attend_to_caption(x, places), places, memory)
-        weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # (N, H, Q, P)
-        return pack(_join(weights), places.in_images)
-
     def memory_cache(self, memory: Tensor) -> dict[str, Tensor]:
+        """The layer's part of a Cache, before any token."""
         k, v = self._split(self.cross_kv(memory), 2)
         k = k.transpose(-1, -2)
         return {"memory_k": k.contiguous(), "memory_v": v.contiguous(), "k": k[..., :0], "v": v[:, :, :0]}

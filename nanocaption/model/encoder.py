@@ -5,15 +5,21 @@ N images, S side in pixels, P patch tokens (class token included where the tower
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from nanocaption.base.settings import ModelSettings
+from nanocaption.data.transform import ImageSpec
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel  # takes seconds, and only a pretrained tower needs it
 
 # model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
 _TOWERS = {
@@ -30,7 +36,14 @@ _HINT = (
     "False needs none."
 )
 SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
-_INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
+INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
+
+
+class Tower(TypedDict, total=False):
+    """What rebuilds a pretrained tower without loading it anew, JSON-ready; empty for an encoder from scratch."""
+
+    encoder_config: dict[str, object]  # of transformers
+    image_spec: ImageSpec
 
 
 class VisionTransformer(nn.Module):
@@ -97,14 +110,17 @@ def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
 class PretrainedTower(nn.Module):
     """A vision tower of transformers. `config` is what rebuilds it without any download."""
 
-    def __init__(self, tower: nn.Module):
+    tower: "PreTrainedModel"
+
+    def __init__(self, tower: "PreTrainedModel"):
         super().__init__()
         self.tower = tower
         patch = tower.config.patch_size
         self.width, self.patch_size = tower.config.hidden_size, patch if isinstance(patch, int) else patch[0]
 
     @property
-    def config(self) -> dict[str, Any]:
+    def config(self) -> dict[str, object]:
+        """What `rebuild_pretrained` takes, JSON-ready."""
         return self.tower.config.to_dict()
 
     def checkpoint_blocks(self) -> None:
@@ -117,6 +133,20 @@ class PretrainedTower(nn.Module):
         # A side other than the tower's own needs its position embeddings resized.
         resized = images.shape[-1] != self.tower.config.image_size
         return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
+
+
+def make_encoder(
+    settings: ModelSettings, tower: Tower | None
+) -> tuple[VisionTransformer | PretrainedTower, ImageSpec]:
+    """The encoder that the settings describe and how it wants its pictures: from scratch, rebuilt or loaded."""
+    s = settings
+    if s.ENCODER_MODEL_NAME is None:
+        size = s.IMAGE_SIZE or SCRATCH_SIZE
+        shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
+        return VisionTransformer(*shape), scratch_image_spec(size)
+    if tower:
+        return rebuild_pretrained(tower["encoder_config"]), tower["image_spec"]
+    return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
 
 
 def check_available(name: str) -> tuple[str, bool]:
@@ -155,7 +185,7 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, dict[str, Any]]:
+def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, ImageSpec]:
     """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
 
     image_size: side of the input in pixels; None = the tower's own. Raises ValueError with one line where the tower
@@ -186,27 +216,25 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
     return encoder, spec if image_size is None else {**spec, "size": image_size, "resize": image_size}
 
 
-def nameless(config: dict[str, Any] | None) -> dict[str, Any] | None:
+def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
     """A tower's configuration without where it lay, and without the classes of a head that is not there."""
     names = ("_name_or_path", "id2label", "label2id")
-    return config and {name: value for name, value in config.items() if name not in names}
+    return None if config is None else {name: value for name, value in config.items() if name not in names}
 
 
-def rebuild_pretrained(config: dict[str, Any]) -> PretrainedTower:
+def rebuild_pretrained(config: dict[str, object]) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
-    class_name, arguments = _TOWERS[config["model_type"]]
+    class_name, arguments = _TOWERS[str(config["model_type"])]
     tower_class = getattr(transformers, class_name)
     return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
 
 
-def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str, Any]:
-    """How an encoder wants its pictures, from its preprocessor file.
+def read_image_spec(path: str, image_size: int, local: bool = True) -> ImageSpec:
+    """How an encoder wants its pictures, from its preprocessor file: of CLIP's kind with crop, of ViT's without.
 
-    Returns {"size", "resize", "crop", "mean", "std", "interpolation"}. size: side in pixels. With crop (CLIP) the
-    shorter side is resized to "resize" and the middle cut out; without (ViT) the whole picture is squashed to "size".
-    mean and std: per channel of values 0..1.
+    image_size: side in pixels, where the file does not say. ValueError for a resize filter that is not known.
     """
     from transformers import AutoImageProcessor
 
@@ -214,7 +242,7 @@ def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str,
     crop = bool(getattr(processor, "do_center_crop", False))
     size = _get(processor.crop_size if crop else processor.size, "height") or image_size
     shortest = _get(processor.size, "shortest_edge")
-    interpolation = _INTERPOLATIONS.get(int(processor.resample))
+    interpolation = INTERPOLATIONS.get(int(processor.resample))
     if interpolation is None:
         raise ValueError(f"The encoder {path!r} wants the resize filter {processor.resample}; only 0, 2, 3 are known.")
     return {
@@ -227,7 +255,7 @@ def read_image_spec(path: str, image_size: int, local: bool = True) -> dict[str,
     }
 
 
-def scratch_image_spec(image_size: int) -> dict[str, Any]:
+def scratch_image_spec(image_size: int) -> ImageSpec:
     """The image_spec of an encoder from scratch: the whole picture squashed, values about -1..1."""
     return {
         "size": image_size, "resize": image_size, "crop": False,

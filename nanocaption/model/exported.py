@@ -1,16 +1,16 @@
 """A trained model on its own: its folder, and captions of pictures, without anything of the training.
 
-    from model import ImageToTextModel
+    import nanocaption
 
-    model = ImageToTextModel.from_pretrained("folder")
+    model = nanocaption.load("folder")
     print(model.caption("photo.jpg"))
 
-The folder, as export.py writes it (hub.FILES):
+The folder, as `nanocaption export` writes it (hub.FILES):
     model.safetensors          the weights; tied ones stand once
     config.json                sizes, encoder, image_spec, special ids; sha256 of weights and tokenizer
     tokenizer.json             and tokenizer_config.json, special_tokens_map.json: for transformers.AutoTokenizer, too
     preprocessor_config.json   for transformers.AutoImageProcessor
-    README.md                  the model card, see card.py
+    README.md                  the model card, see export/card.py
 A folder needs no network. Nothing in it is code, nothing is unpickled.
 """
 
@@ -19,19 +19,19 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 
 from nanocaption.base import hub
 from nanocaption.base.settings import CHECKPOINT_SETTINGS
-from nanocaption.base.tensors import sync_folder, write_tensors
+from nanocaption.base.tensors import State, sync_folder, write_tensors
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
-from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.data.transform import ImageSpec
+from nanocaption.model.encoder import INTERPOLATIONS, SCRATCH_SIZE, nameless, scratch_image_spec
 
 MODEL_TYPE = "nanocaption"
 FORMAT_VERSION = 1
@@ -41,11 +41,10 @@ SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
 _FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
-_RESAMPLE = {"nearest": 0, "bilinear": 2, "bicubic": 3}  # PIL's numbers
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
-def write(folder: Path, state: dict[str, Any], card: str) -> None:
+def write(folder: Path, state: State, card: str) -> None:
     """Write `folder` from a checkpoint's state (checkpoint.load, or `read`) and the text of its README.md.
 
     All is written and verified beside it first. An older export there gets new files, and keeps what else it holds;
@@ -69,7 +68,7 @@ def write(folder: Path, state: dict[str, Any], card: str) -> None:
         for name, content in (
             ("tokenizer_config.json", FOR_TRANSFORMERS | longest),
             ("special_tokens_map.json", special),
-            ("preprocessor_config.json", preprocessor(about["image_spec"])),
+            ("preprocessor_config.json", preprocessor(image_spec_of(state))),
             (hub.CONFIG, about),
         ):
             text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
@@ -102,14 +101,19 @@ def is_export(folder: Path) -> bool:
         return False
 
 
-def describe(state: dict[str, Any]) -> dict[str, Any]:
+def image_spec_of(state: State) -> ImageSpec:
+    """How the model of a state wants its pictures."""
+    scratch = scratch_image_spec(state["config"]["IMAGE_SIZE"] or SCRATCH_SIZE)
+    return state["model_arguments"].get("image_spec", scratch)
+
+
+def describe(state: State) -> dict[str, object]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
-    settings = {name: state["config"][name] for name in SETTINGS}
+    known, settings = dict(state.items()), {name: state["config"][name] for name in SETTINGS}
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
     encoder_config = copy.deepcopy(nameless(state["model_arguments"].get("encoder_config")))
-    scratch = scratch_image_spec(settings["IMAGE_SIZE"] or SCRATCH_SIZE)
     return {
         "model_type": MODEL_TYPE,
         "architectures": ["ImageToTextModel"],
@@ -126,8 +130,8 @@ def describe(state: dict[str, Any]) -> dict[str, Any]:
         "format_version": FORMAT_VERSION,
         "settings": settings,
         "encoder_config": encoder_config,
-        "image_spec": state["model_arguments"].get("image_spec", scratch),
-        "trained": {name: state[name] for name in _FACTS if name in state},
+        "image_spec": image_spec_of(state),
+        "trained": {name: known[name] for name in _FACTS if name in known},
     }
 
 
@@ -136,7 +140,7 @@ def is_hub_id(name: str) -> bool:
     return not (name.startswith((".", "/", "~")) or Path(name).is_dir() or name.count("/") > 1 or "\\" in name)
 
 
-def preprocessor(image_spec: Mapping[str, Any]) -> dict[str, Any]:
+def preprocessor(image_spec: ImageSpec) -> dict[str, object]:
     """The image_spec as transformers' image processors write it; encoder.read_image_spec reads it back."""
     size, crop = image_spec["size"], image_spec["crop"]
     kind = "CLIPImageProcessor" if crop else "ViTImageProcessor"
@@ -145,7 +149,7 @@ def preprocessor(image_spec: Mapping[str, Any]) -> dict[str, Any]:
         "do_convert_rgb": True,
         "do_resize": True,
         "size": {"shortest_edge": image_spec["resize"]} if crop else {"height": size, "width": size},
-        "resample": _RESAMPLE[image_spec["interpolation"]],
+        "resample": next(n for n, name in INTERPOLATIONS.items() if name == image_spec["interpolation"]),
         "do_center_crop": crop,
         **({"crop_size": {"height": size, "width": size}} if crop else {}),
         "do_rescale": True,
@@ -156,7 +160,7 @@ def preprocessor(image_spec: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def read(name: str | Path, revision: str | None = None) -> dict[str, Any]:
+def read(name: str | Path, revision: str | None = None) -> State:
     """The state in an exported folder, or in one of the Hub: as checkpoint.load gives it, without the training's part.
 
     Raises ValueError with one line where there is none, or where it is damaged or not one of ours.
@@ -178,14 +182,14 @@ def read(name: str | Path, revision: str | None = None) -> dict[str, Any]:
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
         card = folder / "README.md"
-        return {
+        return cast(State, {
             **about["trained"],
             "config": {name: about["settings"][name] for name in SETTINGS},
             "model_arguments": arguments,
             "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
             "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),
             "card": card.read_text(encoding="utf-8") if card.is_file() else "",
-        }
+        })  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 
 class Options(NamedTuple):
@@ -25,7 +25,7 @@ GREEDY = Options()
 
 
 def option_problems(
-    options: Options, told: Callable[[str, Any], str] = lambda name, value: f"{name} = {value}"
+    options: Options, told: Callable[[str, object], str] = lambda name, value: f"{name} = {value}"
 ) -> list[str]:
     """One line for each option that cannot be meant so. told: (name, value) -> how the user wrote them."""
     o = options

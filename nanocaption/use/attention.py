@@ -6,15 +6,21 @@ P features of an image, of which the last side * side are the grid of patches; H
 import io
 import textwrap
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypedDict
 
 import torch
 from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nanocaption.data.pictures import read_picture
 from nanocaption.data.tokenizer import PAD, START, UNK, text_of
+from nanocaption.data.transform import ImageSpec, load_image
 from nanocaption.model.captioner import ImageToTextModel
+from nanocaption.model.captions import CaptionText
+
+_SHOWN_SIDE = 448  # pixels of a drawn picture
 
 
 class WordMap(NamedTuple):
@@ -25,6 +31,19 @@ class WordMap(NamedTuple):
 class CaptionMaps(NamedTuple):
     side: int
     words: list[WordMap]
+
+
+class WordWeights(TypedDict):
+    text: str
+    weights: list[int]  # 0..255, rows * cols of them, row by row; each word's largest is 255
+
+
+class JsonMaps(TypedDict):
+    """CaptionMaps, JSON-ready."""
+
+    rows: int
+    cols: int
+    words: list[WordWeights]
 
 
 def word_maps(tokenizer: Tokenizer, ids: Sequence[int], weights: Tensor, side: int) -> CaptionMaps:
@@ -47,23 +66,23 @@ def words_of(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, list[i
     for place, token in enumerate(ids):
         if token <= UNK:
             continue
-        if not groups or tokenizer.id_to_token(token).startswith("Ġ"):  # byte-level BPE writes a space so
+        if not groups or (tokenizer.id_to_token(token) or "").startswith("Ġ"):  # byte-level BPE writes a space so
             groups.append([])
         groups[-1].append(place)
     words = [(text_of(tokenizer, [ids[place] for place in group]).strip(), group) for group in groups]
     return [(text, group) for text, group in words if text]
 
 
-def maps_as_json(maps: CaptionMaps) -> dict[str, Any]:
-    """{"rows", "cols", "words": [{"text", "weights": rows * cols whole numbers 0..255}]}, JSON-ready.
-
-    The weights go row by row; each word's largest is 255.
-    """
-    words = [
-        {"text": text, "weights": (255 * weights / weights.max().clamp(min=1e-12)).round().int().flatten().tolist()}
-        for text, weights in maps.words
+def maps_as_json(maps: CaptionMaps) -> JsonMaps:
+    """The maps rounded, JSON-ready."""
+    words: list[WordWeights] = [
+        {"text": text, "weights": _to_255(weights).int().flatten().tolist()} for text, weights in maps.words
     ]
     return {"rows": maps.side, "cols": maps.side, "words": words}
+
+
+def _to_255(weights: Tensor) -> Tensor:
+    return (255 * weights / weights.max().clamp(min=1e-12)).round()
 
 
 def draw_words(picture: Image.Image, caption: str, maps: CaptionMaps) -> bytes:
@@ -90,18 +109,32 @@ def draw_words(picture: Image.Image, caption: str, maps: CaptionMaps) -> bytes:
     return buffer.getvalue()
 
 
+def draw_picture(model: ImageToTextModel, tokenizer: Tokenizer, path: Path, caption: CaptionText) -> bytes:
+    """The PNG of `draw_words` for one caption of a picture file. ValueError where that cannot be read."""
+    spec = model.image_spec
+    (maps,) = attend_maps(model, tokenizer, load_image(path, spec)[None], [caption.ids])
+    # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
+    factor = _SHOWN_SIDE / spec["size"]
+    larger: ImageSpec = {**spec, "size": _SHOWN_SIDE, "resize": round(spec["resize"] * factor)}
+    drawing = Image.fromarray(load_image(path, larger).permute(1, 2, 0).numpy())
+    if not spec["crop"]:
+        height, width, _ = read_picture(path).pixels.shape
+        drawing = drawing.resize((_SHOWN_SIDE, max(1, round(_SHOWN_SIDE * height / width))))
+    return draw_words(drawing, caption.text, maps)
+
+
 def _lit(picture: Image.Image, weights: Tensor) -> Image.Image:
     """The picture in grey and dark, with its own light and colours where the weights are large."""
-    mask = (255 * weights / weights.max().clamp(min=1e-12)).round().to(torch.uint8)
-    mask = Image.fromarray(mask.numpy()).resize(picture.size, Image.Resampling.BICUBIC)
+    levels = _to_255(weights).to(torch.uint8).numpy()
+    mask = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)
     dark = picture.convert("L").point(lambda grey: 0.25 * grey).convert("RGB")
     return Image.composite(picture, dark, mask)
 
 
 def attend(
-    model: ImageToTextModel, tokenizer: Tokenizer, images: torch.Tensor, captions: Sequence[Sequence[int]]
-) -> list[dict[str, Any]]:
-    """What each word of a caption looked at, JSON-ready, see attention.as_json; one entry per caption.
+    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]]
+) -> list[JsonMaps]:
+    """What each word of a caption looked at, JSON-ready; one entry per caption.
 
     images: (N, 3, S, S) on any device, as `ImageToTextModel.encode` takes them, or (1, 3, S, S) for captions of one
     picture. captions: N lists of ids without <start> and <end>, the model's own or any others.
@@ -110,7 +143,7 @@ def attend(
 
 
 def attend_maps(
-    model: ImageToTextModel, tokenizer: Tokenizer, images: torch.Tensor, captions: Sequence[Sequence[int]]
+    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]]
 ) -> list[CaptionMaps]:
     """`attend` before its rounding."""
     if not captions:

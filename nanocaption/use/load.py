@@ -1,9 +1,9 @@
-"""A checkpoint put to use: find it, load it, caption pictures with it. Shared by evaluate, caption and train."""
+"""A checkpoint put to use: find it and load it."""
 
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from tokenizers import Tokenizer
@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from nanocaption.base import devices
 from nanocaption.base.hub import WEIGHTS
 from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
+from nanocaption.base.tensors import State
 from nanocaption.data.tokenizer import tokenizer_digest
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, assemble
@@ -18,41 +19,36 @@ from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import best_of_newest, newest_run
 
 
-def load_state(path: Path, settings: Settings) -> tuple[dict[str, Any], Settings]:
+def load_captioner(name: str | Path, revision: str | None = None) -> ImageToTextModel:
+    """nanocaption.load: the model of an exported folder, of the Hub, or of a checkpoint file."""
+    if Path(name).is_file():
+        return assemble(checkpoint.load(name))
+    return ImageToTextModel.from_pretrained(name, revision)
+
+
+def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     """A checkpoint, and the settings for using it: its own where they fix the model, else those given.
 
     path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
+    ValueError with one line where it is damaged, SystemExit where it was trained with other settings than those given.
     """
-    try:
-        state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    own = {name: state["config"][name] for name in CHECKPOINT_SETTINGS if name in state["config"]}
-    place = {name: state["config"][name] for name in ("DATA_DIR",) if name in state["config"]}
-    settings = settings.on(own | place)
-    changed = differences(settings, own, [n for n in own if n not in DATA_SETTINGS])
-    if changed:
+    state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
+    own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
+    settings = settings.on(own)
+    fixed = [name for name in own if name not in (*DATA_SETTINGS, "DATA_DIR")]
+    if changed := differences(settings, own, fixed):
         raise SystemExit(f"{path} was trained with other settings, which cannot change now: {'; '.join(changed)}")
     return state, settings
 
 
-def load_model(state: dict[str, Any], device: torch.device) -> tuple[ImageToTextModel, Tokenizer]:
-    """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set."""
-    try:
-        model, tokenizer = assemble(state)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    return model.to(device), tokenizer
+def load_model(state: State, device: torch.device) -> tuple[ImageToTextModel, Tokenizer]:
+    """The trained model in eval mode and its tokenizer, from the checkpoint alone: no download, no data set.
 
-
-def load_captioner(name: str | Path, revision: str | None = None) -> ImageToTextModel:
-    """nanocaption.load: the model of an exported folder, of the Hub, or of a checkpoint file."""
-    if not Path(name).is_file():
-        return ImageToTextModel.from_pretrained(name, revision)
-    state = checkpoint.load(name)
-    model, model.tokenizer = assemble(state)
-    model.about = {key: value for key, value in state.items() if not key.endswith("state_dict")}
-    return model
+    Raises ValueError with one line where it does not fit together.
+    """
+    model = assemble(state).to(device)
+    assert model.tokenizer is not None
+    return model, model.tokenizer
 
 
 class Loaded(NamedTuple):
@@ -60,7 +56,7 @@ class Loaded(NamedTuple):
 
     models: list[ImageToTextModel]
     tokenizer: Tokenizer
-    states: list[dict[str, Any]]  # the checkpoints, as checkpoint.load gives them
+    states: list[State]  # the checkpoints
     settings: Settings
     device: torch.device
 
@@ -68,21 +64,20 @@ class Loaded(NamedTuple):
 def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
     """The models of one or several checkpoints. The settings are those of the first, under those given.
 
-    Raises SystemExit with one line where one cannot be used, or where their tokenizers differ: an ensemble averages
+    Raises as load_state and load_model do, and SystemExit where their tokenizers differ: an ensemble averages
     probabilities of the same tokens.
     """
     states, used = zip(*(load_state(path, settings) for path in paths), strict=True)
-    settings = used[0]
-    device = devices.pick_device(settings.DEVICE)
-    loaded = [load_model(state, device) for state in states]
-    digests = [tokenizer_digest(tokenizer) for _, tokenizer in loaded]
+    device = devices.pick_device(used[0].DEVICE)
+    models, tokenizers = zip(*(load_model(state, device) for state in states), strict=True)
+    digests = [tokenizer_digest(tokenizer) for tokenizer in tokenizers]
     for path, digest in zip(paths, digests, strict=True):
         if digest != digests[0]:
             raise SystemExit(
                 f"{path} has another tokenizer than {paths[0]}; only models of one tokenizer can be averaged. Train it "
                 f"with the same captions and VOCAB_SIZE, or start it with --init-checkpoint-path {paths[0]}."
             )
-    return Loaded([model for model, _ in loaded], loaded[0][1], list(states), settings, device)
+    return Loaded(list(models), tokenizers[0], list(states), used[0], device)
 
 
 def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> list[Path]:
@@ -95,7 +90,8 @@ def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> l
 def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Path:
     """A checkpoint file; of an exported folder its weights; without `path` the newest run's best under `output_dir`.
 
-    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none.
+    hub: whether `path` may also be the id of an exported model on the Hub. SystemExit where there is none, ValueError
+    where the Hub does not give it.
     """
     if path is None:
         best = best_of_newest(output_dir)
@@ -108,10 +104,7 @@ def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Pat
     if Path(path).is_file():
         return Path(path)
     if Path(path).is_dir() or (hub and path.count("/") == 1 and not path.endswith(".safetensors")):
-        try:
-            folder = exported.locate(path)
-        except ValueError as error:
-            raise SystemExit(str(error)) from error
+        folder = exported.locate(path)
         if not is_exported(folder / WEIGHTS):
             raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
         return folder / WEIGHTS
