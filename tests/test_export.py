@@ -13,10 +13,9 @@ import torch
 import yaml
 
 import evaluate
-from nanocaption import metrics
 from nanocaption.base import hub
 from nanocaption.base.settings import CHECKPOINT_SETTINGS, declared_settings, load_settings
-from nanocaption.commands import caption, export
+from nanocaption.commands import caption, export, score
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.prepared import load_records
 from nanocaption.data.tokenizer import UNK, encode, tokenizer_from_json, train_tokenizer
@@ -248,7 +247,7 @@ def test_captions_and_scores_go_through_plain_coco_files(exports, demo_data, tmp
     (tmp_path / "results.json").write_text(json.dumps(captions))
     for pair in ((output / "references.json", output / "predictions.json"),
                  (tmp_path / "captions_val2014.json", tmp_path / "results.json")):  # fmt: skip
-        assert metrics.main([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
+        score.main([*map(str, pair), "--json", str(tmp_path / "out.json")])
         found = json.loads((tmp_path / "out.json").read_text())
         assert {name: found[name] for name in scores} == pytest.approx(scores)
     evaluate.main(["--predictions", str(output / "predictions.json"), "--output", str(tmp_path / "back"), *place])

@@ -3,11 +3,12 @@
 import io
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from nanocaption.base.files import write_file
-from nanocaption.score.charts import LineChart, Points, draw_lines
+from nanocaption.score.charts import Chart, Points, draw_lines
 
 Rows = Sequence[Mapping[str, object]]
 
@@ -71,31 +72,37 @@ def smooth_curve(points: Points) -> Points:
     return smooth
 
 
-def curve_charts(curves: Curves) -> list[LineChart]:
+def curve_charts(curves: Curves) -> list[Chart]:
     """The losses and, if there are any, CIDEr; empty where there is nothing to draw."""
-    losses = {"each step": curves.train, "training, moving mean": curves.smooth, "validation": curves.val}
-    charts = [LineChart("Loss per token", losses, min, "{:.3f}", curves.x_label)] if curves.train or curves.val else []
+    charts = []
+    if curves.train or curves.val:
+        lines = {"each step": curves.train, "training, moving mean": curves.smooth, "validation": curves.val}
+        legend = {"training, moving mean": "train"} if curves.train else {}
+        legend |= {"validation": "val"} if curves.val else {}
+        draw = partial(draw_lines, lines=lines, best=min, form="{:.3f}", x_label=curves.x_label)
+        charts.append(Chart("Loss per token", legend, draw))
     if curves.cider:
-        charts.append(LineChart("Validation CIDEr", {"CIDEr": curves.cider}, max, "{:.1f}", curves.x_label))
+        draw = partial(draw_lines, lines={"CIDEr": curves.cider}, best=max, form="{:.1f}", x_label=curves.x_label)
+        charts.append(Chart("Validation CIDEr", {}, draw))
     return charts
 
 
 def plot_curves(history: Rows, path: Path | str, title: str) -> None:
     """Write a PNG: training and validation loss on the left, validation CIDEr (x 100), if any, on the right.
 
-    history: rows of log.jsonl. The file appears complete or not at all. ValueError if nothing can be drawn.
+    history: rows of log.jsonl. The file appears complete or not at all. ValueError if no loss can be drawn.
     """
     curves = extract_curves(history)
-    charts = curve_charts(curves)
     if not curves.train and not curves.val:
         raise ValueError(f"no finite loss in {len(history)} log rows, none to plot; let the run log a step")
+    charts = curve_charts(curves)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7 if len(charts) == 1 else 11, 4.2), dpi=150, layout="constrained", facecolor="white")
     figure.suptitle(title, parse_math=False, x=0.012, ha="left", fontsize=13, weight="bold", color="#222222")
     panels = figure.subplots(1, len(charts), squeeze=False)[0]
     for panel, chart in zip(panels, charts, strict=True):
-        draw_lines(panel, chart)
+        chart.draw(panel)
         panel.set_title(chart.title, loc="left", fontsize=10, color="#444444")
     panels[0].legend(loc="upper right", frameon=False, fontsize=9, title=curves.note, title_fontsize=8)
     drawn = io.BytesIO()

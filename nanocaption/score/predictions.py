@@ -7,7 +7,7 @@ from typing import NamedTuple
 from nanocaption import metrics
 from nanocaption.data.prepared import Record
 from nanocaption.metrics import files
-from nanocaption.metrics.files import Reference
+from nanocaption.metrics.files import Prediction, Reference
 
 
 class Side(NamedTuple):
@@ -40,12 +40,7 @@ def match_predictions(
     """
     predictions = files.read_predictions(path)
     tables = _tables(file_names, numbers)
-    ids = [one.image_id for one in predictions]
-    names = [one.image_id if one.file_name is None else one.file_name for one in predictions]
-    if not any(str(name) in table for table in tables for name in names) and any(
-        table.keys() >= set(map(str, ids)) for table in tables
-    ):
-        names = ids  # theirs are the file names of another copy of the pictures
+    names = _names(predictions, tables)
     place_of = _best_table(list(map(str, names)), tables, file_names, numbers_first, path)
     if unknown := [name for name in names if str(name) not in place_of]:
         raise ValueError(f"{path}: {len(unknown)} of {len(names)} predictions are for images without references, the "
@@ -59,6 +54,16 @@ def match_predictions(
         raise ValueError(f"{path}: {len(missing)} of {len(file_names)} images have no prediction, the first "
                          f"{missing[0]!r}: caption them all, or take fewer references (--data-cutoff)")  # fmt: skip
     return [captions[place] for place in range(len(file_names))]
+
+
+def _names(predictions: Sequence[Prediction], tables: list[dict[str, int]]) -> list[int | str | None]:
+    """What names the picture of each prediction: its file name, and where none of these is known its id."""
+    ids = [one.image_id for one in predictions]
+    names = [one.image_id if one.file_name is None else one.file_name for one in predictions]
+    known = any(str(name) in table for table in tables for name in names)
+    if not known and any(table.keys() >= set(map(str, ids)) for table in tables):
+        return ids  # theirs are the file names of another copy of the pictures
+    return names
 
 
 def _tables(file_names: Sequence[str], numbers: Sequence[int | str]) -> list[dict[str, int]]:

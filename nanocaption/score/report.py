@@ -2,8 +2,6 @@
 
 import base64
 import hashlib
-import html
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -13,10 +11,17 @@ from nanocaption.data.pictures import data_uri, thumbnail
 from nanocaption.data.prepared import Record
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.score.curves import Rows
-from nanocaption.score.report_html import GalleryRow, card_html, charts_html, confusions_html, scores_html
+from nanocaption.score.report_html import (
+    GalleryRow,
+    card_html,
+    charts_html,
+    confusions_html,
+    fill,
+    parts,
+    scores_html,
+)
 from nanocaption.score.scoring import Scores
 
-TEMPLATE = Path(__file__).with_name("report_template.html")
 MAX_IMAGES = 200
 T = TypeVar("T")
 
@@ -35,32 +40,28 @@ def write_report(
     """
     total = len(predictions)
     shown = shown_rows(predictions, max_images)
-    small = (thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown)
-    embedded = [(data_uri(picture), *picture.size) for picture in small]
-    aspects = sorted(width / height for _, width, height in embedded)
-    template = TEMPLATE.read_text(encoding="utf-8")
-    script = template.partition("<script>")[2].partition("</script>")[0]
-    few = scores.get("images", total) < FEW_IMAGES
-    parts = {
+    small = [thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown]
+    aspects = sorted(picture.width / picture.height for picture in small)
+    script = parts()["page"].partition("<script>")[2].partition("</script>")[0]
+    few = ": few, so these scores are rough, CIDEr above all" if scores.get("images", total) < FEW_IMAGES else ""
+    page = fill(
+        "page",
         # The page's policy runs this one script and nothing else, should an escape ever be forgotten.
-        "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        "title": html.escape(title),
-        "subtitle": html.escape(f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures")
-                    + (": few, so these scores are rough, CIDEr above all" if few else ""),
-        "signature": html.escape(str(scores.get("signature", ""))),
-        "scores": scores_html(scores),
-        "charts": charts_html(history, predictions),
-        "confusions": confusions_html(scores.get("confusions") or {}),
-        "hint": " Point at a word, tap it or move there with Tab and the arrow keys, to see where the model looked."
-                if any(row.get("attention") for _, row in shown) else "",
-        "counted": f"all {total:,} pictures" if len(shown) == total else
-                   f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
-        "aspect": f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
-        "cards": "\n".join(card_html(row, picture, rank, total)
-                           for (rank, row), (picture, _, _) in zip(shown, embedded, strict=True)),
-    }
-    # One pass: a caption that holds "{{cards}}" stays text.
-    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        title=title,
+        subtitle=f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures{few}",
+        signature=scores.get("signature", ""),
+        scores=scores_html(scores),
+        charts=charts_html(history, predictions),
+        confusions=confusions_html(scores.get("confusions", {})),
+        counted=f"all {total:,} pictures" if len(shown) == total else
+                f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
+        hint=" Point at a word, tap it or move there with Tab and the arrow keys, to see where the model looked."
+             if any(row.get("attention") for _, row in shown) else "",
+        aspect=f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
+        cards="\n".join(card_html(row, data_uri(picture), rank, total)
+                        for (rank, row), picture in zip(shown, small, strict=True)),
+    )  # fmt: skip
     write_file(Path(path), page.encode("utf-8", "backslashreplace"))
 
 

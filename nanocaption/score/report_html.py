@@ -1,15 +1,20 @@
-"""Parts of the report page as HTML text: score tables, charts, confusions, the gallery's cards. Data are escaped."""
+"""Parts of the report page as HTML: score tables, charts, confusions, the gallery's cards.
+
+What they look like stands in report_template.html; `fill` puts data into it, escaped.
+"""
 
 import base64
+import functools
 import html
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from nanocaption.score.charts import Histogram, LineChart, svg
-from nanocaption.score.curves import Rows, curve_charts, extract_curves, is_finite
+from nanocaption.score.charts import Chart, draw_bars, svg
+from nanocaption.score.curves import Rows, curve_charts, extract_curves
 from nanocaption.score.scoring import Scores
 
 METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "METEOR", "ROUGE_L": "ROUGE-L",
@@ -17,7 +22,6 @@ METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "
 TEXT_LABELS = {"distinct_1": "Distinct words per word", "distinct_2": "Distinct pairs per pair",
                "mean_length": "Words per caption", "vocabulary": "Different words", "repetition": "Repeat themselves",
                "empty": "Empty captions", "seen": "In the training captions, word for word"}
-LEGEND = {"training, moving mean": "train", "validation": "val", "model": "train", "references": "val"}  # colours
 
 
 class Maps(TypedDict):
@@ -39,6 +43,28 @@ class GalleryRow(TypedDict):
     attention: NotRequired[Maps]
 
 
+@functools.cache
+def parts() -> dict[str, str]:
+    """Of report_template.html: "page", and each <template> by its id, on one line."""
+    text = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+    found = re.findall(r'<template id="(\w+)">(.*?)</template>', text, re.DOTALL)
+    return {name: re.sub(r"\n\s*", "", part) for name, part in found} | {"page": text[: text.index("<template")]}
+
+
+def fill(part: str, **values: object) -> str:
+    """A part of the template with its slots filled in one pass: {{name}} is escaped, {{{name}}} is HTML already."""
+
+    def value_of(slot: re.Match[str]) -> str:
+        text = str(values[slot["name"]])
+        return text if slot["raw"] else html.escape(text)
+
+    return re.sub(r"\{\{(?P<raw>\{)?(?P<name>\w+)\}?\}\}", value_of, parts()[part])
+
+
+def _panel(title: str, body: str, note: str = "") -> str:
+    return fill("panel", title=title, note=note, body=body)
+
+
 def repeated_words(words: Sequence[str]) -> list[bool]:
     """For each word: does it stutter ("dog dog") or end a pair that stood there already ("a dog, a dog")?"""
     plain = [re.sub(r"\W", "", word).casefold() for word in words]
@@ -53,27 +79,22 @@ def repeated_words(words: Sequence[str]) -> list[bool]:
 
 def card_html(row: GalleryRow, picture: str, rank: int, total: int) -> str:
     """The card of one picture, `rank` of `total` by its score; picture: where it is loaded from."""
-    words = row["caption"].split()
+    caption, maps = row["caption"], row.get("attention")
+    words = caption.split()
     flags = repeated_words(words)
-    caption = " ".join(_marked(word, flag) for word, flag in zip(words, flags, strict=True))
-    attributes = ""
-    if (maps := row.get("attention")) and (spans := _spans(row["caption"], [word["text"] for word in maps["words"]])):
-        caption, attributes = _tappable(row["caption"], spans), _map_attributes(maps)
-    references = "".join(f'<li dir="auto">{html.escape(text)}</li>' for text in row["references"])
-    name = html.escape(row["file_name"])
-    share = 100 * (total - rank) // max(total - 1, 1)
-    return (f'<article class="card" data-cider="{row["cider"]:.6f}" data-words="{len(words)}" '
-            f'data-repeats="{sum(flags)}" data-name="{name}"{attributes}>'
-            f'<div class="picture"><img src="{picture}" alt="picture {name}"></div>'
-            f'<div class="said"><p class="caption" dir="auto">{caption or "<em>empty caption</em>"}</p>'
-            f'<p class="score" style="--share:{share}%">'
-            f'<span><b>{format_score(row["cider"])}</b> CIDEr</span> '
-            f'<small>rank {rank:,}<i> of {total:,}</i></small></p></div>'
-            f'<ul class="references">{references}</ul><p class="name">{name}</p></article>')  # fmt: skip
+    spans = _spans(caption, [word["text"] for word in maps["words"]]) if maps else []
+    shown = _tappable(caption, spans) if spans else " ".join(map(_marked, words, flags))
+    references = "".join(fill("reference", text=text) for text in row["references"])
+    return fill(
+        "card", name=row["file_name"], picture=picture, caption=shown or "<em>empty caption</em>", words=len(words),
+        repeats=sum(flags), references=references, cider=f"{row['cider']:.6f}", score=format_score(row["cider"]),
+        rank=f"{rank:,}", total=f"{total:,}", share=100 * (total - rank) // max(total - 1, 1),
+        maps=_map_attributes(maps) if maps and spans else "",
+    )  # fmt: skip
 
 
 def _marked(word: str, repeated: bool) -> str:
-    return f"<mark>{html.escape(word)}</mark>" if repeated else html.escape(word)
+    return fill("repeated", text=word) if repeated else html.escape(word)
 
 
 def _spans(caption: str, words: Sequence[str]) -> list[tuple[int, int]]:
@@ -100,35 +121,17 @@ def _map_attributes(maps: Maps) -> str:
 def _tappable(caption: str, spans: list[tuple[int, int]]) -> str:
     """The caption, each word a button; the first one is reached by Tab, the others by the arrow keys."""
     texts = [caption[start:end] for start, end in spans]
-    parts, place = [], 0
+    shown, place = "", 0
     for n, ((start, end), text, repeated) in enumerate(zip(spans, texts, repeated_words(texts), strict=True)):
-        parts.append(f'{html.escape(caption[place:start])}<button type="button" class="word" aria-pressed="false" '
-                     f'data-n="{n}" tabindex="{0 if n == 0 else -1}">{_marked(text, repeated)}</button>')
+        word = fill("word", n=n, tab=0 if n == 0 else -1, text=_marked(text, repeated))
+        shown += html.escape(caption[place:start]) + word
         place = end
-    return "".join(parts) + html.escape(caption[place:])
+    return shown + html.escape(caption[place:])
 
 
-def format_score(value: object) -> str:
+def format_score(value: float) -> str:
     """A fraction as the field writes scores: 0.934 -> "93.4"; a dash for what is not a finite number."""
-    return f"{100 * value:.1f}" if is_finite(value) else "–"
-
-
-def _label(key: str) -> str:
-    text = TEXT_LABELS.get(key, key.replace("_", " "))
-    return html.escape(text[:1].upper() + text[1:])
-
-
-def _panel(title: str, body: str, note: str = "") -> str:
-    note = f'<p class="note">{note}</p>' if note else ""
-    return f'<section class="panel"><h2>{title}</h2>{note}{body}</section>'
-
-
-def scores_html(scores: Scores) -> str:
-    """The scores beside those of the references as a table, true claims as bars, statistics of the text as a list."""
-    text = "".join(f"<dt>{_label(key)}</dt><dd>{format_value(value, key)}</dd>"
-                   for key, value in scores.get("text", {}).items())  # fmt: skip
-    return (_panel("Scores", _metrics_table(scores)) + _truth_html(scores.get("truth", {}))
-            + (_panel("Text", f"<dl>{text}</dl>") if text else ""))  # fmt: skip
+    return f"{100 * value:.1f}" if math.isfinite(value) else "–"
 
 
 def format_value(value: float, key: str = "") -> str:
@@ -140,34 +143,36 @@ def format_value(value: float, key: str = "") -> str:
     return f"{value:,}"
 
 
+def scores_html(scores: Scores) -> str:
+    """The scores beside those of the references as a table, true claims as bars, statistics of the text as a list."""
+    panels = [_panel("Scores", _metrics_table(scores))]
+    if truth := scores.get("truth"):
+        rates = [(kind, n["true"], n["claims"]) for kind, n in truth.items()]
+        bars = [fill("truth", kind=kind.capitalize(), true=f"{true:,}", claims=f"{claims:,}",
+                     rate=f"{100 * true / claims:.1f} %" if claims else "–",
+                     share=f"{100 * true / max(claims, 1):.2f}") for kind, true, claims in rates]  # fmt: skip
+        panels.append(_panel("True claims", f'<ul class="truth">{"".join(bars)}</ul>'))
+    if text := scores.get("text"):
+        rows = [fill("value", name=TEXT_LABELS.get(key, key.capitalize()), value=format_value(value, key))
+                for key, value in text.items()]  # fmt: skip
+        panels.append(_panel("Text", f"<dl>{''.join(rows)}</dl>"))
+    return "".join(panels)
+
+
 def _metrics_table(scores: Scores) -> str:
     own, theirs, intervals = scores["corpus"], scores.get("leave_one_out", {}), scores.get("intervals", {})
-    heads = ["Model<br>95 % interval" if intervals else "Model"]
+    heads = ["Model\n95 % interval" if intervals else "Model"]
     heads += ["References against each other", "Model as share of references"] if theirs else []
-    rows = []
+    rows = ""
     for key in [key for key in dict.fromkeys([*METRIC_LABELS, *own]) if key in own]:
-        spread = "–".join(map(format_score, intervals.get(key, ())))
-        cells = [format_score(own[key]) + (f"<small>{spread}</small>" if spread else "")]
+        cells = [format_score(own[key])]
+        if key in intervals:
+            cells[0] += f"<small>{'–'.join(map(format_score, intervals[key]))}</small>"
         if theirs:
             known = theirs.get(key, 0) > 0
             cells += [format_score(theirs[key]), f"{100 * own[key] / theirs[key]:.0f} %"] if known else ["–", "–"]
-        label = METRIC_LABELS.get(key) or html.escape(key)
-        rows.append(f'<tr data-metric="{html.escape(key)}"><th scope="row">{label}</th>'
-                    f'<td>{"</td><td>".join(cells)}</td></tr>')  # fmt: skip
-    head = "".join(f'<th scope="col">{text}</th>' for text in heads)
-    return (f'<div class="scroll"><table><thead><tr><td></td>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
-            "</div>")  # fmt: skip
-
-
-def _truth_html(truth: dict[str, dict[str, int]]) -> str:
-    rows = []
-    for name, counts in truth.items():
-        true, claims = counts["true"], counts["claims"]
-        share = f"{100 * true / claims:.1f} %" if claims else "–"
-        rows.append(f'<li><span>{_label(name)}</span><b>{share}</b>'
-                    f'<i style="--share:{100 * true / max(claims, 1):.2f}%"></i>'
-                    f'<small>{true:,} of {claims:,} true</small></li>')  # fmt: skip
-    return _panel("True claims", f'<ul class="truth">{"".join(rows)}</ul>') if rows else ""
+        rows += fill("score", key=key, label=METRIC_LABELS.get(key, key), cells="</td><td>".join(cells))
+    return fill("table", kind="scores", heads="".join(fill("head", text=text) for text in heads), rows=rows)
 
 
 def charts_html(history: Rows, predictions: Sequence[GalleryRow]) -> str:
@@ -175,31 +180,31 @@ def charts_html(history: Rows, predictions: Sequence[GalleryRow]) -> str:
     curves = extract_curves(history)
     charts = curve_charts(curves)
     note = curves.note if charts or not history else "The log holds no losses that can be drawn."
-    parts = [*map(_figure_html, charts), f'<p class="note">{note}</p>' if note else "",
-             *map(_figure_html, _distributions(predictions))]  # fmt: skip
-    return "".join(parts)
+    shown = [*map(_figure, charts), fill("note", text=note or ""), *map(_figure, _distributions(predictions))]
+    return "".join(shown)
 
 
-def _figure_html(chart: LineChart | Histogram) -> str:
-    names = [name for name, values in chart.series.items() if values and name in LEGEND]
-    legend = "".join(f'<span class="{LEGEND[name]}">{name}</span>' for name in names)
-    return f'<figure class="panel"><figcaption><h2>{chart.title}</h2>{legend}</figcaption>{svg(chart)}</figure>'
+def _figure(chart: Chart) -> str:
+    legend = "".join(fill("legend", color=color, text=text) for text, color in chart.legend.items())
+    return fill("figure", title=chart.title, legend=legend, chart=svg(chart.draw))
 
 
-def _distributions(predictions: Sequence[GalleryRow]) -> list[Histogram]:
+def _distributions(predictions: Sequence[GalleryRow]) -> list[Chart]:
     """Words per caption beside those of the references, and CIDEr, of all pictures."""
     own = [len(row["caption"].split()) for row in predictions]
     theirs = [len(text.split()) for row in predictions for text in row["references"]]
     longest = max([*own, *theirs])
     width = math.ceil((longest + 1) / 32)
     bins = longest // width + 1
-    words = {"model": _percent(own, width, bins), "references": _percent(theirs, width, bins)}
-    charts = [Histogram("Words per caption", words, width, "{:.0f} words", "words")]
+    words = [_percent(own, width, bins), _percent(theirs, width, bins)]
+    draw = functools.partial(draw_bars, series=words, width=width, form="{:.0f} words", x_label="words")
+    charts = [Chart("Words per caption", {"model": "train", "references": "val"}, draw)]
     if len(predictions) > 1:
         scores = [100 * row["cider"] for row in predictions]
         step = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200) if max(scores) / size <= 26 or size == 200)
         shares = _percent(scores, step, int(max(scores) // step) + 1)
-        charts.append(Histogram("CIDEr of the pictures", {"pictures": shares}, step, "CIDEr from {:.0f}", "CIDEr"))
+        draw = functools.partial(draw_bars, series=[shares], width=step, form="CIDEr from {:.0f}", x_label="CIDEr")
+        charts.append(Chart("CIDEr of the pictures", {}, draw))
     return charts
 
 
@@ -209,46 +214,35 @@ def _percent(values: Sequence[float], width: float, bins: int) -> list[float]:
     return [100 * counts[n] / max(1, len(values)) for n in range(bins)]
 
 
-def confusions_html(confusions: dict[str, Iterable[Sequence]]) -> str:
+def confusions_html(confusions: Mapping[str, Sequence[tuple[str, str, int]]]) -> str:
     """Colours as a table of true against said; things as a list of the most frequent mistakes."""
-    colours = [tuple(row) for row in confusions.get("colours", ())]
-    things = [tuple(row) for row in confusions.get("things", ())]
+    colours, things = confusions.get("colours"), confusions.get("things")
     return (_colours_html(colours) if colours else "") + (_things_html(things) if things else "")
 
 
-def _colours_html(rows: list[tuple[str, str, int]]) -> str:
+def _colours_html(rows: Sequence[tuple[str, str, int]]) -> str:
     counts = {(true, said): n for true, said, n in rows}
-    seen = Counter()
+    seen: Counter[str] = Counter()
     for true, said, n in rows:
-        seen[true] += n
-        seen[said] += 0
+        seen.update({true: n, said: 0} if said != true else {true: n})
     names = sorted(seen, key=lambda name: (-seen[name], name))
-    right = sum(n for (true, said), n in counts.items() if true == said)
-    head = "".join(f'<th scope="col"><span>{html.escape(name)}</span></th>' for name in names)
     body = ""
     for true in names:
-        cells = ""
-        for said in names:
-            n = counts.get((true, said), 0)
-            kind = "right" if true == said else "wrong"
-            share = 100 * n / seen[true] if seen[true] else 0
-            cells += (f'<td class="{kind}" style="--share:{share:.0f}%" title="{html.escape(true)}, said '
-                      f'{html.escape(said)}: {n}">{n or ""}</td>')
-        body += f'<tr><th scope="row">{html.escape(true)}</th>{cells}</tr>'
+        cells = "".join(fill("confusion", kind="right" if true == said else "wrong", true=true, said=said, n=n,
+                             shown=n or "", share=f"{100 * n / max(seen[true], 1):.0f}")
+                        for said in names for n in [counts.get((true, said), 0)])  # fmt: skip
+        body += fill("colour", name=true, cells=cells)
+    right = sum(n for true, said, n in rows if true == said)
+    table = fill("table", kind="matrix", heads="".join(fill("head", text=name) for name in names), rows=body)
     note = f"{right:,} of {sum(counts.values()):,} right, of things that are in the picture"
-    return _panel("Colours: true (rows) and said (columns)",
-                  f'<div class="scroll"><table class="matrix"><thead><tr><td></td>{head}</tr></thead>'
-                  f"<tbody>{body}</tbody></table></div>", note)  # fmt: skip
+    return _panel("Colours: true (rows) and said (columns)", table, note)
 
 
-def _things_html(rows: list[tuple[str, str, int]]) -> str:
-    wrong = sorted(((true, said, n) for true, said, n in rows if true != said), key=lambda row: (-row[2], row[:2]))
+def _things_html(rows: Sequence[tuple[str, str, int]]) -> str:
+    wrong = sorted((row for row in rows if row[0] != row[1]), key=lambda row: (-row[2], row[:2]))
     total = sum(n for _, _, n in rows)
-    items = "".join(f'<li><span>{html.escape(said)}</span><small>{html.escape(true)}</small>'
-                    f'<i style="--share:{100 * n / wrong[0][2]:.0f}%"></i><b>{n:,}</b></li>'
-                    for true, said, n in wrong[:12])
-    head = '<li class="head"><span>said</span><small>true</small></li>'
-    items = f'<ul class="mistakes">{head}{items}</ul>' if wrong else ""
+    items = "".join(fill("mistake", true=true, said=said, n=f"{n:,}", share=f"{100 * n / wrong[0][2]:.0f}")
+                    for true, said, n in wrong[:12])  # fmt: skip
     more = f"; the {min(len(wrong), 12)} most frequent mistakes" if wrong else ""
     note = f"{total - sum(n for _, _, n in wrong):,} of {total:,} right{more}"
-    return _panel("Things: said, and what was there", items, note)
+    return _panel("Things: said, and what was there", fill("mistakes", items=items) if wrong else "", note)
