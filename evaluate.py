@@ -202,12 +202,14 @@ def finish(
 
 def compare(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
-    sides: list[list[Path] | Path] = []
+    models = {name: find_checkpoints(name, "") for name in arguments.compare if _is_model(name)}
     for name in arguments.compare:  # a mistake is told before the other side is captioned
-        sides.append(find_checkpoints(name, "") if _is_model(name) else Path(name))
-        if isinstance(sides[-1], Path):
-            read_side(sides[-1])
-    places = [side if isinstance(side, Path) else evaluate(arguments, settings, side, reuse=True) for side in sides]
+        if name not in models:
+            read_side(Path(name))
+    places = [
+        evaluate(arguments, settings, models[name], reuse=True) if name in models else Path(name)
+        for name in arguments.compare
+    ]
     if devices.rank() != 0:
         return
     first, second = map(read_side, places)

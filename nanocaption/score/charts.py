@@ -4,6 +4,7 @@ matplotlib takes about a second to import, so it is imported where something is 
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,7 @@ Points = list[tuple[float, float]]
 # By their names in report_template.html, where each has a second value for the dark.
 COLORS = {"train": "#2f6db3", "val": "#c8502f", "good": "#2e8560", "soft": "#6a675f", "line": "#e4e1da"}
 LINES: dict[str, dict[str, Any]] = {
-    "each step": {"color": COLORS["train"], "alpha": 0.28, "linewidth": 0.8},
+    "training": {"color": COLORS["train"], "alpha": 0.28, "linewidth": 0.8},
     "training, moving mean": {"color": COLORS["train"], "linewidth": 1.6},
     "validation": {"color": COLORS["val"], "linewidth": 1.6},
     "CIDEr": {"color": COLORS["good"], "linewidth": 1.6},
@@ -36,7 +37,7 @@ def draw_lines(panel: "Axes", lines: dict[str, Points], best: Callable, form: st
 
     Spikes of single steps end at the frame.
     """
-    low, high = y_range([y for name, line in lines.items() if name != "each step" for _, y in line])
+    low, high = y_range([y for name, line in lines.items() if name != "training" for _, y in line])
     for name, line in lines.items():
         shown = [(x, min(max(y, low), high)) for x, y in line[:: 1 + len(line) // MOST_POINTS]]
         if shown:
@@ -55,20 +56,23 @@ def draw_lines(panel: "Axes", lines: dict[str, Points], best: Callable, form: st
     _set_frame(panel, x_label)
 
 
-def draw_bars(panel: "Axes", series: Sequence[list[float]], width: float, form: str, x_label: str) -> None:
-    """Percent by bins of this width from 0 on: bars, which `form` names, and an outline for each further series.
+def draw_histogram(panel: "Axes", samples: Sequence[Sequence[float]], form: str, x_label: str, whole: bool) -> None:
+    """How many of each sample lie in which bin, in percent: the first as bars, a second one as an outline.
 
-    Whole numbers stand below the middle of their bar, ranges begin at its left edge.
+    form: what stands for a bar, of the number it begins at. whole: the values are whole numbers, which stand below the
+    middle of their bar where each has one.
     """
-    shift = 0.5 if width == 1 else 0
-    edges = [n * width - shift for n in range(len(series[0]) + 1)]
-    for n, value in enumerate(series[0]):
-        if value:
-            bar = panel.bar(edges[n] + 0.04 * width, value, 0.92 * width, align="edge", color=COLORS["train"],
-                            alpha=0.75, clip_on=False)  # fmt: skip
-            bar[0].set_gid(f"title:{form.format(n * width)}: {value:.1f} %")
-    for values in series[1:]:
-        panel.stairs(values, edges, color=COLORS["val"], linewidth=1.6, clip_on=False)
+    highest = max(map(max, samples))
+    width = next((size for size in (1, 2, 5, 10, 20, 25, 50, 100) if highest / size <= 30), math.ceil(highest / 30))
+    shift = 0.5 if whole and width == 1 else 0
+    edges = [n * width - shift for n in range(int(highest // width) + 2)]
+    shares, _, bars = panel.hist(samples[0], edges, weights=[100 / len(samples[0])] * len(samples[0]), rwidth=0.92,
+                                 color=COLORS["train"], alpha=0.75, clip_on=False)  # fmt: skip
+    for n, (bar, share) in enumerate(zip(bars, shares, strict=True)):
+        bar.set_gid(f"title:{form.format(n * width)}: {share:.1f} %")
+    for sample in samples[1:]:
+        panel.hist(sample, edges, weights=[100 / len(sample)] * len(sample), histtype="step", color=COLORS["val"],
+                   linewidth=1.6, clip_on=False)  # fmt: skip
     panel.set_xlim(edges[0], edges[-1])
     panel.locator_params(axis="x", integer=True)
     panel.yaxis.set_major_formatter("{x:g} %")

@@ -76,7 +76,7 @@ def curve_charts(curves: Curves) -> list[Chart]:
     """The losses and, if there are any, CIDEr; empty where there is nothing to draw."""
     charts = []
     if curves.train or curves.val:
-        lines = {"each step": curves.train, "training, moving mean": curves.smooth, "validation": curves.val}
+        lines = {"training": curves.train, "training, moving mean": curves.smooth, "validation": curves.val}
         legend = {"training, moving mean": "train"} if curves.train else {}
         legend |= {"validation": "val"} if curves.val else {}
         draw = partial(draw_lines, lines=lines, best=min, form="{:.3f}", x_label=curves.x_label)

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
-from nanocaption.score.charts import Chart, draw_bars, svg
+from nanocaption.score.charts import Chart, draw_histogram, svg
 from nanocaption.score.curves import Rows, curve_charts, extract_curves
 from nanocaption.score.scoring import Scores
 
@@ -193,25 +193,13 @@ def _distributions(predictions: Sequence[GalleryRow]) -> list[Chart]:
     """Words per caption beside those of the references, and CIDEr, of all pictures."""
     own = [len(row["caption"].split()) for row in predictions]
     theirs = [len(text.split()) for row in predictions for text in row["references"]]
-    longest = max([*own, *theirs])
-    width = math.ceil((longest + 1) / 32)
-    bins = longest // width + 1
-    words = [_percent(own, width, bins), _percent(theirs, width, bins)]
-    draw = functools.partial(draw_bars, series=words, width=width, form="{:.0f} words", x_label="words")
-    charts = [Chart("Words per caption", {"model": "train", "references": "val"}, draw)]
-    if len(predictions) > 1:
-        scores = [100 * row["cider"] for row in predictions]
-        step = next(size for size in (1, 2, 5, 10, 20, 25, 50, 100, 200) if max(scores) / size <= 26 or size == 200)
-        shares = _percent(scores, step, int(max(scores) // step) + 1)
-        draw = functools.partial(draw_bars, series=[shares], width=step, form="CIDEr from {:.0f}", x_label="CIDEr")
-        charts.append(Chart("CIDEr of the pictures", {}, draw))
-    return charts
-
-
-def _percent(values: Sequence[float], width: float, bins: int) -> list[float]:
-    """How many of the values lie in each bin of this width, from 0 on, in percent of all."""
-    counts = Counter(int(value // width) for value in values)
-    return [100 * counts[n] / max(1, len(values)) for n in range(bins)]
+    cider = [100 * row["cider"] for row in predictions]
+    words = functools.partial(draw_histogram, samples=[own, theirs], form="{:.0f} words", x_label="words", whole=True)
+    scores = functools.partial(
+        draw_histogram, samples=[cider], form="CIDEr from {:.0f}", x_label="CIDEr", whole=False
+    )
+    charts = [Chart("Words per caption", {"model": "train", "references": "val"}, words)]
+    return charts + ([Chart("CIDEr of the pictures", {}, scores)] if len(predictions) > 1 else [])
 
 
 def confusions_html(confusions: Mapping[str, Sequence[tuple[str, str, int]]]) -> str:
