@@ -100,23 +100,15 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
     captioned = a.predictions or (a.compare and not any(map(_is_model, a.compare)))
     rules = [
         (a.compare or not a.json, "--json goes with --compare; the scores of one model are in scores.json"),
-        (
-            not a.compare or not (a.output or a.predictions or a.checkpoint),
-            "--compare names both sides itself: leave out --checkpoint, --predictions and --output",
-        ),
-        (
-            not (a.split and a.compare and captioned),
-            "--split is for checkpoints: both sides of --compare are captions already",
-        ),
-        (
-            not (captioned and decoding_flags.used(a)),
-            "--sample, --max-length and their like are for checkpoints: here all is captioned already",
-        ),
-        (
-            not a.json or Path(a.json).absolute().parent.is_dir(),
-            f"--json {a.json}: its folder does not exist; make it first",
-        ),
-    ]
+        (not a.compare or not (a.output or a.predictions or a.checkpoint),
+         "--compare names both sides itself: leave out --checkpoint, --predictions and --output"),
+        (not a.compare or not a.split or not captioned,
+         "--split is for checkpoints: both sides of --compare are captions already"),
+        (not captioned or not decoding_flags.used(a),
+         "--sample, --max-length and their like are for checkpoints: here all is captioned already"),
+        (not a.json or Path(a.json).absolute().parent.is_dir(),
+         f"--json {a.json}: its folder does not exist; make it first"),
+    ]  # fmt: skip
     return [text for holds, text in rules if not holds] + decoding_flags.problems(a)
 
 
@@ -202,14 +194,10 @@ def finish(
 
 def compare(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
-    models = {name: find_checkpoints(name, "") for name in arguments.compare if _is_model(name)}
-    for name in arguments.compare:  # a mistake is told before the other side is captioned
-        if name not in models:
-            read_side(Path(name))
-    places = [
-        evaluate(arguments, settings, models[name], reuse=True) if name in models else Path(name)
-        for name in arguments.compare
-    ]
+    # A mistake in either side is told before anything is captioned.
+    sides = [find_checkpoints(name, "") if _is_model(name) else read_side(Path(name)) for name in arguments.compare]
+    places = [evaluate(arguments, settings, side, reuse=True) if isinstance(side, list) else Path(name)
+              for name, side in zip(arguments.compare, sides, strict=True)]  # fmt: skip
     if devices.rank() != 0:
         return
     first, second = map(read_side, places)

@@ -142,9 +142,9 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
     assert captioned(frozen, "filling") == expected and sum(seen) == 2 * CUTOFF
     assert captioned(frozen, "filled") == expected and sum(seen) == 2 * CUTOFF
     (tmp_path / "part").mkdir()
-    with (tmp_path / "part" / "captions-0.jsonl").open("w") as file:  # half of it is there already
+    with (tmp_path / "part" / "captions-key-0-0.jsonl").open("w") as file:  # half of it is there already
         rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
-        file.write("".join(json.dumps(row) + "\n" for row in [{"key": "key"}, *rows]))
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
     assert caption_split(frozen, GREEDY, split, tmp_path / "part", "key") == expected
     with torch.no_grad():
         live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
@@ -215,7 +215,7 @@ def one_of_two(rank: int, port: int, path: Path, output: Path) -> None:
 
 
 def test_two_processes_caption_each_image_once_and_write_what_one_writes(trained, whole, tmp_path):
-    (tmp_path / "captions-7.jsonl").write_text('{"key": "of another evaluation"}\n{"image": 0, "caption": "wrong"}\n')
+    (tmp_path / "captions-other-0-0.jsonl").write_text('{"image": 0, "caption": "wrong"}\n')
     torch.multiprocessing.start_processes(
         one_of_two, (free_port(), trained, tmp_path), nprocs=2, start_method="fork"
     )
@@ -291,9 +291,9 @@ def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tm
     other = own.with_name(f"{own.name}_2")  # of nobody knows what: not overwritten
     assert (own / "scores.json").read_text() == content and read(other / "predictions.json")
     (other / "scores.json").unlink()
-    rows = [{"key": "k"}, {"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
+    rows = [{"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
             {"image": 5, "caption": "kept"}]  # fmt: skip
-    (other / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (other / "captions-k-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert results.read_kept(other, "k") == {5: "kept"}
     evaluate.main(["--compare", str(own), str(own)])
 
@@ -521,8 +521,10 @@ def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path
     flags += ["--device", "cpu", "--eval-batch-size", "1", "--beam-size", "50"]
     command = [sys.executable, str(ROOT / "evaluate.py"), *flags]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        kept = tmp_path / "out" / "captions-0.jsonl"
-        while process.poll() is None and (not kept.is_file() or kept.read_text().count("\n") < 3):
+        def kept() -> str:
+            return "".join(path.read_text() for path in (tmp_path / "out").glob("captions-*.jsonl"))
+
+        while process.poll() is None and kept().count("\n") < 3:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
@@ -607,8 +609,8 @@ def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, 
         tmp_path / "whole" / "scores.json")["signature"]  # fmt: skip
     key = read(tmp_path / "whole" / "scores.json")["key"]
     (tmp_path / "part").mkdir()
-    rows = [{"key": key}, *({"image": i, "caption": whole[i]} for i in (0, 1, 2, 9))]
-    (tmp_path / "part" / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"image": i, "caption": whole[i]} for i in (0, 1, 2, 9)]
+    (tmp_path / "part" / f"captions-{key}-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert drawn("part", "--eval-batch-size", "5") == whole
     assert drawn("other", "--seed", "7") != whole
     assert all(short in long for long, short in zip(whole, drawn("short", "--max-length", "4"), strict=True))

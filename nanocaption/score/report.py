@@ -10,16 +10,9 @@ from nanocaption.base.files import write_file
 from nanocaption.data.pictures import data_uri, thumbnail
 from nanocaption.data.prepared import Record
 from nanocaption.metrics.files import FEW_IMAGES
+from nanocaption.score import report_html
 from nanocaption.score.curves import Rows
-from nanocaption.score.report_html import (
-    GalleryRow,
-    card_html,
-    charts_html,
-    confusions_html,
-    fill,
-    parts,
-    scores_html,
-)
+from nanocaption.score.report_html import GalleryRow, fill, parts
 from nanocaption.score.scoring import Scores
 
 MAX_IMAGES = 200
@@ -51,15 +44,15 @@ def write_report(
         title=title,
         subtitle=f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures{few}",
         signature=scores.get("signature", ""),
-        scores=scores_html(scores),
-        charts=charts_html(history, predictions),
-        confusions=confusions_html(scores.get("confusions", {})),
+        scores=report_html.scores_html(scores),
+        charts=report_html.charts_html(history, predictions),
+        confusions=report_html.confusions_html(scores.get("confusions", {})),
         counted=f"all {total:,} pictures" if len(shown) == total else
                 f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
         hint=" Point at a word, tap it or move there with Tab and the arrow keys, to see where the model looked."
              if any(row.get("attention") for _, row in shown) else "",
         aspect=f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
-        cards="\n".join(card_html(row, data_uri(picture), rank, total)
+        cards="\n".join(report_html.card_html(row, data_uri(picture), rank, total)
                         for (rank, row), picture in zip(shown, small, strict=True)),
     )  # fmt: skip
     write_file(Path(path), page.encode("utf-8", "backslashreplace"))

@@ -32,35 +32,29 @@ def folder_for(folder: Path, key: str) -> Path:
     return next(place for place in itertools.chain([folder], others) if _keys(place) <= {key})
 
 
-def _keys(folder: Path) -> set[str | None]:
-    """Of the results and the kept captions in `folder`; None: of an earlier version, which wrote none."""
-    found = [rows[0] for path in folder.glob("captions-*.jsonl") if (rows := read_log(path))]
-    scores = folder / "scores.json"
-    keys = [row.get("key") for row in found + ([read_object(scores)] if scores.is_file() else [])]
-    return {key if isinstance(key, str) else None for key in keys}
+def _keys(folder: Path) -> set[str]:
+    """Of the results and the kept captions in `folder`."""
+    kept = {path.name.split("-")[1] for path in folder.glob("captions-*.jsonl")}
+    scores = folder / "scores.json"  # of an early version they have no key
+    return kept | ({str(read_object(scores).get("key"))} if scores.is_file() else set())
 
 
-def tidy_kept(folder: Path, key: str) -> None:
-    """Gather what a stopped evaluation left in `folder` into one file; captions of another key are deleted."""
-    folder.mkdir(parents=True, exist_ok=True)
-    kept, old = read_kept(folder, key), list(folder.glob("captions-*.jsonl"))
-    if kept:
-        rows = [{"key": key}] + [{"image": image, "caption": caption} for image, caption in kept.items()]
-        write_atomically(folder / "captions-kept.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    for path in old:
-        if not kept or path.name != "captions-kept.jsonl":
-            path.unlink()
+def kept_file(folder: Path, key: str, rank: int) -> Path:
+    """A new file for the captions of a process; it is the same for all who ask before one has made its own."""
+    number = len(list(folder.glob(f"captions-{key}-*.jsonl")))
+    return folder / f"captions-{key}-{number}-{rank}.jsonl"
 
 
 def read_kept(folder: Path, key: str) -> dict[int, str]:
     """{place in the split: caption} of finished batches with this key; a torn last line is left out."""
-    kept: dict[int, str] = {}
-    for path in sorted(folder.glob("captions-*.jsonl")):
-        rows = read_log(path)
-        if rows and rows[0].get("key") == key:
-            whole = (row for row in rows[1:] if type(row.get("image")) is int and isinstance(row.get("caption"), str))
-            kept |= {row["image"]: row["caption"] for row in whole}
-    return kept
+    rows = [row for path in sorted(folder.glob(f"captions-{key}-*.jsonl")) for row in read_log(path)]
+    return {row["image"]: row["caption"] for row in rows
+            if type(row.get("image")) is int and isinstance(row.get("caption"), str)}  # fmt: skip
+
+
+def drop_kept(folder: Path) -> None:
+    for path in folder.glob("captions-*.jsonl"):
+        path.unlink()
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -70,11 +64,6 @@ def read_object(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def drop_kept(folder: Path) -> None:
-    for path in folder.glob("captions-*.jsonl"):
-        path.unlink()
 
 
 def origin(path: Path) -> str:

@@ -94,10 +94,8 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
     Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
     """
     rank = devices.rank()
-    if rank == 0:
-        results.tidy_kept(output, key)
-    devices.barrier()
-    found = results.read_kept(output, key)
+    output.mkdir(parents=True, exist_ok=True)
+    found, file_name = results.read_kept(output, key), results.kept_file(output, key, rank)
     devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in found]
     mine = left[rank :: devices.world_size()]
@@ -108,8 +106,7 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
     quiet = rank != 0 or not mine
     bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
     rows: list[tuple[int, str]] = []
-    with (output / f"captions-{rank}.jsonl").open("w", encoding="utf-8") as file, bar:
-        file.write(json.dumps({"key": key}) + "\n")
+    with file_name.open("w", encoding="utf-8") as file, bar:
         for captions in caption_loaded(loaded, options, images) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
             batch = [(i, row[0].text) for i, row in zip(places, captions, strict=True)]
