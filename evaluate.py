@@ -247,15 +247,15 @@ def _decoding(loaded: Loaded, options: Options) -> dict[str, object]:
 
 def _label(settings: Settings, options: Options, split: Split, states: Sequence[State]) -> str:
     """The name of the results folder."""
-    o, label = options, f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
+    o = options
     if o.samples:
-        label += f"_sampled{settings.SEED}_temperature{o.temperature:g}_topk{o.top_k}_topp{o.top_p:g}"
+        parts = [f"sampled{settings.SEED}", f"temperature{o.temperature:g}", f"topk{o.top_k}", f"topp{o.top_p:g}"]
     else:
-        label += f"_beam{o.beam_size}_penalty{o.length_penalty:g}"
-        label += f"_groups{o.beam_groups}_diversity{o.diversity_penalty:g}" if o.beam_groups > 1 else ""
-    for name, value in (("max", o.max_length), ("min", o.min_length), ("ngram", o.no_repeat_ngram)):
-        label += f"_{name}{value}" if value else ""
-    return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
+        parts = [f"beam{o.beam_size}", f"penalty{o.length_penalty:g}"]
+        parts += [f"groups{o.beam_groups}", f"diversity{o.diversity_penalty:g}"] if o.beam_groups > 1 else []
+    limits = {"max": o.max_length, "min": o.min_length, "ngram": o.no_repeat_ngram, "first": settings.DATA_CUTOFF}
+    parts += [f"{name}{value}" for name, value in limits.items() if value]
+    return "_".join(["eval", split.name, "epoch" + "+".join(str(state["epoch"]) for state in states), *parts])
 
 
 def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> None:

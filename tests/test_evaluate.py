@@ -34,7 +34,7 @@ from nanocaption.score.predictions import captions_by_id, image_ids, read_predic
 from nanocaption.score.scoring import score_captions
 from nanocaption.score.split import load_split
 from nanocaption.use import captioning
-from nanocaption.use.captioning import caption_batches, caption_loaded, caption_split
+from nanocaption.use.captioning import caption_batches, caption_images, caption_split
 from nanocaption.use.load import Loaded, load_models, load_state
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 from tests.test_distributed import free_port
@@ -117,8 +117,9 @@ def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
     loaded = load_models([trained], load_settings(BATCHES))
     split = load_split(loaded.settings, "test", loaded.states[0]["config"])
     images = ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
-    batches = caption_loaded(loaded, search_options(loaded.settings.values), images)
-    expected = [found[0].text for batch in batches for found in batch]
+    found = caption_images(loaded.models, loaded.tokenizer, images, batch_size=7, workers=0, device=loaded.device,
+                           options=search_options(loaded.settings.values), precision="fp32")  # fmt: skip
+    expected = [captions[0].text for captions in found]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
 
 

@@ -49,12 +49,10 @@ def read_references(path: Path) -> list[Reference]:
 
 def _listed_images(content: dict, path: Path) -> dict[int | str, str]:
     """{id: file name} of COCO's "images"."""
-    images = content.get("images", [])
-    if not isinstance(images, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("id"), int | str) for entry in images
-    ):
-        raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out')
-    return {entry["id"]: str(entry.get("file_name", entry["id"])) for entry in images}
+    try:
+        return {entry["id"]: str(entry.get("file_name", entry["id"])) for entry in content.get("images", [])}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out') from None
 
 
 def read_predictions(path: Path) -> list[Prediction]:

@@ -37,7 +37,9 @@ def draw_lines(panel: "Axes", lines: dict[str, Points], best: Callable, form: st
 
     Spikes of single steps end at the frame.
     """
-    low, high = y_range([y for name, line in lines.items() if name != "training" for _, y in line])
+    ys = [y for name, line in lines.items() if name != "training" for _, y in line]
+    margin = 0.1 * (max(ys) - min(ys)) or 0.1 * abs(ys[0]) or 1.0
+    low, high = min(ys) - margin, max(ys) + margin
     for name, line in lines.items():
         shown = [(x, min(max(y, low), high)) for x, y in line[:: 1 + len(line) // MOST_POINTS]]
         if shown:
@@ -105,9 +107,3 @@ def svg(draw: Callable[["Axes"], None]) -> str:
     for name, color in COLORS.items():
         text = text.replace(color, f"var(--{name})")
     return re.sub(r"\s*\n\s*", "\n", text)
-
-
-def y_range(ys: Sequence[float]) -> tuple[float, float]:
-    """All values, and a tenth of their range above and below."""
-    margin = 0.1 * (max(ys) - min(ys)) or 0.1 * abs(ys[0]) or 1.0
-    return min(ys) - margin, max(ys) + margin

@@ -39,34 +39,43 @@ def match_predictions(
     without caption, and names that fit in two ways.
     """
     predictions = files.read_predictions(path)
-    tables = _tables(file_names, numbers)
-    names = _names(predictions, tables)
-    place_of = _best_table(list(map(str, names)), tables, file_names, numbers_first, path)
-    if unknown := [name for name in names if str(name) not in place_of]:
-        raise ValueError(f"{path}: {len(unknown)} of {len(names)} predictions are for images without references, the "
-                         f"first {unknown[0]!r}: check the data set, its split and the names")  # fmt: skip
+    ways = _ways(file_names, numbers)
+    names, fitting = _named(predictions, ways, path)
+    if numbers_first and fitting[-1] is ways[-1]:
+        fitting = fitting[-1:]
     captions: dict[int, str] = {}
     for name, prediction in zip(names, predictions, strict=True):
-        if place_of[str(name)] in captions:
+        place, *others = sorted({way[str(name)] for way in fitting})
+        if others:
+            raise ValueError(f"{path}: image_id {str(name)!r} may mean {file_names[place]} or {file_names[others[0]]}, "
+                             'by name or by number: give each entry a "file_name"')  # fmt: skip
+        if place in captions:
             raise ValueError(f"{path} has two captions for image {name!r}: keep one for each image")
-        captions[place_of[str(name)]] = prediction.caption
+        captions[place] = prediction.caption
     if missing := [name for place, name in enumerate(file_names) if place not in captions]:
         raise ValueError(f"{path}: {len(missing)} of {len(file_names)} images have no prediction, the first "
                          f"{missing[0]!r}: caption them all, or take fewer references (--data-cutoff)")  # fmt: skip
     return [captions[place] for place in range(len(file_names))]
 
 
-def _names(predictions: Sequence[Prediction], tables: list[dict[str, int]]) -> list[int | str | None]:
-    """What names the picture of each prediction: its file name, and where none of these is known its id."""
-    ids = [one.image_id for one in predictions]
+def _named(
+    predictions: Sequence[Prediction], ways: list[dict[str, int]], path: Path
+) -> tuple[list[int | str | None], list[dict[str, int]]]:
+    """What names the picture of each prediction, and which ways of naming know all of these."""
     names = [one.image_id if one.file_name is None else one.file_name for one in predictions]
-    known = any(str(name) in table for table in tables for name in names)
-    if not known and any(table.keys() >= set(map(str, ids)) for table in tables):
-        return ids  # theirs are the file names of another copy of the pictures
-    return names
+    ids = [one.image_id for one in predictions]
+    if not any(str(name) in way for way in ways for name in names) and _fitting(ways, ids):
+        names = ids  # theirs are the file names of another copy of the pictures
+    fitting = _fitting(ways, names)
+    if not fitting:
+        known = max(ways, key=lambda way: sum(str(name) in way for name in names), default={})
+        unknown = [name for name in names if str(name) not in known]
+        raise ValueError(f"{path}: {len(unknown)} of {len(names)} predictions are for images without references, the "
+                         f"first {unknown[0]!r}: check the data set, its split and the names")  # fmt: skip
+    return names, fitting
 
 
-def _tables(file_names: Sequence[str], numbers: Sequence[int | str]) -> list[dict[str, int]]:
+def _ways(file_names: Sequence[str], numbers: Sequence[int | str]) -> list[dict[str, int]]:
     """The ways of naming the pictures as {name: place}: file name, its stem, its last part, and number, the last."""
     paths = list(map(Path, file_names))
     ways = [file_names, [path.stem for path in paths], [path.name for path in paths], list(map(str, numbers))]
@@ -74,21 +83,8 @@ def _tables(file_names: Sequence[str], numbers: Sequence[int | str]) -> list[dic
     return [{name: place for place, name in enumerate(way)} for way in ways if len(set(way)) == len(way)]
 
 
-def _best_table(
-    names: Sequence[str], tables: list[dict[str, int]], file_names: Sequence[str], numbers_first: bool, path: Path
-) -> dict[str, int]:
-    """The way of naming that fits most of the names."""
-    if not tables or numbers_first and tables[-1].keys() >= set(names):
-        return tables[-1] if tables else {}
-    fits = [sum(name in table for name in names) for table in tables]
-    best = [table for table, fit in zip(tables, fits, strict=True) if fit == max(fits)]
-    for name in names:
-        meant = sorted({table[name] for table in best if name in table})
-        if len(meant) > 1:
-            one, other = (file_names[place] for place in meant[:2])
-            raise ValueError(f"{path}: image_id {name!r} may mean {one} or {other}, by name or by number: give each "
-                             'entry a "file_name"')  # fmt: skip
-    return best[0]
+def _fitting(ways: list[dict[str, int]], names: Sequence[object]) -> list[dict[str, int]]:
+    return [way for way in ways if way.keys() >= set(map(str, names))]
 
 
 def read_side(path: Path) -> Side:

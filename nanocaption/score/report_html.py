@@ -78,55 +78,30 @@ def repeated_words(words: Sequence[str]) -> list[bool]:
 
 
 def card_html(row: GalleryRow, picture: str, rank: int, total: int) -> str:
-    """The card of one picture, `rank` of `total` by its score; picture: where it is loaded from."""
-    caption, maps = row["caption"], row.get("attention")
-    words = caption.split()
-    flags = repeated_words(words)
-    spans = _spans(caption, [word["text"] for word in maps["words"]]) if maps else []
-    shown = _tappable(caption, spans) if spans else " ".join(map(_marked, words, flags))
-    references = "".join(fill("reference", text=text) for text in row["references"])
-    return fill(
-        "card", name=row["file_name"], picture=picture, caption=shown or "<em>empty caption</em>", words=len(words),
-        repeats=sum(flags), references=references, cider=f"{row['cider']:.6f}", score=format_score(row["cider"]),
-        rank=f"{rank:,}", total=f"{total:,}", share=100 * (total - rank) // max(total - 1, 1),
-        maps=_map_attributes(maps) if maps and spans else "",
-    )  # fmt: skip
+    """The card of one picture, `rank` of `total` by its score; picture: where it is loaded from.
 
-
-def _marked(word: str, repeated: bool) -> str:
-    return fill("repeated", text=word) if repeated else html.escape(word)
-
-
-def _spans(caption: str, words: Sequence[str]) -> list[tuple[int, int]]:
-    """Where in the caption each of its words stands; empty if these are not its words, one after another.
-
-    A token that holds half a character has no text of its own, so that its word cannot be found.
+    With maps each word of the caption is a button: the first is reached by Tab, the others by the arrow keys. Maps of
+    other words are left out: a token that holds half a character has no text of its own.
     """
-    if "".join(words) != "".join(caption.split()):
-        return []
-    spans, place = [], 0
-    for word in words:
-        start = caption.index(word, place)
-        place = start + len(word)
-        spans.append((start, place))
-    return spans
+    words, maps = row["caption"].split(), row.get("attention")
+    flags = repeated_words(words)
+    shown = [fill("repeated" if flag else "plain", text=word) for word, flag in zip(words, flags, strict=True)]
+    attributes = ""
+    if maps and words and [word["text"] for word in maps["words"]] == words:
+        shown = [fill("word", n=n, tab=-1 if n else 0, text=word) for n, word in enumerate(shown)]
+        attributes = _map_attributes(maps)
+    return fill(
+        "card", name=row["file_name"], picture=picture, caption=" ".join(shown) or "<em>empty caption</em>",
+        words=len(words), repeats=sum(flags), cider=f"{row['cider']:.6f}", score=format_score(row["cider"]),
+        rank=f"{rank:,}", total=f"{total:,}", share=100 * (total - rank) // max(total - 1, 1), maps=attributes,
+        references="".join(fill("reference", text=text) for text in row["references"]),
+    )  # fmt: skip
 
 
 def _map_attributes(maps: Maps) -> str:
     weights = base64.b64encode(bytes(weight for word in maps["words"] for weight in word["weights"])).decode()
     corners = ",".join(f"{float(edge):.4g}" for edge in maps.get("box", (0, 0, 1, 1)))
     return f' data-grid="{maps["rows"]},{maps["cols"]}" data-box="{corners}" data-maps="{weights}"'
-
-
-def _tappable(caption: str, spans: list[tuple[int, int]]) -> str:
-    """The caption, each word a button; the first one is reached by Tab, the others by the arrow keys."""
-    texts = [caption[start:end] for start, end in spans]
-    shown, place = "", 0
-    for n, ((start, end), text, repeated) in enumerate(zip(spans, texts, repeated_words(texts), strict=True)):
-        word = fill("word", n=n, tab=0 if n == 0 else -1, text=_marked(text, repeated))
-        shown += html.escape(caption[place:start]) + word
-        place = end
-    return shown + html.escape(caption[place:])
 
 
 def format_score(value: float) -> str:
@@ -180,8 +155,7 @@ def charts_html(history: Rows, predictions: Sequence[GalleryRow]) -> str:
     curves = extract_curves(history)
     charts = curve_charts(curves)
     note = curves.note if charts or not history else "The log holds no losses that can be drawn."
-    shown = [*map(_figure, charts), fill("note", text=note or ""), *map(_figure, _distributions(predictions))]
-    return "".join(shown)
+    return "".join([*map(_figure, charts), fill("note", text=note or ""), *map(_figure, _distributions(predictions))])
 
 
 def _figure(chart: Chart) -> str:
@@ -195,9 +169,7 @@ def _distributions(predictions: Sequence[GalleryRow]) -> list[Chart]:
     theirs = [len(text.split()) for row in predictions for text in row["references"]]
     cider = [100 * row["cider"] for row in predictions]
     words = functools.partial(draw_histogram, samples=[own, theirs], form="{:.0f} words", x_label="words", whole=True)
-    scores = functools.partial(
-        draw_histogram, samples=[cider], form="CIDEr from {:.0f}", x_label="CIDEr", whole=False
-    )
+    scores = functools.partial(draw_histogram, samples=[cider], form="CIDEr from {:.0f}", x_label="CIDEr", whole=False)
     charts = [Chart("Words per caption", {"model": "train", "references": "val"}, words)]
     return charts + ([Chart("CIDEr of the pictures", {}, scores)] if len(predictions) > 1 else [])
 
@@ -212,7 +184,8 @@ def _colours_html(rows: Sequence[tuple[str, str, int]]) -> str:
     counts = {(true, said): n for true, said, n in rows}
     seen: Counter[str] = Counter()
     for true, said, n in rows:
-        seen.update({true: n, said: 0} if said != true else {true: n})
+        seen[true] += n
+        seen[said] += 0
     names = sorted(seen, key=lambda name: (-seen[name], name))
     body = ""
     for true in names:

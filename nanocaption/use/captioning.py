@@ -93,7 +93,7 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
 
     Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
     """
-    rank = devices.rank()
+    rank, settings = devices.rank(), loaded.settings
     output.mkdir(parents=True, exist_ok=True)
     found, file_name = results.read_kept(output, key), results.kept_file(output, key, rank)
     devices.barrier()  # all have read before the first one writes
@@ -105,9 +105,11 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
         print(f"{len(found)} captions are there from a start that was stopped")
     quiet = rank != 0 or not mine
     bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
+    how = How(batch_size=settings.EVAL_BATCH_SIZE, options=options, device=loaded.device,
+              precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED)  # fmt: skip
     rows: list[tuple[int, str]] = []
     with file_name.open("w", encoding="utf-8") as file, bar:
-        for captions in caption_loaded(loaded, options, images) if mine else ():
+        for captions in caption_batches(loaded.models, loaded.tokenizer, images, **how) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
             batch = [(i, row[0].text) for i, row in zip(places, captions, strict=True)]
             file.write("".join(json.dumps({"image": i, "caption": text}) + "\n" for i, text in batch))
@@ -137,15 +139,3 @@ def split_images(loaded: Loaded, split: Split, places: Sequence[int]) -> ImageTe
     """The pictures at these places of the split, as the first of the models wants them."""
     records = [split.records[i] for i in places]
     return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
-
-
-def caption_loaded(
-    loaded: Loaded, options: Options, images: ImageTextDataset
-) -> Iterator[list[list[CaptionText]]]:
-    """`caption_batches` by loaded models and their settings."""
-    settings = loaded.settings
-    return caption_batches(
-        loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
-        options=options, device=loaded.device, precision=settings.PRECISION, workers=settings.NUM_WORKERS,
-        seed=settings.SEED,
-    )  # fmt: skip
