@@ -53,6 +53,7 @@ import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -69,7 +70,7 @@ from nanocaption.score import results
 from nanocaption.score.predictions import captions_by_id, compare_sides, read_predictions, read_side
 from nanocaption.score.report import gallery_rows, shown_rows, write_report
 from nanocaption.score.report_html import GalleryRow
-from nanocaption.score.scoring import score_captions
+from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
 from nanocaption.use.captioning import caption_split
@@ -178,7 +179,8 @@ def finish(
     )
     references = {record["file_name"]: record["captions"] for record in split.records}
     line = f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {made_by}"
-    scores |= {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
+    said = {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
+    scores = cast(Scores, {**scores, **said})
     rows = gallery_rows(split.records, captions, per_image)
     if loaded and len(loaded.models) == 1:
         _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")

@@ -44,7 +44,7 @@ REAL = caption_batches
 
 
 def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNamespace]]]:
-    """In place of inference.caption_batches: captions that are each picture's own, so that none can be exchanged."""
+    """In place of captioning.caption_batches: captions that are each picture's own, so that none can be exchanged."""
     captions = []
     for path in given[2].paths:
         n = int(path.stem.removeprefix("scene_"))

@@ -29,7 +29,7 @@ from nanocaption.model.options import GREEDY
 from nanocaption.runs import checkpoint
 from nanocaption.use.captioning import caption_images
 from nanocaption.use.load import load_models
-from tests.conftest import CUTOFF, ROOT, TINY_MODEL
+from tests.conftest import CUTOFF, ROOT, TINY_MODEL, run_command
 from tests.test_encoder import CROPPED, CROPPED_SPEC, SQUASHED, SQUASHED_SPEC, source_model
 
 CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
@@ -247,7 +247,7 @@ def test_captions_and_scores_go_through_plain_coco_files(exports, demo_data, tmp
     (tmp_path / "results.json").write_text(json.dumps(captions))
     for pair in ((output / "references.json", output / "predictions.json"),
                  (tmp_path / "captions_val2014.json", tmp_path / "results.json")):  # fmt: skip
-        score.main([*map(str, pair), "--json", str(tmp_path / "out.json")])
+        assert run_command(score.main, [*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
         found = json.loads((tmp_path / "out.json").read_text())
         assert {name: found[name] for name in scores} == pytest.approx(scores)
     evaluate.main(["--predictions", str(output / "predictions.json"), "--output", str(tmp_path / "back"), *place])
