@@ -21,7 +21,6 @@ import sys
 from nanocaption.base import cli
 from nanocaption.base.settings import Settings, load_settings, take_settings
 from nanocaption.commands import decoding_flags
-from nanocaption.model.options import Options
 
 _PARSER = argparse.ArgumentParser(
     prog="evaluate.py",
@@ -60,7 +59,6 @@ import torch
 from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
-from nanocaption.base.tensors import State
 from nanocaption.data.dataset import load_image
 from nanocaption.data.pictures import seen_part
 from nanocaption.data.tokenizer import encode
@@ -68,12 +66,12 @@ from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
 from nanocaption.score import results
 from nanocaption.score.predictions import captions_by_id, compare_sides, read_predictions, read_side
-from nanocaption.score.report import gallery_rows, shown_rows, write_report
+from nanocaption.score.report import shown_rows, write_report
 from nanocaption.score.report_html import GalleryRow
 from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
-from nanocaption.use.captioning import caption_split
+from nanocaption.use.captioning import caption_split, decoding_facts, results_name
 from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
 
 
@@ -125,12 +123,12 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
-    decoding = _decoding(loaded, options)
+    decoding = decoding_facts(loaded, options)
     key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records))
     metrics.require_java(arguments.meteor, arguments.spice)
     decided: list[tuple[Path, bool]] = []
     if devices.rank() == 0:  # the others would look while this one writes
-        place = paths[0].parent / _label(settings, options, split, states)
+        place = paths[0].parent / results_name(loaded, options, split)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
         decided = [(output, reuse and results.read_object(output / "scores.json").get("key") == key)]
     output, done = devices.gather(decided)[0]
@@ -181,7 +179,10 @@ def finish(
     line = f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {made_by}"
     said = {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
     scores = cast(Scores, {**scores, **said})
-    rows = gallery_rows(split.records, captions, per_image)
+    rows: list[GalleryRow] = [
+        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
+        for record, caption, own in zip(split.records, captions, per_image, strict=True)
+    ]
     if loaded and len(loaded.models) == 1:
         _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
     results.write_results(output, split.records, captions, scores)
@@ -229,35 +230,6 @@ def _is_model(name: str) -> bool:
     """Whether a side of --compare is to be captioned first: a checkpoint, an export, or several with commas between."""
     parts = [name] if Path(name).exists() else name.split(",")
     return all(part.endswith(".safetensors") or is_exported(Path(part) / WEIGHTS) for part in parts)
-
-
-def _decoding(loaded: Loaded, options: Options) -> dict[str, object]:
-    """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
-    o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
-    limit = {"cut at": o.max_length} if o.max_length else {}
-    how: dict[str, object] = {"beam": o.beam_size, "length penalty": o.length_penalty}
-    if o.samples:
-        how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
-    elif o.beam_groups > 1:
-        how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
-    longest = min(model.decoder.max_seq_len for model in loaded.models)
-    return how | limit | {
-        "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
-        "precision": str(dtype).removeprefix("torch."),
-    }
-
-
-def _label(settings: Settings, options: Options, split: Split, states: Sequence[State]) -> str:
-    """The name of the results folder."""
-    o = options
-    if o.samples:
-        parts = [f"sampled{settings.SEED}", f"temperature{o.temperature:g}", f"topk{o.top_k}", f"topp{o.top_p:g}"]
-    else:
-        parts = [f"beam{o.beam_size}", f"penalty{o.length_penalty:g}"]
-        parts += [f"groups{o.beam_groups}", f"diversity{o.diversity_penalty:g}"] if o.beam_groups > 1 else []
-    limits = {"max": o.max_length, "min": o.min_length, "ngram": o.no_repeat_ngram, "first": settings.DATA_CUTOFF}
-    parts += [f"{name}{value}" for name, value in limits.items() if value]
-    return "_".join(["eval", split.name, "epoch" + "+".join(str(state["epoch"]) for state in states), *parts])
 
 
 def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> None:

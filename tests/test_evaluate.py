@@ -592,8 +592,8 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
         own, rest = take_settings(line.split())
         settings = load_state(trained, load_settings(own))[1]
         options = decoding_flags.options(evaluate._PARSER.parse_args(rest), search_options(settings.values))
-        labels.add(evaluate._label(settings, options, split, loaded.states))
-        decodings.add(str(evaluate._decoding(loaded._replace(settings=settings), options)))
+        labels.add(captioning.results_name(loaded._replace(settings=settings), options, split))
+        decodings.add(str(captioning.decoding_facts(loaded._replace(settings=settings), options)))
     assert len(labels) == len(decodings) == len(flags)
 
 

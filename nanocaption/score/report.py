@@ -2,13 +2,12 @@
 
 import base64
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from nanocaption.base.files import write_file
 from nanocaption.data.pictures import data_uri, thumbnail
-from nanocaption.data.prepared import Record
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.score import report_html
 from nanocaption.score.curves import Rows
@@ -75,13 +74,3 @@ def choose_rows(ranked: list[T], limit: int) -> list[T]:
     middle, count = ranked[ends:len(ranked) - ends], limit - 2 * ends
     spread = [middle[(2 * i + 1) * len(middle) // (2 * count)] for i in range(count)]
     return ranked[:ends] + spread + ranked[len(ranked) - ends:]
-
-
-def gallery_rows(
-    records: Sequence[Record], captions: Sequence[str], per_image: Sequence[Mapping[str, float]]
-) -> list[GalleryRow]:
-    """One row per image, as write_report wants them."""
-    return [
-        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
-        for record, caption, own in zip(records, captions, per_image, strict=True)
-    ]

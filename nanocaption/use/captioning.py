@@ -139,3 +139,32 @@ def split_images(loaded: Loaded, split: Split, places: Sequence[int]) -> ImageTe
     """The pictures at these places of the split, as the first of the models wants them."""
     records = [split.records[i] for i in places]
     return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+
+
+def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
+    """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
+    o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
+    limit = {"cut at": o.max_length} if o.max_length else {}
+    how: dict[str, object] = {"beam": o.beam_size, "length penalty": o.length_penalty}
+    if o.samples:
+        how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
+    elif o.beam_groups > 1:
+        how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
+    longest = min(model.decoder.max_seq_len for model in loaded.models)
+    return how | limit | {
+        "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def results_name(loaded: Loaded, options: Options, split: Split) -> str:
+    """The name of the folder for the results: split, epochs, and what was chosen of the decoding."""
+    o, settings = options, loaded.settings
+    if o.samples:
+        parts = [f"sampled{settings.SEED}", f"temperature{o.temperature:g}", f"topk{o.top_k}", f"topp{o.top_p:g}"]
+    else:
+        parts = [f"beam{o.beam_size}", f"penalty{o.length_penalty:g}"]
+        parts += [f"groups{o.beam_groups}", f"diversity{o.diversity_penalty:g}"] if o.beam_groups > 1 else []
+    limits = {"max": o.max_length, "min": o.min_length, "ngram": o.no_repeat_ngram, "first": settings.DATA_CUTOFF}
+    parts += [f"{name}{value}" for name, value in limits.items() if value]
+    return "_".join(["eval", split.name, "epoch" + "+".join(str(state["epoch"]) for state in loaded.states), *parts])
