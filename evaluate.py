@@ -21,7 +21,6 @@ import sys
 from nanocaption.base import cli
 from nanocaption.base.settings import Settings, load_settings, take_settings
 from nanocaption.commands import decoding_flags
-from nanocaption.model.options import Options
 
 _PARSER = argparse.ArgumentParser(
     prog="evaluate.py",
@@ -49,68 +48,67 @@ if __name__ == "__main__":
     load_settings(_own)  # --help and mistakes answer before torch is imported
     cli.begin()
 
-import hashlib
 import json
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import cast
 
-import numpy as np
 import torch
-from tqdm import tqdm
 
 from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
-from nanocaption.data.dataset import ImageTextDataset, load_image
-from nanocaption.data.inputs import cached_features
-from nanocaption.data.order import chunks
+from nanocaption.data.dataset import load_image
 from nanocaption.data.pictures import seen_part
-from nanocaption.data.prepared import folder_name, load_records, verify
 from nanocaption.data.tokenizer import encode
+from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
 from nanocaption.score import results
-from nanocaption.score.report import FEW_IMAGES, gallery_rows, shown_rows, write_report
-from nanocaption.score.scoring import score_captions
+from nanocaption.score.predictions import captions_by_id, compare_sides, read_predictions, read_side
+from nanocaption.score.report import shown_rows, write_report
+from nanocaption.score.report_html import GalleryRow
+from nanocaption.score.scoring import Scores, score_captions
+from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
-from nanocaption.use.captioning import caption_batches
+from nanocaption.use.captioning import caption_split, decoding_facts, results_name
 from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
-
-
-class Split(NamedTuple):
-    name: str
-    folder: Path  # of the prepared data set
-    records: list[dict[str, Any]]
-    training: list[str] | None  # the captions of the training split, if there is one
 
 
 def main(argv: list[str]) -> None:
     own, rest = take_settings(argv)
     arguments = _PARSER.parse_args(rest)
-    if arguments.json and not arguments.compare:
-        raise SystemExit("--json goes with --compare; the scores of one model are in scores.json")
-    if arguments.compare and (arguments.output or arguments.predictions or arguments.checkpoint):
-        raise SystemExit("--compare names both sides itself: leave out --checkpoint, --predictions and --output")
-    if arguments.split and arguments.compare and not any(map(_is_model, arguments.compare)):
-        raise SystemExit("--split is for checkpoints: both sides of --compare are captions already")
-    captioned = not arguments.predictions and (not arguments.compare or any(map(_is_model, arguments.compare)))
-    if decoding_flags.used(arguments) and not captioned:
-        raise SystemExit("--sample, --max-length and their like are for checkpoints: here all is captioned already")
-    if problems := decoding_flags.problems(arguments):
+    if problems := flag_problems(arguments):
         raise SystemExit("\n".join(problems))
-    if arguments.json and not Path(arguments.json).absolute().parent.is_dir():
-        raise SystemExit(f"--json {arguments.json}: its folder does not exist; make it first")
     arguments.split = arguments.split or "test"
     try:
+        settings = load_settings(own)
         if arguments.compare:
-            compare(arguments, load_settings(own))
+            compare(arguments, settings)
         elif arguments.predictions:
-            score_file(arguments, load_settings(own))
+            score_file(arguments, settings)
         else:
-            settings = load_settings(own)
             evaluate(arguments, settings, find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR))
     finally:
         devices.stop()
+
+
+def flag_problems(arguments: argparse.Namespace) -> list[str]:
+    """One line for each flag that cannot be meant so."""
+    a = arguments
+    captioned = a.predictions or (a.compare and not any(map(_is_model, a.compare)))
+    rules = [
+        (a.compare or not a.json, "--json goes with --compare; the scores of one model are in scores.json"),
+        (not a.compare or not (a.output or a.predictions or a.checkpoint),
+         "--compare names both sides itself: leave out --checkpoint, --predictions and --output"),
+        (not a.compare or not a.split or not captioned,
+         "--split is for checkpoints: both sides of --compare are captions already"),
+        (not captioned or not decoding_flags.used(a),
+         "--sample, --max-length and their like are for checkpoints: here all is captioned already"),
+        (not a.json or Path(a.json).absolute().parent.is_dir(),
+         f"--json {a.json}: its folder does not exist; make it first"),
+    ]  # fmt: skip
+    return [text for holds, text in rules if not holds] + decoding_flags.problems(a)
 
 
 def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], reuse: bool = False) -> Path:
@@ -123,48 +121,30 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     settings, states = loaded.settings, loaded.states
     options = decoding_flags.options(arguments, search_options(settings.values))
     split = load_split(settings, arguments.split, states[0]["config"])
-    results.check_records(split.records, split.folder / "images")
-    captions_sha256 = hashlib.sha256((split.folder / "captions.json").read_bytes()).hexdigest()
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
-    decoding = _decoding(loaded, options)
-    key = results.digest(made_by, decoding, captions_sha256, split.folder.name, split.name, len(split.records))
+    decoding = decoding_facts(loaded, options)
+    key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records))
     metrics.require_java(arguments.meteor, arguments.spice)
-    first = devices.rank() == 0
     decided: list[tuple[Path, bool]] = []
-    if first:  # the others would look while this one writes
-        place = paths[0].parent / _label(settings, options, split, states)
+    if devices.rank() == 0:  # the others would look while this one writes
+        place = paths[0].parent / results_name(loaded, options, split)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
-        there = results.read_object(output / "scores.json").get("key") == key
-        decided = [(output, reuse and there)]
+        decided = [(output, reuse and results.read_object(output / "scores.json").get("key") == key)]
     output, done = devices.gather(decided)[0]
     if done:
         return output
-
-    if first:
+    if devices.rank() == 0:
         trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
-        if any(state["captions_sha256"] != captions_sha256 for state in trained_here):
+        if any(state["captions_sha256"] != split.captions_sha256 for state in trained_here):
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
     captions = caption_split(loaded, options, split, output, key)
-    if not first:
-        return output
-    scores, per_image = score_captions(
-        split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
-    )
-    origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
-    scores |= {
-        "dataset": split.folder.name, "split": split.name, "decoding": decoding, "checkpoints": digests, "key": key,
-        "signature": _signature(split, scores, origin),
-    }  # fmt: skip
-    rows = gallery_rows(split.records, captions, per_image)
-    shown = shown_rows(rows)
-    for row, maps in zip(shown, _attention(loaded, split, shown), strict=True):
-        # A token that holds half a character has no text of its own, so that its word cannot be found.
-        if maps and "".join(word["text"] for word in maps["words"]) == "".join(row["caption"].split()):
-            row["attention"] = maps
-    finish(output, split, captions, per_image, scores, rows, paths[0].parent, _history(paths[0].parent))
+    if devices.rank() == 0:
+        origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
+        facts = {"decoding": decoding, "checkpoints": digests, "key": key}
+        finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded)
     return output
 
 
@@ -175,34 +155,57 @@ def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
     if devices.rank() != 0:
         return  # there is nothing to share
     split = load_split(settings, arguments.split, settings.values)
-    results.check_records(split.records, split.folder / "images")
-    captions = results.read_predictions(path, split.records)
+    captions = read_predictions(path, split.records)
+    key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records))
+    place = path.parent / f"eval_{split.name}_{path.stem}"
+    output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
+    made_by = f"captions of {path.name} {results.digest(path)}"
+    finish(arguments, split, captions, output, made_by, {"key": key}, path.parent)
+
+
+def finish(
+    arguments: argparse.Namespace, split: Split, captions: Sequence[str], output: Path, made_by: str,
+    facts: Mapping[str, object], folder: Path, loaded: Loaded | None = None,
+) -> None:  # fmt: skip
+    """Score the captions, print the table, write the results folder `output`.
+
+    made_by: the end of the signature. facts: what scores.json says besides. folder: what the page is called after.
+    loaded: what captioned; the page then has the curves of its run, and where it looked.
+    """
     scores, per_image = score_captions(
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
-    made_by = f"{path.name} {results.digest(path)}"
-    key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records))
-    signature = _signature(split, scores, f"captions of {made_by}")
-    scores |= {"dataset": split.folder.name, "split": split.name, "key": key, "signature": signature}
-    place = path.parent / f"eval_{split.name}_{path.stem}"
-    output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
-    rows = gallery_rows(split.records, captions, per_image)
-    finish(output, split, captions, per_image, scores, rows, path.parent)
+    references = {record["file_name"]: record["captions"] for record in split.records}
+    line = f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {made_by}"
+    said = {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
+    scores = cast(Scores, {**scores, **said})
+    rows: list[GalleryRow] = [
+        {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
+        for record, caption, own in zip(split.records, captions, per_image, strict=True)
+    ]
+    if loaded and len(loaded.models) == 1:
+        _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
+    results.write_results(output, split.records, captions, scores)
+    print(results.scores_table(scores), flush=True)
+    write_report(
+        output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
+        predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (),
+    )  # fmt: skip
+    results.drop_kept(output)
+    print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
 
 
 def compare(arguments: argparse.Namespace, settings: Settings) -> None:
     """Print the differences B - A with interval and p, over the same images. A checkpoint is captioned first."""
-    sides: list[list[Path] | Path] = []
-    for name in arguments.compare:  # a mistake is told before the other side is captioned
-        sides.append(find_checkpoints(name, "") if _is_model(name) else Path(name))
-        if isinstance(sides[-1], Path):
-            results.read_results(sides[-1])
-    places = [side if isinstance(side, Path) else evaluate(arguments, settings, side, reuse=True) for side in sides]
+    # A mistake in either side is told before anything is captioned.
+    sides = [find_checkpoints(name, "") if _is_model(name) else read_side(Path(name)) for name in arguments.compare]
+    places = [evaluate(arguments, settings, side, reuse=True) if isinstance(side, list) else Path(name)
+              for name, side in zip(arguments.compare, sides, strict=True)]  # fmt: skip
     if devices.rank() != 0:
         return
-    read = [results.read_results(place) for place in places]
-    differences, references = results.compare_results(*read, arguments.meteor, arguments.spice)
-    signature = metrics.signature(references, differences)
+    first, second = map(read_side, places)
+    differences, references = compare_sides(first, second, arguments.meteor, arguments.spice)
+    signature = metrics.signature(captions_by_id(references), differences)
     origins = [results.origin(place) for place in places]
     for name, place, made_by in zip(("first: ", "second:"), places, origins, strict=True):
         print(f"\n{name} {place}\n        {made_by}")
@@ -216,105 +219,11 @@ def compare(arguments: argparse.Namespace, settings: Settings) -> None:
         write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
 
 
-def caption_split(
-    loaded: Loaded, options: Options, split: Split, output: Path, key: str
-) -> list[str]:
-    """The best caption of every image of the split, in order; on every process, each of which captions its share.
-
-    Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
-    """
-    if devices.rank() == 0:
-        results.tidy_kept(output, key)
-    devices.barrier()
-    kept = results.read_kept(output, key)
-    devices.barrier()  # all have read before the first one writes
-    left = [i for i in range(len(split.records)) if i not in kept]
-    mine = left[devices.rank() :: devices.world_size()]
-    images = _images(split, mine, loaded)
-    images.cached = _cached_features(loaded, split, mine) if left else None
-    if kept and devices.rank() == 0:
-        print(f"{len(kept)} captions are there from a start that was stopped")
-    quiet = devices.rank() != 0 or not mine
-    bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
-    rows: list[dict[str, Any]] = []
-    with (output / f"captions-{devices.rank()}.jsonl").open("w", encoding="utf-8") as file, bar:
-        file.write(json.dumps({"key": key}) + "\n")
-        for captions in _caption_batches(loaded, options, images) if mine else ():
-            places = mine[len(rows) : len(rows) + len(captions)]
-            batch = [{"image": i, "caption": row[0].text} for i, row in zip(places, captions, strict=True)]
-            file.write("".join(json.dumps(row) + "\n" for row in batch))
-            file.flush()
-            rows += batch
-            bar.update(len(batch))
-    found = kept | {row["image"]: row["caption"] for row in devices.gather(rows)}
-    return [found[i] for i in range(len(split.records))]
-
-
-def _images(split: Split, places: list[int], loaded: Loaded) -> ImageTextDataset:
-    records = [split.records[i] for i in places]
-    return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
-
-
-def _cached_features(loaded: Loaded, split: Split, places: list[int]) -> np.ndarray | None:
-    """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
-
-    It is filled with the whole split first, on all processes together. None where there is no such cache.
-    """
-    settings = loaded.settings
-    if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
-        return None
-    whole, (model,) = _images(split, list(range(len(split.records))), loaded), loaded.models
-    found = devices.first_rank_first(
-        lambda: cached_features(settings, split.folder, split.name, whole, model, loaded.device)
-    )
-    return found if found is None or len(places) == len(found) else found[places]
-
-
-def load_split(settings: Settings, name: str, trained: dict[str, Any]) -> Split:
-    """The split to score, and the captions of the training split of `trained`, the settings of the training."""
-    folder = Path(settings.DATA_DIR) / folder_name(settings.DATASET)
-    make = f"python prepare_dataset.py --dataset '{settings.DATASET}'"
-    if not (folder / "captions.json").is_file():
-        raise SystemExit(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
-    try:
-        verify(folder)
-    except ValueError as error:
-        raise ValueError(f"{error}. Prepare it again: {make}") from error
-    splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
-    try:
-        records = load_records(folder, splits, settings.DATA_CUTOFF)
-    except ValueError as error:
-        raise ValueError(f"{error} Or name one of its splits: --split val") from error
-    origin = Path(settings.DATA_DIR) / folder_name(trained["DATASET"]) / "captions.json"
-    there = {row["split"] for row in results.read_object(origin).get("images", [])}
-    seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
-    rows = load_records(origin.parent, seen, trained["DATA_CUTOFF"]) if seen else []
-    training = [caption for row in rows for caption in row["captions"]]
-    return Split("+".join(splits), folder, records, training or None)
-
-
-def finish(
-    output: Path, split: Split, captions: list[str], per_image: list[dict[str, float]], scores: dict[str, Any],
-    rows: list[dict[str, Any]], origin: Path, history: list[dict[str, Any]] | None = None,
-) -> None:  # fmt: skip
-    """Write the results folder, print the table. origin: the folder that the captions are of; history: its curves."""
-    results.write_results(output, split.records, captions, per_image, scores)
-    print(results.scores_table(scores), flush=True)
-    write_report(
-        output / "report.html", title=f"{origin.resolve().name}: captions of the {split.name} split", scores=scores,
-        predictions=rows, images_dir=split.folder / "images", history=history,
-    )  # fmt: skip
-    results.drop_kept(output)
-    print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
-
-
-def _history(run: Path) -> list[dict[str, Any]] | None:
-    log = run / "log.jsonl"
-    try:
-        return read_log(log) if log.is_file() else None
-    except ValueError as error:
-        warnings.warn(f"no curves in the report: {error}", stacklevel=2)
-        return None
+def _join_processes(settings: Settings) -> torch.device:
+    """The device of this process; joins the group if torchrun started several."""
+    device = devices.pick_device(settings.DEVICE, devices.local_rank())
+    devices.start(device.type)
+    return device
 
 
 def _is_model(name: str) -> bool:
@@ -323,74 +232,31 @@ def _is_model(name: str) -> bool:
     return all(part.endswith(".safetensors") or is_exported(Path(part) / WEIGHTS) for part in parts)
 
 
-def _caption_batches(loaded: Loaded, options: Options, images: ImageTextDataset) -> Any:
-    settings = loaded.settings
-    return caption_batches(
-        loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE,
-        options=options, device=loaded.device, precision=settings.PRECISION, workers=settings.NUM_WORKERS,
-        seed=settings.SEED,
-    )  # fmt: skip
+def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> None:
+    """Add "attention" to the rows: where the one model looked, word by word.
 
-
-def _decoding(loaded: Loaded, options: Options) -> dict[str, Any]:
-    """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
-    o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
-    limit = {"cut at": o.max_length} if o.max_length else {}
-    how: dict[str, Any] = {"beam": o.beam_size, "length penalty": o.length_penalty}
-    if o.samples:
-        how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
-    elif o.beam_groups > 1:
-        how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
-    longest = min(model.decoder.max_seq_len for model in loaded.models)
-    return how | limit | {
-        "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
-        "precision": str(dtype).removeprefix("torch."),
-    }
-
-
-def _attention(loaded: Loaded, split: Split, rows: list[dict[str, Any]]) -> list[dict[str, Any] | None]:
-    """For each row of the gallery where the model looked, word by word, as report.write_report wants "attention".
-
-    None for each where several models voted. The captions are cut into tokens anew, which nearly always gives the
-    model's own.
+    The captions are cut into tokens anew, which nearly always gives the model's own.
     """
-    if len(loaded.models) > 1:
-        return [None for _ in rows]
-    (model,), settings, found = loaded.models, loaded.settings, []
-    for part in chunks(rows, settings.EVAL_BATCH_SIZE):
-        paths = [split.folder / "images" / row["file_name"] for row in part]
+    (model,), settings = loaded.models, loaded.settings
+    for start in range(0, len(rows), settings.EVAL_BATCH_SIZE):
+        part = rows[start : start + settings.EVAL_BATCH_SIZE]
+        paths = [images_dir / row["file_name"] for row in part]
         pixels = torch.stack([load_image(path, model.image_spec) for path in paths])
         ids = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
         with devices.autocast(loaded.device, devices.pick_dtype(settings.PRECISION, loaded.device)):
             maps = attend(model, loaded.tokenizer, pixels, ids)
-        boxes = [seen_part(path, model.image_spec) for path in paths]
-        found += [one | {"box": box} for one, box in zip(maps, boxes, strict=True)]
-    return found
+        for row, one, path in zip(part, maps, paths, strict=True):
+            row["attention"] = one | {"box": seen_part(path, model.image_spec)}
 
 
-def _signature(split: Split, scores: dict[str, Any], origin: str) -> str:
-    """One line: two scores compare where it is equal up to the part that is meant to differ."""
-    references = {record["file_name"]: record["captions"] for record in split.records}
-    return f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {origin}"
-
-
-def _label(settings: Settings, options: Options, split: Split, states: list[dict[str, Any]]) -> str:
-    o, label = options, f"eval_{split.name}_epoch{'+'.join(str(state['epoch']) for state in states)}"
-    if o.samples:
-        label += f"_sampled{settings.SEED}_temperature{o.temperature:g}_topk{o.top_k}_topp{o.top_p:g}"
-    else:
-        label += f"_beam{o.beam_size}_penalty{o.length_penalty:g}"
-        label += f"_groups{o.beam_groups}_diversity{o.diversity_penalty:g}" if o.beam_groups > 1 else ""
-    for name, value in (("max", o.max_length), ("min", o.min_length), ("ngram", o.no_repeat_ngram)):
-        label += f"_{name}{value}" if value else ""
-    return label if settings.DATA_CUTOFF is None else f"{label}_first{settings.DATA_CUTOFF}"
-
-
-def _join_processes(settings: Settings) -> torch.device:
-    """The device of this process; joins the group if torchrun started several."""
-    device = devices.pick_device(settings.DEVICE, devices.local_rank())
-    devices.start(device.type)
-    return device
+def _history(run: Path) -> list[dict[str, object]]:
+    """The rows of the run's log, for the curves; none where it has no log, or one that cannot be read."""
+    log = run / "log.jsonl"
+    try:
+        return read_log(log) if log.is_file() else []
+    except ValueError as error:
+        warnings.warn(f"no curves in the report: {error}", stacklevel=2)
+        return []
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Shared by the tests: a miniature of the demo set, the flags of a miniature model, and the pictures' own folder."""
 
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("WANDB_MODE", "disabled")
@@ -9,6 +11,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest  # noqa: E402
 
+from nanocaption.base import cli  # noqa: E402
 from nanocaption.prepare import check_report  # noqa: E402
 from nanocaption.prepare.make import prepare  # noqa: E402
 
@@ -29,6 +32,17 @@ TINY_MODEL = """
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: number for number, name in enumerate(SLOW_FILES)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
+
+def run_command(main: Callable, arguments: list[str]) -> int:
+    """The exit code of a command that `nanocaption` runs; what stops it is told on stderr."""
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+        patch.setattr(sys, "argv", ["nanocaption", *arguments])
+        cli.run(main)
+    code = ended.value.code
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+    return 1 if isinstance(code, str) else code
 
 
 def save_tower(folder: Path):

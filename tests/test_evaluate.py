@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,8 +30,11 @@ from nanocaption.model.captions import search_options
 from nanocaption.model.options import GREEDY
 from nanocaption.runs import checkpoint
 from nanocaption.score import results
+from nanocaption.score.predictions import captions_by_id, image_ids, read_predictions
 from nanocaption.score.scoring import score_captions
-from nanocaption.use.captioning import caption_batches
+from nanocaption.score.split import load_split
+from nanocaption.use import captioning
+from nanocaption.use.captioning import caption_batches, caption_images, caption_split
 from nanocaption.use.load import Loaded, load_models, load_state
 from tests.conftest import CUTOFF, ROOT, TINY_MODEL
 from tests.test_distributed import free_port
@@ -40,7 +44,7 @@ REAL = caption_batches
 
 
 def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNamespace]]]:
-    """In place of inference.caption_batches: captions that are each picture's own, so that none can be exchanged."""
+    """In place of captioning.caption_batches: captions that are each picture's own, so that none can be exchanged."""
     captions = []
     for path in given[2].paths:
         n = int(path.stem.removeprefix("scene_"))
@@ -52,7 +56,7 @@ def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNam
 @pytest.fixture(scope="module", autouse=True)
 def quick() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(evaluate, "caption_batches", told_by_name)
+        patch.setattr(captioning, "caption_batches", told_by_name)
         yield
 
 
@@ -80,14 +84,14 @@ def read(path: Path) -> object:
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The numbers of images in the batches captioned from here on."""
-    batches, original = [], caption_batches
+    batches, original = [], captioning.caption_batches
 
     def count(*args, **how):
         for captions in original(*args, **how):
             batches.append(len(captions))
             yield captions
 
-    monkeypatch.setattr(evaluate, "caption_batches", count)
+    monkeypatch.setattr(captioning, "caption_batches", count)
     return batches
 
 
@@ -108,40 +112,41 @@ def test_the_results_folder_holds_coco_files_scores_with_intervals_and_the_page(
 
 
 def test_the_captions_are_those_of_the_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path), *BATCHES])
     loaded = load_models([trained], load_settings(BATCHES))
-    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    split = load_split(loaded.settings, "test", loaded.states[0]["config"])
     images = ImageTextDataset(split.records, split.folder / "images", [[]] * CUTOFF, loaded.models[0].image_spec)
-    batches = evaluate._caption_batches(loaded, search_options(loaded.settings.values), images)
-    expected = [found[0].text for batch in batches for found in batch]
+    found = caption_images(loaded.models, loaded.tokenizer, images, batch_size=7, workers=0, device=loaded.device,
+                           options=search_options(loaded.settings.values), precision="fp32")  # fmt: skip
+    expected = [captions[0].text for captions in found]
     assert [row["caption"] for row in read(tmp_path / "predictions.json")] == expected
 
 
 def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     live = load_models([trained], load_settings(BATCHES))
     torch.manual_seed(0)
     for parameter in live.models[0].parameters():
         parameter.data.normal_(std=0.4)  # so that the pictures have captions of their own
     frozen = live._replace(settings=live.settings.replace(FREEZE_ENCODER=True))
-    split, seen = evaluate.load_split(live.settings, "test", live.states[0]["config"]), []
+    split, seen = load_split(live.settings, "test", live.states[0]["config"]), []
     split = split._replace(folder=Path(shutil.copytree(split.folder, tmp_path / "demo")))
     live.models[0].encoder.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
 
     def captioned(loaded: Loaded, name: str) -> list[str]:
         (tmp_path / name).mkdir()
-        return evaluate.caption_split(loaded, GREEDY, split, tmp_path / name, "key")
+        return caption_split(loaded, GREEDY, split, tmp_path / name, "key")
 
     expected = captioned(live, "live")
     assert sum(seen) == CUTOFF and len(set(expected)) > 5
     assert captioned(frozen, "filling") == expected and sum(seen) == 2 * CUTOFF
     assert captioned(frozen, "filled") == expected and sum(seen) == 2 * CUTOFF
     (tmp_path / "part").mkdir()
-    with (tmp_path / "part" / "captions-0.jsonl").open("w") as file:  # half of it is there already
+    with (tmp_path / "part" / "captions-key-0-0.jsonl").open("w") as file:  # half of it is there already
         rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
-        file.write("".join(json.dumps(row) + "\n" for row in [{"key": "key"}, *rows]))
-    assert evaluate.caption_split(frozen, GREEDY, split, tmp_path / "part", "key") == expected
+        file.write("".join(json.dumps(row) + "\n" for row in rows))
+    assert caption_split(frozen, GREEDY, split, tmp_path / "part", "key") == expected
     with torch.no_grad():
         live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
     captioned(frozen, "changed")
@@ -165,7 +170,7 @@ def test_an_evaluation_without_comparison_captions_anew(trained, counted, tmp_pa
 
 def dies_after_two_batches(path: Path, output: Path) -> None:
     torch.set_num_threads(1)
-    original = evaluate.caption_batches
+    original = captioning.caption_batches
 
     def mortal(*args, **how):
         for number, captions in enumerate(original(*args, **how)):
@@ -173,7 +178,7 @@ def dies_after_two_batches(path: Path, output: Path) -> None:
                 os._exit(9)
             yield captions
 
-    evaluate.caption_batches = mortal
+    captioning.caption_batches = mortal
     evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
 
 
@@ -199,19 +204,19 @@ def one_of_two(rank: int, port: int, path: Path, output: Path) -> None:
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1",
                    "MASTER_PORT": str(port)}  # fmt: skip
-    original = evaluate.caption_batches
+    original = captioning.caption_batches
 
     def count(model, tokenizer, images, **how):
         (output / f"count-{rank}").write_text(str(len(images)))
         return original(model, tokenizer, images, **how)
 
-    evaluate.caption_batches = count
+    captioning.caption_batches = count
     evaluate.main(["--checkpoint", str(path), "--output", str(output), *BATCHES])
     assert devices.world_size() == 1  # it has left the group
 
 
 def test_two_processes_caption_each_image_once_and_write_what_one_writes(trained, whole, tmp_path):
-    (tmp_path / "captions-7.jsonl").write_text('{"key": "of another evaluation"}\n{"image": 0, "caption": "wrong"}\n')
+    (tmp_path / "captions-other-0-0.jsonl").write_text('{"image": 0, "caption": "wrong"}\n')
     torch.multiprocessing.start_processes(
         one_of_two, (free_port(), trained, tmp_path), nprocs=2, start_method="fork"
     )
@@ -242,7 +247,7 @@ def test_predictions_of_anyone_are_scored_however_they_name_the_pictures(demo_da
     ]
     deep = [{"file_name": f"a/b{i}/{row['file_name']}"} for i, row in enumerate(rows)]
     (tmp_path / "flat.json").write_text(json.dumps(ways[2]))
-    assert results.read_predictions(tmp_path / "flat.json", deep) == [row["caption"] for row in rows]
+    assert read_predictions(tmp_path / "flat.json", deep) == [row["caption"] for row in rows]
     for way in ways:
         scores = score_file(way, demo_data, tmp_path)
         assert scores["corpus"] == expected["corpus"] and scores["intervals"] == expected["intervals"]
@@ -254,10 +259,10 @@ def test_predictions_of_anyone_are_scored_however_they_name_the_pictures(demo_da
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda rows: rows[2:], "2 of 24 pictures have no prediction, the first 'scene_00048.jpg'"),
-        (lambda rows: [*rows, rows[3]], "has two captions for 'scene_00051.jpg'"),
+        (lambda rows: rows[2:], "2 of 24 images have no prediction, the first 'scene_00048.jpg'"),
+        (lambda rows: [*rows, rows[3]], "has two captions for image 'scene_00051.jpg'"),
         (lambda rows: [*rows, {"file_name": "no.jpg", "image_id": 0, "caption": "a"}], "1 of 25 .* the first 'no.jpg'"),
-        (lambda rows: [*rows[1:], rows[0] | {"caption": None}], "the caption of 'scene_00048.jpg' must be a text"),
+        (lambda rows: [*rows[1:], rows[0] | {"caption": None}], "the caption of 'scene_00048.jpg' must be a string"),
         (lambda rows: [*rows[1:], {"image_id": 0}], 'each entry needs "image_id" and "caption"'),
         (lambda rows: [], "has no predictions"),
     ],
@@ -287,9 +292,9 @@ def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tm
     other = own.with_name(f"{own.name}_2")  # of nobody knows what: not overwritten
     assert (own / "scores.json").read_text() == content and read(other / "predictions.json")
     (other / "scores.json").unlink()
-    rows = [{"key": "k"}, {"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
+    rows = [{"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
             {"image": 5, "caption": "kept"}]  # fmt: skip
-    (other / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (other / "captions-k-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert results.read_kept(other, "k") == {5: "kept"}
     evaluate.main(["--compare", str(own), str(own)])
 
@@ -320,20 +325,20 @@ def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
     path = demo_data / "numbers.json"
     path.write_text(json.dumps(entries))
     with pytest.raises(ValueError, match="image_id '2' may mean 10.jpg or 2.jpg, by name or by number"):
-        results.read_predictions(path, records)
+        read_predictions(path, records)
     named = [{"file_name": f"{entry['image_id']}.jpg", "caption": entry["caption"]} for entry in entries]
     for rows in ([entry | row for entry, row in zip(entries, named, strict=True)], named):
         path.write_text(json.dumps(rows))
-        assert results.read_predictions(path, records) == [f"about {Path(r['file_name']).stem}" for r in records]
+        assert read_predictions(path, records) == [f"about {Path(r['file_name']).stem}" for r in records]
     path.write_text(json.dumps(entries[:10]))
     in_order = [{"file_name": f"{number}.jpg", "captions": ["a dog"]} for number in range(10)]
-    assert results.read_predictions(path, in_order) == [f"about {number}" for number in range(10)]  # both ways agree
+    assert read_predictions(path, in_order) == [f"about {number}" for number in range(10)]  # both ways agree
     path.unlink()
 
 
 def test_pictures_of_coco_keep_their_own_numbers(tmp_path):
     records = [{"file_name": f"{n}.jpg", "captions": ["a dog", "a cat"], "image_id": 900 - n} for n in range(3)]
-    results.write_results(tmp_path, records, ["x", "y", "z"], [{}] * 3, {})
+    results.write_results(tmp_path, records, ["x", "y", "z"], {})
     assert [row["image_id"] for row in read(tmp_path / "predictions.json")] == [900, 899, 898]
     references = read(tmp_path / "references.json")
     assert [row["id"] for row in references["images"]] == [900, 899, 898]
@@ -341,9 +346,9 @@ def test_pictures_of_coco_keep_their_own_numbers(tmp_path):
         (number, caption) for number in (900, 899, 898) for caption in ("a dog", "a cat")}  # fmt: skip
     assert len({row["id"] for row in references["annotations"]}) == 6
     (tmp_path / "theirs.json").write_text(json.dumps([{"image_id": n, "caption": str(n)} for n in (898, 899, 900)]))
-    assert results.read_predictions(tmp_path / "theirs.json", records) == ["900", "899", "898"]
-    assert results.image_ids([*records, records[0]]) == [0, 1, 2, 3]  # of two sets, say
-    assert results.image_ids([records[0], {"file_name": "own.jpg"}]) == [0, 1]
+    assert read_predictions(tmp_path / "theirs.json", records) == ["900", "899", "898"]
+    assert image_ids([*records, records[0]]) == [0, 1, 2, 3]  # of two sets, say
+    assert image_ids([records[0], {"file_name": "own.jpg"}]) == [0, 1]
 
 
 def test_only_one_of_several_processes_scores_a_file(demo_data, tmp_path, monkeypatch, capsys):
@@ -376,13 +381,18 @@ def test_a_data_set_that_is_not_whole_is_not_scored(demo_data, tmp_path):
         evaluate.main(["--predictions", str(tmp_path / "theirs.json"), "--data-dir", str(tmp_path / "data")])
 
 
-def test_pictures_without_file_or_references_are_told_before_anything_is_captioned(demo_data):
-    records = load_records(demo_data / "demo", "test")
-    results.check_records(records, demo_data / "demo" / "images")
-    with pytest.raises(ValueError, match="1 of 24 pictures have no reference caption, the first 'scene_00049.jpg'"):
-        results.check_records([records[0], records[1] | {"captions": []}, *records[2:]], None)
-    with pytest.raises(ValueError, match="24 of 24 pictures are missing in nowhere"):
-        results.check_records(records, Path("nowhere"))
+def test_pictures_without_references_are_told_before_anything_is_captioned(demo_data, tmp_path):
+    shutil.copytree(demo_data / "demo", tmp_path / "demo")
+    path, settings = tmp_path / "demo" / "captions.json", load_settings(["--data-dir", str(tmp_path)])
+    content = read(path)
+    bare = next(record for record in content["images"] if record["split"] == "test")
+    bare["captions"] = []
+    path.write_text(json.dumps(content))
+    manifest = read(path.with_name("manifest.json")) | {"captions_sha256": sha256(path.read_bytes()).hexdigest()}
+    path.with_name("manifest.json").write_text(json.dumps(manifest))
+    told = f"1 of 24 pictures have no reference caption, the first '{bare['file_name']}'"
+    with pytest.raises(ValueError, match=told):
+        load_split(settings, "test", settings.values)
 
 
 # --- comparison ---
@@ -390,7 +400,7 @@ def test_pictures_without_file_or_references_are_told_before_anything_is_caption
 
 def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(trained, whole, counted, tmp_path, capsys):
     people = tmp_path / "people.json"
-    references = metrics.files.read_references(whole / "references.json")
+    references = captions_by_id(metrics.files.read_references(whole / "references.json"))
     people.write_text(json.dumps({image: captions[0] for image, captions in references.items()}))
     command = ["--compare", str(trained), str(people), "--json", str(tmp_path / "out.json"), *BATCHES]
     evaluate.main(command)
@@ -405,7 +415,7 @@ def test_a_comparison_captions_a_checkpoint_once_and_tells_the_difference(traine
 
 
 def test_checkpoints_of_one_epoch_are_compared_and_keep_folders_of_their_own(trained, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     state, first, second = checkpoint.load(trained), tmp_path / "first.safetensors", tmp_path / "second.safetensors"
     shutil.copy(trained, first)
     for number, tensor in enumerate(state["model_state_dict"].values()):
@@ -478,7 +488,7 @@ def test_a_comparison_over_other_images_or_references_is_refused(whole, tmp_path
         evaluate.main(["--compare", str(whole), str(other)])
     alone = tmp_path / "alone.json"
     alone.write_text(json.dumps(read(whole / "predictions.json")[:20]))
-    with pytest.raises(ValueError, match="4 of 24 pictures have no prediction, the first"):
+    with pytest.raises(ValueError, match="4 of 24 images have no prediction, the first"):
         evaluate.main(["--compare", str(whole), str(alone)])
     with pytest.raises(ValueError, match="Neither side has a references.json"):
         evaluate.main(["--compare", str(alone), str(alone)])
@@ -512,8 +522,10 @@ def test_ctrl_c_keeps_what_is_captioned_and_says_so(trained, demo_data, tmp_path
     flags += ["--device", "cpu", "--eval-batch-size", "1", "--beam-size", "50"]
     command = [sys.executable, str(ROOT / "evaluate.py"), *flags]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        kept = tmp_path / "out" / "captions-0.jsonl"
-        while process.poll() is None and (not kept.is_file() or kept.read_text().count("\n") < 3):
+        def kept() -> str:
+            return "".join(path.read_text() for path in (tmp_path / "out").glob("captions-*.jsonl"))
+
+        while process.poll() is None and kept().count("\n") < 3:
             time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)
@@ -536,21 +548,23 @@ def test_confusions_name_the_true_colour_and_the_thing_left_out():
 
 
 def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     both = tmp_path / "both"
     evaluate.main(["--checkpoint", str(trained), "--output", str(tmp_path / "one"), *BATCHES])
     evaluate.main(["--checkpoint", f"{trained},{trained}", "--output", str(both), *BATCHES])
     assert read(both / "predictions.json") == read(tmp_path / "one" / "predictions.json")
     assert read(both / "scores.json")["signature"].count(trained.name) == 2
     loaded = load_models([trained, trained], load_settings(BATCHES))
-    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    split = load_split(loaded.settings, "test", loaded.states[0]["config"])
     rows = [{"file_name": record["file_name"], "caption": "a dog"} for record in split.records[:2]]
-    assert evaluate._attention(loaded, split, rows) == [None, None]  # several models have no one place to look at
-    assert evaluate._attention(loaded._replace(models=loaded.models[:1]), split, rows)[0]["words"][1]["text"] == "dog"
+    evaluate._add_maps(rows, loaded._replace(models=loaded.models[:1]), split.folder / "images")
+    assert [row["attention"]["words"][1]["text"] for row in rows] == ["dog", "dog"]
+    # Several models have no one place to look at.
+    assert "data-maps" not in (both / "report.html").read_text(encoding="utf-8")
 
 
 def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     state = checkpoint.load(trained)
     shorter = tmp_path / "shorter.safetensors"
     state["model_state_dict"]["decoder.position_embedding.weight"] = (
@@ -567,7 +581,7 @@ def test_an_ensemble_is_compared_and_tells_its_own_limit(trained, tmp_path, monk
 
 def test_options_that_change_captions_have_folders_of_their_own(trained):
     loaded = load_models([trained], load_settings([]))
-    split = evaluate.load_split(loaded.settings, "test", loaded.states[0]["config"])
+    split = load_split(loaded.settings, "test", loaded.states[0]["config"])
     flags = (
         "", "--min-length 3", "--no-repeat-ngram 2", "--beam-size 5", "--length-penalty 0", "--beam-groups 3",
         "--beam-groups 3 --diversity-penalty 1", "--sample", "--sample --seed 7", "--sample --temperature 0.5",
@@ -578,13 +592,13 @@ def test_options_that_change_captions_have_folders_of_their_own(trained):
         own, rest = take_settings(line.split())
         settings = load_state(trained, load_settings(own))[1]
         options = decoding_flags.options(evaluate._PARSER.parse_args(rest), search_options(settings.values))
-        labels.add(evaluate._label(settings, options, split, loaded.states))
-        decodings.add(str(evaluate._decoding(loaded._replace(settings=settings), options)))
+        labels.add(captioning.results_name(loaded._replace(settings=settings), options, split))
+        decodings.add(str(captioning.decoding_facts(loaded._replace(settings=settings), options)))
     assert len(labels) == len(decodings) == len(flags)
 
 
 def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(evaluate, "caption_batches", REAL)
+    monkeypatch.setattr(captioning, "caption_batches", REAL)
     flags = ["--checkpoint", str(trained), "--device", "cpu", "--sample", "--top-k", "8"]
 
     def drawn(name: str, *more: str) -> list[str]:
@@ -596,8 +610,8 @@ def test_random_captions_are_the_same_whatever_was_captioned_with_them(trained, 
         tmp_path / "whole" / "scores.json")["signature"]  # fmt: skip
     key = read(tmp_path / "whole" / "scores.json")["key"]
     (tmp_path / "part").mkdir()
-    rows = [{"key": key}, *({"image": i, "caption": whole[i]} for i in (0, 1, 2, 9))]
-    (tmp_path / "part" / "captions-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = [{"image": i, "caption": whole[i]} for i in (0, 1, 2, 9)]
+    (tmp_path / "part" / f"captions-{key}-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert drawn("part", "--eval-batch-size", "5") == whole
     assert drawn("other", "--seed", "7") != whole
     assert all(short in long for long, short in zip(whole, drawn("short", "--max-length", "4"), strict=True))

@@ -15,7 +15,7 @@ import yaml
 import evaluate
 from nanocaption.base import hub
 from nanocaption.base.settings import CHECKPOINT_SETTINGS, declared_settings, load_settings
-from nanocaption.commands import caption, export
+from nanocaption.commands import caption, export, score
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.prepared import load_records
 from nanocaption.data.tokenizer import UNK, encode, tokenizer_from_json, train_tokenizer
@@ -30,7 +30,7 @@ from nanocaption.model.options import GREEDY
 from nanocaption.runs import checkpoint
 from nanocaption.use.captioning import caption_images
 from nanocaption.use.load import load_models
-from tests.conftest import CUTOFF, ROOT, TINY_MODEL
+from tests.conftest import CUTOFF, ROOT, TINY_MODEL, run_command
 from tests.test_encoder import CROPPED, CROPPED_SPEC, SQUASHED, SQUASHED_SPEC, source_model
 
 CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
@@ -248,7 +248,7 @@ def test_captions_and_scores_go_through_plain_coco_files(exports, demo_data, tmp
     (tmp_path / "results.json").write_text(json.dumps(captions))
     for pair in ((output / "references.json", output / "predictions.json"),
                  (tmp_path / "captions_val2014.json", tmp_path / "results.json")):  # fmt: skip
-        assert score_files([*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
+        assert run_command(score.main, [*map(str, pair), "--json", str(tmp_path / "out.json")]) == 0
         found = json.loads((tmp_path / "out.json").read_text())
         assert {name: found[name] for name in scores} == pytest.approx(scores)
     evaluate.main(["--predictions", str(output / "predictions.json"), "--output", str(tmp_path / "back"), *place])

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import stat
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ import pytest
 
 from benchmarks import rewards
 from nanocaption import metrics
+from nanocaption.commands.score import main as score_main
 from nanocaption.metrics import bootstrap, java
-from nanocaption.metrics.__main__ import main as metrics_main
 from nanocaption.metrics.scores import Measured, columns_of, names_of, scores_of
+from tests.conftest import run_command
 
+metrics_main = partial(run_command, score_main)
 SAMPLE = json.loads((Path(__file__).parent / "data" / "score_sample.json").read_text("utf-8"))
 NAMES = ["Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L"]
 
@@ -244,7 +247,7 @@ def test_the_command_line_compares_two_prediction_files(tmp_path, capsys):
     write(tmp_path / "2.json", {i: text for i, text in better.items() if i > 2})
     assert metrics_main([*paths[:2], "--compare", paths[2]]) == 1
     error = capsys.readouterr().err
-    assert "3 of 60 images have no prediction, the first '0', '1', '2'" in error and error.count("\n") == 1
+    assert "2.json: 3 of 60 images have no prediction, the first '0'" in error and error.count("\n") == 1
 
 
 def test_other_references_are_refused_with_the_first_cases():

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from nanocaption.commands.score import main as score_main
 from nanocaption.metrics import (
     cider_rewards,
     leave_one_out,
@@ -25,8 +27,9 @@ from nanocaption.metrics import (
     score_prepared,
     text_statistics,
 )
-from nanocaption.metrics.__main__ import main as metrics_main
+from tests.conftest import run_command
 
+metrics_main = partial(run_command, score_main)
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path(__file__).parent / "data"
 HARD_LIST = ROOT.parent / "shared" / "data" / "metrics" / "hard_list.json.gz"
@@ -401,8 +404,8 @@ def test_command_line_takes_plain_mappings_and_mixed_id_types(tmp_path: Path):
         ({"1": ["a"]}, [{"image_id": 1, "text": "a"}], 'each entry needs "image_id" and "caption"'),
         ({"1": ["a"]}, [{"image_id": 5, "caption": "a"}], "images without references, the first 5"),
         ({"1": ["a"]}, [{"image_id": [1], "caption": "a"}], "image_id must be a number or a string"),
-        ({"1": ["a"]}, [{"image_id": 1, "caption": None}], "must be a string, got NoneType"),
-        ({"1": ["a"]}, {"1": ["a"]}, "is no predictions file"),
+        ({"1": ["a"]}, [{"image_id": 1, "caption": None}], "must be a string, got None"),
+        ({"1": ["a"]}, {"1": ["a"]}, "has no predictions"),
         ([1], {"1": "a"}, "is no reference file"),
         ({"1": ["a"]}, [{"image_id": i, "caption": "a"} for i in (1, "1")], "two captions for image '1'"),
     ],
@@ -483,14 +486,14 @@ def test_command_line_warns_in_one_line_and_looks_for_the_folder_of_json_first(
 @pytest.mark.parametrize(
     "error, code, told",
     [(KeyboardInterrupt, 130, "Stopped."), (BrokenPipeError, 141, ""),
-     (OSError(28, "No space left on device"), 1, "nanocaption score: No space left on device")],
+     (OSError(28, "No space left on device"), 1, "No space left on device: free some space, or name another place")],
 )  # fmt: skip
 def test_command_line_ends_without_a_traceback(tmp_path: Path, monkeypatch, capfd, error, code, told):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr("nanocaption.metrics.__main__.report", fails)
-    monkeypatch.setattr("nanocaption.metrics.__main__.os.dup2", lambda *_: None)
+    monkeypatch.setattr("nanocaption.commands.score.report", fails)
+    monkeypatch.setattr("nanocaption.base.cli.os.dup2", lambda *_: None)
     assert metrics_main([str(tmp_path / "r.json"), str(tmp_path / "p.json")]) == code
     assert capfd.readouterr().err.strip() == told
 

@@ -7,7 +7,6 @@ from collections import Counter
 import pytest
 from raw_sets import CAPTIONS, NAMES, draw, jpeg, make_raw, prepared_records, write
 
-import evaluate
 import train
 from nanocaption.base.settings import load_settings
 from nanocaption.commands import demo
@@ -17,6 +16,7 @@ from nanocaption.export.card import write_card
 from nanocaption.export.facts import find_facts
 from nanocaption.prepare.make import prepare
 from nanocaption.runs import checkpoint
+from nanocaption.score.split import load_split
 from nanocaption.use.load import load_models
 
 
@@ -216,13 +216,13 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
 
     settings = load_settings(argv)
     saved = dict(settings.values)
-    split = evaluate.load_split(settings, "val", saved)
+    split = load_split(settings, "val", saved)
     assert (split.name, len(split.records), len(split.training)) == ("val", 27, 135)
-    assert evaluate.load_split(settings, "extra", saved).name == "extra"
-    split = evaluate.load_split(load_settings([*argv, "--test-splits", "val,test"]), "test", saved)
+    assert load_split(settings, "extra", saved).name == "extra"
+    split = load_split(load_settings([*argv, "--test-splits", "val,test"]), "test", saved)
     assert (split.name, len(split.records)) == ("val+test", 51)
     with pytest.raises(ValueError, match="no image of the split 'nowhere'; it has extra, test, train, val. Which are"):
-        evaluate.load_split(settings, "nowhere", saved)
+        load_split(settings, "nowhere", saved)
     # The card and the demo page find a mix by the name of its folder.
     facts = find_facts(checkpoint.load(last), last, places, "captioner")
     text = write_card(checkpoint.load(last), None, 32, facts)

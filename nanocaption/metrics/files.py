@@ -4,76 +4,87 @@ import hashlib
 import json
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 VERSION = "1"  # of these metrics: goes up when any digit of any score may change
 JAVA_PROGRAMS = {"METEOR": ", METEOR 1.5", "SPICE": ", SPICE 1.0"}
+FEW_IMAGES = 100  # below this, scores say little
 
 
-def read_references(path: Path) -> dict:
-    """{image id: [captions]} from a COCO captions file or a plain mapping; ValueError if it is neither."""
+class Reference(NamedTuple):
+    """One image of a file of references."""
+
+    image_id: int | str
+    file_name: str  # the id as text where the file has no name
+    captions: list[str]
+
+
+class Prediction(NamedTuple):
+    """One entry of a file of predictions; it has a file name, or an id, or both."""
+
+    image_id: int | str | None
+    file_name: str | None
+    caption: str
+
+
+def read_references(path: Path) -> list[Reference]:
+    """The images of a COCO captions file or of a mapping {image id: [captions]}; ValueError if it is neither.
+
+    They come in the order of COCO's "images", in which pycocoevalcap reads the captions: tokens depend on neighbours.
+    """
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
-        references = {image: [] for image in _listed_images(content, path)}
+        names = _listed_images(content, path)
+        captions: dict[int | str, list[str]] = {image: [] for image in names}
         for entry in content["annotations"]:
-            image, caption = image_and_caption(entry, path)
-            references.setdefault(image, []).append(caption)
-        return references
+            image, text = _named_caption(entry, "image_id", path)
+            captions.setdefault(image, []).append(text)
+        return [Reference(image, names.get(image, str(image)), texts) for image, texts in captions.items()]
     if isinstance(content, dict) and all(isinstance(captions, list) for captions in content.values()):
-        return content
+        return [Reference(image, image, captions) for image, captions in content.items()]
     raise ValueError(
         f'{path} is no reference file: expected {{"annotations": [...]}} or {{image id: [captions]}}'
     )
 
 
-def _listed_images(content: dict, path: Path) -> list:
-    """The ids of COCO's "images", in whose order pycocoevalcap reads the captions: tokens depend on neighbours."""
-    images = content.get("images", [])
-    if not isinstance(images, list) or not all(
-        isinstance(entry, dict) and isinstance(entry.get("id"), int | str) for entry in images
-    ):
-        raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out')
-    return [entry["id"] for entry in images]
+def _listed_images(content: dict, path: Path) -> dict[int | str, str]:
+    """{id: file name} of COCO's "images"."""
+    try:
+        return {entry["id"]: str(entry.get("file_name", entry["id"])) for entry in content.get("images", [])}
+    except (AttributeError, KeyError, TypeError):
+        raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out') from None
 
 
-def read_predictions(path: Path) -> dict:
-    """{image id: caption} from a COCO results list or a plain mapping. Raises ValueError on a duplicate."""
+def read_predictions(path: Path) -> list[Prediction]:
+    """The entries of a COCO results list, which may name "file_name" as well, or of a mapping {image: caption}.
+
+    Raises ValueError where the file is neither, or empty, and for a caption that is no text.
+    """
     content = read_json(path)
-    if isinstance(content, dict) and all(isinstance(caption, str) for caption in content.values()):
-        return content
-    if not isinstance(content, list):
+    entries = content if isinstance(content, list) else []
+    if isinstance(content, dict) and any(isinstance(caption, str) for caption in content.values()):
+        entries = [{"image_id": image, "caption": caption} for image, caption in content.items()]
+    if not entries:
         raise ValueError(
-            f'{path} is no predictions file: expected [{{"image_id": 1, "caption": "..."}}, ...] or '
-            "{image id: caption}"
+            f'{path} has no predictions: expected [{{"image_id": 1, "caption": "..."}}, ...] or {{image id: caption}}'
         )
-    predictions: dict = {}
-    for entry in content:
-        image, caption = image_and_caption(entry, path)
-        if image in predictions:
-            raise ValueError(f"{path} has two captions for image {image!r}: keep one for each image")
-        predictions[image] = caption
+    predictions = []
+    for entry in entries:
+        named = isinstance(entry, dict) and isinstance(entry.get("file_name"), str)
+        name, caption = _named_caption(entry, "file_name" if named else "image_id", path)
+        if not isinstance(caption, str):
+            raise ValueError(f"{path}: the caption of {name!r} must be a string, got {caption!r:.60}")
+        predictions.append(Prediction(entry.get("image_id"), name if named else None, caption))
     return predictions
 
 
-def with_ids_of(references: dict, predictions: dict) -> dict:
-    """Predictions keyed as the references: a mapping has text keys where a COCO list may have numbers."""
-    by_text = {str(image): image for image in references}
-    renamed: dict = {}
-    for image, caption in predictions.items():
-        name = by_text.get(str(image), image)
-        if name in renamed:
-            raise ValueError(
-                f"two captions for image {image!r}, as a number and as text: keep one for each image"
-            )
-        renamed[name] = caption
-    return renamed
-
-
-def image_and_caption(entry: object, path: Path) -> tuple:
-    if not isinstance(entry, dict) or "image_id" not in entry or "caption" not in entry:
+def _named_caption(entry: Any, key: str, path: Path) -> tuple[Any, Any]:
+    """(what names the image, the caption) of an entry of a COCO file; key: which of its fields names the image."""
+    if not isinstance(entry, dict) or key not in entry or "caption" not in entry:
         raise ValueError(f'{path}: each entry needs "image_id" and "caption", got {entry!r:.80}')
-    if not isinstance(entry["image_id"], int | str):
-        raise ValueError(f"{path}: image_id must be a number or a string, got {entry['image_id']!r:.80}")
-    return entry["image_id"], entry["caption"]
+    if not isinstance(entry[key], int | str):
+        raise ValueError(f"{path}: image_id must be a number or a string, got {entry[key]!r:.80}")
+    return entry[key], entry["caption"]
 
 
 def read_json(path: Path) -> object:

@@ -1,36 +1,57 @@
 """Scores of one caption per picture, and what stands beside them."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NotRequired, TypedDict
 
 from nanocaption import demo_set, metrics
+from nanocaption.data.prepared import Record
+
+
+class Scores(TypedDict):
+    """The content of scores.json. All scores are fractions."""
+
+    corpus: dict[str, float]
+    intervals: dict[str, tuple[float, float]]  # of each score: its 95 % bootstrap interval
+    images: int
+    text: dict[str, float]  # metrics.TextStatistics
+    leave_one_out: NotRequired[dict[str, float]]  # what the references score against each other
+    truth: NotRequired[dict[str, dict[str, int]]]  # of drawn scenes: claims by kind, how many there are, how many true
+    confusions: NotRequired[dict[str, list[tuple[str, str, int]]]]  # of drawn scenes: (true, said, how often)
+    # What was scored; evaluate.py adds it.
+    dataset: NotRequired[str]
+    split: NotRequired[str]
+    decoding: NotRequired[dict[str, Any]]
+    checkpoints: NotRequired[list[str]]  # their digests
+    key: NotRequired[str]  # equal where the captions are of the same model, decoding and pictures
+    signature: NotRequired[str]  # for people: two scores compare where it is equal up to what is meant to differ
 
 
 def score_captions(
-    records: list[dict[str, Any]],
-    captions: list[str],
+    records: Sequence[Record],
+    captions: Sequence[str],
     people: bool = True,
-    training: list[str] | None = None,
+    training: Sequence[str] | None = None,
     meteor: bool = False,
     spice: bool = False,
-) -> tuple[dict[str, Any], list[dict[str, float]]]:
-    """Scores of one caption per record against its references: (scores.json content, per-image values in order).
+) -> tuple[Scores, list[dict[str, float]]]:
+    """Scores of one caption per record against its references: (content of scores.json, values per image in order).
 
-    "leave_one_out", with `people`, is what the references score against each other; "truth" and "confusions" are
-    there for drawn scenes; `training` gives the share of captions that stand in it.
+    "leave_one_out" is there with `people`, "truth" and "confusions" for drawn scenes; `training` gives the share of
+    captions that stand in it. Raises ValueError as `metrics.measure` does.
     """
     references = {record["file_name"]: record["captions"] for record in records}
     candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}
     measured = metrics.measure(metrics.prepare_references(references), candidates, meteor, spice)
     corpus, per_image = metrics.total(measured)
     text = metrics.text_statistics(captions, training=training)._asdict()
-    scores: dict[str, Any] = {
+    scores: Scores = {
         "corpus": corpus, "intervals": metrics.intervals(measured), "images": len(records),
         "text": {name: value for name, value in text.items() if value is not None},
     }  # fmt: skip
     if people and all(len(captions) > 1 for captions in references.values()):
         scores["leave_one_out"] = metrics.leave_one_out(references)
-    if all("scene" in record for record in records):
-        scenes = [record["scene"] for record in records]
+    scenes = [record["scene"] for record in records if "scene" in record]
+    if len(scenes) == len(records):
         scores["truth"] = demo_set.total_truth(captions, scenes)
         scores["confusions"] = demo_set.total_confusions(captions, scenes)
     return scores, [per_image[record["file_name"]] for record in records]

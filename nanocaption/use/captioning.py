@@ -1,52 +1,66 @@
-"""Captions of a data set's pictures, batch by batch."""
+"""Captions of a data set's pictures: batch by batch, and of a whole split with what is kept of a stopped start."""
 
 import copy
+import itertools
+import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import NotRequired, TypedDict, Unpack
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from nanocaption.base import devices
 from nanocaption.data.dataset import ImageTextDataset
+from nanocaption.data.inputs import cached_features
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, seed_of
+from nanocaption.data.transform import ImageSpec
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import CaptionText, decode_pictures
 from nanocaption.model.options import Options
+from nanocaption.score import results
+from nanocaption.score.split import Split
+from nanocaption.use.load import Loaded
+
+
+class How(TypedDict):
+    """How pictures are captioned."""
+
+    batch_size: int
+    options: Options  # beam search or random captions
+    device: torch.device
+    precision: str  # the setting PRECISION
+    workers: int  # processes that read pictures
+    seed: NotRequired[int]  # of random captions; what is drawn for a picture depends on it and the file name alone
 
 
 def caption_batches(
     model: ImageToTextModel | Sequence[ImageToTextModel],
     tokenizer: Tokenizer,
     images: ImageTextDataset,
-    *,
-    batch_size: int,
-    options: Options,
-    device: torch.device,
-    precision: str,
-    workers: int,
-    seed: int = 0,
+    **how: Unpack[How],
 ) -> Iterator[list[list[CaptionText]]]:
     """Captions of the data set's images in its order, batch by batch; per image the best first.
 
     model: several are averaged (decode.ensemble); each reads the pictures as its own encoder wants them.
-    options: beam search or random captions; what is drawn for a picture depends on `seed` and its file name alone.
     """
     members = [model] if isinstance(model, ImageToTextModel) else list(model)
     specs = [member.image_spec for member in members]
     views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
-    batches = chunks([(i, ()) for i in range(len(images))], batch_size)
+    batches = chunks([(i, ()) for i in range(len(images))], how["batch_size"])
     sets = {view: _seen_with(images, specs[view]) for view in views}
-    loaders = {view: make_loader(seen, batches, workers) for view, seen in sets.items()}
+    loaders = {view: make_loader(seen, batches, how["workers"]) for view, seen in sets.items()}
+    device = how["device"]
     for chunk, *parts in zip(batches, *loaders.values(), strict=True):
-        seeds = [seed_of(seed, images.paths[i].name) for i, _ in chunk]
+        seeds = [seed_of(how.get("seed", 0), images.paths[i].name) for i, _ in chunk]
         pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
-        with devices.autocast(device, devices.pick_dtype(precision, device)):
-            found = decode_pictures(members, tokenizer, [pixels[v] for v in views], options, seeds)
+        with devices.autocast(device, devices.pick_dtype(how["precision"], device)):
+            found = decode_pictures(members, tokenizer, [pixels[v] for v in views], how["options"], seeds)
         if any(math.isnan(captions[0].log_prob) for captions in found):  # always the same text: it is told once
             warnings.warn(
                 "the model gives no numbers (NaN) for some pictures, whose captions are empty. Half precision may be "
@@ -56,7 +70,7 @@ def caption_batches(
         yield found
 
 
-def _seen_with(images: ImageTextDataset, image_spec: dict[str, Any]) -> ImageTextDataset:
+def _seen_with(images: ImageTextDataset, image_spec: ImageSpec) -> ImageTextDataset:
     if images.image_spec == image_spec:
         return images
     other = copy.copy(images)
@@ -68,14 +82,89 @@ def caption_images(
     model: ImageToTextModel | Sequence[ImageToTextModel],
     tokenizer: Tokenizer,
     images: ImageTextDataset,
-    *,
-    progress: str | None = None,
-    **how: Any,
+    **how: Unpack[How],
 ) -> list[list[CaptionText]]:
-    """The captions of all batches of `caption_batches(**how)` in one list, with a progress bar if it has a name."""
-    results = []
-    with tqdm(total=len(images), desc=progress, unit="image", disable=progress is None, mininterval=1) as bar:
-        for captions in caption_batches(model, tokenizer, images, **how):
-            results += captions
-            bar.update(len(captions))
-    return results
+    """The captions of all batches of `caption_batches` in one list."""
+    return list(itertools.chain.from_iterable(caption_batches(model, tokenizer, images, **how)))
+
+
+def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, key: str) -> list[str]:
+    """The best caption of every image of the split, in order; on every process, each of which captions its share.
+
+    Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
+    """
+    rank, settings = devices.rank(), loaded.settings
+    output.mkdir(parents=True, exist_ok=True)
+    found, file_name = results.read_kept(output, key), results.kept_file(output, key, rank)
+    devices.barrier()  # all have read before the first one writes
+    left = [i for i in range(len(split.records)) if i not in found]
+    mine = left[rank :: devices.world_size()]
+    images = split_images(loaded, split, mine)
+    images.cached = _cached_features(loaded, split, mine) if left else None
+    if found and rank == 0:
+        print(f"{len(found)} captions are there from a start that was stopped")
+    quiet = rank != 0 or not mine
+    bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
+    how = How(batch_size=settings.EVAL_BATCH_SIZE, options=options, device=loaded.device,
+              precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED)  # fmt: skip
+    rows: list[tuple[int, str]] = []
+    with file_name.open("w", encoding="utf-8") as file, bar:
+        for captions in caption_batches(loaded.models, loaded.tokenizer, images, **how) if mine else ():
+            places = mine[len(rows) : len(rows) + len(captions)]
+            batch = [(i, row[0].text) for i, row in zip(places, captions, strict=True)]
+            file.write("".join(json.dumps({"image": i, "caption": text}) + "\n" for i, text in batch))
+            file.flush()
+            rows += batch
+            bar.update(len(batch))
+    found |= dict(devices.gather(rows))
+    return [found[i] for i in range(len(split.records))]
+
+
+def _cached_features(loaded: Loaded, split: Split, places: list[int]) -> np.ndarray | None:
+    """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
+
+    It is filled with the whole split first, on all processes together. None where there is no such cache.
+    """
+    settings = loaded.settings
+    if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
+        return None
+    whole, (model,) = split_images(loaded, split, range(len(split.records))), loaded.models
+    found = devices.first_rank_first(
+        lambda: cached_features(settings, split.folder, split.name, whole, model, loaded.device)
+    )
+    return found if found is None or len(places) == len(found) else found[places]
+
+
+def split_images(loaded: Loaded, split: Split, places: Sequence[int]) -> ImageTextDataset:
+    """The pictures at these places of the split, as the first of the models wants them."""
+    records = [split.records[i] for i in places]
+    return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+
+
+def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
+    """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
+    o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
+    limit = {"cut at": o.max_length} if o.max_length else {}
+    how: dict[str, object] = {"beam": o.beam_size, "length penalty": o.length_penalty}
+    if o.samples:
+        how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
+    elif o.beam_groups > 1:
+        how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
+    longest = min(model.decoder.max_seq_len for model in loaded.models)
+    return how | limit | {
+        "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
+        "precision": str(dtype).removeprefix("torch."),
+    }
+
+
+def results_name(loaded: Loaded, options: Options, split: Split) -> str:
+    """The name of the folder for the results: split, epochs, and what was chosen of the decoding."""
+    o, settings = options, loaded.settings
+    if o.samples:
+        parts = [f"sampled{settings.SEED}", f"temperature{o.temperature:g}", f"topk{o.top_k}", f"topp{o.top_p:g}"]
+    else:
+        parts = [f"beam{o.beam_size}", f"penalty{o.length_penalty:g}"]
+        parts += [f"groups{o.beam_groups}", f"diversity{o.diversity_penalty:g}"] if o.beam_groups > 1 else []
+    limits = {"max": o.max_length, "min": o.min_length, "ngram": o.no_repeat_ngram, "first": settings.DATA_CUTOFF}
+    parts += [f"{name}{value}" for name, value in limits.items() if value]
+    return "_".join(["eval", split.name, "epoch" + "+".join(str(state["epoch"]) for state in loaded.states), *parts])

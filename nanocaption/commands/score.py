@@ -1,0 +1,86 @@
+"""`nanocaption score references.json predictions.json`: score anyone's captions, or compare two models' captions."""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+
+from nanocaption import metrics
+from nanocaption.base.files import write_atomically
+from nanocaption.metrics.files import FEW_IMAGES, read_references
+from nanocaption.score.predictions import captions_by_id, compare_files, match_references
+
+EPILOG = """
+references:  a COCO captions file {"annotations": [{"image_id": 1, "caption": "..."}, ...]},
+             or a mapping {"1": ["...", "..."], ...}
+predictions: a COCO results list [{"image_id": 1, "caption": "..."}, ...], or a mapping {"1": "...", ...}
+
+Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java, except for --meteor and
+--spice. Beside each score stands the 95 % bootstrap interval over images; it does not hold other training seeds.
+"""
+
+
+def main(argv: list[str]) -> None:
+    """Print the scores, or with --compare the differences. Raises ValueError or OSError for files that do not serve."""
+    parser = argparse.ArgumentParser(
+        prog="nanocaption score",
+        description="BLEU, CIDEr and ROUGE-L of image captions.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("references", type=Path, help="JSON file of the reference captions")
+    parser.add_argument("predictions", type=Path, help="JSON file with one caption for each image")
+    parser.add_argument("--compare", type=Path, metavar="OTHER", help="a second predictions file: test the difference")
+    parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
+    parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
+    parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
+    arguments = parser.parse_args(argv)
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        raise ValueError(f"--json {arguments.json}: its folder does not exist; make it first")
+    metrics.require_java(arguments.meteor, arguments.spice)
+    result = compare(arguments) if arguments.compare else report(arguments)
+    if arguments.json is not None:
+        write_atomically(arguments.json, json.dumps(result, indent=2) + "\n")
+
+
+def report(arguments: argparse.Namespace) -> dict[str, object]:
+    """Print the scores; returns {"Bleu_1": ..., ..., "images": n, "intervals": ..., "signature": ...}."""
+    read = read_references(arguments.references)
+    references, predictions = captions_by_id(read), match_references(arguments.predictions, read)
+    measured = metrics.measure(
+        metrics.prepare_references(references), predictions, arguments.meteor, arguments.spice
+    )
+    scores, spread = metrics.total(measured).corpus, metrics.intervals(measured)
+    line = metrics.signature(references, scores)
+    print(
+        f"{len(references)} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
+        "document frequencies are those of these references"
+    )
+    for name, value in scores.items():
+        print(f"{name:<12}{value:8.4f}   {spread[name][0]:.4f} to {spread[name][1]:.4f}")
+    for name, value in metrics.text_statistics(list(predictions.values()))._asdict().items():
+        if value is not None:
+            print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
+    print(line)
+    _warn_of_few(len(references))
+    return {**scores, "images": len(references), "intervals": spread, "signature": line}
+
+
+def compare(arguments: argparse.Namespace) -> dict[str, object]:
+    """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
+    read = read_references(arguments.references)
+    paths = arguments.predictions, arguments.compare
+    differences = compare_files(read, *paths, arguments.meteor, arguments.spice)
+    line = metrics.signature(captions_by_id(read), differences)
+    print(f"first:  {paths[0]}\nsecond: {paths[1]}\n{metrics.differences_table(differences)}\n{line}")
+    _warn_of_few(len(read))
+    rows = {name: row._asdict() for name, row in differences.items()}
+    return {**rows, "images": len(read), "signature": line}
+
+
+def _warn_of_few(images: int) -> None:
+    if images < FEW_IMAGES:
+        warnings.warn(
+            f"{images} images are few (under {FEW_IMAGES}): one image more or less changes every digit printed here",
+            stacklevel=2,
+        )
