@@ -21,7 +21,6 @@ from nanocaption.data.prepared import load_records
 from nanocaption.data.tokenizer import UNK, encode, tokenizer_from_json, train_tokenizer
 from nanocaption.data.transform import load_image
 from nanocaption.export.facts import find_evaluation, write_export
-from nanocaption.metrics.__main__ import main as score_files
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.captions import caption_files, search_options
