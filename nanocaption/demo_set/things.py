@@ -85,9 +85,7 @@ def draw_house(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.08, 0.42, 0.92, 1.0, colour)
     polygon(pen, [(0.08, 0.42), (0.5, 0.10), (0.92, 0.42)], colour)
     rect(pen, 0.76, 0.42, 0.92, 1.0, shade(colour, -0.14))
-    polygon(
-        pen, [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13), (0.07, 0.50)], (98, 70, 68)
-    )
+    polygon(pen, [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13), (0.07, 0.50)], (98, 70, 68))
     polygon(pen, [(0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13)], (80, 56, 58))
     if pen.background == "snow":
         snow = [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.97, 0.47), (0.5, 0.07), (0.03, 0.47)]
@@ -129,9 +127,10 @@ def draw_tree(pen: Pen, colour: Colour) -> None:
         disc(pen, x, y, r, shade(colour, 0.16))
 
 
-def _wheel(pen: Pen, x: float, y: float, radius: float) -> None:
-    disc(pen, x, y, radius, DARK)
-    disc(pen, x, y, radius * 0.5, (196, 200, 208))
+def _wheels(pen: Pen, xs: tuple[float, ...], y: float, radius: float) -> None:
+    for x in xs:
+        disc(pen, x, y, radius, DARK)
+        disc(pen, x, y, radius * 0.5, (196, 200, 208))
 
 
 def draw_car(pen: Pen, colour: Colour) -> None:
@@ -143,8 +142,7 @@ def draw_car(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.93, 0.46, 1.0, 0.58, (255, 240, 170), 0.02)
     rect(pen, 0.0, 0.46, 0.04, 0.58, (190, 40, 50), 0.01)
     rect(pen, 0.53, 0.50, 0.60, 0.54, shade(colour, -0.35), 0.01)
-    for x in (0.23, 0.77):
-        _wheel(pen, x, 0.80, 0.105)
+    _wheels(pen, (0.23, 0.77), 0.80, 0.105)
 
 
 def draw_bus(pen: Pen, colour: Colour) -> None:
@@ -155,8 +153,7 @@ def draw_bus(pen: Pen, colour: Colour) -> None:
         rect(pen, x, 0.14, x + 0.15, 0.46, GLASS, 0.02)
     rect(pen, 0.82, 0.14, 1.0, 0.50, GLASS, 0.03)
     rect(pen, 0.95, 0.64, 1.0, 0.74, (255, 240, 170), 0.01)
-    for x in (0.22, 0.76):
-        _wheel(pen, x, 0.86, 0.083)
+    _wheels(pen, (0.22, 0.76), 0.86, 0.083)
 
 
 def draw_boat(pen: Pen, colour: Colour) -> None:
@@ -227,15 +224,11 @@ def draw_flower(pen: Pen, colour: Colour) -> None:
 
 def draw_umbrella(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.475, 0.05, 0.525, 1.0, (146, 110, 84), 0.02)
-    start, stop = 180, 360
-    pen.solid.pieslice(span(pen, 0.0, 0.03, 1.0, 1.07), start, stop, fill=colour)
-    pen.solid.pieslice(span(pen, 0.18, 0.03, 0.82, 1.07), start, stop, fill=shade(colour, 0.34))
-    pen.solid.pieslice(span(pen, 0.36, 0.03, 0.64, 1.07), start, stop, fill=colour)
-    for n in range(3):
-        x = (0.0, 0.36, 0.82)[n]
-        oval(pen, x, 0.49, x + (0.18, 0.28, 0.18)[n], 0.60, shade(colour, -0.2))
-    for x in (0.18, 0.64):
-        oval(pen, x, 0.49, x + 0.18, 0.60, shade(colour, 0.14))
+    for left, right, amount in ((0.0, 1.0, 0.0), (0.18, 0.82, 0.34), (0.36, 0.64, 0.0)):
+        pen.solid.pieslice(span(pen, left, 0.03, right, 1.07), 180, 360, fill=shade(colour, amount))
+    for x, width, amount in ((0.0, 0.18, -0.2), (0.36, 0.28, -0.2), (0.82, 0.18, -0.2), (0.18, 0.18, 0.14),
+                             (0.64, 0.18, 0.14)):  # fmt: skip
+        oval(pen, x, 0.49, x + width, 0.60, shade(colour, amount))
     disc(pen, 0.5, 0.035, 0.033, (146, 110, 84))
 
 
