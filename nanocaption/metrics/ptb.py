@@ -13,6 +13,7 @@ from nanocaption.metrics.ptb_rules import (
     CAPITAL_ABBREVIATIONS,
     SMALL_ABBREVIATIONS,
     SPACES,
+    SPLIT_WORDS,
     rules_by_first_character,
     spaces_kept,
 )
@@ -21,10 +22,9 @@ from nanocaption.metrics.ptb_rules import (
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
 LINE_ENDS = re.compile("[\r\v\f\u2028\u2029]")
-SPLIT_WORDS = "cannot gonna gotta lemme gimme wanna"
 NEVER_PLAIN = frozenset(
-    " ".join((SPLIT_WORDS, ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
-)
+    " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
+).union(map("".join, SPLIT_WORDS))
 # A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks
 # like one of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word
 # whose period depends on the next word) and its caption looks like the third.
