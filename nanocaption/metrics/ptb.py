@@ -3,28 +3,15 @@
 import re
 import warnings
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 
 from nanocaption.metrics.ptb_characters import shadow
-from nanocaption.metrics.ptb_rules import (
-    ABBREVIATIONS,
-    BEFORE_NUMBER,
-    CAPITAL_ABBREVIATIONS,
-    SMALL_ABBREVIATIONS,
-    SPACES,
-    SPLIT_WORDS,
-    rules_by_first_character,
-    spaces_kept,
-)
+from nanocaption.metrics.ptb_rules import NEVER_PLAIN, SPACES, compile_rules, spaces_kept
 
 # Dropped from the scores. Brackets are escaped in lower case (-lrb-), which the reference misses: they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
 LINE_ENDS = re.compile("[\r\v\f\u2028\u2029]")
-NEVER_PLAIN = frozenset(
-    " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
-).union(map("".join, SPLIT_WORDS))
 # A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks
 # like one of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word
 # whose period depends on the next word) and its caption looks like the third.
@@ -154,12 +141,6 @@ def clear_cache() -> None:
     """Forget the tokens of all chunks seen; changes no result, only the time of the next call."""
     _chunk_cache.clear()
     _odd_chunk_cache.clear()
-
-
-@lru_cache(maxsize=1)
-def compile_rules() -> dict:
-    """The rules by first character; takes some tens of milliseconds, once, at the first odd word."""
-    return rules_by_first_character()
 
 
 def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], int]:

@@ -11,7 +11,7 @@ Anything absent (emoji, unassigned and private characters, controls) separates w
 """
 
 import unicodedata
-from functools import lru_cache
+from functools import cache
 from string import printable
 
 LETTER, MARK, DIGIT, SYMBOL, SPACE, DELETED = "\u00e9", "\u0301", "\u0663", "\u2605", "\u2003", "\u0001"
@@ -65,7 +65,7 @@ A1 A5-A9 AC AE-B1 B4 B6-B8 BF D7 F7 37E 387 589 5BE 5C0 5C3 5C6 5F3-5F4 600-603 
 """
 
 
-@lru_cache(maxsize=1)
+@cache
 def _kinds() -> list[str]:
     category = unicodedata.ucd_3_2_0.category
     kinds = [LETTER if category(chr(code))[0] == "L" else DELETED for code in range(0x10000)]

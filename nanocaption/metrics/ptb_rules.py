@@ -9,6 +9,7 @@ Patterns run over the alphabet of `ptb_characters`; `render` turns the original 
 
 import re
 from collections.abc import Callable
+from functools import cache
 from string import ascii_letters, digits, printable, punctuation
 
 from nanocaption.metrics.ptb_characters import ASTRAL, DELETED, DIGIT, LETTER, MARK, NAMED, SPACE, SYMBOL
@@ -148,6 +149,10 @@ SIGNS = {
 }  # fmt: skip
 ENTITIES = {"&mdash;": "--", "&ndash;": "--", "&md;": "--", "&amp;": "&", "&nbsp;": "", "&lt;": "<", "&gt;": ">"}
 SPLIT_WORDS = [word.split("-") for word in "can-not 't-was 't-is gon-na wan-na got-ta lem-me gim-me".split()]
+# Words whose token is not simply their lower case, or depends on what follows.
+NEVER_PLAIN = frozenset(
+    " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
+).union(map("".join, SPLIT_WORDS))
 
 # --- the rules ----------------------------------------------------------------------------------------------
 A = ascii_letters
@@ -203,8 +208,7 @@ RULES: list[Rule] = [
     ("sS", r"([sS]&[pP]-500|[sS]&(?i:ls))", plain),
     (A + digits, r"([A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?\/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2})", plain),
     (A + "$#", r"([A-Z]*\$|#)", plain),
-    # Acronyms at the end of a sentence: the period of "plan B. The" is split off, that of "the U.S. The" is
-    # not.
+    # Acronyms at the end of a sentence: the period of "plan B. The" is split off, that of "the U.S. The" is not.
     (A, rf"([A-Za-z])\.{SENTENCE_AHEAD}", plain),
     (A, rf"((?:[A-Za-z](?:\.[A-Za-z])+|{ACRONYM_US})\.){SENTENCE_AHEAD}", plain),
     (A, rf"({_either(BEFORE_NUMBER)}\.){WHITE}?{DIG}", plain),
@@ -255,8 +259,12 @@ SPACES = re.compile(f"[ \t\u00a0{SPACE}]+")
 ALPHABET = printable[:95] + NAMED + LETTER + MARK + DIGIT + SYMBOL + SPACE + DELETED + ASTRAL
 
 
-def rules_by_first_character() -> dict[str, list[tuple[Callable, Render]]]:
-    """For each character of the alphabet the rules that can begin with it, in order."""
+@cache
+def compile_rules() -> dict[str, list[tuple[Callable, Render]]]:
+    """For each character of the alphabet the rules that can begin with it, in order.
+
+    Takes some tens of milliseconds, once, at the first odd word.
+    """
     table: dict[str, list[tuple[Callable, Render]]] = {}
     for first, pattern, render in RULES:
         match = re.compile(pattern).match
