@@ -1,5 +1,6 @@
 """The settings: constants of config.py, then a config.py of the user's own, then a recipe, then flags.
 
+A recipe may build on another: BASE_RECIPE = "flickr30k_vit_b16.py", a path from its own folder, and then what differs.
 `load_settings(argv)` gives all of them, checked, as `Settings`, the one form in which the package knows them. What they
 may be says rules.py.
 """
@@ -235,14 +236,24 @@ def own_constants(kinds: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_recipe(path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe sets, on top of what that one sets whose path, from this one's folder, is its BASE_RECIPE."""
+    namespace, read, known = _run_recipe(path), [path], (*kinds, "BASE_RECIPE")
+    while base := namespace.pop("BASE_RECIPE", None):
+        read.append(str((Path(read[-1]).parent / str(base)).resolve()))
+        if read[-1] in read[:-1]:
+            raise SystemExit(f"BASE_RECIPE leads from {read[-1]} back to itself: let one of the recipes stand alone")
+        namespace = _run_recipe(read[-1]) | namespace
+    # A setting in small letters would change nothing, silently.
+    return {name: value for name, value in namespace.items() if name.isupper() or name.upper() in known}
+
+
+def _run_recipe(path: str) -> dict[str, Any]:
     if not Path(path).is_file():
         raise SystemExit(f"There is no recipe {path!r}. A recipe is a Python file of settings, see recipes/.")
     try:
-        namespace = runpy.run_path(path)
+        return runpy.run_path(path)
     except Exception as error:
         raise SystemExit(f"The recipe {path!r} does not run: {type(error).__name__}: {error}") from error
-    # A setting in small letters would change nothing, silently.
-    return {name: value for name, value in namespace.items() if name.isupper() or name.upper() in kinds}
 
 
 def _assign(values: dict[str, Any], name: str, value: Any, kinds: Mapping[str, Any], origin: str) -> list[str]:
