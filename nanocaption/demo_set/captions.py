@@ -41,8 +41,8 @@ class View(NamedTuple):
 
     background: str
     ground: list[dict]
-    sky: dict | None  # a thing in the sky that is no light
-    light: dict | None
+    sky: list[dict]  # what is there beside the light: one thing or none
+    light: list[dict]  # sun or moon, or none
     in_front: bool  # two things on the ground, the first in front of the second
     beside: bool  # two things on the ground, next to each other
     above: bool  # one thing on the ground, and the one in the sky is what a person would call above it
@@ -70,17 +70,18 @@ def strip_marks(draft: str) -> str:
 def look_at(scene: dict) -> View:
     things = scene["things"]
     ground = [thing for thing in things if thing["level"] == "ground"]
-    sky = next((thing for thing in things if thing["level"] == "sky" and thing["kind"] not in LIGHTS), None)
-    light = next((thing for thing in things if thing["kind"] in LIGHTS), None)
+    sky = [thing for thing in things if thing["level"] == "sky" and thing["kind"] not in LIGHTS]
+    light = [thing for thing in things if thing["kind"] in LIGHTS]
 
     def holds(relation: str, pair: list[dict]) -> bool:
-        first, *others = map(things.index, pair)
-        return len(others) == 1 and [first, relation, others[0]] in scene["relations"]
+        places = [things.index(thing) for thing in pair]
+        return len(places) == 2 and [places[0], relation, places[1]] in scene["relations"]
 
     # Far to the side is not what a person would call above.
-    above = bool(sky and holds("above", [sky, *ground]) and abs(sky["x"] - ground[0]["x"]) < 0.35)
-    in_front, beside = (len(ground) == 2 and holds(relation, ground) for relation in ("in front of", "next to"))
-    return View(scene["background"], ground, sky, light, in_front, beside, above)
+    above = len(sky) == 1 and holds("above", sky + ground) and abs(sky[0]["x"] - ground[0]["x"]) < 0.35
+    return View(
+        scene["background"], ground, sky, light, holds("in front of", ground), holds("next to", ground), above
+    )
 
 
 def _name(thing: dict, article: str = "a", sizes: dict | None = None, plain: bool = True) -> str:
@@ -129,7 +130,7 @@ def _place(view: View, places: dict[str, str] = PLACES) -> str:
 
 
 def _terse(rng: random.Random, view: View) -> str:
-    names = [_name(thing) for thing in (*view.ground, view.sky) if thing]
+    names = [_name(thing) for thing in view.ground + view.sky]
     if view.in_front:
         return f"{names[0]} {RELATION}in front of {names[1]}"
     if view.above:
@@ -140,7 +141,7 @@ def _terse(rng: random.Random, view: View) -> str:
 
 def _painter(rng: random.Random, view: View) -> str:
     names = [_name(thing, plain=False) for thing in view.ground]
-    extras = [_name(thing, plain=False) for thing in (view.sky, view.light) if thing]
+    extras = [_name(thing, plain=False) for thing in view.sky + view.light]
     place = _place(view, PAINTER_PLACES)
     if not names:
         return f"{_and(extras)} {RELATION}in the sky {place}"
@@ -151,13 +152,13 @@ def _painter(rng: random.Random, view: View) -> str:
 def _counter(rng: random.Random, view: View) -> str:
     ground, sky = view.ground, view.sky
     names = [_name(thing, "one", {"small": "small", "big": "large"}) for thing in ground]
-    in_sky = f"{_name(sky, 'one')} {RELATION}in the sky" if sky else ""
+    in_sky = f"{_name(sky[0], 'one')} {RELATION}in the sky" if sky else ""
     if not ground:
-        return f"there {_is(sky)} {in_sky}" + (f" and {_name(view.light, 'one')}" if view.light else "")
+        return f"there {_is(sky[0])} {in_sky}" + (f" and {_name(view.light[0], 'one')}" if view.light else "")
     if len(ground) == 1:
         text = f"there {_is(ground[0])} {names[0]} {_position(ground[0])}"
         if view.above:
-            in_sky = f"{_name(sky, 'one')} {RELATION}above {'it' if ground[0]['count'] == 1 else 'them'}"
+            in_sky = f"{_name(sky[0], 'one')} {RELATION}above {'it' if ground[0]['count'] == 1 else 'them'}"
     else:
         first, second = (0, 1) if view.in_front or rng.random() < 0.65 else (1, 0)
         relation = "in front of" if view.in_front else f"to the {('left', 'right')[first]} of"
@@ -166,8 +167,7 @@ def _counter(rng: random.Random, view: View) -> str:
 
 
 def _guide(rng: random.Random, view: View) -> str:
-    sky = view.sky
-    things = view.ground or [sky]
+    things, sky = view.ground or view.sky, view.sky
     names = [_name(thing, sizes={"small": "small", "big": "big"}) for thing in things]
     where = _position(things[0])
     if view.in_front:
@@ -177,25 +177,25 @@ def _guide(rng: random.Random, view: View) -> str:
     elif len(things) == 2:
         where += f" and {names[1]} {_position(things[1])}"
     text = f"{_place(view)}, {names[0]} {_verb(things[0])} {where}"
-    return text + (f" while {_name(sky)} {_verb(sky)} {RELATION}in the sky" if sky and view.ground else "")
+    return text + (f" while {_name(sky[0])} {_verb(sky[0])} {RELATION}in the sky" if sky and view.ground else "")
 
 
 def _talker(rng: random.Random, view: View) -> str:
-    things, light = view.ground or [view.sky], view.light
+    things, light = view.ground or view.sky, view.light
     # More things, fewer words.
     sizes = None if view.sky and len(view.ground) == 2 else {"small": "little", "big": "big"}
     names = [_name(thing, sizes=sizes) for thing in things]
     place, where = _place(view, TALKER_PLACES), ""
-    above = f" with {_name(view.sky)} {RELATION}in the sky" if view.sky and view.ground else ""
+    above = f" with {_name(view.sky[0])} {RELATION}in the sky" if view.sky and view.ground else ""
     if len(things) == 2:
         relation = f"{RELATION}in front of" if view.in_front else f"{RELATION}next to" if view.beside else "and"
         where = f" {relation} {names[1]}"
-    if light and light["kind"] == "sun":
+    if light and light[0]["kind"] == "sun":
         opening = rng.choice(("it is a sunny day and", "on a sunny day,")) if sizes else "on a sunny day,"
         return f"{opening} {names[0]} {_verb(things[0], True)} {place}{where}{above}"
     if light:
         where = where if view.ground else f" {RELATION}in the sky"
-        return f"{_name(light, 'the')} is shining and there {_is(things[0])} {names[0]}{where}{above}"
+        return f"{_name(light[0], 'the')} is shining and there {_is(things[0])} {names[0]}{where}{above}"
     opening = rng.choice(("this is a nice picture of", "here you can see"))
     return f"{opening} {names[0]}{where} {place}{above}"
 

@@ -5,7 +5,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-from nanocaption.demo_set.things import DRAW_KIND, PALETTE, Colour, Pen, disc, oval, polygon, rect, shade
+from nanocaption.demo_set.things import DRAW_KIND, PALETTE, Colour, Pen, disc, mix, oval, polygon, rect, shade
 
 SUPERSAMPLING = 4
 SKIES = (
@@ -20,7 +20,8 @@ HILLS: dict[str, tuple[tuple[float, float, Colour, float], ...]] = {
                (0.66, 0.020, (150, 208, 104), 1.2), (0.84, 0.020, (138, 198, 92), 1.2)),
     "beach": ((0.615, 0.012, (226, 246, 250), 1.6), (0.63, 0.008, (222, 196, 144), 1.6),
               (0.655, 0.010, (246, 224, 172), 1.4), (0.84, 0.02, (250, 230, 184), 1.2)),
-    "snow": ((0.60, 0.02, (206, 222, 240), 1.2), (0.68, 0.02, (220, 232, 246), 1.2), (0.84, 0.02, (230, 239, 249), 1.2)),
+    "snow": ((0.60, 0.02, (206, 222, 240), 1.2), (0.68, 0.02, (220, 232, 246), 1.2),
+             (0.84, 0.02, (230, 239, 249), 1.2)),
     "night": ((0.54, 0.04, (48, 62, 118), 1.2), (0.62, 0.03, (42, 66, 104), 1.2), (0.70, 0.02, (38, 72, 92), 1.2),
               (0.86, 0.02, (34, 64, 82), 1.2)),
     "sea": ((0.49, 0.012, (150, 190, 206), 0.8), (0.50, 0.004, (92, 176, 220), 3.0), (0.56, 0.010, (74, 162, 214), 3.0),
@@ -50,15 +51,12 @@ def draw_scene(scene: dict, size: int = 160) -> Image.Image:
 def _draw_item(page: Pen, scene: dict, thing: dict, box: list[float], flip: bool) -> None:
     x0, y0, x1, y1 = box
     side = page.width
-    pen = page._replace(
-        left=x0 * side, top=y0 * side, width=(x1 - x0) * side, height=(y1 - y0) * side, flip=flip
-    )
+    pen = page._replace(left=x0 * side, top=y0 * side, width=(x1 - x0) * side, height=(y1 - y0) * side, flip=flip)
     if thing["kind"] not in NO_SHADOW:
         flat = 0.10 * pen.width / pen.height
         oval(pen, -0.04, 1 - flat * 0.9, 1.06, 1 + flat * 0.8, (20, 30, 60, 56))
     DRAW_KIND[thing["kind"]](pen, PALETTE[thing["color"]])
-    on_water = scene["background"] == "sea" and thing["kind"] in ("boat", "fish")
-    if on_water:
+    if scene["background"] == "sea" and thing["kind"] in ("boat", "fish"):
         for start, width in ((-0.06, 0.5), (0.38, 0.66)):
             oval(pen, start, 0.955, start + width, 1.02, (236, 248, 255, 190))
 
@@ -66,14 +64,9 @@ def _draw_item(page: Pen, scene: dict, thing: dict, box: list[float], flip: bool
 def _draw_sky(rng: random.Random, background: str, side: int) -> Image.Image:
     top, bottom = ((18, 26, 74), (74, 78, 148)) if background == "night" else rng.choice(SKIES)
     column = Image.new("RGB", (1, 64))
-    column.putdata([_mix(top, bottom, min(1.0, y / 38)) for y in range(64)])
+    column.putdata([mix(top, bottom, min(1.0, y / 38)) for y in range(64)])
     smooth = column.resize((1, side), Image.Resampling.BILINEAR)
     return smooth.resize((side, side), Image.Resampling.NEAREST)  # bilinear here costs 20 times more
-
-
-def _mix(a: Colour, b: Colour, t: float) -> Colour:
-    r, g, b_ = (round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
-    return r, g, b_
 
 
 def _draw_clouds(pen: Pen, rng: random.Random) -> None:

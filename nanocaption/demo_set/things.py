@@ -27,11 +27,15 @@ class Pen(NamedTuple):
     background: str = ""
 
 
+def mix(first: Colour, second: Colour, amount: float) -> Colour:
+    """From the first colour (amount 0) to the second (1)."""
+    r, g, b = (round(x + (y - x) * amount) for x, y in zip(first, second, strict=True))
+    return r, g, b
+
+
 def shade(colour: Colour, amount: float) -> Colour:
     """Towards black (amount < 0) or white (amount > 0); 0 keeps the colour, +-1 is white or black."""
-    end = 255 if amount > 0 else 0
-    r, g, b = (round(c + (end - c) * abs(amount)) for c in colour)
-    return r, g, b
+    return mix(colour, (255, 255, 255) if amount > 0 else (0, 0, 0), abs(amount))
 
 
 def at(pen: Pen, x: float, y: float) -> tuple[float, float]:
@@ -62,9 +66,7 @@ def disc(pen: Pen, x: float, y: float, radius: float, fill: tuple[int, ...]) -> 
     surface(pen, fill).ellipse([cx - r, cy - r, cx + r, cy + r], fill=fill)
 
 
-def rect(
-    pen: Pen, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...], radius: float = 0.0
-) -> None:
+def rect(pen: Pen, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...], radius: float = 0.0) -> None:
     """A rectangle; the corner radius is a fraction of the box's width."""
     if radius:
         surface(pen, fill).rounded_rectangle(span(pen, x0, y0, x1, y1), radius * pen.width, fill=fill)

@@ -27,14 +27,18 @@ NOUNS = _meanings({
     "kite": "kite kites", "balloon": "balloon balloons", "bird": "bird birds", "sun": "sun suns",
     "moon": "moon moons",
 })  # fmt: skip
-_PLAIN_COLOURS = "red orange yellow green blue pink white black brown gold silver beige turquoise"
-COLOUR_WORDS = _meanings({"purple": "purple violet", "grey": "grey gray"} | {c: c for c in _PLAIN_COLOURS.split()})
+COLOUR_WORDS = {"violet": "purple", "gray": "grey"} | {colour: colour for colour in (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "grey", "gold", "silver",
+    "beige", "turquoise",
+)}  # fmt: skip
 NUMBER_WORDS = {
     "a": 1, "an": 1, "one": 1, "single": 1, "two": 2, "both": 2, "three": 3, "four": 4, "five": 5, "six": 6,
     "seven": 7, "eight": 8, "nine": 9, "ten": 10,
 }  # fmt: skip
 SIZE_WORDS = _meanings({"small": "small little tiny", "big": "big large huge"})
-FILLERS = frozenset("the some this that hot air bright nice lovely pretty beautiful shining".split())
+FILLERS = (
+    "the", "some", "this", "that", "hot", "air", "bright", "nice", "lovely", "pretty", "beautiful", "shining",
+)  # fmt: skip
 BOUNDARIES = (",", ".", ";", "and", "while", "with", "but")
 PRONOUNS = ("it", "them")
 RELATION_PHRASES = {
@@ -220,7 +224,7 @@ def _subject(tokens: list[str], mentions: list[Mention], start: int, end: int) -
     opens_clause = start == 0 or tokens[start - 1] in BOUNDARIES
     if before and not opens_clause:
         return before[-1]
-    return after[0] if after else (before or [None])[-1]
+    return next(iter(after or before[-1:]), None)
 
 
 def _related(

@@ -68,14 +68,19 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
     captions = list(captions)
     for index, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(
-                f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}"
-            )
+            raise ValueError(f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}")
     text = "\n".join(captions)
     if text.count("\n") >= max(1, len(captions)):
         captions = [caption.replace("\n", " ") for caption in captions]
-    if not text.isascii():
-        _refuse_surrogates(captions)
+        text = "\n".join(captions)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        index = text.count("\n", 0, error.start)
+        raise ValueError(
+            f"caption {index} contains half a surrogate pair, which is no character: {captions[index]!r:.60}; "
+            "decode the file as UTF-8"
+        ) from error
     if LINE_ENDS.search(text):
         odd = sum(LINE_ENDS.search(caption) is not None for caption in captions)
         warnings.warn(
@@ -85,17 +90,6 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
         )
         captions = [LINE_ENDS.sub(" ", caption) for caption in captions]
     return captions
-
-
-def _refuse_surrogates(captions: list[str]) -> None:
-    for index, caption in enumerate(captions):
-        try:
-            caption.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"caption {index} contains half a surrogate pair, which is no character: {caption!r:.60}; "
-                "decode the file as UTF-8"
-            ) from error
 
 
 def _batch_text(captions: list[str]) -> tuple[str, str, list[int]]:

@@ -24,11 +24,11 @@ def _codes(table: str) -> list[int]:
     return [code for first, last in pairs for code in range(first, last + 1)]
 
 
-# Signs that the rules name: no-break space, soft hyphen, currency, fractions, quotes, dashes, superscripts.
-NAMED = "".join(map(chr, _codes("""
-80 85 91-94 96-97 A0 A2-A4 AB AD B2-B3 B9 BB-BE 58A 66B-66C 2010-2011 2013-2015 2018-201F 2026 2039-203A 2044 2070
-2074-207E 2080-208E 20A0 20AC 2153-2154 3001
-""")))
+# What the rules name: no-break space, soft hyphen, currency, fractions, quotes, dashes, superscripts.
+NAMED = "".join(map(chr, _codes(
+    "80 85 91-94 96-97 A0 A2-A4 AB AD B2-B3 B9 BB-BE 58A 66B-66C 2010-2011 2013-2015 2018-201F 2026 2039-203A 2044 "
+    "2070 2074-207E 2080-208E 20A0 20AC 2153-2154 3001"
+)))  # fmt: skip
 SPACES = "2000-200A 3000"
 # Letters beyond those of Unicode 3.2, which Python keeps beside its newest data.
 MORE_LETTERS = """

@@ -15,7 +15,7 @@ from string import ascii_letters, digits, printable, punctuation
 from nanocaption.metrics.ptb_characters import ASTRAL, DELETED, DIGIT, LETTER, MARK, NAMED, SPACE, SYMBOL
 
 Render = Callable[[str], str]
-Rule = tuple[str, str, Render]
+Rule = tuple[str | None, str, Render]  # None: any character may be the first
 
 # --- pieces of patterns -------------------------------------------------------------------------------------
 ENTITY_LETTER = "&[aeiouAEIOU](?i:acute|grave|uml);"
@@ -131,15 +131,9 @@ def _amp(text: str) -> str:
 
 
 QUOTE_FORMS = {
-    "\u0091": "`", "\u2018": "`", "\u201b": "`", "\u2039": "`", "\u0092": "'", "\u2019": "'", "\u203a": "'",
-    "\u0093": "``", "\u201c": "``", "\u00ab": "``", "\u0094": "''", "\u201d": "''", "\u00bb": "''",
+    **dict.fromkeys("\u0091\u2018\u201b\u2039", "`"), **dict.fromkeys("\u0092\u2019\u203a", "'"),
+    **dict.fromkeys("\u0093\u201c\u00ab", "``"), **dict.fromkeys("\u0094\u201d\u00bb", "''"),
 }  # fmt: skip
-
-
-def _quotes(text: str) -> str:
-    return "".join(QUOTE_FORMS.get(c, c) for c in text)
-
-
 QUOTES = "`\u201a\u201e" + "".join(QUOTE_FORMS)
 SIGNS = {
     "\u00bc": "1/4", "\u00bd": "1/2", "\u00be": "3/4", "\u2153": "1/3", "\u2154": "2/3",
@@ -148,7 +142,10 @@ SIGNS = {
     **dict.fromkeys("\u2013\u2014\u2015\u0096\u0097", "--"),
 }  # fmt: skip
 ENTITIES = {"&mdash;": "--", "&ndash;": "--", "&md;": "--", "&amp;": "&", "&nbsp;": "", "&lt;": "<", "&gt;": ">"}
-SPLIT_WORDS = [word.split("-") for word in "can-not 't-was 't-is gon-na wan-na got-ta lem-me gim-me".split()]
+SPLIT_WORDS = (
+    ("can", "not"), ("'t", "was"), ("'t", "is"), ("gon", "na"), ("wan", "na"), ("got", "ta"), ("lem", "me"),
+    ("gim", "me"),
+)  # fmt: skip
 # Words whose token is not simply their lower case, or depends on what follows.
 NEVER_PLAIN = frozenset(
     " ".join((ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
@@ -175,15 +172,11 @@ RULES: list[Rule] = [
     (A + "\u00ad", rf"({PLAIN_NOT_N})[nN]{ANY_APOS}[tT]", plain),
     (A, rf"({SENTENCE_FINAL}\.)(?:[{SIGN}][^{SIGN}]|-[{SIGN}])", plain),
     (L, f"({WORD})", plain),
-    (Q, f"({APOS}[nN]{APOS}?)", as_written),
+    (Q, f"({APOS}(?:[nN]{APOS}?|(?i:em|cause|till?)|[2-9]0[sS]))", as_written),
     ("lLdDjJ", f"([lLdDjJ]{APOS})", as_written),
     ("dDsSoO", f"((?:{_either('dunkin somethin ol')}){APOS})", as_written),
-    (Q, f"({APOS}(?i:em))", as_written),
     (A, f"([A-HJ-XZn]{ANY_APOS}{ALPHA}{{2,}})", as_written),
-    (Q, f"({APOS}[2-9]0[sS])", as_written),
-    (Q, f"({APOS}(?i:til)[lL]?)", as_written),
     (A + LETTER, f"({ALPHA}+[aeiouyAEIOUY]{ANY_APOS}[aeiouA-Z]{ALPHA}*)", as_written),
-    (Q, f"({APOS}{_any_case('cause')})", as_written),
     (A, "(" + "|".join(
         _any_case(a) + APOS + _any_case(b) for a, b in (
             ("cont", "d"), ("nor", "easter"), ("c", "mon"), ("e", "er"), ("s", "mores"), ("ev", "ry"),
@@ -212,7 +205,8 @@ RULES: list[Rule] = [
     (A, rf"([A-Za-z])\.{SENTENCE_AHEAD}", plain),
     (A, rf"((?:[A-Za-z](?:\.[A-Za-z])+|{ACRONYM_US})\.){SENTENCE_AHEAD}", plain),
     (A, rf"({_either(BEFORE_NUMBER)}\.){WHITE}?{DIG}", plain),
-    (A, rf"((?:{_either(ABBREVIATIONS)}|{CAPITALISED}|{_either(SMALL_ABBREVIATIONS, _capital_or_small_first)})\.)", plain),
+    (A, rf"((?:{_either(ABBREVIATIONS)}|{CAPITALISED}|{_either(SMALL_ABBREVIATIONS, _capital_or_small_first)})\.)",
+     plain),
     (A, rf"((?:[A-Za-z](?:\.[A-Za-z])*|{ACRONYM_US}|[pPeE][hHdD]\.[dD])\.)", plain),
     (Q, f"({APOS}[0-9]{{2}}){WHITE}", as_written),
     (L + N, rf"((?:{LETDIG}+\.)+{_either(FILE_ENDINGS)})(?:{WHITE}|[.?!,])", as_written),
@@ -246,7 +240,7 @@ RULES: list[Rule] = [
     ("nN", f"([nN]{ANY_APOS}[tT])", straight),
     ("'`", "('{1,2}|`{1,2})", plain),
     (Q[1:], f"({APOS})", straight),
-    (QUOTES, f"([{QUOTES}]{{1,2}})", _quotes),
+    (QUOTES, f"([{QUOTES}]{{1,2}})", lambda text: text.translate(str.maketrans(QUOTE_FORMS))),
     ("<>", "(<<|>>)", plain),
     ("".join(c for c in punctuation if c not in ".,"), "([+%&~^|\\\\<>*])", plain),
     (SYMBOL + SUPERS + SUBS + "\u207a\u207b\u207c\u207d\u207e\u208a\u208b\u208c\u208d\u208e\u2044\u201f",

@@ -69,9 +69,7 @@ def score_per_image(
     return score_prepared(prepare_references(references, tokenize), candidates).per_image
 
 
-def prepare_references(
-    references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize
-) -> References:
+def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> References:
     """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every
     step.
 
@@ -84,13 +82,10 @@ def prepare_references(
     for image, texts in references.items():
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise ValueError(
-                f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: "
-                f"{texts!r:.60}"
+                f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: {texts!r:.60}"
             )
         if not texts:
-            raise ValueError(
-                f"image {image!r} has an empty list of references: remove it or give it a caption"
-            )
+            raise ValueError(f"image {image!r} has an empty list of references: remove it or give it a caption")
         for text in texts:
             _require_text(text, "a reference", image)
         captions.extend(texts)
@@ -133,13 +128,8 @@ def measure(
     tokens = references.tokenize([candidates[image] for image in images])
     overlap = overlap_of(references.index, tokens, np.arange(len(images)))
     if len(images) == 1:
-        warnings.warn(
-            "CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3
-        )
-    rouge = [
-        _rouge_l(caption.split(" "), words)
-        for caption, words in zip(tokens, references.rouge_words, strict=True)
-    ]
+        warnings.warn("CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3)
+    rouge = [_rouge_l(caption.split(" "), words) for caption, words in zip(tokens, references.rouge_words, strict=True)]
     guesses = np.maximum(0, overlap.lengths[:, None] - np.arange(MAX_ORDER))
     texts = [[" ".join(words) for words in captions] for captions in references.rouge_words]
     return Measured(
@@ -195,9 +185,7 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
     return overlap_of(references.index, references.tokenize(list(captions)), places).cider
 
 
-def leave_one_out(
-    references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize
-) -> dict[str, float]:
+def leave_one_out(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, float]:
     """How well people agree: each image's i-th caption scored against its other captions, mean over i.
 
     i runs up to the smallest number of captions an image has; the document frequencies of CIDEr come from the
@@ -206,9 +194,7 @@ def leave_one_out(
     """
     for image, texts in references.items():
         if len(texts) < 2:
-            raise ValueError(
-                f"image {image!r} has {len(texts)} caption(s): leaving one out takes at least two"
-            )
+            raise ValueError(f"image {image!r} has {len(texts)} caption(s): leaving one out takes at least two")
     rounds = min(map(len, references.values()), default=0)
     if rounds == 0:
         raise ValueError("references are empty: give at least one image with two captions")
@@ -220,9 +206,7 @@ def leave_one_out(
     return {name: sum(result[name] for result in results) / rounds for name in NAMES}
 
 
-def bleu_scores(
-    matches: np.ndarray, guesses: np.ndarray, lengths: np.ndarray, closest: np.ndarray
-) -> np.ndarray:
+def bleu_scores(matches: np.ndarray, guesses: np.ndarray, lengths: np.ndarray, closest: np.ndarray) -> np.ndarray:
     """BLEU-1 to 4 for each row: (rows, 4) clipped matches and guesses, (rows,) candidate and reference
     lengths.
 
@@ -262,9 +246,7 @@ def _rouge_l(candidate: list[str], references: list[list[str]]) -> float:
 
 def _require_text(text: object, what: str, image: Id) -> None:
     if not isinstance(text, str):
-        raise ValueError(
-            f"{what} of image {image!r} must be a string, got {type(text).__name__}: {text!r:.60}"
-        )
+        raise ValueError(f"{what} of image {image!r} must be a string, got {type(text).__name__}: {text!r:.60}")
 
 
 def _require_same_images(position: dict[Id, int], candidates: Mapping[Id, str]) -> None:
