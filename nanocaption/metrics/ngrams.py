@@ -207,7 +207,8 @@ def _word_ids(vocabulary: WordIds, words: list[list[str]], total: int) -> np.nda
     ids = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(words)), np.int64, total)
     strangers = np.flatnonzero(ids < 0)
     if len(strangers):
-        flat, fresh = list(chain.from_iterable(words)), {}
+        flat = list(chain.from_iterable(words))
+        fresh: dict[str, int] = {}
         for place in strangers.tolist():
             ids[place] = fresh.setdefault(flat[place], len(vocabulary) + len(fresh))
     return ids

@@ -2,11 +2,13 @@
 
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from nanocaption.metrics.ptb_characters import shadow
-from nanocaption.metrics.ptb_rules import NEVER_PLAIN, SPACES, compile_rules, spaces_kept
+from nanocaption.metrics.ptb_rules import NEVER_PLAIN, SPACES, Render, compile_rules, plain, spaces_kept
+
+Tokenize = Callable[[Sequence[str]], list[str]]  # one batch of captions -> the tokens of each, joined by spaces
 
 # Dropped from the scores. Brackets are escaped in lower case (-lrb-), which the reference misses: they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
@@ -46,18 +48,19 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     last = len(captions) - 1
     for index, caption in enumerate(captions):
         chunks = caption.split(" ")
-        parts = list(map(cached, chunks))
-        context = reached or ". ." in caption or (index == last and not PLAIN_END.search(caption))
+        parts: list[str | None] = list(map(cached, chunks))
+        context = reached > 0 or ". ." in caption or (index == last and not PLAIN_END.search(caption))
         if None in parts and not context:
             odd = False
             for place, part in enumerate(parts):
                 if part is None:
                     parts[place] = _chunk_tokens(chunks[place])
                     odd = odd or chunks[place] in _odd_chunk_cache
-            context = odd and ODD_CAPTION.search(caption)
+            context = odd and ODD_CAPTION.search(caption) is not None
         if context:
             batch = batch or _batch_text(captions)
-            parts, reached = _scan_caption(batch, index, reached)
+            scanned, reached = _scan_caption(batch, index, reached)
+            parts = [*scanned]
         tokens.append(" ".join(filter(None, parts)))
     return tokens
 
@@ -144,18 +147,17 @@ def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], 
     """
     rules = compile_rules()
     tokens: list[str] = []
+    token_of: Render = plain
     while position < end:
-        longest, best, best_render = position, None, None
+        longest, stop = position, position
         for match, render in rules.get(alphabet[position], ()):
             found = match(alphabet, position)
             if found and found.end() > longest:
-                longest, best, best_render = found.end(), found, render
-        if best is None:
+                longest, stop, token_of = found.end(), found.end(1), render
+        if longest == position:
             spaces = SPACES.match(alphabet, position)
             position = spaces.end() if spaces else position + 1
         else:
-            token = best_render(text[position : best.end(1)])
-            if token:
-                tokens.append(token)
-            position = best.end(1)
-    return tokens, position
+            tokens.append(token_of(text[position:stop]))
+            position = stop
+    return list(filter(None, tokens)), position

@@ -240,7 +240,7 @@ RULES: list[Rule] = [
     ("nN", f"([nN]{ANY_APOS}[tT])", straight),
     ("'`", "('{1,2}|`{1,2})", plain),
     (Q[1:], f"({APOS})", straight),
-    (QUOTES, f"([{QUOTES}]{{1,2}})", lambda text: text.translate(str.maketrans(QUOTE_FORMS))),
+    (QUOTES, f"([{QUOTES}]{{1,2}})", lambda text: "".join(QUOTE_FORMS.get(c, c) for c in text)),
     ("<>", "(<<|>>)", plain),
     ("".join(c for c in punctuation if c not in ".,"), "([+%&~^|\\\\<>*])", plain),
     (SYMBOL + SUPERS + SUBS + "\u207a\u207b\u207c\u207d\u207e\u208a\u208b\u208c\u208d\u208e\u2044\u201f",

@@ -1,17 +1,16 @@
 """BLEU-1 to 4, CIDEr-D and ROUGE-L of captions, as pycocoevalcap computes them."""
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nanocaption.metrics import java
 from nanocaption.metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_lengths, index_references, overlap_of
-from nanocaption.metrics.ptb import ptb_tokenize
+from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
 
 Id = Hashable
-Tokenize = Callable[[list[str]], list[str]]
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L")
 ROUGE_BETA = 1.2
 
@@ -20,7 +19,7 @@ class References(NamedTuple):
     """Reference captions made ready for repeated scoring; see `prepare_references`."""
 
     position: dict[Id, int]  # image id -> image index, in the order given
-    index: ReferenceIndex
+    ngrams: ReferenceIndex
     rouge_words: list[list[list[str]]]  # the words of each caption of each image
     tokenize: Tokenize
 
@@ -126,14 +125,15 @@ def measure(
         _require_text(text, "the caption", image)
     images = list(references.position)
     tokens = references.tokenize([candidates[image] for image in images])
-    overlap = overlap_of(references.index, tokens, np.arange(len(images)))
+    overlap = overlap_of(references.ngrams, tokens, np.arange(len(images)))
     if len(images) == 1:
         warnings.warn("CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3)
     rouge = [_rouge_l(caption.split(" "), words) for caption, words in zip(tokens, references.rouge_words, strict=True)]
     guesses = np.maximum(0, overlap.lengths[:, None] - np.arange(MAX_ORDER))
-    texts = [[" ".join(words) for words in captions] for captions in references.rouge_words]
+    java_texts = references.rouge_words if meteor or spice else []
+    texts = [[" ".join(words) for words in captions] for captions in java_texts]
     return Measured(
-        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.index, overlap.lengths),
+        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.ngrams, overlap.lengths),
         overlap.cider, np.array(rouge),
         java.meteor_statistics(texts, tokens) if meteor else None,
         java.spice_scores(texts, tokens) if spice else None,
@@ -182,7 +182,7 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
         places = np.fromiter(map(references.position.__getitem__, images), np.int64, len(images))
     except KeyError as error:
         raise ValueError(f"image {error.args[0]!r} has no references: prepare them with the others") from None
-    return overlap_of(references.index, references.tokenize(list(captions)), places).cider
+    return overlap_of(references.ngrams, references.tokenize(list(captions)), places).cider
 
 
 def leave_one_out(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, float]:
