@@ -54,9 +54,9 @@ def score(
     An empty caption is legal; its CIDEr is 0, its BLEU 0 for any printed digit, its ROUGE_L 0 unless a
     reference is empty too. An empty reference counts as a caption of no words (warned of).
 
-    `tokenize` takes one batch of captions; pass `list` for captions that are already
-    tokenised. Raises ValueError if an image has a candidate but no references or the other way round, if a
-    list of references is empty, or if a caption is not a string.
+    `tokenize` takes one batch of captions; pass `list` for captions that are already tokenised. Raises ValueError if
+    an image has a candidate but no references or the other way round, if a list of references is empty, or if a
+    caption is not a string.
     """
     return score_prepared(prepare_references(references, tokenize), candidates).corpus
 
@@ -69,8 +69,7 @@ def score_per_image(
 
 
 def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> References:
-    """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every
-    step.
+    """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every step.
 
     Raises ValueError as `score` does.
     """
@@ -207,11 +206,9 @@ def leave_one_out(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = p
 
 
 def bleu_scores(matches: np.ndarray, guesses: np.ndarray, lengths: np.ndarray, closest: np.ndarray) -> np.ndarray:
-    """BLEU-1 to 4 for each row: (rows, 4) clipped matches and guesses, (rows,) candidate and reference
-    lengths.
+    """BLEU-1 to 4 for each row: (rows, 4) clipped matches and guesses, (rows,) candidate and reference lengths.
 
-    The constants are those of coco-caption, whose digits they decide for very short texts; no other
-    smoothing.
+    The constants are those of coco-caption, whose digits they decide for very short texts; no other smoothing.
     """
     precision = np.cumprod((matches + 1e-15) / (guesses + 1e-9), axis=1)
     ratio = (lengths + 1e-15) / (closest + 1e-9)
