@@ -177,10 +177,8 @@ RULES: list[Rule] = [
     ("dDsSoO", f"((?:{_either('dunkin somethin ol')}){APOS})", as_written),
     (A, f"([A-HJ-XZn]{ANY_APOS}{ALPHA}{{2,}})", as_written),
     (A + LETTER, f"({ALPHA}+[aeiouyAEIOUY]{ANY_APOS}[aeiouA-Z]{ALPHA}*)", as_written),
-    (A, "(" + "|".join(
-        _any_case(a) + APOS + _any_case(b) for a, b in (
-            ("cont", "d"), ("nor", "easter"), ("c", "mon"), ("e", "er"), ("s", "mores"), ("ev", "ry"),
-            ("li", "l"), ("nat", "l"), ("cap", "n"), ("c", "est"))) + ")", as_written),
+    (A, f"((?i:cont{APOS}d|nor{APOS}easter|c{APOS}mon|e{APOS}er|s{APOS}mores|ev{APOS}ry|li{APOS}l|nat{APOS}l|cap{APOS}n"
+        f"|c{APOS}est))", as_written),
     ("oO", f"([oO]{ANY_APOS}[oO])", as_written),
     ("yY", f"([yY]{APOS}){ALPHA}", as_written),
     ("hH", rf"((?i:http)[sS]?:\/\/{PATH})", as_written),
