@@ -9,24 +9,15 @@ Not run yet. Estimates: one GPU of 16 GB, 8 CPU cores; 45 to 90 minutes. Score: 
 split (beam 3), by cross-entropy alone.
 """
 
+BASE_RECIPE = "flickr30k_vit_b16.py"  # its settings, but for these
+
 DATASET = "coco"
 RAW_DATA_DIR = "raw/coco"
 TRAIN_SPLITS = ("train", "restval")
 
 ENCODER_MODEL_NAME = "openai/clip-vit-base-patch32"
-FREEZE_ENCODER = True
-
 VOCAB_SIZE = 10000
-MAX_SEQ_LEN = 40
-
-DECODER_EMBED_DIM = 512
-DECODER_HEADS = 8
 DECODER_LAYERS = 6
-DECODER_FF_DIM = 2048
-DECODER_DROPOUT = 0.1
 
-NUM_EPOCHS = 15
 BATCH_SIZE = 640
-LEARNING_RATE = 5e-4
-WARMUP_RATIO = 0.05
 NUM_WORKERS = 8

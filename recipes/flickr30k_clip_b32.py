@@ -7,21 +7,6 @@ Not run yet. Estimates: one GPU of 8 GB, 4 CPU cores; 5 to 20 minutes, most of i
 a guess, CIDEr 50 to 62 on the test split (beam 3).
 """
 
-DATASET = "flickr30k"
+BASE_RECIPE = "flickr30k_vit_b16.py"  # its settings, but for these
+
 ENCODER_MODEL_NAME = "openai/clip-vit-base-patch32"
-FREEZE_ENCODER = True
-
-VOCAB_SIZE = 8000
-MAX_SEQ_LEN = 40
-
-DECODER_EMBED_DIM = 512
-DECODER_HEADS = 8
-DECODER_LAYERS = 4
-DECODER_FF_DIM = 2048
-DECODER_DROPOUT = 0.1
-
-NUM_EPOCHS = 15
-BATCH_SIZE = 320
-LEARNING_RATE = 5e-4
-WARMUP_RATIO = 0.05
-NUM_WORKERS = 4

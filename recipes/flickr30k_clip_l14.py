@@ -8,21 +8,8 @@ Not run yet. Estimates: one GPU of 24 GB or more, which holds the features as we
 Score: a guess, CIDEr 58 to 72 on the test split (beam 3).
 """
 
-DATASET = "flickr30k"
+BASE_RECIPE = "flickr30k_vit_b16.py"  # its settings, but for these
+
 ENCODER_MODEL_NAME = "openai/clip-vit-large-patch14"
-FREEZE_ENCODER = True
-
-VOCAB_SIZE = 8000
-MAX_SEQ_LEN = 40
-
-DECODER_EMBED_DIM = 512
-DECODER_HEADS = 8
-DECODER_LAYERS = 4
-DECODER_FF_DIM = 2048
 DECODER_DROPOUT = 0.2
-
-NUM_EPOCHS = 15
-BATCH_SIZE = 320
 LEARNING_RATE = 4e-4
-WARMUP_RATIO = 0.05
-NUM_WORKERS = 4

@@ -2,8 +2,8 @@
 
     python train.py recipes/own_folder.py --raw-data-dir FOLDER
 
-FOLDER: the pictures and a captions.csv with the columns file_name,caption, or any other layout of layouts.py. It is
-read, never changed. The weights are a download of 0.6 GB, the features take 77 kB of disk a picture.
+FOLDER: the pictures and a captions.csv with the columns file_name,caption, or any other layout that prepare_dataset.py
+reads. It is read, never changed. The weights are a download of 0.6 GB, the features take 77 kB of disk a picture.
 Not run yet. Estimates for 5,000 pictures with 5 captions each: minutes on a GPU, half an hour to an hour on a CPU of 4
 cores, a third of it for the features. Score: depends on how alike the captions are; evaluate.py prints what they score
 against each other, and a first run may expect half to three quarters of that. It stops by itself when the validation

@@ -171,8 +171,22 @@ def test_an_unknown_flag_names_the_nearest_and_its_value_is_not_taken_for_a_reci
 def test_a_recipe_that_is_missing_or_broken_is_one_line(tmp_path):
     with pytest.raises(SystemExit, match=r"^There is no recipe 'nowhere.py'.*$"):
         load_settings(["nowhere.py"])
-    with pytest.raises(SystemExit, match=r"^The recipe .* does not run: ZeroDivisionError: division by zero$"):
+    with pytest.raises(SystemExit, match=r"recipe.py does not run: ZeroDivisionError: division by zero$"):
         load_settings([recipe(tmp_path, "SEED = 1 / 0")])
+
+
+def test_a_recipe_builds_on_others_and_says_where_one_is_missing_or_leads_in_a_circle(tmp_path):
+    (tmp_path / "more").mkdir()
+    (tmp_path / "base.py").write_text("SEED = 1\nNUM_EPOCHS = 2\nBATCH_SIZE = 3\n")
+    (tmp_path / "more" / "middle.py").write_text("BASE_RECIPE = '../base.py'\nNUM_EPOCHS = 5\nBATCH_SIZE = 6\n")
+    settings = load_settings([recipe(tmp_path, "BASE_RECIPE = 'more/middle.py'\nBATCH_SIZE = 7\n")])
+    assert dict(settings.changes) == {"SEED": 1, "NUM_EPOCHS": 5, "BATCH_SIZE": 7}
+    (tmp_path / "base.py").write_text("BASE_RECIPE = 'recipe.py'\n")
+    with pytest.raises(SystemExit, match=r"^BASE_RECIPE leads from .*recipe.py back to itself: .*$"):
+        load_settings([str(tmp_path / "recipe.py")])
+    with pytest.raises(SystemExit, match=r"^There is no recipe .*nowhere.py, which BASE_RECIPE names"):
+        load_settings([recipe(tmp_path, "BASE_RECIPE = 'nowhere.py'\n")])
+    assert "base_recipe is not a setting" in refusal(recipe(tmp_path, "base_recipe = 'base.py'\n"))[0]
 
 
 def test_a_wrong_constant_is_told_as_well(monkeypatch):

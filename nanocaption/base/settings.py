@@ -1,5 +1,6 @@
 """The settings: constants of config.py, then a config.py of the user's own, then a recipe, then flags.
 
+A recipe may build on another: BASE_RECIPE = "flickr30k_vit_b16.py", a path from its own folder, and then what differs.
 `load_settings(argv)` gives all of them, checked, as `Settings`, the one form in which the package knows them. What they
 may be says rules.py.
 """
@@ -242,15 +243,28 @@ def own_constants(kinds: Mapping[str, object]) -> dict[str, object]:
 
 
 def _read_recipe(path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:
+    """What a recipe sets, on top of what that one sets whose path, from this one's folder, is its BASE_RECIPE."""
     places = [place for place in (Path(path), ROOT / path) if place.is_file()]
     if not places:
         raise SystemExit(f"There is no recipe {path!r}. A recipe is a Python file of settings, see {ROOT / 'recipes'}.")
-    try:
-        namespace = runpy.run_path(str(places[0]))
-    except Exception as error:
-        raise SystemExit(f"The recipe {path!r} does not run: {type(error).__name__}: {error}") from error
+    read, known = [places[0].resolve()], (*kinds, "BASE_RECIPE")
+    namespace = _run_recipe(read[0])
+    while base := namespace.pop("BASE_RECIPE", None):
+        read.append((read[-1].parent / str(base)).resolve())
+        if read[-1] in read[:-1]:
+            raise SystemExit(f"BASE_RECIPE leads from {read[-1]} back to itself: let one of the recipes stand alone")
+        namespace = _run_recipe(read[-1]) | namespace
     # A setting in small letters would change nothing, silently.
-    return {name: value for name, value in namespace.items() if name.isupper() or name.upper() in kinds}
+    return {name: value for name, value in namespace.items() if name.isupper() or name.upper() in known}
+
+
+def _run_recipe(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SystemExit(f"There is no recipe {path}, which BASE_RECIPE names.")
+    try:
+        return runpy.run_path(str(path))
+    except Exception as error:
+        raise SystemExit(f"{path} does not run: {type(error).__name__}: {error}") from error
 
 
 def _assign(values: dict[str, Any], name: str, value: Any, kinds: Mapping[str, Any], origin: str) -> list[str]:

@@ -32,18 +32,18 @@ def draw_demo_set(
     images_dir = Path(images_dir)
     images_dir.mkdir(parents=True, exist_ok=True)
     splits = [split for split, count in counts.items() for _ in range(count)]
-    records = [
-        {"file_name": f"scene_{index:05d}.jpg", "split": split,
-         "captions": describe_scene(scene, seed, index), "scene": scene}
-        for index, (split, scene) in enumerate(zip(splits, sample_scenes(seed, len(splits)), strict=True))
-    ]  # fmt: skip
-    jobs = [(images_dir / record["file_name"], record["scene"]) for record in records]
-    _draw_all(jobs, min(workers, len(jobs)), progress)
-    return records
+    scenes = sample_scenes(seed, len(splits))
+    names = [f"scene_{index:05d}.jpg" for index in range(len(splits))]
+    _draw_all([(images_dir / name, scene) for name, scene in zip(names, scenes, strict=True)], workers, progress)
+    return [
+        {"file_name": name, "split": split, "captions": describe_scene(scene, seed, index), "scene": scene}
+        for index, (name, split, scene) in enumerate(zip(names, splits, scenes, strict=True))
+    ]
 
 
 def _draw_all(jobs: list[tuple[Path, dict]], workers: int, progress: bool) -> None:
     bar = {"total": len(jobs), "desc": "drawing", "unit": "picture", "disable": not progress}
+    workers = min(workers, len(jobs))
     if workers <= 1:
         for _ in tqdm(map(_draw_file, jobs), **bar):
             pass

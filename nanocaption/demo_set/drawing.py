@@ -5,7 +5,7 @@ import random
 
 from PIL import Image, ImageDraw
 
-from nanocaption.demo_set.things import DRAW_KIND, PALETTE, Colour, Pen, disc, oval, polygon, rect, shade
+from nanocaption.demo_set.things import DRAW_KIND, PALETTE, Colour, Pen, disc, mix, oval, polygon, rect, shade
 
 SUPERSAMPLING = 4
 SKIES = (
@@ -14,6 +14,19 @@ SKIES = (
     ((150, 190, 244), (246, 236, 244)),
 )
 NO_SHADOW = ("boat", "fish", "kite", "balloon", "bird", "sun", "moon")
+# Rolling lines from far to near: height, swing, colour of the page below, number of waves.
+HILLS: dict[str, tuple[tuple[float, float, Colour, float], ...]] = {
+    "meadow": ((0.50, 0.035, (176, 218, 176), 1.2), (0.57, 0.030, (160, 214, 130), 1.2),
+               (0.66, 0.020, (150, 208, 104), 1.2), (0.84, 0.020, (138, 198, 92), 1.2)),
+    "beach": ((0.615, 0.012, (226, 246, 250), 1.6), (0.63, 0.008, (222, 196, 144), 1.6),
+              (0.655, 0.010, (246, 224, 172), 1.4), (0.84, 0.02, (250, 230, 184), 1.2)),
+    "snow": ((0.60, 0.02, (206, 222, 240), 1.2), (0.68, 0.02, (220, 232, 246), 1.2),
+             (0.84, 0.02, (230, 239, 249), 1.2)),
+    "night": ((0.54, 0.04, (48, 62, 118), 1.2), (0.62, 0.03, (42, 66, 104), 1.2), (0.70, 0.02, (38, 72, 92), 1.2),
+              (0.86, 0.02, (34, 64, 82), 1.2)),
+    "sea": ((0.49, 0.012, (150, 190, 206), 0.8), (0.50, 0.004, (92, 176, 220), 3.0), (0.56, 0.010, (74, 162, 214), 3.0),
+            (0.66, 0.010, (58, 148, 206), 3.0), (0.80, 0.010, (44, 132, 194), 3.0)),
+}  # fmt: skip
 
 
 def draw_scene(scene: dict, size: int = 160) -> Image.Image:
@@ -38,15 +51,12 @@ def draw_scene(scene: dict, size: int = 160) -> Image.Image:
 def _draw_item(page: Pen, scene: dict, thing: dict, box: list[float], flip: bool) -> None:
     x0, y0, x1, y1 = box
     side = page.width
-    pen = page._replace(
-        left=x0 * side, top=y0 * side, width=(x1 - x0) * side, height=(y1 - y0) * side, flip=flip
-    )
+    pen = page._replace(left=x0 * side, top=y0 * side, width=(x1 - x0) * side, height=(y1 - y0) * side, flip=flip)
     if thing["kind"] not in NO_SHADOW:
         flat = 0.10 * pen.width / pen.height
         oval(pen, -0.04, 1 - flat * 0.9, 1.06, 1 + flat * 0.8, (20, 30, 60, 56))
     DRAW_KIND[thing["kind"]](pen, PALETTE[thing["color"]])
-    on_water = scene["background"] == "sea" and thing["kind"] in ("boat", "fish")
-    if on_water:
+    if scene["background"] == "sea" and thing["kind"] in ("boat", "fish"):
         for start, width in ((-0.06, 0.5), (0.38, 0.66)):
             oval(pen, start, 0.955, start + width, 1.02, (236, 248, 255, 190))
 
@@ -54,14 +64,9 @@ def _draw_item(page: Pen, scene: dict, thing: dict, box: list[float], flip: bool
 def _draw_sky(rng: random.Random, background: str, side: int) -> Image.Image:
     top, bottom = ((18, 26, 74), (74, 78, 148)) if background == "night" else rng.choice(SKIES)
     column = Image.new("RGB", (1, 64))
-    column.putdata([_mix(top, bottom, min(1.0, y / 38)) for y in range(64)])
+    column.putdata([mix(top, bottom, min(1.0, y / 38)) for y in range(64)])
     smooth = column.resize((1, side), Image.Resampling.BILINEAR)
     return smooth.resize((side, side), Image.Resampling.NEAREST)  # bilinear here costs 20 times more
-
-
-def _mix(a: Colour, b: Colour, t: float) -> Colour:
-    r, g, b_ = (round(x + (y - x) * t) for x, y in zip(a, b, strict=True))
-    return r, g, b_
 
 
 def _draw_clouds(pen: Pen, rng: random.Random) -> None:
@@ -72,20 +77,15 @@ def _draw_clouds(pen: Pen, rng: random.Random) -> None:
         rect(pen, x - 1.5 * w, y + 0.15 * w, x + 1.4 * w, y + 0.7 * w, (255, 255, 255, 150), 0.27 * w)
 
 
-def _hill(
-    pen: Pen, rng: random.Random, y: float, swing: float, fill: tuple[int, ...], waves: float = 1.2
-) -> None:
-    """The page below a rolling line around height y."""
-    phase, waves = rng.uniform(0, 2 * math.pi), waves * rng.uniform(0.8, 1.2)
-    top = [(n / 32, y + swing * math.sin(phase + 2 * math.pi * waves * n / 32)) for n in range(33)]
-    polygon(pen, [*top, (1, 1), (0, 1)], fill)
+def _draw_hills(pen: Pen, rng: random.Random) -> None:
+    for y, swing, fill, waves in HILLS[pen.background]:
+        phase, waves = rng.uniform(0, 2 * math.pi), waves * rng.uniform(0.8, 1.2)
+        top = [(n / 32, y + swing * math.sin(phase + 2 * math.pi * waves * n / 32)) for n in range(33)]
+        polygon(pen, [*top, (1, 1), (0, 1)], fill)
 
 
 def _draw_meadow(pen: Pen, rng: random.Random) -> None:
-    _hill(pen, rng, 0.50, 0.035, (176, 218, 176))
-    _hill(pen, rng, 0.57, 0.030, (160, 214, 130))
-    _hill(pen, rng, 0.66, 0.020, (150, 208, 104))
-    _hill(pen, rng, 0.84, 0.020, (138, 198, 92))
+    _draw_hills(pen, rng)
     for _ in range(26):
         x, y = rng.uniform(0, 1), rng.uniform(0.70, 0.98)
         polygon(pen, [(x - 0.008, y), (x - 0.004, y - 0.02), (x, y), (x + 0.006, y - 0.016), (x + 0.008, y)],
@@ -100,10 +100,7 @@ def _draw_beach(pen: Pen, rng: random.Random) -> None:
     for _ in range(7):
         x, y = rng.uniform(-0.05, 0.9), rng.uniform(0.49, 0.57)
         rect(pen, x, y, x + rng.uniform(0.06, 0.14), y + 0.006, (214, 240, 248), 0.003)
-    _hill(pen, rng, 0.615, 0.012, (226, 246, 250), 1.6)
-    _hill(pen, rng, 0.63, 0.008, (222, 196, 144), 1.6)
-    _hill(pen, rng, 0.655, 0.010, (246, 224, 172), 1.4)
-    _hill(pen, rng, 0.84, 0.02, (250, 230, 184))
+    _draw_hills(pen, rng)
     for _ in range(18):
         disc(pen, rng.uniform(0, 1), rng.uniform(0.72, 0.98), rng.uniform(0.003, 0.005), (224, 196, 144))
 
@@ -139,9 +136,7 @@ def _draw_snow(pen: Pen, rng: random.Random) -> None:
         polygon(pen, [(x - 0.28, 0.66), (x, peak), (x + 0.28, 0.66)], (164, 186, 214))
         polygon(pen, [(x - 0.07, peak + 0.07), (x, peak), (x + 0.07, peak + 0.07), (x + 0.03, peak + 0.055),
                       (x, peak + 0.08), (x - 0.03, peak + 0.055)], (240, 246, 252))  # fmt: skip
-    _hill(pen, rng, 0.60, 0.02, (206, 222, 240))
-    _hill(pen, rng, 0.68, 0.02, (220, 232, 246))
-    _hill(pen, rng, 0.84, 0.02, (230, 239, 249))
+    _draw_hills(pen, rng)
     for _ in range(34):
         disc(pen, rng.uniform(0, 1), rng.uniform(0, 1), rng.uniform(0.003, 0.007), (255, 255, 255, 220))
 
@@ -149,20 +144,14 @@ def _draw_snow(pen: Pen, rng: random.Random) -> None:
 def _draw_night(pen: Pen, rng: random.Random) -> None:
     for _ in range(36):
         disc(pen, rng.uniform(0, 1), rng.uniform(0, 0.5), rng.uniform(0.002, 0.006), (255, 250, 220, 220))
-    _hill(pen, rng, 0.54, 0.04, (48, 62, 118))
-    _hill(pen, rng, 0.62, 0.03, (42, 66, 104))
-    _hill(pen, rng, 0.70, 0.02, (38, 72, 92))
-    _hill(pen, rng, 0.86, 0.02, (34, 64, 82))
+    _draw_hills(pen, rng)
     for _ in range(16):
         x, y = rng.uniform(0, 1), rng.uniform(0.74, 0.98)
         polygon(pen, [(x - 0.006, y), (x, y - 0.02), (x + 0.006, y)], (54, 94, 108))
 
 
 def _draw_sea(pen: Pen, rng: random.Random) -> None:
-    _hill(pen, rng, 0.49, 0.012, (150, 190, 206), 0.8)
-    _hill(pen, rng, 0.50, 0.004, (92, 176, 220), 3.0)
-    for y, tone in ((0.56, (74, 162, 214)), (0.66, (58, 148, 206)), (0.80, (44, 132, 194))):
-        _hill(pen, rng, y, 0.010, tone, 3.0)
+    _draw_hills(pen, rng)
     for _ in range(16):
         y = rng.uniform(0.54, 0.97)
         x, w = rng.uniform(-0.05, 0.95), 0.05 + 0.10 * (y - 0.5)

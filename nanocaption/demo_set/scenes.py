@@ -10,11 +10,12 @@ A scene is plain JSON. All lengths are fractions of the picture's side, y grows 
 A kind occurs once in a scene, so naming the kind names the thing. `box` spans all `items` (one per count).
 """
 
+import itertools
 import random
 from typing import NamedTuple
 
-FREE_COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
-COLOURS = (*FREE_COLOURS, "black", "brown")
+RAINBOW = ("red", "orange", "yellow", "green", "blue", "purple", "pink")
+DIM = ("black", "brown", "blue", "purple")
 LIGHTS = ("sun", "moon")
 MARGIN = 0.02
 MAX_RESAMPLES = 200
@@ -35,15 +36,15 @@ KINDS: dict[str, Kind] = {
     "car": Kind(0.19, 0.27, 1.85, ("green", "blue", "orange", "purple", "pink", "white"), 0.84, 0.91),
     "bus": Kind(0.25, 0.37, 1.45, ("red", "yellow"), 0.84, 0.92),
     "boat": Kind(0.28, 0.45, 0.92, ("red", "orange", "yellow", "green", "purple", "white"), 0.72, 0.84),
-    "ball": Kind(0.20, 0.32, 1.00, ("red", "orange", "yellow", "green", "blue", "purple", "pink")),
+    "ball": Kind(0.20, 0.32, 1.00, RAINBOW),
     "cat": Kind(0.28, 0.41, 0.80, ("black", "orange"), 0.84, 0.93),
     "dog": Kind(0.26, 0.38, 1.14, ("white", "brown"), 0.84, 0.93),
     "flower": Kind(0.27, 0.43, 0.62, ("red", "orange", "yellow", "purple", "pink", "white"), 0.83, 0.92),
     "umbrella": Kind(0.30, 0.45, 0.96, ("red", "orange", "green", "blue", "purple", "pink"), 0.82, 0.89),
     "fish": Kind(0.18, 0.28, 1.66, ("red", "orange", "yellow", "green", "purple", "pink"), 0.86, 0.93),
     "snowman": Kind(0.29, 0.44, 0.66, ("white",), 0.81, 0.90),
-    "kite": Kind(0.28, 0.40, 0.74, ("red", "orange", "yellow", "green", "blue", "purple", "pink")),
-    "balloon": Kind(0.27, 0.39, 0.74, ("red", "orange", "yellow", "green", "blue", "purple", "pink")),
+    "kite": Kind(0.28, 0.40, 0.74, RAINBOW),
+    "balloon": Kind(0.27, 0.39, 0.74, RAINBOW),
     "bird": Kind(0.20, 0.31, 1.32, ("black", "white")),
     "sun": Kind(0.20, 0.20, 1.00, ("yellow",)),
     "moon": Kind(0.18, 0.18, 1.00, ("yellow",)),
@@ -54,32 +55,17 @@ class Background(NamedTuple):
     ground: tuple[str, ...]
     sky: tuple[str, ...]
     lost_on_ground: tuple[str, ...]  # colours without contrast to the ground; trees and snowmen have outlines
-    lost_in_sky: tuple[str, ...]
+    lost_in_sky: tuple[str, ...] = ("white",)
 
 
+FLYING = ("kite", "balloon", "bird")
 BACKGROUNDS: dict[str, Background] = {
-    "meadow": Background(
-        ("house", "tree", "cat", "dog", "ball", "flower"), ("kite", "balloon", "bird"), ("green",), ("white",)
-    ),
-    "beach": Background(
-        ("umbrella", "ball", "dog", "cat", "boat"),
-        ("kite", "balloon", "bird"),
-        ("yellow", "white"),
-        ("white",),
-    ),
-    "street": Background(
-        ("house", "tree", "car", "bus", "dog", "umbrella"), ("balloon", "bird"), (), ("white",)
-    ),
-    "snow": Background(
-        ("house", "tree", "snowman", "car", "dog", "cat"), ("kite", "balloon", "bird"), ("white",), ("white",)
-    ),
-    "night": Background(
-        ("house", "tree", "car", "cat", "flower"),
-        ("balloon", "bird"),
-        ("black", "brown", "blue", "purple"),
-        ("black", "brown", "blue", "purple"),
-    ),
-    "sea": Background(("boat", "fish"), ("kite", "balloon", "bird"), ("blue",), ("white",)),
+    "meadow": Background(("house", "tree", "cat", "dog", "ball", "flower"), FLYING, ("green",)),
+    "beach": Background(("umbrella", "ball", "dog", "cat", "boat"), FLYING, ("yellow", "white")),
+    "street": Background(("house", "tree", "car", "bus", "dog", "umbrella"), ("balloon", "bird"), ()),
+    "snow": Background(("house", "tree", "snowman", "car", "dog", "cat"), FLYING, ("white",)),
+    "night": Background(("house", "tree", "car", "cat", "flower"), ("balloon", "bird"), DIM, DIM),
+    "sea": Background(("boat", "fish"), FLYING, ("blue",)),
 }
 
 RARE = ("bus", "snowman", "kite", "umbrella")  # at home in few backgrounds: drawn twice as often there
@@ -104,13 +90,9 @@ def sample_scene(seed: int, index: int, attempt: int = 0) -> dict:
         layout = rng.choices(tuple(LAYOUTS), weights=tuple(LAYOUTS.values()))[0]
         things = _sample_things(rng, background, layout)
         if things and _fits(things, may_overlap=layout == "front"):
-            light = _sample_light(rng, background, things)
-            things = things + ([light] if light else [])
-            relations = find_relations(things)
-            return {
-                "background": background, "look": rng.randrange(1 << 30),
-                "things": things, "relations": relations,
-            }  # fmt: skip
+            things += _sample_light(rng, background, things)
+            return {"background": background, "look": rng.randrange(1 << 30), "things": things,
+                    "relations": find_relations(things)}  # fmt: skip
     raise RuntimeError(f"no scene of {seed}-{index} fits its picture after {MAX_RESAMPLES} samples")
 
 
@@ -122,11 +104,8 @@ def sample_scenes(seed: int, total: int) -> list[dict]:
     seen: set[tuple] = set()
     scenes = []
     for index in range(total):
-        attempt = 0
-        scene = sample_scene(seed, index)
-        while scene_key(scene) in seen:
-            attempt += 1
-            scene = sample_scene(seed, index, attempt)
+        attempts = (sample_scene(seed, index, attempt) for attempt in itertools.count())
+        scene = next(scene for scene in attempts if scene_key(scene) not in seen)
         seen.add(scene_key(scene))
         scenes.append(scene)
     return scenes
@@ -136,40 +115,34 @@ def scene_key(scene: dict) -> tuple:
     """What a scene shows, without jitter and unnamed detail: equal keys mean equal content."""
     fields = ("kind", "color", "size", "count", "position")
     things = sorted(tuple(thing[field] for field in fields) for thing in scene["things"])
-    fronts = sorted(
-        (scene["things"][a]["kind"], scene["things"][b]["kind"])
-        for a, relation, b in scene["relations"]
-        if relation == "in front of"
-    )
+    kinds = [thing["kind"] for thing in scene["things"]]
+    fronts = sorted((kinds[a], kinds[b]) for a, relation, b in scene["relations"] if relation == "in front of")
     return (scene["background"], *things, *fronts)
 
 
 def find_relations(things: list[dict]) -> list[list]:
     """Every relation that holds, as [index, relation, index], read off the boxes; inverses included."""
-    found = []
-    for i, a in enumerate(things):
-        for j, b in enumerate(things):
-            if i == j:
-                continue
-            shared = min(a["box"][2], b["box"][2]) - max(a["box"][0], b["box"][0])
-            if a["x"] < b["x"] - 0.2:
-                found += [[i, "left of", j], [j, "right of", i]]
-            if a["box"][3] < b["box"][1] + 0.02:
-                found += [[i, "above", j], [j, "below", i]]
-            if a["level"] == b["level"] == "ground":
-                if i < j and -0.35 < shared < 0:
-                    found += [[i, "next to", j], [j, "next to", i]]
-                if shared > 0 and a["box"][3] > b["box"][3]:
-                    found += [[i, "in front of", j], [j, "behind", i]]
+    found: list[list] = []
+    for (i, a), (j, b) in itertools.permutations(enumerate(things), 2):
+        shared = min(a["box"][2], b["box"][2]) - max(a["box"][0], b["box"][0])
+        grounded = a["level"] == b["level"] == "ground"
+        holds = {
+            "left of": a["x"] < b["x"] - 0.2,
+            "above": a["box"][3] < b["box"][1] + 0.02,
+            "next to": grounded and i < j and -0.35 < shared < 0,
+            "in front of": grounded and shared > 0 and a["box"][3] > b["box"][3],
+        }
+        for relation in filter(holds.get, holds):
+            found += [[i, relation, j], [j, INVERSE[relation], i]]
     return found
 
 
 def _sample_things(rng: random.Random, background: str, layout: str) -> list[dict]:
     """The ground things from left to right (or the front one before the back one), then those in the sky."""
-    ground, sky = BACKGROUNDS[background].ground, BACKGROUNDS[background].sky
     if layout == "front":
         return _sample_front(rng, background)
-    things = []
+    ground, sky = BACKGROUNDS[background].ground, BACKGROUNDS[background].sky
+    things: list[dict] = []
     if layout.startswith("pair"):
         left, right = _choose(rng, ground), _choose(rng, ground)
         if left == right:
@@ -178,17 +151,12 @@ def _sample_things(rng: random.Random, background: str, layout: str) -> list[dic
                   for kind, slot in ((left, "left"), (right, "right"))]  # fmt: skip
         if things[0]["count"] > 1 and things[1]["count"] > 1 and rng.random() < 0.6:
             return []
-    elif layout.startswith("one"):
-        things = [_sample_thing(rng, background, _choose(rng, ground), rng.choice(tuple(SLOTS)), 0.5, (1,))]
-    elif layout == "group":
-        things = [
-            _sample_thing(rng, background, _choose(rng, ground), rng.choice(tuple(SLOTS)), 0.94, (2, 3))
-        ]
-    if "sky" in layout:
-        counts = (1, 2, 3) if layout == "sky" else (1, 1, 2)
-        things.append(
-            _sample_thing(rng, background, _choose(rng, sky), rng.choice(tuple(SLOTS)), 0.9, counts)
-        )
+    # What else may be there: its kinds, the room it has, how many.
+    for part, kinds, room, counts in (("one", ground, 0.5, (1,)), ("group", ground, 0.94, (2, 3)),
+                                      ("sky", sky, 0.9, (1, 2, 3) if layout == "sky" else (1, 1, 2))):  # fmt: skip
+        if part in layout.split("+"):
+            kind, slot = _choose(rng, kinds), rng.choice(tuple(SLOTS))
+            things.append(_sample_thing(rng, background, kind, slot, room, counts))
     return things
 
 
@@ -210,12 +178,7 @@ def _sample_front(rng: random.Random, background: str) -> list[dict]:
 
 
 def _sample_thing(
-    rng: random.Random,
-    background: str,
-    kind: str,
-    slot: str,
-    room: float,
-    counts: tuple[int, ...] = (1, 1, 1, 2, 3),
+    rng: random.Random, background: str, kind: str, slot: str, room: float, counts: tuple[int, ...] = (1, 1, 1, 2, 3)
 ) -> dict:
     """A thing of this kind whose items side by side are no wider than `room` (fewer items where they are)."""
     size = rng.choice(("small", "big"))
@@ -272,18 +235,18 @@ def _thing(kind: str, color: str, size: str, level: str, items: list, flip: list
     }  # fmt: skip
 
 
-def _sample_light(rng: random.Random, background: str, things: list[dict]) -> dict | None:
+def _sample_light(rng: random.Random, background: str, things: list[dict]) -> list[dict]:
     """The sun by day, the moon by night, in an upper corner that is free, in about half of the pictures."""
     kind = "moon" if background == "night" else "sun"
     if rng.random() > (0.7 if kind == "moon" else 0.45):
-        return None
+        return []
     for x in rng.sample((0.15, 0.85), 2):
         half, y = KINDS[kind].big / 2, rng.uniform(0.13, 0.16)
         item = [round(v, 4) for v in (x - half, y - half, x + half, y + half)]
         light = _thing(kind, "yellow", "big", "sky", [item], [x > 0.5])
         if not any(overlap(light["box"], thing["box"], 0.03) for thing in things):
-            return light
-    return None
+            return [light]
+    return []
 
 
 def _fits(things: list[dict], may_overlap: bool) -> bool:

@@ -27,11 +27,15 @@ class Pen(NamedTuple):
     background: str = ""
 
 
+def mix(first: Colour, second: Colour, amount: float) -> Colour:
+    """From the first colour (amount 0) to the second (1)."""
+    r, g, b = (round(x + (y - x) * amount) for x, y in zip(first, second, strict=True))
+    return r, g, b
+
+
 def shade(colour: Colour, amount: float) -> Colour:
     """Towards black (amount < 0) or white (amount > 0); 0 keeps the colour, +-1 is white or black."""
-    end = 255 if amount > 0 else 0
-    r, g, b = (round(c + (end - c) * abs(amount)) for c in colour)
-    return r, g, b
+    return mix(colour, (255, 255, 255) if amount > 0 else (0, 0, 0), abs(amount))
 
 
 def at(pen: Pen, x: float, y: float) -> tuple[float, float]:
@@ -62,9 +66,7 @@ def disc(pen: Pen, x: float, y: float, radius: float, fill: tuple[int, ...]) -> 
     surface(pen, fill).ellipse([cx - r, cy - r, cx + r, cy + r], fill=fill)
 
 
-def rect(
-    pen: Pen, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...], radius: float = 0.0
-) -> None:
+def rect(pen: Pen, x0: float, y0: float, x1: float, y1: float, fill: tuple[int, ...], radius: float = 0.0) -> None:
     """A rectangle; the corner radius is a fraction of the box's width."""
     if radius:
         surface(pen, fill).rounded_rectangle(span(pen, x0, y0, x1, y1), radius * pen.width, fill=fill)
@@ -85,9 +87,7 @@ def draw_house(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.08, 0.42, 0.92, 1.0, colour)
     polygon(pen, [(0.08, 0.42), (0.5, 0.10), (0.92, 0.42)], colour)
     rect(pen, 0.76, 0.42, 0.92, 1.0, shade(colour, -0.14))
-    polygon(
-        pen, [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13), (0.07, 0.50)], (98, 70, 68)
-    )
+    polygon(pen, [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13), (0.07, 0.50)], (98, 70, 68))
     polygon(pen, [(0.5, 0.0), (1.0, 0.46), (0.93, 0.50), (0.5, 0.13)], (80, 56, 58))
     if pen.background == "snow":
         snow = [(0.0, 0.46), (0.5, 0.0), (1.0, 0.46), (0.97, 0.47), (0.5, 0.07), (0.03, 0.47)]
@@ -129,9 +129,10 @@ def draw_tree(pen: Pen, colour: Colour) -> None:
         disc(pen, x, y, r, shade(colour, 0.16))
 
 
-def _wheel(pen: Pen, x: float, y: float, radius: float) -> None:
-    disc(pen, x, y, radius, DARK)
-    disc(pen, x, y, radius * 0.5, (196, 200, 208))
+def _wheels(pen: Pen, xs: tuple[float, ...], y: float, radius: float) -> None:
+    for x in xs:
+        disc(pen, x, y, radius, DARK)
+        disc(pen, x, y, radius * 0.5, (196, 200, 208))
 
 
 def draw_car(pen: Pen, colour: Colour) -> None:
@@ -143,8 +144,7 @@ def draw_car(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.93, 0.46, 1.0, 0.58, (255, 240, 170), 0.02)
     rect(pen, 0.0, 0.46, 0.04, 0.58, (190, 40, 50), 0.01)
     rect(pen, 0.53, 0.50, 0.60, 0.54, shade(colour, -0.35), 0.01)
-    for x in (0.23, 0.77):
-        _wheel(pen, x, 0.80, 0.105)
+    _wheels(pen, (0.23, 0.77), 0.80, 0.105)
 
 
 def draw_bus(pen: Pen, colour: Colour) -> None:
@@ -155,8 +155,7 @@ def draw_bus(pen: Pen, colour: Colour) -> None:
         rect(pen, x, 0.14, x + 0.15, 0.46, GLASS, 0.02)
     rect(pen, 0.82, 0.14, 1.0, 0.50, GLASS, 0.03)
     rect(pen, 0.95, 0.64, 1.0, 0.74, (255, 240, 170), 0.01)
-    for x in (0.22, 0.76):
-        _wheel(pen, x, 0.86, 0.083)
+    _wheels(pen, (0.22, 0.76), 0.86, 0.083)
 
 
 def draw_boat(pen: Pen, colour: Colour) -> None:
@@ -227,15 +226,11 @@ def draw_flower(pen: Pen, colour: Colour) -> None:
 
 def draw_umbrella(pen: Pen, colour: Colour) -> None:
     rect(pen, 0.475, 0.05, 0.525, 1.0, (146, 110, 84), 0.02)
-    start, stop = 180, 360
-    pen.solid.pieslice(span(pen, 0.0, 0.03, 1.0, 1.07), start, stop, fill=colour)
-    pen.solid.pieslice(span(pen, 0.18, 0.03, 0.82, 1.07), start, stop, fill=shade(colour, 0.34))
-    pen.solid.pieslice(span(pen, 0.36, 0.03, 0.64, 1.07), start, stop, fill=colour)
-    for n in range(3):
-        x = (0.0, 0.36, 0.82)[n]
-        oval(pen, x, 0.49, x + (0.18, 0.28, 0.18)[n], 0.60, shade(colour, -0.2))
-    for x in (0.18, 0.64):
-        oval(pen, x, 0.49, x + 0.18, 0.60, shade(colour, 0.14))
+    for left, right, amount in ((0.0, 1.0, 0.0), (0.18, 0.82, 0.34), (0.36, 0.64, 0.0)):
+        pen.solid.pieslice(span(pen, left, 0.03, right, 1.07), 180, 360, fill=shade(colour, amount))
+    for x, width, amount in ((0.0, 0.18, -0.2), (0.36, 0.28, -0.2), (0.82, 0.18, -0.2), (0.18, 0.18, 0.14),
+                             (0.64, 0.18, 0.14)):  # fmt: skip
+        oval(pen, x, 0.49, x + width, 0.60, shade(colour, amount))
     disc(pen, 0.5, 0.035, 0.033, (146, 110, 84))
 
 

@@ -5,51 +5,40 @@ clumsy or unfinished sentences give the claims that can still be made out.
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 TRUTH_KINDS = ("things", "colours", "counts", "relations")
+CONFUSION_KINDS = ("colours", "things")
+NOTHING = "nothing"
 
-_SYNONYMS = {
+
+def _meanings(table: dict[str, str]) -> dict[str, str]:
+    """Word → what it means, from what it means → its words."""
+    return {word: meaning for meaning, words in table.items() for word in words.split()}
+
+
+NOUNS = _meanings({
     "house": "house houses home homes cottage cottages", "tree": "tree trees", "car": "car cars",
     "bus": "bus buses", "boat": "boat boats sailboat sailboats ship ships", "ball": "ball balls",
     "cat": "cat cats kitten kittens", "dog": "dog dogs puppy puppies", "flower": "flower flowers",
     "umbrella": "umbrella umbrellas parasol parasols", "fish": "fish fishes", "snowman": "snowman snowmen",
     "kite": "kite kites", "balloon": "balloon balloons", "bird": "bird birds", "sun": "sun suns",
     "moon": "moon moons",
-}  # fmt: skip
-NOUNS = {word: kind for kind, words in _SYNONYMS.items() for word in words.split()}
-COLOUR_WORDS = {
-    "red": "red", "orange": "orange", "yellow": "yellow", "green": "green", "blue": "blue",
-    "purple": "purple", "violet": "purple", "pink": "pink", "white": "white", "black": "black",
-    "brown": "brown", "grey": "grey", "gray": "grey", "gold": "gold",
-    "silver": "silver", "beige": "beige", "turquoise": "turquoise",
-}  # fmt: skip
+})  # fmt: skip
+COLOUR_WORDS = {"violet": "purple", "gray": "grey"} | {colour: colour for colour in (
+    "red", "orange", "yellow", "green", "blue", "purple", "pink", "white", "black", "brown", "grey", "gold", "silver",
+    "beige", "turquoise",
+)}  # fmt: skip
 NUMBER_WORDS = {
     "a": 1, "an": 1, "one": 1, "single": 1, "two": 2, "both": 2, "three": 3, "four": 4, "five": 5, "six": 6,
     "seven": 7, "eight": 8, "nine": 9, "ten": 10,
 }  # fmt: skip
-SIZE_WORDS = {
-    "small": "small",
-    "little": "small",
-    "tiny": "small",
-    "big": "big",
-    "large": "big",
-    "huge": "big",
-}
+SIZE_WORDS = _meanings({"small": "small little tiny", "big": "big large huge"})
 FILLERS = (
-    "the",
-    "some",
-    "this",
-    "that",
-    "hot",
-    "air",
-    "bright",
-    "nice",
-    "lovely",
-    "pretty",
-    "beautiful",
-    "shining",
-)
+    "the", "some", "this", "that", "hot", "air", "bright", "nice", "lovely", "pretty", "beautiful", "shining",
+)  # fmt: skip
 BOUNDARIES = (",", ".", ";", "and", "while", "with", "but")
 PRONOUNS = ("it", "them")
 RELATION_PHRASES = {
@@ -67,18 +56,12 @@ POSITION_PHRASES = {
     "middle": ("in the middle", "in the center", "in the centre"),
     "sky": ("in the sky",),
 }
-
-
-def _by_first_word(*tables: dict[str, tuple[str, ...]]) -> dict[str, list[tuple[list[str], str]]]:
-    """First word → (words of the phrase, what it means), longer phrases first."""
-    phrases: dict[str, list[tuple[list[str], str]]] = {}
-    for meaning, texts in (item for table in tables for item in table.items()):
-        for text in texts:
-            phrases.setdefault(text.split()[0], []).append((text.split(), meaning))
-    return {word: sorted(found, key=lambda phrase: -len(phrase[0])) for word, found in phrases.items()}
-
-
-_PHRASES = _by_first_word(RELATION_PHRASES, POSITION_PHRASES)
+# (words of the phrase, what it means), longer phrases first
+_PHRASES = sorted(
+    ((text.split(), meaning) for table in (RELATION_PHRASES, POSITION_PHRASES)
+     for meaning, texts in table.items() for text in texts),
+    key=lambda phrase: -len(phrase[0]),
+)  # fmt: skip
 
 
 class Claim(NamedTuple):
@@ -91,9 +74,9 @@ class Mention(NamedTuple):
     kind: str
     start: int  # tokens [start, end), its article and adjectives included
     end: int
-    colours: tuple[str, ...]
-    count: int | None
-    size: str | None
+    colours: list[str]
+    counts: list[int]  # none, or the one that is said of it
+    sizes: list[str]  # the same
 
 
 def caption_truth(caption: str, scene: dict) -> dict[str, tuple[int, int]]:
@@ -108,31 +91,74 @@ def caption_truth(caption: str, scene: dict) -> dict[str, tuple[int, int]]:
     Any text is accepted; a claim about a thing that is not there is false; no claims give (0, 0).
     """
     claims = caption_claims(caption, scene)
-    return {
-        kind: (sum(c.true for c in claims if c.about == kind), sum(c.about == kind for c in claims))
-        for kind in TRUTH_KINDS
-    }
+    told = {kind: [claim.true for claim in claims if claim.about == kind] for kind in TRUTH_KINDS}
+    return {kind: (sum(true), len(true)) for kind, true in told.items()}
+
+
+def total_truth(captions: Iterable[str], scenes: Iterable[dict]) -> dict[str, dict[str, int]]:
+    """{kind: {"true", "claims"}} for each of TRUTH_KINDS, summed over a set of captions."""
+    totals = {kind: {"true": 0, "claims": 0} for kind in TRUTH_KINDS}
+    for caption, scene in zip(captions, scenes, strict=True):
+        for kind, (true, claims) in caption_truth(caption, scene).items():
+            totals[kind]["true"] += true
+            totals[kind]["claims"] += claims
+    return totals
 
 
 def caption_claims(caption: str, scene: dict) -> list[Claim]:
     """Every claim read in a caption, true or not; beyond TRUTH_KINDS also the "sizes" ("a big house")."""
-    tokens = re.findall(r"[a-z]+|\d+|[,.;]", caption.lower())
+    tokens = _tokens(caption)
     mentions = find_mentions(tokens)
-    things = {thing["kind"]: thing for thing in scene["things"]}
+    things = _by_kind(scene)
     claims = []
     for mention in mentions:
-        thing = things.get(mention.kind)
-        claims.append(Claim("things", mention.kind, thing is not None))
-        for colour in mention.colours:
-            true = bool(thing and thing["color"] == colour)
-            claims.append(Claim("colours", f"{colour} {mention.kind}", true))
-        if mention.count is not None:
-            true = bool(thing and thing["count"] == mention.count)
-            claims.append(Claim("counts", f"{mention.count} {mention.kind}", true))
-        if mention.size:
-            true = bool(thing and thing["size"] == mention.size)
-            claims.append(Claim("sizes", f"{mention.size} {mention.kind}", true))
-    return claims + _relation_claims(tokens, mentions, scene, things)
+        thing = things.get(mention.kind, {})
+        claims.append(Claim("things", mention.kind, bool(thing)))
+        said = (("colours", "color", mention.colours), ("counts", "count", mention.counts),
+                ("sizes", "size", mention.sizes))  # fmt: skip
+        for about, field, values in said:
+            claims += [Claim(about, f"{value} {mention.kind}", thing.get(field) == value) for value in values]
+    return claims + _relation_claims(tokens, mentions, scene)
+
+
+def caption_confusions(caption: str, scene: dict) -> dict[str, list[tuple[str, str]]]:
+    """For each of CONFUSION_KINDS the pairs (true, said) of a caption; true == said where it is right.
+
+    colours  for each colour bound to a thing that is in the scene: the thing's own colour, and the one said
+    things   for each thing named: itself if it is there; else the thing it was most likely taken for, one that the
+             caption leaves out, one of the colour said before any other; else "nothing"
+
+    Any text is accepted.
+    """
+    mentions, things = find_mentions(_tokens(caption)), _by_kind(scene)
+    named = {mention.kind for mention in mentions}
+    left_out = [thing for kind, thing in things.items() if kind not in named]
+    pairs: dict[str, list[tuple[str, str]]] = {kind: [] for kind in CONFUSION_KINDS}
+    for mention in mentions:
+        if mention.kind in things:
+            pairs["things"].append((mention.kind, mention.kind))
+            pairs["colours"] += [(things[mention.kind]["color"], colour) for colour in mention.colours]
+            continue
+        left_out.sort(key=lambda thing: thing["color"] not in mention.colours)
+        pairs["things"].append((left_out.pop(0)["kind"] if left_out else NOTHING, mention.kind))
+    return pairs
+
+
+def total_confusions(captions: Iterable[str], scenes: Iterable[dict]) -> dict[str, list[tuple[str, str, int]]]:
+    """For each of CONFUSION_KINDS all (true, said, how often) over a set of captions, the most frequent first."""
+    counts: dict[str, Counter] = {kind: Counter() for kind in CONFUSION_KINDS}
+    for caption, scene in zip(captions, scenes, strict=True):
+        for kind, pairs in caption_confusions(caption, scene).items():
+            counts[kind].update(pairs)
+    return {kind: [(*pair, n) for pair, n in counter.most_common()] for kind, counter in counts.items()}
+
+
+def _tokens(caption: str) -> list[str]:
+    return re.findall(r"[a-z]+|\d+|[,.;]", caption.lower())
+
+
+def _by_kind(scene: dict) -> dict[str, dict]:
+    return {thing["kind"]: thing for thing in scene["things"]}
 
 
 def find_mentions(tokens: list[str]) -> list[Mention]:
@@ -149,9 +175,7 @@ def find_mentions(tokens: list[str]) -> list[Mention]:
         said = [*tokens[place + 1 : place + 4], "", "", ""]
         if said[0] in ("is", "are") and said[1] in COLOUR_WORDS and said[2] not in NOUNS:
             colours.append(COLOUR_WORDS[said[1]])
-        mentions.append(
-            Mention(NOUNS[token], start, place + 1, tuple(colours), (*counts, None)[0], (*sizes, None)[0])
-        )
+        mentions.append(Mention(NOUNS[token], start, place + 1, colours, counts[:1], sizes[:1]))
     return mentions
 
 
@@ -164,35 +188,27 @@ def _modifiers_start(tokens: list[str], floor: int, place: int) -> int:
     start = place
     while start > floor:
         word = tokens[start - 1]
-        two_colours = (
-            word == "and" and start - 2 >= floor and {tokens[start - 2], tokens[start]} <= set(COLOUR_WORDS)
-        )
-        if not (
-            word in COLOUR_WORDS or word in SIZE_WORDS or word in FILLERS or _is_number(word) or two_colours
-        ):
+        if _is_number(word):
+            return start - 1 - (start - 1 > floor and tokens[start - 2] == "the")
+        two_colours = word == "and" and start - 2 >= floor and {tokens[start - 2], tokens[start]} <= set(COLOUR_WORDS)
+        if not (word in COLOUR_WORDS or word in SIZE_WORDS or word in FILLERS or two_colours):
             break
         start -= 1
-        if _is_number(word):
-            return start - (start > floor and tokens[start - 1] == "the")
     return start
 
 
-def _relation_claims(tokens: list[str], mentions: list[Mention], scene: dict, things: dict) -> list[Claim]:
+def _relation_claims(tokens: list[str], mentions: list[Mention], scene: dict) -> list[Claim]:
     claims = []
     place = 0
     while place < len(tokens):
-        found = _PHRASES.get(tokens[place], [])
-        words, name = next((p for p in found if tokens[place : place + len(p[0])] == p[0]), ([], ""))
-        if not words:
-            place += 1
-            continue
-        end = place + len(words)
-        subject = _subject(tokens, mentions, place, end)
+        words, name = next((p for p in _PHRASES if tokens[place : place + len(p[0])] == p[0]), ([], ""))
+        end = place + max(1, len(words))
+        subject = _subject(tokens, mentions, place, end) if words else None
         if subject and name in RELATION_PHRASES:
             claims += _related(tokens, mentions, subject, name, end, scene)
         elif subject:
-            thing = things.get(subject.kind)
-            true = bool(thing and name in (thing["level"], thing["position"]))
+            thing = _by_kind(scene).get(subject.kind)
+            true = thing is not None and name in (thing["level"], thing["position"])
             claims.append(Claim("relations", f"{subject.kind} {' '.join(words)}", true))
         place = end
     return claims
@@ -208,21 +224,19 @@ def _subject(tokens: list[str], mentions: list[Mention], start: int, end: int) -
     opens_clause = start == 0 or tokens[start - 1] in BOUNDARIES
     if before and not opens_clause:
         return before[-1]
-    return after[0] if after else (before or [None])[-1]
+    return next(iter(after or before[-1:]), None)
 
 
 def _related(
     tokens: list[str], mentions: list[Mention], subject: Mention, relation: str, end: int, scene: dict
 ) -> list[Claim]:
     """The claim "subject relation object", the object following at once or a pronoun; [] for a place."""
-    target = next((mention for mention in mentions if mention.start == end), None)
-    if target is None and tokens[end : end + 1] and tokens[end] in PRONOUNS:
-        earlier = [mention for mention in mentions if mention.end <= subject.start]
-        target = earlier[-1] if earlier else None
-    if target is None or target is subject:
+    targets = [mention for mention in mentions if mention.start == end]
+    if not targets and tokens[end : end + 1] and tokens[end] in PRONOUNS:
+        targets = [mention for mention in mentions if mention.end <= subject.start][-1:]
+    if not targets or targets[0] is subject:
         return []
-    true = any(
-        scene["things"][a]["kind"] == subject.kind and scene["things"][b]["kind"] == target.kind
-        for a, name, b in scene["relations"] if name == relation
-    )  # fmt: skip
-    return [Claim("relations", f"{subject.kind} {relation} {target.kind}", true)]
+    kinds = [thing["kind"] for thing in scene["things"]]
+    told = (subject.kind, relation, targets[0].kind)
+    true = any((kinds[a], name, kinds[b]) == told for a, name, b in scene["relations"])
+    return [Claim("relations", " ".join(told), true)]

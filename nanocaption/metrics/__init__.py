@@ -41,28 +41,3 @@ from nanocaption.metrics.scores import (
     score_prepared,
     total,
 )
-
-__all__ = [
-    "Difference",
-    "Measured",
-    "References",
-    "Scores",
-    "TextStatistics",
-    "cider_rewards",
-    "compare",
-    "differences_table",
-    "intervals",
-    "leave_one_out",
-    "measure",
-    "prepare_references",
-    "ptb_tokenize",
-    "references_digest",
-    "require_java",
-    "require_same_references",
-    "score",
-    "score_per_image",
-    "score_prepared",
-    "signature",
-    "text_statistics",
-    "total",
-]

@@ -97,9 +97,7 @@ def _resampled(columns: np.ndarray, resamples: int, seed: int) -> np.ndarray:
     return _in_parts(draw, resamples, count, seed)
 
 
-def _in_parts(
-    draw: Callable[[np.random.Generator, int], np.ndarray], rows: int, images: int, seed: int
-) -> np.ndarray:
+def _in_parts(draw: Callable[[np.random.Generator, int], np.ndarray], rows: int, images: int, seed: int) -> np.ndarray:
     """draw(generator, number of rows) until there are `rows`, so that the memory does not grow with the set."""
     if rows < 1:
         raise ValueError(f"resamples = {rows}, but an interval needs at least 1, and 1000 to be steady")

@@ -1,9 +1,9 @@
 """What captions look like on their own, without references: variety, length, repetition."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from nanocaption.metrics.ptb import ptb_tokenize
+from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
 
 
 class TextStatistics(NamedTuple):
@@ -18,9 +18,7 @@ class TextStatistics(NamedTuple):
 
 
 def text_statistics(
-    captions: Sequence[str],
-    tokenize: Callable[[list[str]], list[str]] = ptb_tokenize,
-    training: Sequence[str] | None = None,
+    captions: Sequence[str], tokenize: Tokenize = ptb_tokenize, training: Sequence[str] | None = None
 ) -> TextStatistics:
     """Statistics of one set of captions, as written; `tokenize=list` for captions that are already tokenised.
 

@@ -124,9 +124,9 @@ def _package_folder(name: str) -> Path:
     if shutil.which("java") is None:
         raise ValueError(f"{name} needs Java, and there is no `java` on the PATH; the other scores do without")
     spec = importlib.util.find_spec("pycocoevalcap")
-    if spec is None:
+    if spec is None or not spec.submodule_search_locations:
         raise ValueError(f"{name} comes with pycocoevalcap: pip install pycocoevalcap==1.2")
-    return Path(next(iter(spec.submodule_search_locations)))
+    return Path(spec.submodule_search_locations[0])
 
 
 def _java(name: str, arguments: list[str], text: str, seconds: float) -> str:

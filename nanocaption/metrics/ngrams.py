@@ -7,7 +7,7 @@ them by binary search.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import NamedTuple
 
@@ -57,36 +57,50 @@ class Overlap(NamedTuple):
 
 def index_references(captions: Sequence[str], first_caption: np.ndarray) -> ReferenceIndex:
     """Index tokenised `captions`; image i has those from `first_caption[i]` up to `first_caption[i + 1]`."""
-    words = [caption.split() for caption in captions]
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
     vocabulary: defaultdict[str, int] = defaultdict()
     vocabulary.default_factory = vocabulary.__len__
+    words, lengths = _split(captions)
     ids = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(words)), np.int64, int(lengths.sum()))
-    caption_at = np.repeat(np.arange(len(words)), lengths)
-    starts, prefix = np.arange(len(ids)), None
-    tables, grams, places = [], [], []
-    for order in range(1, MAX_ORDER + 1):
-        starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
-        table, prefix = _ranked(keys)
-        grams.append(prefix + sum(map(len, tables)))
-        places.append(caption_at[starts])
-        tables.append(table)
-    first_gram = np.concatenate(([0], np.cumsum([len(table) for table in tables])))
-    closed = tuple(np.concatenate((table, _END)) for table in tables)
-    slots = tuple(map(_slots_of, closed))
-    pairs = _pairs(np.concatenate(grams), np.concatenate(places), first_caption, int(first_gram[-1]))
-    return ReferenceIndex(WordIds(vocabulary), first_caption, lengths, closed, slots, first_gram,
-                          *_weighted(*pairs, first_caption, first_gram))  # fmt: skip
+    tables: list[np.ndarray] = []
+
+    def ranked(order: int, keys: np.ndarray) -> np.ndarray:
+        table, gram = np.unique(keys, return_inverse=True)
+        tables.append(np.concatenate((table, _END)))
+        return gram
+
+    captions_of, grams = _grams(ids, lengths, ranked)
+    first_gram = np.cumsum([0, *(len(table) - 1 for table in tables)])
+    gram = np.concatenate([ids + first for ids, first in zip(grams, first_gram[:-1].tolist(), strict=True)])
+    pairs = _pairs(gram, np.concatenate(captions_of), first_caption, int(first_gram[-1]))
+    return ReferenceIndex(WordIds(vocabulary), first_caption, lengths, tuple(tables), tuple(map(_slots_of, tables)),
+                          first_gram, *_weighted(*pairs, first_caption, first_gram))  # fmt: skip
 
 
-def _ranked(keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct keys, sorted, and the place in them of each key."""
-    by_key = np.argsort(keys, kind="stable")
-    keys = keys[by_key]
-    new = _changes(keys)
-    ids = np.empty_like(by_key)
-    ids[by_key] = np.cumsum(new) - 1
-    return keys[new], ids
+def _split(captions: Sequence[str]) -> tuple[list[list[str]], np.ndarray]:
+    """The words of each caption, and their number: (captions,) int64."""
+    words = [caption.split() for caption in captions]
+    return words, np.fromiter(map(len, words), np.int64, len(words))
+
+
+def _grams(
+    ids: np.ndarray, lengths: np.ndarray, rank: Callable[[int, np.ndarray], np.ndarray]
+) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """The caption and the id of every n-gram, one array for each order, from the ids of all words in a row.
+
+    rank(order - 1, keys) gives the ids; a key is the word's id or the pair of (id of the first n-1 words, last word).
+    """
+    caption_at = np.append(np.repeat(np.arange(len(lengths)), lengths), -1)
+    starts, keys = np.arange(len(ids)), ids
+    captions: list[np.ndarray] = []
+    grams: list[np.ndarray] = []
+    for order in range(MAX_ORDER):
+        if order:
+            longer = caption_at[starts] == caption_at[starts + order]
+            starts = starts[longer]
+            keys = (grams[-1][longer] << _SHIFT) | ids[starts + order]
+        captions.append(caption_at[starts])
+        grams.append(rank(order, keys))
+    return captions, grams
 
 
 def _slots_of(table: np.ndarray) -> np.ndarray:
@@ -111,11 +125,9 @@ def _pairs(
     counts = np.diff(first_caption)
     image = np.repeat(np.arange(len(counts)), counts)[caption]
     most = int(counts.max())
-    keys = np.sort((image * grams + gram) * most + (caption - first_caption[image]))
-    start = np.flatnonzero(_changes(keys))
-    group, place = np.divmod(keys[start], most)
-    image = group // max(1, grams)
-    return group, first_caption[image] + place, np.diff(start, append=len(keys)).astype(np.float64)
+    keys, times = np.unique((image * grams + gram) * most + (caption - first_caption[image]), return_counts=True)
+    group, place = np.divmod(keys, most)
+    return group, first_caption[group // max(1, grams)] + place, times.astype(np.float64)
 
 
 def _weighted(
@@ -123,7 +135,7 @@ def _weighted(
 ) -> tuple[np.ndarray, ...]:
     """The fields of ReferenceIndex from `idf` on."""
     images, grams = len(first_caption) - 1, int(first_gram[-1])
-    start = np.flatnonzero(_changes(group))
+    keys, start = np.unique(group, return_index=True)
     gram = group % max(1, grams)
     documents = np.bincount(gram[start], minlength=grams)
     idf = np.log(float(images)) - np.log(np.maximum(1.0, documents))
@@ -131,27 +143,14 @@ def _weighted(
     weight = count * idf[gram]
     norms = np.sqrt(_sums(caption * MAX_ORDER + order[gram], weight * weight, int(first_caption[-1]) * MAX_ORDER))
     largest = np.maximum.reduceat(count, start) if len(start) else count
-    keys, starts = np.concatenate((group[start], _END)), np.append(start, len(group))
-    first_group = np.searchsorted(keys[:-1], np.arange(images + 1) * grams)
+    first_group = np.searchsorted(keys, np.arange(images + 1) * grams)
+    keys, starts = np.concatenate((keys, _END)), np.append(start, len(group))
     return idf, keys, first_group, starts, largest, caption, count, norms.reshape(-1, MAX_ORDER)
 
 
-def _keys(
-    ids: np.ndarray, caption_at: np.ndarray, starts: np.ndarray, prefix: np.ndarray | None, order: int
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """Where the n-grams of this order start, the ids of their first n-1 words, and their keys."""
-    if order == 1:
-        return starts, None, ids
-    inside = starts + (order - 1) < len(ids)
-    starts, prefix = starts[inside], prefix[inside]
-    inside = caption_at[starts] == caption_at[starts + (order - 1)]
-    starts, prefix = starts[inside], prefix[inside]
-    return starts, prefix, (prefix << _SHIFT) | ids[starts + (order - 1)]
-
-
-def _changes(values: np.ndarray) -> np.ndarray:
-    """True where a value differs from the one before it, and at the first."""
-    return np.concatenate((np.ones(min(1, len(values)), bool), values[1:] != values[:-1]))
+def _runs(first: np.ndarray, size: np.ndarray) -> np.ndarray:
+    """first[0], first[0] + 1, ... (size[0] numbers), then those from first[1], and so on."""
+    return np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
 
 
 def _sums(bins: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
@@ -161,13 +160,12 @@ def _sums(bins: np.ndarray, weights: np.ndarray, size: int) -> np.ndarray:
 
 def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarray) -> Overlap:
     """Compare tokenised `captions` with the references of `images` (image index of each; may repeat)."""
-    words = [caption.split() for caption in captions]
-    lengths = np.fromiter(map(len, words), np.int64, len(words))
+    words, lengths = _split(captions)
     # One cell per (candidate, reference of its image).
     first = index.first_caption[images]
     count = index.first_caption[images + 1] - first
     cell_start = np.cumsum(count) - count
-    cell_caption = np.repeat(first - cell_start, count) + np.arange(count.sum())
+    cell_caption = _runs(first, count)
     cell_candidate = np.repeat(np.arange(len(words)), count)
     difference = np.maximum(lengths - 1, 0)[cell_candidate] - np.maximum(index.lengths[cell_caption] - 1, 0)
     penalty = np.exp(-(difference.astype(np.float64) ** 2) / (2 * 6.0**2))
@@ -195,18 +193,12 @@ def _counted(
     The ids of n-grams that no reference has lie behind those of the references.
     """
     ids = _word_ids(index.vocabulary, words, int(lengths.sum()))
-    caption_at = np.repeat(np.arange(len(words)), lengths)
-    starts, prefix = np.arange(len(ids)), None
-    grams, places = [], []
-    for order, table in enumerate(index.keys, start=1):
-        starts, prefix, keys = _keys(ids, caption_at, starts, prefix, order)
-        # For single words the key is the id.
-        prefix = keys if order == 1 else _ids_of(table, index.slots[order - 1], keys)
-        grams.append(prefix)
-        places.append(caption_at[starts] << 2 | (order - 1))  # four orders: two bits
+    # For single words the key is the id.
+    captions, grams = _grams(ids, lengths, lambda order, keys: _ids_of(index, order, keys) if order else keys)
     gram = np.concatenate(grams)
+    places = np.concatenate([caption << 2 | order for order, caption in enumerate(captions)])  # four orders: two bits
     bits = int(gram.max(initial=0)).bit_length()
-    keys, counts = np.unique(np.concatenate(places) << bits | gram, return_counts=True)
+    keys, counts = np.unique(places << bits | gram, return_counts=True)
     place = keys >> bits
     return place >> 2, place & 3, keys & ((1 << bits) - 1), counts.astype(np.float64)
 
@@ -215,17 +207,19 @@ def _word_ids(vocabulary: WordIds, words: list[list[str]], total: int) -> np.nda
     ids = np.fromiter(map(vocabulary.__getitem__, chain.from_iterable(words)), np.int64, total)
     strangers = np.flatnonzero(ids < 0)
     if len(strangers):
-        flat, fresh = list(chain.from_iterable(words)), {}
+        flat = list(chain.from_iterable(words))
+        fresh: dict[str, int] = {}
         for place in strangers.tolist():
             ids[place] = fresh.setdefault(flat[place], len(vocabulary) + len(fresh))
     return ids
 
 
-def _ids_of(table: np.ndarray, slots: np.ndarray, keys: np.ndarray) -> np.ndarray:
-    """The n-gram ids of `keys`: their place in the sorted `table`; strangers get ids behind it.
+def _ids_of(index: ReferenceIndex, order: int, keys: np.ndarray) -> np.ndarray:
+    """The n-gram ids of `keys`: their place in the sorted table of that order; strangers get ids behind it.
 
     A binary search would miss the cache at nearly every step; it is left for keys that share their slot with another.
     """
+    table, slots = index.keys[order], index.slots[order]
     place = slots[_slot(keys, slots)].astype(np.int64)
     shared = place < -1
     place = np.where(shared, -2 - place, place)
@@ -243,7 +237,7 @@ def _find_groups(
     distinct = np.unique(images)
     first, size = index.first_group[distinct], np.diff(index.first_group)[distinct]
     # The groups of these images alone fit into the cache.
-    rows = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    rows = _runs(first, size)
     keys = np.append(index.group_keys[rows], _END)
     wanted = images[candidate] * len(index.idf) + gram
     place = np.searchsorted(keys, wanted)
@@ -266,7 +260,7 @@ def _join(
     matches = _sums(candidate * MAX_ORDER + order, clipped, len(cells[0]) * MAX_ORDER)
     first = index.group_starts[group]
     size = index.group_starts[group + 1] - first
-    pair = np.repeat(first - (np.cumsum(size) - size), size) + np.arange(size.sum())
+    pair = _runs(first, size)
     count = index.pair_count[pair]
     weight = np.minimum(np.repeat(tf, size), count) * count * np.repeat(idf**2, size)
     cell = index.pair_caption[pair] + np.repeat(cells[0][candidate], size)

@@ -2,29 +2,18 @@
 
 import re
 import warnings
-from collections.abc import Sequence
-from functools import lru_cache
+from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from nanocaption.metrics.ptb_characters import shadow
-from nanocaption.metrics.ptb_rules import (
-    ABBREVIATIONS,
-    BEFORE_NUMBER,
-    CAPITAL_ABBREVIATIONS,
-    SMALL_ABBREVIATIONS,
-    SPACES,
-    rules_by_first_character,
-    spaces_kept,
-)
+from nanocaption.metrics.ptb_rules import NEVER_PLAIN, SPACES, Render, compile_rules, plain, spaces_kept
+
+Tokenize = Callable[[Sequence[str]], list[str]]  # one batch of captions -> the tokens of each, joined by spaces
 
 # Dropped from the scores. Brackets are escaped in lower case (-lrb-), which the reference misses: they stay.
 PUNCTUATION = frozenset(("''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"))
 
 LINE_ENDS = re.compile("[\r\v\f\u2028\u2029]")
-SPLIT_WORDS = "cannot gonna gotta lemme gimme wanna"
-NEVER_PLAIN = frozenset(
-    " ".join((SPLIT_WORDS, ABBREVIATIONS, BEFORE_NUMBER, CAPITAL_ABBREVIATIONS, SMALL_ABBREVIATIONS)).split()
-)
 # A chunk between two spaces has the same tokens in every caption, unless it, or the end of its tokens, looks
 # like one of the first two patterns (a tag, an odd character, part of a phone number or fraction, a last word
 # whose period depends on the next word) and its caption looks like the third.
@@ -59,18 +48,19 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     last = len(captions) - 1
     for index, caption in enumerate(captions):
         chunks = caption.split(" ")
-        parts = list(map(cached, chunks))
-        context = reached or ". ." in caption or (index == last and not PLAIN_END.search(caption))
+        parts: list[str | None] = list(map(cached, chunks))
+        context = reached > 0 or ". ." in caption or (index == last and not PLAIN_END.search(caption))
         if None in parts and not context:
             odd = False
             for place, part in enumerate(parts):
                 if part is None:
                     parts[place] = _chunk_tokens(chunks[place])
                     odd = odd or chunks[place] in _odd_chunk_cache
-            context = odd and ODD_CAPTION.search(caption)
+            context = odd and ODD_CAPTION.search(caption) is not None
         if context:
             batch = batch or _batch_text(captions)
-            parts, reached = _scan_caption(batch, index, reached)
+            scanned, reached = _scan_caption(batch, index, reached)
+            parts = [*scanned]
         tokens.append(" ".join(filter(None, parts)))
     return tokens
 
@@ -81,14 +71,19 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
     captions = list(captions)
     for index, caption in enumerate(captions):
         if not isinstance(caption, str):
-            raise ValueError(
-                f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}"
-            )
+            raise ValueError(f"caption {index} must be a string, got {type(caption).__name__}: {caption!r:.60}")
     text = "\n".join(captions)
     if text.count("\n") >= max(1, len(captions)):
         captions = [caption.replace("\n", " ") for caption in captions]
-    if not text.isascii():
-        _refuse_surrogates(captions)
+        text = "\n".join(captions)
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        index = text.count("\n", 0, error.start)
+        raise ValueError(
+            f"caption {index} contains half a surrogate pair, which is no character: {captions[index]!r:.60}; "
+            "decode the file as UTF-8"
+        ) from error
     if LINE_ENDS.search(text):
         odd = sum(LINE_ENDS.search(caption) is not None for caption in captions)
         warnings.warn(
@@ -98,17 +93,6 @@ def _clean_lines(captions: Sequence[str]) -> list[str]:
         )
         captions = [LINE_ENDS.sub(" ", caption) for caption in captions]
     return captions
-
-
-def _refuse_surrogates(captions: list[str]) -> None:
-    for index, caption in enumerate(captions):
-        try:
-            caption.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"caption {index} contains half a surrogate pair, which is no character: {caption!r:.60}; "
-                "decode the file as UTF-8"
-            ) from error
 
 
 def _batch_text(captions: list[str]) -> tuple[str, str, list[int]]:
@@ -156,12 +140,6 @@ def clear_cache() -> None:
     _odd_chunk_cache.clear()
 
 
-@lru_cache(maxsize=1)
-def compile_rules() -> dict:
-    """The rules by first character; takes some tens of milliseconds, once, at the first odd word."""
-    return rules_by_first_character()
-
-
 def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], int]:
     """All tokens of `text[position:end]`, nothing dropped, and where the last match ended.
 
@@ -169,18 +147,17 @@ def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], 
     """
     rules = compile_rules()
     tokens: list[str] = []
+    token_of: Render = plain
     while position < end:
-        longest, best, best_render = position, None, None
+        longest, stop = position, position
         for match, render in rules.get(alphabet[position], ()):
             found = match(alphabet, position)
             if found and found.end() > longest:
-                longest, best, best_render = found.end(), found, render
-        if best is None:
+                longest, stop, token_of = found.end(), found.end(1), render
+        if longest == position:
             spaces = SPACES.match(alphabet, position)
             position = spaces.end() if spaces else position + 1
         else:
-            token = best_render(text[position : best.end(1)])
-            if token:
-                tokens.append(token)
-            position = best.end(1)
-    return tokens, position
+            tokens.append(token_of(text[position:stop]))
+            position = stop
+    return list(filter(None, tokens)), position

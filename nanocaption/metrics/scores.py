@@ -1,17 +1,16 @@
 """BLEU-1 to 4, CIDEr-D and ROUGE-L of captions, as pycocoevalcap computes them."""
 
 import warnings
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from nanocaption.metrics import java
 from nanocaption.metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_lengths, index_references, overlap_of
-from nanocaption.metrics.ptb import ptb_tokenize
+from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
 
 Id = Hashable
-Tokenize = Callable[[list[str]], list[str]]
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L")
 ROUGE_BETA = 1.2
 
@@ -20,7 +19,7 @@ class References(NamedTuple):
     """Reference captions made ready for repeated scoring; see `prepare_references`."""
 
     position: dict[Id, int]  # image id -> image index, in the order given
-    index: ReferenceIndex
+    ngrams: ReferenceIndex
     rouge_words: list[list[list[str]]]  # the words of each caption of each image
     tokenize: Tokenize
 
@@ -55,9 +54,9 @@ def score(
     An empty caption is legal; its CIDEr is 0, its BLEU 0 for any printed digit, its ROUGE_L 0 unless a
     reference is empty too. An empty reference counts as a caption of no words (warned of).
 
-    `tokenize` takes one batch of captions; pass `list` for captions that are already
-    tokenised. Raises ValueError if an image has a candidate but no references or the other way round, if a
-    list of references is empty, or if a caption is not a string.
+    `tokenize` takes one batch of captions; pass `list` for captions that are already tokenised. Raises ValueError if
+    an image has a candidate but no references or the other way round, if a list of references is empty, or if a
+    caption is not a string.
     """
     return score_prepared(prepare_references(references, tokenize), candidates).corpus
 
@@ -69,11 +68,8 @@ def score_per_image(
     return score_prepared(prepare_references(references, tokenize), candidates).per_image
 
 
-def prepare_references(
-    references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize
-) -> References:
-    """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every
-    step.
+def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> References:
+    """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every step.
 
     Raises ValueError as `score` does.
     """
@@ -84,13 +80,10 @@ def prepare_references(
     for image, texts in references.items():
         if isinstance(texts, str) or not isinstance(texts, Sequence):
             raise ValueError(
-                f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: "
-                f"{texts!r:.60}"
+                f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: {texts!r:.60}"
             )
         if not texts:
-            raise ValueError(
-                f"image {image!r} has an empty list of references: remove it or give it a caption"
-            )
+            raise ValueError(f"image {image!r} has an empty list of references: remove it or give it a caption")
         for text in texts:
             _require_text(text, "a reference", image)
         captions.extend(texts)
@@ -131,19 +124,15 @@ def measure(
         _require_text(text, "the caption", image)
     images = list(references.position)
     tokens = references.tokenize([candidates[image] for image in images])
-    overlap = overlap_of(references.index, tokens, np.arange(len(images)))
+    overlap = overlap_of(references.ngrams, tokens, np.arange(len(images)))
     if len(images) == 1:
-        warnings.warn(
-            "CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3
-        )
-    rouge = [
-        _rouge_l(caption.split(" "), words)
-        for caption, words in zip(tokens, references.rouge_words, strict=True)
-    ]
+        warnings.warn("CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3)
+    rouge = [_rouge_l(caption.split(" "), words) for caption, words in zip(tokens, references.rouge_words, strict=True)]
     guesses = np.maximum(0, overlap.lengths[:, None] - np.arange(MAX_ORDER))
-    texts = [[" ".join(words) for words in captions] for captions in references.rouge_words]
+    java_texts = references.rouge_words if meteor or spice else []
+    texts = [[" ".join(words) for words in captions] for captions in java_texts]
     return Measured(
-        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.index, overlap.lengths),
+        images, overlap.matches, guesses, overlap.lengths, closest_lengths(references.ngrams, overlap.lengths),
         overlap.cider, np.array(rouge),
         java.meteor_statistics(texts, tokens) if meteor else None,
         java.spice_scores(texts, tokens) if spice else None,
@@ -192,12 +181,10 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
         places = np.fromiter(map(references.position.__getitem__, images), np.int64, len(images))
     except KeyError as error:
         raise ValueError(f"image {error.args[0]!r} has no references: prepare them with the others") from None
-    return overlap_of(references.index, references.tokenize(list(captions)), places).cider
+    return overlap_of(references.ngrams, references.tokenize(list(captions)), places).cider
 
 
-def leave_one_out(
-    references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize
-) -> dict[str, float]:
+def leave_one_out(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, float]:
     """How well people agree: each image's i-th caption scored against its other captions, mean over i.
 
     i runs up to the smallest number of captions an image has; the document frequencies of CIDEr come from the
@@ -206,9 +193,7 @@ def leave_one_out(
     """
     for image, texts in references.items():
         if len(texts) < 2:
-            raise ValueError(
-                f"image {image!r} has {len(texts)} caption(s): leaving one out takes at least two"
-            )
+            raise ValueError(f"image {image!r} has {len(texts)} caption(s): leaving one out takes at least two")
     rounds = min(map(len, references.values()), default=0)
     if rounds == 0:
         raise ValueError("references are empty: give at least one image with two captions")
@@ -220,14 +205,10 @@ def leave_one_out(
     return {name: sum(result[name] for result in results) / rounds for name in NAMES}
 
 
-def bleu_scores(
-    matches: np.ndarray, guesses: np.ndarray, lengths: np.ndarray, closest: np.ndarray
-) -> np.ndarray:
-    """BLEU-1 to 4 for each row: (rows, 4) clipped matches and guesses, (rows,) candidate and reference
-    lengths.
+def bleu_scores(matches: np.ndarray, guesses: np.ndarray, lengths: np.ndarray, closest: np.ndarray) -> np.ndarray:
+    """BLEU-1 to 4 for each row: (rows, 4) clipped matches and guesses, (rows,) candidate and reference lengths.
 
-    The constants are those of coco-caption, whose digits they decide for very short texts; no other
-    smoothing.
+    The constants are those of coco-caption, whose digits they decide for very short texts; no other smoothing.
     """
     precision = np.cumprod((matches + 1e-15) / (guesses + 1e-9), axis=1)
     ratio = (lengths + 1e-15) / (closest + 1e-9)
@@ -262,9 +243,7 @@ def _rouge_l(candidate: list[str], references: list[list[str]]) -> float:
 
 def _require_text(text: object, what: str, image: Id) -> None:
     if not isinstance(text, str):
-        raise ValueError(
-            f"{what} of image {image!r} must be a string, got {type(text).__name__}: {text!r:.60}"
-        )
+        raise ValueError(f"{what} of image {image!r} must be a string, got {type(text).__name__}: {text!r:.60}")
 
 
 def _require_same_images(position: dict[Id, int], candidates: Mapping[Id, str]) -> None:
