@@ -23,12 +23,15 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanocaption.base.settings import ModelSettings, load_settings  # noqa: E402
+from nanocaption.base.settings import ModelSettings, load_settings
 from nanocaption.model.captioner import ImageToTextModel  # noqa: E402
 from nanocaption.runs import checkpoint  # noqa: E402
 from nanocaption.runs.saver import Saver  # noqa: E402
 from nanocaption.train import optim  # noqa: E402
-from nanocaption.train.state import rng_state, take_state  # noqa: E402
+from nanocaption.train.state import (
+    rng_state,  # noqa: E402
+    take_state,  # noqa: E402
+)
 
 # What a save costs the training is the comparison that counts: as long as torch.save works, the training waits.
 NAMES = {"checkpoint_stall_frozen_base": "checkpoint_save"}

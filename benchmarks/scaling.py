@@ -39,14 +39,31 @@ import train  # noqa: E402
 from benchmarks import scoring  # noqa: E402
 from nanocaption.base.settings import load_settings  # noqa: E402
 from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
-from nanocaption.data.inputs import cached_features, encoded_captions  # noqa: E402
-from nanocaption.data.prepared import load_records, verify  # noqa: E402
-from nanocaption.data.tokenizer import encode_batch, load_or_train  # noqa: E402
+from nanocaption.data.inputs import (
+    cached_features,  # noqa: E402
+    encoded_captions,  # noqa: E402
+)
+from nanocaption.data.prepared import (
+    load_records,  # noqa: E402
+    verify,  # noqa: E402
+)
+from nanocaption.data.tokenizer import (
+    encode_batch,  # noqa: E402
+    load_or_train,  # noqa: E402
+)
 from nanocaption.prepare.raw import link_or_copy  # noqa: E402
 from nanocaption.prepare.store import write_set  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
-from nanocaption.runs.folder import check_writable, new_folder  # noqa: E402
-from nanocaption.train.setup import Progress, Run, epoch_steps, prepare  # noqa: E402
+from nanocaption.runs.folder import (
+    check_writable,  # noqa: E402
+    new_folder,  # noqa: E402
+)
+from nanocaption.train.setup import (
+    Progress,  # noqa: E402
+    Run,  # noqa: E402
+    epoch_steps,  # noqa: E402
+    prepare,  # noqa: E402
+)
 
 SIZES = (200, 2_000, 29_000)  # images, 5 captions each
 VALIDATION = 20  # images

@@ -38,14 +38,26 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from nanocaption.base.settings import load_settings  # noqa: E402
+from nanocaption.base.settings import (
+    load_settings,  # noqa: E402
+)
 from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
-from nanocaption.data.tokenizer import END, PAD, START  # noqa: E402
-from nanocaption.model.captioner import ImageToTextModel, build_model  # noqa: E402
+from nanocaption.data.tokenizer import (
+    END,  # noqa: E402
+    PAD,  # noqa: E402
+    START,  # noqa: E402
+)
+from nanocaption.model.captioner import (
+    ImageToTextModel,  # noqa: E402
+    build_model,  # noqa: E402
+)
 from nanocaption.runs import signals  # noqa: E402
 from nanocaption.runs.log import open_log  # noqa: E402
 from nanocaption.train import optim  # noqa: E402
-from nanocaption.train.setup import Progress, Run  # noqa: E402
+from nanocaption.train.setup import (
+    Progress,  # noqa: E402
+    Run,  # noqa: E402
+)
 
 SPEC = {"size": 224, "resize": 224, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
 TINY = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
