@@ -30,21 +30,12 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from nanocaption.base.settings import (
-    load_settings,  # noqa: E402
-)
-from nanocaption.data.tokenizer import (
-    END,  # noqa: E402
-    PAD,  # noqa: E402
-    START,  # noqa: E402
-)
+from nanocaption.base.settings import load_settings  # noqa: E402
+from nanocaption.data.tokenizer import END, PAD, START  # noqa: E402
 from nanocaption.model import decode  # noqa: E402
-from nanocaption.model.captioner import (
-    ImageToTextModel,  # noqa: E402
-    build_model,  # noqa: E402
-)
+from nanocaption.model.captioner import ImageToTextModel, build_model  # noqa: E402
 from nanocaption.model.encoder import scratch_image_spec  # noqa: E402
-from nanocaption.model.options import Options
+from nanocaption.model.options import Options  # noqa: E402
 
 LONGEST = 30
 RECIPE = str(ROOT / "recipes" / "flickr8k_vit_tiny.py")

@@ -55,7 +55,10 @@ def cached_set(paths: list[Path], folder: Path) -> ImageTextDataset:
     """All pictures, five captions of 13 tokens each, read from the cache that a training run would make in `folder`."""
     settings = load_settings(["--cache-limit-gb", "10"])
     token_ids = [[list(range(1, 14))] * 5 for _ in paths]
-    images = ImageTextDataset([{"file_name": path.name} for path in paths], paths[0].parent, token_ids, SPEC)
+    (folder / "images").mkdir()
+    for path in paths:
+        (folder / "images" / path.name).symlink_to(path.absolute())
+    images = ImageTextDataset([{"file_name": path.name} for path in paths], folder / "images", token_ids, SPEC)
     images.cached = cached_pictures(settings, folder, "train", images)
     if images.cached is None:
         raise SystemExit(f"the pictures could not be kept in {folder}: see above")

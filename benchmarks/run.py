@@ -1,8 +1,8 @@
 """Every benchmark, one after the other, each in a process of its own, into benchmarks/results.json.
 
-    python benchmarks/run.py                                  all of them, and then the table in README.md
+    python benchmarks/run.py                                  all of them, and then the tables of the pages
     python benchmarks/run.py --only train_step_frozen_tiny rewards    these anew, the others stay
-    python benchmarks/run.py --table                          measure nothing, only write the table
+    python benchmarks/run.py --table                          measure nothing, only write the tables
 
 results.json is a map from a comparison's name to
     ours, peer, ratio  as measured; ratio is how many times ours is better; peer and ratio are null where there is none
@@ -78,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", metavar="NAME", choices=names, help=f"some of: {', '.join(names)}")
     parser.add_argument("--results", type=Path, default=RESULTS, help="the file to write [benchmarks/results.json]")
-    parser.add_argument("--table", action="store_true", help="measure nothing: only write README.md's table")
+    parser.add_argument("--table", action="store_true", help="measure nothing: only write the tables")
     a = parser.parse_args(argv)
     failed = []
     if not a.table:
@@ -88,8 +88,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             raise SystemExit(f"\nStopped. What was done is in {a.results}.") from None
     if a.results.resolve() == RESULTS:  # a file elsewhere is nobody's table
-        table.write(ROOT / "README.md", read(RESULTS))
-        print("README.md: the table is that of benchmarks/results.json")
+        table.write(ROOT / "docs" / "performance.md", read(RESULTS))
+        table.write(ROOT / "README.md", read(RESULTS), table.README)
+        print("docs/performance.md, README.md: the tables are those of benchmarks/results.json")
     if failed:
         raise SystemExit(f"Failed, see above: {', '.join(failed)}")
 

@@ -1,29 +1,37 @@
-"""The README's table of measured times, made from benchmarks/results.json; written by benchmarks/run.py."""
+"""The tables of measured times, made from benchmarks/results.json: all in docs/performance.md, six in README.md.
+
+benchmarks/run.py writes them.
+"""
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 BEGIN, END = "<!-- performance: made by benchmarks/run.py -->", "<!-- end -->"
 
 VED = "`VisionEncoderDecoderModel`"
-# name -> (what is measured, what ours is compared with; None where it is compared with nothing)
+TRAINED, FROZEN = (f"training step of 160 captions, ViT-Tiny {what}" for what in ("trained", "frozen"))
+PIXELS = "beam 3 from pixels, ViT-Tiny at 224 px, 100 pictures at once"
+FEATURES = "beam 3 from a frozen encoder's features, 100 at once"
+# name -> (what is measured, what ours is compared with; None where it is compared with nothing). Several rows of one
+# text follow each other, and the second says "the same".
 SHOWN = {
-    "train_step_encoder_trained": ("training step of 160 captions, ViT-Tiny trained", f"{VED}, `Trainer`"),
-    "train_step_encoder_trained_divided": ("the same", f"{VED}, `Trainer`, in 4 passes of 40"),
+    "train_step_encoder_trained": (TRAINED, f"{VED}, `Trainer`"),
+    "train_step_encoder_trained_divided": (TRAINED, f"{VED}, `Trainer`, in 4 passes of 40"),
     "train_step_encoder_trained_80": ("the same, 80 captions", f"{VED}, `Trainer`"),
     "train_step_encoder_trained_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
-    "train_step_frozen_tiny": ("training step of 160 captions, ViT-Tiny frozen", f"{VED}, `Trainer`"),
-    "train_step_frozen_tiny_divided": ("the same", f"{VED}, `Trainer`, in 4 passes of 40"),
+    "train_step_frozen_tiny": (FROZEN, f"{VED}, `Trainer`"),
+    "train_step_frozen_tiny_divided": (FROZEN, f"{VED}, `Trainer`, in 4 passes of 40"),
     "train_step_frozen_tiny_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
     "train_step_frozen_base": ("training step of 80 captions, ViT-B/16 frozen", f"{VED}, `Trainer`"),
-    "beam3_captioning": ("beam 3 from pixels, ViT-Tiny at 224 px, 100 pictures at once", f"{VED}, `generate`"),
-    "beam3_captioning_divided": ("the same", f"{VED}, `generate`, 50 at once"),
+    "beam3_captioning": (PIXELS, f"{VED}, `generate`"),
+    "beam3_captioning_divided": (PIXELS, f"{VED}, `generate`, 50 at once"),
     "beam3_captioning_50": ("the same, 50 at once", f"{VED}, `generate`"),
     "beam3_captioning_10": ("the same, 10 at once", f"{VED}, `generate`"),
-    "beam3_decoder": ("beam 3 from a frozen encoder's features, 100 at once", f"{VED}, `generate`"),
-    "beam3_decoder_divided": ("the same", f"{VED}, `generate`, 50 at once"),
+    "beam3_decoder": (FEATURES, f"{VED}, `generate`"),
+    "beam3_decoder_divided": (FEATURES, f"{VED}, `generate`, 50 at once"),
     "beam3_captioning_default_sizes": ("beam 3, sizes of `config.py`, 64 px, 100 at once", f"{VED}, `generate`"),
     "scoring_1000x5_cold": ("BLEU, CIDEr, ROUGE-L of 1,000 images", "pycocoevalcap"),
     "scoring_1000x5_prepared": ("the same, references kept", "pycocoevalcap"),
@@ -36,22 +44,28 @@ SHOWN = {
     "start_to_first_step": ("start to first step, nothing cached", None),
     "start_to_first_step_again": ("start to first step, cached", None),
     "gloo_2_processes": ("2 processes, a core each", "1 process, 1 core"),
-    "gloo_2_processes_vs_2_threads": ("the same", "1 process, 2 threads"),
+    "gloo_2_processes_vs_2_threads": ("2 processes, a core each", "1 process, 2 threads"),
 }
+
+# README.md's six. Where the other side can take a batch in parts, this is the row with the parts that suit it best.
+README = (
+    "train_step_encoder_trained_divided", "train_step_frozen_tiny_divided", "beam3_captioning_divided",
+    "scoring_1000x5_cold", "image_pipeline", "checkpoint_save",
+)  # fmt: skip
 
 
 class CannotRun(Exception):
     """A benchmark needs what this machine lacks: recorded with this reason, no failure."""
 
 
-def write(readme: Path, results: dict[str, dict[str, Any]]) -> None:
-    """Put the table of `results` between the markers of `readme`. Raises SystemExit where it has no markers."""
-    before, old, after = split(readme.read_text(encoding="utf-8"), readme)
-    new = table(results)
+def write(page: Path, results: dict[str, dict[str, Any]], names: Sequence[str] = tuple(SHOWN)) -> None:
+    """Put the table of `names` between the markers of `page`. Raises SystemExit where it has no markers."""
+    before, old, after = split(page.read_text(encoding="utf-8"), page)
+    new = table(results, names)
     if new != old:
-        temporary = readme.with_name(f".{readme.name}.{os.getpid()}.tmp")
+        temporary = page.with_name(f".{page.name}.{os.getpid()}.tmp")
         temporary.write_text(before + new + after, encoding="utf-8")
-        os.replace(temporary, readme)
+        os.replace(temporary, page)
 
 
 def split(text: str, origin: Any = "the text") -> tuple[str, str, str]:
@@ -62,35 +76,38 @@ def split(text: str, origin: Any = "the text") -> tuple[str, str, str]:
     return match.group(1), match.group(2), match.group(3)
 
 
-def table(results: dict[str, dict[str, Any]]) -> str:
-    """Markdown: a table for each machine that was measured on, and what was not measured."""
+def table(results: dict[str, dict[str, Any]], shown: Sequence[str] = tuple(SHOWN)) -> str:
+    """Markdown of the comparisons `shown`: a table for each machine that was measured on, and what was not measured."""
     places: dict[str, list[str]] = {}
-    for name in SHOWN:
+    for name in shown:
         if name in results and "not_run" not in results[name]:
             places.setdefault(_place(results[name]), []).append(name)
     text = "\n"
     for place, names in places.items():
         text += "| | ours | compared with | ratio [range] |\n|---|---|---|---|\n"
-        text += "".join(_row(name, results[name]) for name in names)
+        above = [None, *(SHOWN[name][0] for name in names)]
+        text += "".join(_row(name, results[name], what) for name, what in zip(names, above, strict=False))
         days = sorted(results[name]["date"][:10] for name in names)
         when = " to ".join(dict.fromkeys([days[0], days[-1]]))
         text += f"\n*{place}; {when}. Medians; ratio: how many times better.*\n\n"
     absent = [
         f"{SHOWN[name][0]} ({results[name]['not_run'] if name in results else 'not measured yet'})"
-        for name in SHOWN if name not in results or "not_run" in results[name]
+        for name in shown if name not in results or "not_run" in results[name]
     ]  # fmt: skip
-    if len(absent) == len(SHOWN) and not results:
+    if len(absent) == len(shown) and not results:
         text += "Not measured yet: `make bench`.\n\n"
     elif absent:
         text += f"Not in the table: {'; '.join(absent)}.\n\n"
     return text
 
 
-def _row(name: str, result: dict[str, Any]) -> str:
+def _row(name: str, result: dict[str, Any], above: str | None) -> str:
+    """above: what the row above it measures."""
     what, against = SHOWN[name]
     unit = result["unit"]
     peer = f"{number(result['peer'])} {unit}, {against}" if result["peer"] is not None else "-"
     ratio = "-" if result["ratio"] is None else f"{result['ratio']:.2f}x" + _range(result)
+    what = "the same" if what == above else what
     return f"| {what} | {number(result['ours'])} {unit} | {peer} | {ratio} |\n"
 
 

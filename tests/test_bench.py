@@ -1,4 +1,4 @@
-"""make bench: results are kept one by one, failures are written down, and the README's table is what they give."""
+"""make bench: results are kept one by one, failures are written down, and the pages' tables are what they give."""
 
 import json
 from pathlib import Path
@@ -150,6 +150,9 @@ def test_the_table_is_put_between_the_markers_and_nowhere_else(tmp_path):
         table.write(readme, {})
 
 
-def test_the_readme_holds_the_table_of_the_results():
+def test_the_pages_hold_the_tables_of_the_results():
     """Else: python benchmarks/run.py --table"""
-    assert table.split((ROOT / "README.md").read_text(encoding="utf-8"))[1] == table.table(run.read(run.RESULTS))
+    for page, names in (("docs/performance.md", tuple(table.SHOWN)), ("README.md", table.README)):
+        made = table.split((ROOT / page).read_text(encoding="utf-8"))[1]
+        assert made == table.table(run.read(run.RESULTS), names), page
+    assert len(table.README) == 6

@@ -20,7 +20,7 @@ def test_the_faq_names_settings_flags_and_files_that_exist():
     for flag in set(re.findall(r"--[a-z][a-z-]+", FAQ)):
         name = flag[2:].replace("-", "_").upper()
         assert name in CONSTANTS or flag in own, flag
-    for path in re.findall(r"(?:recipes/)?\b\w+\.py\b", FAQ):
+    for path in re.findall(r"\b[\w/]+\.py\b", FAQ):
         assert (ROOT / path).is_file(), path
 
 

@@ -124,9 +124,16 @@ def draw_picture(model: ImageToTextModel, tokenizer: Tokenizer, path: Path, capt
 
 
 def _lit(picture: Image.Image, weights: Tensor) -> Image.Image:
-    """The picture in grey and dark, with its own light and colours where the weights are large."""
-    levels = _to_255(weights).to(torch.uint8).numpy()
-    mask = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)
+    """The picture in grey and dark, with its own light and colours where the weights are large.
+
+    What got an even share of the weights or less stays dark, and full light takes at least five even shares. A word
+    that looked nowhere in particular so leaves its picture dim, instead of lit all over.
+    """
+    even = weights.mean()
+    full = torch.maximum(weights.max(), 5 * even)
+    light = ((weights - even) / (full - even).clamp(min=1e-12)).clamp(min=0)
+    mask = Image.fromarray((255 * light).round().to(torch.uint8).numpy())
+    mask = mask.resize(picture.size, Image.Resampling.BICUBIC)
     dark = picture.convert("L").point(lambda grey: 0.25 * grey).convert("RGB")
     return Image.composite(picture, dark, mask)
 
