@@ -27,7 +27,7 @@ import threading
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 from tqdm import tqdm
 
@@ -52,6 +52,21 @@ class Rules(NamedTuple):
 
 
 DEFAULT_RULES = Rules()
+
+
+class Examined(TypedDict, total=False):
+    """What `scan` found in a picture: a line of scan.jsonl."""
+
+    name: str
+    bytes: int  # the file's size, and time of change in ns: 0 where it could not be asked
+    time: int
+    version: int  # SCAN_VERSION
+    width: int
+    height: int
+    conversions: list[str]  # what reading it had to change
+    sha256: str  # of the file
+    pixels: int  # CRC-32 of what was decoded
+    refused: dict[str, str] | None  # reason and detail, where it cannot be used
 
 
 class Checked(NamedTuple):

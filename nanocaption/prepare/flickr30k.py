@@ -2,23 +2,23 @@
 
 HF_DATASET_ID decides which: a repository with the two files of nlphuji/flickr30k, or one of parquet shards with a
 column `split`, such as AnyModal/flickr30k. `find` looks at what is there and says what will be downloaded, `fetch`
-brings a file (download.py), `read` gives the rows. Nothing here knows the rest of data/<name>/.
+brings a file (download.py), `source` gives rows and pictures. Nothing here knows the rest of data/<name>/.
 """
 
 import errno
-import functools
 import hashlib
 import json
 import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nanocaption.base import hub
 from nanocaption.base.files import in_units, nearest_folder, require_space
+from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, download, packed
-from nanocaption.prepare.caption_files import Row, read_annotations
+from nanocaption.prepare.caption_files import Rows, Source, read_annotations
 
 OFFICIAL_ID = "nlphuji/flickr30k"
 OFFICIAL_IDS = (OFFICIAL_ID, "AnyModal/flickr30k")
@@ -130,28 +130,27 @@ def fetch(copy: Copy, name: str) -> download.Fetched:
         raise explained(error, name, copy.repository, copy.revision) from error
 
 
-def read(copy: Copy) -> tuple[list[Row], list[str], Callable[[Collection[str], Path], None], dict[str, Any]]:
-    """Rows, notes, a function (file names, folder) -> None that writes pictures, and facts of the files for a manifest.
-
-    Downloads what it takes; the zip only when that function is called, so that a wrong CSV is found before.
-    """
-    facts: dict[str, Any] = {}
+def source(copy: Copy) -> Source:
+    """The copy, to be read. Files are downloaded when they are needed, so that a wrong CSV is found before the zip."""
+    why = f"{copy.repository} has {', '.join(copy.names[:2])}{', ...' if len(copy.names) > 2 else ''}"
     if copy.names == [CSV_NAME, ZIP_NAME]:
-        rows, notes = read_annotations(fetch_noted(copy, CSV_NAME, facts).path)
-        return rows, notes, lambda names, to: unpack(fetch_noted(copy, ZIP_NAME, facts).path, names, to), facts
-    shards = [fetch_noted(copy, name, facts).path for name in copy.names]
-    without = [shard.name for shard in shards if packed.parquet_columns(shard)["split"] is None]
+        return Source("Hub zip and CSV", why, copy.repository, [], lambda: read_annotations(fetch(copy, CSV_NAME).path),
+                      lambda names, to: unpack(fetch(copy, ZIP_NAME).path, names, to))  # fmt: skip
+    return Source("Hub parquet", why, copy.repository, [], lambda: read_shards(copy),
+                  lambda names, to: packed.unpack_parquet(fetch_shards(copy), names, to))  # fmt: skip
+
+
+def read_shards(copy: Copy) -> Rows:
+    shards = fetch_shards(copy)
+    without = [shard.name for shard in shards if packed.parquet_columns(shard).split is None]
     if without:
         raise ValueError(f"{copy.repository} has no column `split` (first: {without[0]}): what the Hub calls its test "
                          "split is then the whole set. Take a copy with Karpathy's split, see HF_DATASET_ID")
-    rows, notes = packed.read_parquet(copy.folder, shards)
-    return rows, notes, functools.partial(packed.unpack_parquet, copy.folder, shards), facts
+    return packed.read_parquet(copy.folder, shards)
 
 
-def fetch_noted(copy: Copy, name: str, facts: dict[str, Any]) -> download.Fetched:
-    fetched = fetch(copy, name)
-    facts[name] = {"sha256": fetched.sha256, "etag": fetched.etag}
-    return fetched
+def fetch_shards(copy: Copy) -> list[Path]:
+    return [fetch(copy, name).path for name in copy.names]
 
 
 def explained(error: Exception, name: str, repository: str, revision: str) -> ValueError:
@@ -185,13 +184,13 @@ def check_counts(splits: Sequence[str]) -> None:
                          "set HF_DATASET_REVISION to a known commit, or use a local copy (RAW_DATA_DIR)")
 
 
-def splits_digest(records: Iterable[dict]) -> str:
+def splits_digest(records: Iterable[Record]) -> str:
     """sha256 over the sorted lines "file name<TAB>split": the same for every copy of one split."""
     lines = sorted(f"{record['file_name']}\t{record['split']}\n" for record in records)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def check_train_digest(records: Iterable[dict]) -> list[str]:
+def check_train_digest(records: Iterable[Record]) -> list[str]:
     """A note where the training pictures are not the known ones of Karpathy's split."""
     if splits_digest(record for record in records if record["split"] == "train") == TRAIN_DIGEST:
         return []

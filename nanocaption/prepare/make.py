@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from nanocaption.base.files import cases
 from nanocaption.base.settings import Settings
-from nanocaption.data.prepared import EditedError, folder_name, is_mix, parse_mix, verify
+from nanocaption.data.prepared import EditedError, Manifest, first_of_each, folder_name, is_mix, parse_mix, verify
 from nanocaption.prepare import archives, check, flickr30k, layouts
 from nanocaption.prepare.mix import prepare_mix
-from nanocaption.prepare.raw import bring, find_pictures
-from nanocaption.prepare.store import begin, counts_line, finish, first_of_each_split, in_images
+from nanocaption.prepare.raw import NotThereError, bring, find_pictures
+from nanocaption.prepare.store import begin, counts_line, in_images, write_set
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
@@ -56,7 +56,7 @@ def prepare(
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
-    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see mixing.py).
+    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see data/prepared.py).
     raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
@@ -111,19 +111,14 @@ def prepare_flickr30k(
         return folder
     print(f"note: {flickr30k.LICENCE}")
     copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
-    rows, notes, unpack, files = flickr30k.read(copy)
-    records, more = layouts.clean_records(rows, 0, f"{hf_dataset_id}")  # the copy gives every split: nothing to draw
+    contents = layouts.read(flickr30k.source(copy), 0)  # the copy gives every split: nothing to draw
     if hf_dataset_id in flickr30k.OFFICIAL_IDS:
-        flickr30k.check_counts([record["split"] for record in records])
-        more += flickr30k.check_train_digest(records)
-    splits_sha256 = flickr30k.splits_digest(records)
-    records = first_of_each_split(records, cutoff)
-    unpack([record["file_name"] for record in records], folder / "images")
-    begin(folder)
-    checked = check.check(folder, records, in_images(folder, records), rules)
-    finish(folder, checked, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
-           "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
-           revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
+        flickr30k.check_counts([record["split"] for record in contents.records])
+        contents.notes.extend(flickr30k.check_train_digest(contents.records))
+    fetched = {name: flickr30k.fetch(copy, name) for name in copy.names}
+    make_set(folder, contents, {}, cutoff, rules, licence=flickr30k.LICENCE, revision=revision, commit=copy.commit,
+             source=f"{hf_dataset_id} on the Hugging Face Hub", splits_sha256=flickr30k.splits_digest(contents.records),
+             files={name: {"sha256": file.sha256, "etag": file.etag} for name, file in fetched.items()})  # fmt: skip
     if copy.folder.is_dir():
         print(f"{copy.folder} keeps the downloaded files; now that the set is whole it may be deleted")
     return folder
@@ -132,61 +127,72 @@ def prepare_flickr30k(
 def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
     from nanocaption.demo_set import draw_demo_set
 
-    pass  # REMOVE
-
     begin(folder)
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
     records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
     checked = check.check(folder, records, None, rules)
-    return finish(folder, checked, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set",
-                  seed=seed)
+    return write_set(folder, checked.records, [], checked, cutoff=cutoff, layout="demo", licence=DEMO_LICENCE,
+                     source="demo_set", seed=seed)  # fmt: skip
 
 
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
-    layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
-    notes = [*layout.notes]
+    contents, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
     if unused:
-        notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
-    records = first_of_each_split(layout.records, cutoff)
-    begin(folder)
-    if layout.unpack:
-        layout.unpack([record["file_name"] for record in records], folder / "images")
-        pictures = in_images(folder, records)
-    checked = check.check(folder, records, pictures, rules)
-    if not layout.unpack:
-        for record in tqdm(checked.records, desc="pictures", unit="picture"):
-            bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
-    licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
-    finish(folder, checked, notes, cutoff=cutoff, layout=layout.name, licence=licence,
-           seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
-           source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+        contents.notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    make_set(folder, contents, pictures, cutoff, rules, seed=seed if contents.drawn else None,
+             licence=flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE,
+             source=str(raw_dir.resolve()), source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
     if (folder / "unpacked").is_dir():
         print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
     return folder
 
 
-def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
-    """The layout of `raw_dir`, where its pictures lie ({} where the layout unpacks them), and pictures not in use.
+def make_set(
+    folder: Path, contents: layouts.Contents, pictures: dict[str, Path], cutoff: int | None, rules: check.Rules,
+    **about: object,
+) -> None:  # fmt: skip
+    """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
+
+    pictures: file_name -> where it lies; not used where the source unpacks them. about: more for the manifest.
+    """
+    records, unpack = first_of_each(contents.records, cutoff), contents.source.unpack
+    begin(folder)
+    if unpack:
+        unpack([record["file_name"] for record in records], folder / "images")
+        pictures = in_images(folder, records)
+    checked = check.check(folder, records, pictures, rules)
+    if not unpack:
+        for record in tqdm(checked.records, desc="pictures", unit="picture"):
+            bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
+    write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, **about)
+
+
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path], list[str]]:
+    """What `raw_dir` holds, where its pictures lie ({} where the source unpacks them), and pictures not in use.
 
     Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
     """
-    packed = archives.find(raw_dir)
-    while True:
-        try:
-            layout = layouts.read_layout(raw_dir, seed)
-            print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
-            if layout.unpack:
-                return layout, {}, []
-            return layout, *find_pictures(raw_dir, [record["file_name"] for record in layout.records])
-        except layouts.NotThereError:
-            if not packed:
-                raise
-            raw_dir = archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file)
-            packed = []
+    try:
+        return read_folder(raw_dir, seed)
+    except NotThereError:
+        packed = archives.find(raw_dir)
+        if not packed:
+            raise
+    return read_folder(archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file), seed)
 
 
-def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep") -> dict | None:
+def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, Path], list[str]]:
+    contents = layouts.read_layout(raw_dir, seed)
+    print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
+    if contents.source.unpack:
+        return contents, {}, []
+    return contents, *find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+
+
+def whole_manifest(
+    folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep",
+) -> Manifest | None:  # fmt: skip
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
     A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
@@ -217,7 +223,7 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_c
     return manifest
 
 
-def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
+def check_raw_unchanged(folder: Path, manifest: Manifest, raw_dir: Path) -> None:
     """Raises ValueError when `raw_dir` holds other captions than the set was made from; tells of a missing one."""
     if not raw_dir.exists():
         print(f"Note: RAW_DATA_DIR = {str(raw_dir)!r} is not there; the set that was made before is used: {folder}")

@@ -7,21 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base.files import cases, whole
-from nanocaption.data.prepared import Part, is_whole, verify
+from nanocaption.data.prepared import Part, Record, is_whole, verify
 from nanocaption.prepare import check
 from nanocaption.prepare.store import begin, in_images, write_set
-
-
-def mixed_records(parts: Sequence[Part], records: Sequence[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """The records of all parts, each with its "set" and, unless it is 1, the "weight" of its training pairs.
-
-    A file name begins with the set's name, so that pictures of one name in two sets stay apart.
-    """
-    return [
-        record | {"file_name": f"{part.name}/{record['file_name']}", "set": part.name}
-        | ({} if part.weight == 1 else {"weight": part.weight})
-        for part, rows in zip(parts, records, strict=True) for record in rows
-    ]  # fmt: skip
 
 
 def link_pictures(images_dir: Path, name: str, target: Path) -> None:
@@ -48,22 +36,32 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
     if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
         raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
     begin(folder)
+    mixed: list[Record] = []
+    found: dict[str, check.Examined] = {}
     for part, source in zip(parts, folders, strict=True):
         link_pictures(folder / "images", part.name, source / "images")
-    records = [json.loads((source / "captions.json").read_bytes())["images"] for source in folders]
-    licences = sorted({str(manifest.get("licence")) for manifest in manifests})
-    found = {f"{source.name}/{name}": entry for source, rows in zip(folders, records, strict=True)
-             for name, entry in _looked_at(source, rows, workers).items()}  # fmt: skip
-    mixed = mixed_records(parts, records)
+        records = json.loads((source / "captions.json").read_bytes())["images"]
+        mixed += mixed_records(part, records)
+        found |= {f"{part.name}/{name}": entry for name, entry in _looked_at(source, records, workers).items()}
     seen = [record for record in mixed if record["file_name"] in found]
     copies, leaving = check.find_copies(seen, found, in_images(folder, seen))
     notes = [f"{cases(copies['left_out'], 'picture')} with a copy in another split of another set, left out"]
     return write_set(folder, [record for record in mixed if record["file_name"] not in leaving],
                      notes if leaving else [], layout="mix", parts=made_of, copies_left_out=copies["left_out"],
-                     licence="; ".join(licences), source=", ".join(made_of))  # fmt: skip
+                     licence="; ".join(sorted({str(manifest.get("licence")) for manifest in manifests})),
+                     source=", ".join(made_of))  # fmt: skip
 
 
-def _looked_at(folder: Path, records: Sequence[dict], workers: int) -> dict[str, dict]:
+def mixed_records(part: Part, records: Sequence[Record]) -> list[Record]:
+    """The records of a part, each with its "set" and, unless it is 1, the "weight" of its training pairs.
+
+    A file name begins with the set's name, so that pictures of one name in two sets stay apart.
+    """
+    more: dict[str, Any] = {"set": part.name} | ({} if part.weight == 1 else {"weight": part.weight})
+    return [record | {"file_name": f"{part.name}/{record['file_name']}"} | more for record in records]
+
+
+def _looked_at(folder: Path, records: Sequence[Record], workers: int) -> dict[str, check.Examined]:
     """What the check found of a prepared set's pictures; nothing of pictures drawn here, which are nowhere else."""
     if not (folder / "scan.jsonl").is_file():
         return {}
