@@ -77,8 +77,7 @@ def read_coco(*paths: Path) -> Rows:
         refuse_duplicates([str(entry["id"]) for entry in annotations if "id" in entry], f"{path}, annotations")
         captions: dict[str, list[Any]] = {str(image["id"]): [] for image in images}
         strangers = [str(entry["image_id"]) for entry in annotations if str(entry["image_id"]) not in captions]
-        if strangers:
-            raise ValueError(f"{path}: {cases(strangers, 'caption')} of pictures that are not in its list of images")
+        refuse(strangers, "caption", path, "of pictures that are not in its list of images")
         for entry in annotations:
             captions[str(entry["image_id"])].append(entry["caption"])
         split = split_in_name(path.name)
@@ -168,8 +167,7 @@ def csv_table(path: Path, text: str, fix: str, tabs: bool = False) -> tuple[list
     except csv.Error as error:
         raise ValueError(f"{path}, line {reader.line_num}: broken quotes ({error}); {fix}") from None
     uneven = [f"line {number} ({len(cells)} cells)" for number, cells in lines if len(cells) != len(header)]
-    if uneven:
-        raise ValueError(f"{path}: {cases(uneven, 'row')} unlike the header's {len(header)} columns; {fix}")
+    refuse(uneven, "row", path, f"unlike the header's {len(header)} columns; {fix}")
     return header, [dict(zip(header, cells, strict=True)) for _, cells in lines]
 
 
@@ -201,8 +199,7 @@ def numbered_captions(path: Path, lines: Sequence[str], form: str, noun: str, sh
     """
     found = [(number, re.fullmatch(form, line)) for number, line in enumerate(lines, start=1) if line.strip()]
     broken = [f"line {number}" for number, match in found if match is None]
-    if broken:
-        raise ValueError(f"{path}: {cases(broken, noun)} not of the form {shown}; mend or delete")
+    refuse(broken, noun, path, f"not of the form {shown}; mend or delete")
     matches = [match for _, match in found if match]
     refuse_duplicates([re.sub(r"\s*\|\s*", "|", match["key"]) for match in matches], path)
     return group_pairs([(match["name"], match["caption"], None) for match in matches], path)
@@ -220,8 +217,7 @@ def apply_split_lists(rows: list[Row], lists: Sequence[Path]) -> Rows:
         list_of[split] = path.name
         names = listed_names(path, known)
         twice = [name for name in names if split_of.setdefault(name, split) != split]
-        if twice:
-            raise ValueError(f"{path}: {cases(twice, 'picture')} also in another split's list; list each once")
+        refuse(twice, "picture", path, "also in another split's list; list each once")
         if not known.intersection(names):
             raise ValueError(f"{path} names no picture that has captions, so {split} would be empty: mend or delete it")
         if bare := [name for name in names if name not in known]:
@@ -272,18 +268,22 @@ def read_text(path: Path) -> str:
 def group_pairs(pairs: Iterable[tuple[Any, Any, Any]], source: Path) -> list[Row]:
     """(file_name, caption, split) lines -> one row per picture, in order of first appearance."""
     rows: dict[str, Row] = {}
-    torn: list[str] = []
+    torn: dict[str, None] = {}
     for name, caption, split in pairs:
         row = rows.setdefault(name if isinstance(name, str) else repr(name), Row(name, split, []))
         row.captions.append(caption)
-        if row.split != split and repr(name) not in torn:
-            torn.append(repr(name))
-    if torn:
-        raise ValueError(f"{source}: {cases(torn, 'picture')} in two splits at once; give each picture one split")
+        if row.split != split:
+            torn[repr(name)] = None
+    refuse([*torn], "picture", source, "in two splits at once; give each picture one split")
     return list(rows.values())
 
 
 def refuse_duplicates(ids: Sequence[str], source: Path | str) -> None:
     twice = [name for name, count in Counter(ids).items() if count > 1]
-    if twice:
-        raise ValueError(f"{source}: {cases(twice, 'id')} given more than once; keep one of each")
+    refuse(twice, "id", source, "given more than once; keep one of each")
+
+
+def refuse(found: Sequence[str], noun: str, source: Path | str, why: str) -> None:
+    """Raises ValueError with the count and the first of the cases that were found, if any was."""
+    if found:
+        raise ValueError(f"{source}: {cases(found, noun)} {why}")

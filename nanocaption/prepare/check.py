@@ -16,25 +16,26 @@ is the worse fault. Copies within a split stay.
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
 import queue
 import signal
 import subprocess
 import sys
-import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocaption.base import cli
 from nanocaption.base.files import json_lines, open_to_append
+from nanocaption.data.prepared import Record
 from nanocaption.prepare import check_report
 from nanocaption.prepare.caption_text import TEXT_VERSION, clean, normalise
+from nanocaption.prepare.check_report import Examined, Report
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
@@ -54,27 +55,12 @@ class Rules(NamedTuple):
 DEFAULT_RULES = Rules()
 
 
-class Examined(TypedDict, total=False):
-    """What `scan` found in a picture: a line of scan.jsonl."""
-
-    name: str
-    bytes: int  # the file's size, and time of change in ns: 0 where it could not be asked
-    time: int
-    version: int  # SCAN_VERSION
-    width: int
-    height: int
-    conversions: list[str]  # what reading it had to change
-    sha256: str  # of the file
-    pixels: int  # CRC-32 of what was decoded
-    refused: dict[str, str] | None  # reason and detail, where it cannot be used
-
-
 class Checked(NamedTuple):
     """What `check` found."""
 
-    records: list[dict]  # those that can be used, with clean captions
-    report: dict  # for report.json
-    found: dict[str, dict]  # file_name -> as `scan` gives it; {} where the pictures were not opened
+    records: list[Record]  # those that can be used, with clean captions
+    report: Report
+    found: dict[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
     @property
     def pictures_sha256(self) -> str | None:
@@ -84,81 +70,69 @@ class Checked(NamedTuple):
         return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
 
     @property
-    def caption_text(self) -> dict:
+    def caption_text(self) -> dict[str, str | int]:
         """How captions were normalised: {version, case}, for the manifest."""
         return {key: self.report["captions"]["text"][key] for key in ("version", "case")}
 
 
-def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, rules: Rules) -> Checked:
+def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules) -> Checked:
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
-    records: {"file_name", "split", "captions", ...} each. paths: file_name -> picture; None: pictures drawn here, which
-    are not opened. Raises ValueError with the first cases where more than rules.max_bad_fraction is bad, or a split
-    would lose all it had; report.json is written then, too.
+    paths: file_name -> picture; None: pictures drawn here, which are not opened. Raises ValueError with the first cases
+    where more than rules.max_bad_fraction is bad, or a split would lose all it had; report.json is written then, too.
     """
     cleaned, captions_report = _check_captions(records, rules.caption_case)
-    report: dict[str, Any] = {"captions": captions_report}
-    kept = [record | {"captions": texts} for record, texts in zip(records, cleaned, strict=True) if texts]
+    captioned = [record for record in cleaned if record["captions"]]
     if paths is None:
-        return Checked(kept, report, {})
+        return Checked(captioned, {"captions": captions_report}, {})
     found = scan({record["file_name"]: paths[record["file_name"]] for record in records}, folder / "scan.jsonl",
                  rules.workers)  # fmt: skip
     refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
-    bare = {record["file_name"] for record in records} - {record["file_name"] for record in kept} - refused.keys()
-    refused |= {name: {"reason": "no caption left", "detail": ""} for name in sorted(bare)}
-    whole = [record for record in kept if record["file_name"] not in refused]
-    copies, leaving = find_copies(whole, found, paths)
-    kept = [record for record in whole if record["file_name"] not in leaving]
-    names = [record["file_name"] for record in kept]
-    report["pictures"] = {
-        "checked": len(records),
-        "kept": len(kept),
-        "refused": check_report.by_reason((entry["reason"], _shown(name, entry)) for name, entry in refused.items()),
-        "converted": check_report.by_reason((kind, name) for name in names for kind in found[name]["conversions"]),
-        "copies": copies,
-        "refused_pictures": {name: _message(entry) for name, entry in refused.items()},
+    for name in sorted(record["file_name"] for record in cleaned if not record["captions"]):
+        refused.setdefault(name, {"reason": "no caption left", "detail": ""})
+    copies, leaving = find_copies([record for record in captioned if record["file_name"] not in refused], found, paths)
+    kept = [record for record in captioned if record["file_name"] not in leaving | refused.keys()]
+    report: Report = {
+        "captions": captions_report,
+        "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
+        "sizes": check_report.sizes(kept, found),
     }
-    report["sizes"] = {
-        "width": check_report.spread([found[name]["width"] for name in names]),
-        "height": check_report.spread([found[name]["height"] for name in names]),
-        "kB": check_report.spread([round(found[name]["bytes"] / 1000, 1) for name in names]),
-        "words": check_report.spread([len(text.split()) for record in kept for text in record["captions"]]),
-    }
-    try:
-        _require_good(report, folder, rules.max_bad_fraction)
-        for split in sorted({record["split"] for record in records} - {record["split"] for record in kept}):
-            raise ValueError(f"no picture of the split {split} can be used: mend or replace its pictures and captions; "
-                             f"{folder / 'report.json'} says what is wrong with each, and which are copies")
-    except ValueError:
+    if problem := check_report.problem(report, rules.max_bad_fraction, folder) or _lost_split(records, kept, folder):
         check_report.write_report(folder, report)
-        raise
+        raise ValueError(problem)
     print("\n".join(check_report.summary(report)))
     return Checked(kept, report, found)
 
 
-def _check_captions(records: Sequence[dict], case: str) -> tuple[list[list[str]], dict]:
-    normal = functools.partial(normalise, case=case)
-    texts, repaired, refused, total = [], [], [], 0
+def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path) -> str | None:
+    lost = sorted({record["split"] for record in records} - {record["split"] for record in kept})
+    return (f"no picture of the split {lost[0]} can be used: mend or replace its pictures and captions; "
+            f"{folder / 'report.json'} says what is wrong with each, and which are copies") if lost else None
+
+
+def _check_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
+    """The records with clean captions, or with none, and what the report says of captions."""
+    repaired, refused = [], []
+    cleaned: list[Record] = []
     for record in tqdm(records, desc="checking captions", unit="picture", disable=len(records) < 5000):
-        cleaned = clean(record["captions"], normal)
+        of_picture = clean(record["captions"], functools.partial(normalise, case=case))
         name = record["file_name"]
-        total += len(record["captions"])
-        texts.append(cleaned.kept)
-        refused += [(reason, f"{name}: {shown}") for reason, shown in cleaned.refused]
-        repaired += [(what, name, before, after) for what, before, after in cleaned.changed]
+        cleaned.append(record | {"captions": of_picture.kept})
+        refused += [(reason, f"{name}: {shown}") for reason, shown in of_picture.refused]
+        repaired += [(what, name, before, after) for what, before, after in of_picture.changed]
     changed = [entry for entry in repaired if entry[2] != entry[3]]
     first = list({entry[0]: entry for entry in reversed(changed)}.values())[::-1]  # one of each kind, then others
     examples = [[before, after] for _, _, before, after in [*first, *(e for e in changed[:3] if e not in first)][:3]]
-    return texts, {
-        "checked": total,
-        "kept": sum(map(len, texts)),
+    return cleaned, {
+        "checked": sum(len(record["captions"]) for record in records),
+        "kept": sum(len(record["captions"]) for record in cleaned),
         "refused": check_report.by_reason(refused),
         "repaired": check_report.by_reason((what, f"{name}: {before[:200]!r}") for what, name, before, _ in repaired),
         "text": {"version": TEXT_VERSION, "case": case, "changed": len(changed), "examples": examples},
     }
 
 
-def scan(paths: dict[str, Path], log: Path, workers: int) -> dict[str, dict]:
+def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examined]:
     """What each picture is, in the order given: name -> {bytes, width, height, conversions, sha256, pixels, refused}.
 
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
@@ -198,7 +172,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def examine(path: str) -> dict:
+def examine(path: str) -> Examined:
     """Decode one picture whole: {width, height, conversions, sha256, pixels, refused}, see `scan`."""
     from nanocaption.data.pictures import PictureError, read_picture
 
@@ -218,62 +192,58 @@ def examine(path: str) -> dict:
             "pixels": zlib.crc32(picture.pixels), "refused": None}  # fmt: skip
 
 
-def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, dict]]:
+def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, Examined]]:
     """(number, `examine` of that path) for all of them, as they get ready, from at most `workers` processes.
 
     Raises ValueError naming the picture at which a process died.
     """
     workers = min(workers or usable_cores(), len(paths) // PER_WORKER)
     if workers <= 1:
-        for number, path in enumerate(paths):
-            yield number, examine(path)
+        yield from ((number, examine(path)) for number, path in enumerate(paths))
         return
     # Plain processes with pipes: one that dies is noticed with the picture it died at, all end when this one is
     # killed, and none of them imports the caller's main module, and torch with it.
     command, environment = cli.own_process("nanocaption.prepare.check")
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
     processes = [subprocess.Popen(command, **pipes) for _ in range(workers)]
-    todo, lock, answers = iter(enumerate(paths)), threading.Lock(), queue.SimpleQueue()
-    threads = [threading.Thread(target=_feed, args=(process, todo, lock, answers)) for process in processes]
-    for thread in threads:
-        thread.start()
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    for process in processes:
+        idle.put(process)
+    threads = ThreadPoolExecutor(workers)
     try:
-        for _ in paths:
-            number, answer = answers.get()
-            if isinstance(answer, int):
-                how = f"signal {signal.Signals(-answer).name}" if answer < 0 else f"exit status {answer}"
-                raise ValueError(f"a process that decodes pictures died at {paths[number]} ({how}): where memory is "
-                                 "short set NUM_WORKERS = 1, otherwise take that picture out; then run again, what was "
-                                 "checked so far is kept")
-            yield number, answer
+        jobs = [threads.submit(_examine_some, idle, paths, first) for first in range(0, len(paths), AT_ONCE)]
+        for job in as_completed(jobs):
+            yield from job.result()
     finally:
-        with lock:
-            for _ in todo:  # leaves the threads nothing more to do
-                pass
         for process in processes:
-            process.kill()
-        for thread in threads:
-            thread.join()
-
-
-def _feed(process: subprocess.Popen, todo: Iterator[tuple[int, str]], lock: threading.Lock, answers: Any) -> None:
-    """Give one process path after path, and put (number, answer) into `answers`; its exit status where it died."""
-    with contextlib.suppress(BrokenPipeError), process:  # closing its input flushes it
-        while True:
-            with lock:
-                jobs = list(itertools.islice(todo, AT_ONCE))
-            if not jobs:
-                return
+            process.kill()  # which ends the jobs that wait for it
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for _, path in jobs))
-                process.stdin.flush()
-            for number, _ in jobs:
-                line = process.stdout.readline()
-                if not line.endswith(b"\n"):
-                    process.kill()  # in case it only closed its pipe
-                    answers.put((number, process.wait()))
-                    return
-                answers.put((number, json.loads(line)))
+                process.communicate()
+
+
+def _examine_some(idle: queue.SimpleQueue[Any], paths: Sequence[str], first: int) -> list[tuple[int, Examined]]:
+    """(number, answer) for AT_ONCE of the paths, from the `first` on, by one of the idle processes."""
+    process, some = idle.get(), paths[first : first + AT_ONCE]
+    try:
+        with contextlib.suppress(BrokenPipeError):  # its answer, which will be missing, tells which picture it was
+            process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for path in some))
+            process.stdin.flush()
+        answers = []
+        for number, path in enumerate(some, start=first):
+            line = process.stdout.readline()
+            if not line.endswith(b"\n"):
+                process.kill()  # in case it only closed its pipe
+                code = process.wait()
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                raise ValueError(f"a process that decodes pictures died at {path} ({how}): where memory is short set "
+                                 "NUM_WORKERS = 1, otherwise take that picture out; then run again, what was checked "
+                                 "so far is kept")
+            answers.append((number, json.loads(line)))
+        return answers
+    finally:
+        idle.put(process)
 
 
 def _serve() -> None:
@@ -289,22 +259,10 @@ def usable_cores() -> int:
 
 
 def find_copies(
-    records: Sequence[dict], found: dict[str, dict], paths: dict[str, Path]
-) -> tuple[dict, set[str]]:
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+) -> tuple[dict[str, Any], set[str]]:
     """(what the report says of pictures with the same pixels, the names to leave out because another split has them)"""
-    alike: dict[tuple, list[dict]] = {}
-    for record in records:
-        entry = found[record["file_name"]]
-        alike.setdefault((entry["width"], entry["height"], entry["pixels"]), []).append(record)
-    groups = []
-    for candidates in alike.values():
-        files = {found[record["file_name"]]["sha256"]: paths[record["file_name"]] for record in candidates}
-        # Different files whose pixels have one CRC are few: only they are decoded again.
-        pixels = {file: _pixels_digest(path) if len(files) > 1 else "" for file, path in files.items()}
-        same: dict[str, list[dict]] = {}
-        for record in candidates:
-            same.setdefault(pixels[found[record["file_name"]]["sha256"]], []).append(record)
-        groups += [group for group in same.values() if len(group) > 1]
+    groups = _groups_of_copies(records, found, paths)
     across, leaving = [], set()
     for group in groups:
         splits = {record["split"] for record in group}
@@ -321,29 +279,29 @@ def find_copies(
     }, leaving
 
 
+def _groups_of_copies(
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+) -> list[list[Record]]:
+    alike: dict[tuple[int, int, int], list[Record]] = {}
+    for record in records:
+        entry = found[record["file_name"]]
+        alike.setdefault((entry["width"], entry["height"], entry["pixels"]), []).append(record)
+    groups = []
+    for candidates in alike.values():
+        files = {found[record["file_name"]]["sha256"]: paths[record["file_name"]] for record in candidates}
+        # Different files whose pixels have one CRC are few: only they are decoded again.
+        pixels = {file: _pixels_digest(path) if len(files) > 1 else "" for file, path in files.items()}
+        same: dict[str, list[Record]] = {}
+        for record in candidates:
+            same.setdefault(pixels[found[record["file_name"]]["sha256"]], []).append(record)
+        groups += [group for group in same.values() if len(group) > 1]
+    return groups
+
+
 def _pixels_digest(path: Path) -> str:
     from nanocaption.data.pictures import read_picture
 
     return hashlib.sha256(read_picture(path).pixels).hexdigest()
-
-
-def _require_good(report: dict, folder: Path, allowed: float) -> None:
-    for noun in ("pictures", "captions"):
-        part = report[noun]
-        bad = sum(kind["count"] for kind in part["refused"].values())
-        if bad > allowed * part["checked"]:
-            first = [f"{reason}: {check_report.count_and_cases(kind)}" for reason, kind in part["refused"].items()]
-            raise ValueError(f"{bad:,} of {part['checked']:,} {noun} ({100 * bad / part['checked']:.2f} %) cannot be "
-                             f"used, above MAX_BAD_FRACTION = {allowed:g}: {'; '.join(first)}. Mend or take out these "
-                             f"{noun} ({folder / 'report.json'} says more), or raise MAX_BAD_FRACTION")
-
-
-def _message(refused: dict) -> str:
-    return f"{refused['reason']}: {refused['detail']}" if refused["detail"] else refused["reason"]
-
-
-def _shown(name: str, refused: dict) -> str:
-    return f"{name} ({refused['detail']})" if refused["detail"] else name
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import NamedTuple
 
-from nanocaption.base.files import cases, is_junk
+from nanocaption.base.files import is_junk
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, packed
 from nanocaption.prepare.caption_files import (
@@ -43,6 +43,7 @@ from nanocaption.prepare.caption_files import (
     read_karpathy,
     read_results,
     read_token,
+    refuse,
     refuse_duplicates,
     split_in_name,
 )
@@ -121,18 +122,23 @@ def find_caption_files(raw_dir: Path) -> Source | None:
         return None
     if not raw_dir.is_dir():
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r}: no such folder; give the one with pictures and captions")
-    for folder in [raw_dir, *sorted(path for path in raw_dir.iterdir() if path.is_dir() and not is_junk(path.name))]:
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_junk(path.name))
-        found = [(layout, its) for layout in LAYOUTS if (its := names_of(layout, folder, names))]
-        if found:
-            (layout, its), *others = found
-            lists = [folder / name for name in names if layout.lists and SPLIT_LIST.search(name)]
-            files = [*(folder / name for name in its), *lists]
-            unread = ", ".join(name for _, theirs in others for name in theirs)
-            why = f"{', '.join(its)} stands in {folder}" + (
-                f" (first of the known layouts; not read: {unread})" if unread else "")  # fmt: skip
-            return Source(layout.name, why, ", ".join(map(str, files)), files, functools.partial(layout.read, *files))
-    return None
+    folders = sorted(path for path in raw_dir.iterdir() if path.is_dir() and not is_junk(path.name))
+    return next(filter(None, map(caption_files_in, [raw_dir, *folders])), None)
+
+
+def caption_files_in(folder: Path) -> Source | None:
+    """The first of LAYOUTS directly in a folder."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_junk(path.name))
+    found = [(layout, its) for layout in LAYOUTS if (its := names_of(layout, folder, names))]
+    if not found:
+        return None
+    layout, its = found[0]
+    files = [folder / name for name in [*its, *(name for name in names if layout.lists and SPLIT_LIST.search(name))]]
+    why = f"{', '.join(its)} stands in {folder}"
+    if len(found) > 1:
+        unread = ", ".join(name for _, theirs in found[1:] for name in theirs)
+        why += f" (first of the known layouts; not read: {unread})"
+    return Source(layout.name, why, ", ".join(map(str, files)), files, functools.partial(layout.read, *files))
 
 
 def names_of(layout: Layout, folder: Path, names: Sequence[str]) -> list[str]:
@@ -184,9 +190,8 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     ValueError naming `source`, the first cases and their count.
     """
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
-    if unsafe:
-        raise ValueError(f"{source}: {cases(unsafe, 'file name')} not a plain path below the picture folder (absolute, "
-                         "with '..', empty or not text); mend them")
+    refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
+           "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     refuse_duplicates(names, source)
     splits, notes = splits_of(names, rows, seed, source)
@@ -206,8 +211,8 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
 def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str) -> tuple[list[str], list[str]]:
     """The split of each row and notes: its own, or by hash where no row has one."""
     without = [name for name, row in zip(names, rows, strict=True) if not row.split]
-    if without and len(without) < len(rows):
-        raise ValueError(f"{source}: {cases(without, 'picture')} without a split, others have one; give all or none")
+    if len(without) < len(rows):
+        refuse(without, "picture", source, "without a split, others have one; give all or none")
     if without:
         splits = [hashed_split(name, seed) for name in names]
         if not {"train", "val"} <= set(splits):
@@ -216,9 +221,8 @@ def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str)
         return splits, [f"no split given: drawn by a hash of the file name, 90 / 5 / 5 (seed {seed})"]
     splits = [SPLIT_ALIASES.get(str(row.split).lower(), str(row.split).lower()) for row in rows]
     unfit = sorted({repr(split) for split in splits if not re.fullmatch(SPLIT_NAME, split)})
-    if unfit:
-        raise ValueError(f"{source}: {cases(unfit, 'split name')} not a plain word; use train, val and test, or "
-                         "words of your own that TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")
+    refuse(unfit, "split name", source, "not a plain word; use train, val and test, or words of your own that "
+           "TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")  # fmt: skip
     own = [f"{split} ({count:,})" for split, count in Counter(splits).items() if split not in SPLITS]
     return splits, [
         f"pictures in use only where TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: {', '.join(own)}"] * bool(own)

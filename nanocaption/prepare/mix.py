@@ -9,6 +9,7 @@ from typing import Any
 from nanocaption.base.files import cases, whole
 from nanocaption.data.prepared import Part, Record, is_whole, verify
 from nanocaption.prepare import check
+from nanocaption.prepare.check_report import Examined
 from nanocaption.prepare.store import begin, in_images, write_set
 
 
@@ -37,7 +38,7 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
         raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
     begin(folder)
     mixed: list[Record] = []
-    found: dict[str, check.Examined] = {}
+    found: dict[str, Examined] = {}
     for part, source in zip(parts, folders, strict=True):
         link_pictures(folder / "images", part.name, source / "images")
         records = json.loads((source / "captions.json").read_bytes())["images"]
@@ -61,7 +62,7 @@ def mixed_records(part: Part, records: Sequence[Record]) -> list[Record]:
     return [record | {"file_name": f"{part.name}/{record['file_name']}"} | more for record in records]
 
 
-def _looked_at(folder: Path, records: Sequence[Record], workers: int) -> dict[str, check.Examined]:
+def _looked_at(folder: Path, records: Sequence[Record], workers: int) -> dict[str, Examined]:
     """What the check found of a prepared set's pictures; nothing of pictures drawn here, which are nowhere else."""
     if not (folder / "scan.jsonl").is_file():
         return {}

@@ -124,20 +124,23 @@ def parquet_columns(shard: Path) -> Columns:
     with file:
         schema = file.schema_arrow
         structs = [field.name for field in schema if _has_part(field, "bytes")]
-        plain = [name for name in IMAGE_COLUMNS if name in schema.names
-                 and pyarrow.types.is_binary(schema.field(name).type)]  # fmt: skip
+        plain = [field.name for field in schema if field.name in IMAGE_COLUMNS and pyarrow.types.is_binary(field.type)]
+        images = [*structs, *sorted(plain, key=IMAGE_COLUMNS.index)]
         captions = [name for name in CAPTION_COLUMNS if name in schema.names]
-        if not structs + plain or not captions:
+        if not images or not captions:
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}")
-        image = (structs + plain)[0]
-        name = next((name for name in NAME_COLUMNS if name in schema.names), None)
-        if name is None and _has_part(schema.field(image), "path"):
-            paths = file.read(columns=[f"{image}.path"]).column(0).combine_chunks()
-            texts = paths.field("path").to_pylist() if len(paths) else []
-            name = f"{image}.path" if texts and all(texts) else None
-    return Columns(image, f"{image}.bytes" if structs else image, captions[0], captions[1:], name,
+        name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, images[0])
+    return Columns(images[0], f"{images[0]}.bytes" if structs else images[0], captions[0], captions[1:], name,
                    "split" if "split" in schema.names else None)  # fmt: skip
+
+
+def _path_part(file: Any, image: str) -> str | None:
+    """The part of the pictures' column that names each of them, if there is one."""
+    if not _has_part(file.schema_arrow.field(image), "path"):
+        return None
+    paths = file.read(columns=[f"{image}.path"]).column(0).combine_chunks()
+    return f"{image}.path" if len(paths) and all(paths.field("path").to_pylist()) else None
 
 
 def _has_part(field: Any, part: str) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, link_or_copy, walk_files
+from nanocaption.prepare.caption_files import refuse
 
 
 class NotThereError(ValueError):
@@ -22,29 +23,30 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, P
     by_name: dict[str, list[str]] = {}
     for path in walk_files(raw_dir):
         by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    pictures, missing = {}, []
-    for file_name in file_names:
-        same_name = by_name.get(file_name.rpartition("/")[2], ())
-        paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
-        if not paths:
-            missing.append(file_name)
-            continue
-        first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
-        different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
-        if different:
-            raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
-                             "name the folder in the captions, or keep one of them")
-        pictures[file_name] = raw_dir / first
-    if missing:
-        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add "
-                                    "the pictures or delete their captions")
+    found = {name: _path_of(raw_dir, name, by_name.get(name.rpartition("/")[2], [])) for name in file_names}
+    pictures = {name: raw_dir / path for name, path in found.items() if path is not None}
+    if missing := [name for name in file_names if name not in pictures]:
+        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the "
+                            "pictures or delete their captions")
     shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
-    if shared:
-        raise ValueError(f"{raw_dir}: {cases(shared, 'picture')} under two file names in the captions; keep one name")
+    refuse(shared, "picture", raw_dir, "under two file names in the captions; keep one name")
     used = {path.name for path in pictures.values()}
     unused = [path for name, paths in by_name.items() if name not in used and name.lower().endswith(PICTURE_SUFFIXES)
               for path in paths]
     return pictures, unused
+
+
+def _path_of(raw_dir: Path, file_name: str, same_name: Sequence[str]) -> str | None:
+    """Which of the paths that end in the same name `file_name` means; None where it is none of them."""
+    paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
+    if not paths:
+        return None
+    first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
+    different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
+    if different:
+        raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
+                         "name the folder in the captions, or keep one of them")
+    return first
 
 
 def bring(source: Path, target: Path) -> None:
