@@ -169,10 +169,10 @@ def explained(error: Exception, name: str, repository: str, revision: str) -> Va
     elif isinstance(error, json.JSONDecodeError):
         what = f"{constants.ENDPOINT} did not answer as the Hub does: is there a login page or a proxy in between?"
     elif isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError):
-        what = f"{repository} at {revision}: {download.first_line(error)}"
+        what = f"{repository} at {revision}: {hub.reason_of(error)}"
     else:
         what = (f"could not get {name} of {repository} from {constants.ENDPOINT} "
-                f"({type(error).__name__}: {download.first_line(error)})")
+                f"({type(error).__name__}: {hub.reason_of(error)})")
     return ValueError(f"{what}. {WAYS_ON}")
 
 
