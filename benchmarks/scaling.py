@@ -51,8 +51,7 @@ from nanocaption.data.tokenizer import (
     encode_batch,  # noqa: E402
     load_or_train,  # noqa: E402
 )
-from nanocaption.prepare.raw import bring  # noqa: E402
-from nanocaption.prepare.store import write_set  # noqa: E402
+from nanocaption.prepare.store import bring, write_set  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
 from nanocaption.runs.folder import (
     check_writable,  # noqa: E402

@@ -115,17 +115,17 @@ def size_of(path: Path) -> int | None:
         return None
 
 
-def nearest_folder(path: Path) -> Path:
-    """The first existing folder at or above `path`."""
-    path = path.absolute()
-    while not path.is_dir():
-        path = path.parent
-    return path
+def free_bytes(folder: Path) -> int:
+    """What is free where `folder` is, or will be."""
+    folder = folder.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def require_space(folder: Path, needed: int, setting: str) -> None:
     """Raises ValueError unless `needed` bytes are free where `folder` is or will be."""
-    free = shutil.disk_usage(nearest_folder(folder)).free
+    free = free_bytes(folder)
     if needed > free:
         raise ValueError(f"{folder} has {in_units(free)} free but {in_units(needed)} are needed: free some space, "
                          f"or set {setting} to a larger disk")
@@ -136,19 +136,15 @@ def in_units(size: int) -> str:
     return f"{size / unit:.2f} {name}"
 
 
-def is_junk(name: str) -> bool:
-    """Hidden files, among them AppleDouble `._name`, and the folder that macOS adds to archives."""
-    return name.startswith(".") or name == "__MACOSX"
+def is_junk(path: str) -> bool:
+    """Whether a relative path leads to hidden files, among them AppleDouble `._name`, or macOS' folder in archives."""
+    return any(part == "__MACOSX" or (part.startswith(".") and part != ".") for part in path.split("/"))
 
 
 def cases(items: Sequence[str], noun: str) -> str:
     """'5 pictures (a.jpg, b.jpg, c.jpg, ...)': the count and the first three."""
     shown = ", ".join(items[:3]) + (", ..." if len(items) > 3 else "")
     return f"{len(items):,} {noun}{'' if len(items) == 1 else 's'} ({shown})"
-
-
-def free_bytes(folder: Path) -> int:
-    return shutil.disk_usage(folder).free
 
 
 def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, object] | None]]:

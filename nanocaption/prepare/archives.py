@@ -12,7 +12,7 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
@@ -113,7 +113,7 @@ def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
         if danger is None and total > MAX_RATIO * max(packed, 2**20):
             danger = f"brings the unpacked size to {total:,} bytes, of {packed:,} packed"
         name = PurePosixPath(member.name).as_posix()
-        chosen = member.kind == "file" and not any(is_junk(part) for part in name.split("/")) and wanted(name)
+        chosen = member.kind == "file" and not is_junk(name) and wanted(name)
         if danger is None and chosen:
             most = MAX_PICTURE_BYTES if name.lower().endswith(PICTURE_SUFFIXES) else MAX_TEXT_BYTES
             if member.size > most:
@@ -130,10 +130,8 @@ def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
 
 def danger_of(member: Member) -> str | None:
     """Why an archive with this member must not be unpacked, or None."""
-    for name in {member.name, member.hidden_name} - {""}:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
-            return "leads out of the folder"
+    if leads_out(member.name) or leads_out(member.hidden_name):
+        return "leads out of the folder"
     if member.kind == "link or device":
         return "is a link or a device"
     if member.encrypted:
@@ -141,6 +139,12 @@ def danger_of(member: Member) -> str | None:
     if member.packed is not None and member.size > MAX_RATIO * max(member.packed, 1024):
         return f"unpacks from {member.packed:,} to {member.size:,} bytes"
     return None
+
+
+def leads_out(name: str) -> bool:
+    """Whether a path does not stay below the folder it is joined to, on any system."""
+    path = PureWindowsPath(name)  # which knows both kinds of slashes
+    return bool(path.drive or path.root) or ".." in path.parts or "\0" in name
 
 
 def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:

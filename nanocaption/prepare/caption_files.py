@@ -21,6 +21,10 @@ CAPTION_KEYS = ("caption", "comment")
 SPLIT_LIST = re.compile(r"(train|dev|val|test)[^/]*images\.txt$", re.IGNORECASE)  # Flickr_8k.trainImages.txt
 
 
+class NotThereError(ValueError):
+    """No captions of a known layout, or pictures that are missing: they may lie in an archive."""
+
+
 class Row(NamedTuple):
     """One picture as its caption file describes it, before any check: every field may still be wrong."""
 

@@ -62,17 +62,13 @@ class Checked(NamedTuple):
     report: Report
     found: dict[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
-    @property
-    def pictures_sha256(self) -> str | None:
-        """One digest over the names and the files of all pictures; None where they were not opened."""
-        names = [record["file_name"] for record in self.records]
-        lines = [json.dumps([name, self.found[name]["sha256"]]) for name in names if name in self.found]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
-
-    @property
-    def caption_text(self) -> dict[str, str | int]:
-        """How captions were normalised: {version, case}, for the manifest."""
-        return {key: self.report["captions"]["text"][key] for key in ("version", "case")}
+    def facts(self) -> dict[str, object]:
+        """For the manifest: how captions were normalised, and a digest over the names and files of opened pictures."""
+        text = self.report["captions"]["text"]
+        lines = [json.dumps([record["file_name"], self.found[record["file_name"]]["sha256"]])
+                 for record in self.records if record["file_name"] in self.found]  # fmt: skip
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+        return {"caption_text": {key: text[key] for key in ("version", "case")}, "pictures_sha256": digest}
 
 
 def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules) -> Checked:
@@ -142,20 +138,16 @@ def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examin
     for _, entry in json_lines(log) if log.exists() else ():
         if entry and entry.get("version") == SCAN_VERSION:  # the picture of any other line is decoded again
             known[entry.get("name")] = entry
-    found, todo = {}, []
-    for name, path in paths.items():
-        size, time = _size_and_time(path)
-        entry = known.get(name)
-        if entry and (entry["bytes"], entry["time"]) == (size, time):
-            found[name] = entry
-        else:
-            todo.append((name, path, size, time))
+    files = {name: _size_and_time(path) for name, path in paths.items()}
+    found = {name: entry for name, file in files.items()
+             if (entry := known.get(name)) and (entry["bytes"], entry["time"]) == file}  # fmt: skip
+    todo = [name for name in paths if name not in found]
     log.parent.mkdir(parents=True, exist_ok=True)
-    jobs = [str(path) for _, path, _, _ in todo]
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
     with open_to_append(log) as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
-        for number, answer in examine_all(jobs, workers):
-            name, _, size, time = todo[number]
+        for number, answer in examine_all([str(paths[name]) for name in todo], workers):
+            name = todo[number]
+            size, time = files[name]
             entry = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
             found[name] = entry
             if not entry["refused"] or entry["refused"]["reason"] not in PASSING:

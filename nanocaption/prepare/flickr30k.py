@@ -8,14 +8,13 @@ brings a file (download.py), `source` gives rows and pictures. Nothing here know
 import errno
 import hashlib
 import json
-import shutil
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from nanocaption.base import hub
-from nanocaption.base.files import in_units, nearest_folder, require_space
+from nanocaption.base.files import free_bytes, in_units, require_space
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, download, packed
 from nanocaption.prepare.caption_files import Rows, Source, read_annotations
@@ -38,10 +37,11 @@ class Copy(NamedTuple):
     repository: str
     revision: str
     commit: str
-    names: list[str]  # the files that are needed
     folder: Path  # where downloads are kept
-    here: dict[str, download.Fetched]
-    missing: dict[str, download.Remote]
+    files: dict[str, download.Fetched | download.Remote]  # those that are needed, here or still to be downloaded
+
+    def __str__(self) -> str:
+        return f"{self.repository}: {', '.join([*self.files][:2])}{', ...' if len(self.files) > 2 else ''}"
 
 
 def find(repository: str, revision: str, folder: Path) -> Copy:
@@ -54,18 +54,18 @@ def find(repository: str, revision: str, folder: Path) -> Copy:
         copy = local_copy(repository, revision, folder) or hub_copy(repository, revision, folder)
     except hub.errors() as error:
         raise explained(error, "the list of files", repository, revision) from error
-    if any(name.endswith(".parquet") for name in copy.names):
+    if any(name.endswith(".parquet") for name in copy.files):
         packed.import_pyarrow()  # before 4 GB are downloaded that nothing could read
-    if not copy.missing:
-        print(f"{repository}: {', '.join(copy.names[:2])}{', ...' if len(copy.names) > 2 else ''} are here already, in "
-              f"{copy.here[copy.names[0]].path.parent}", flush=True)
+    missing = [file for file in copy.files.values() if isinstance(file, download.Remote)]
+    if not missing:
+        place = next(file.path.parent for file in copy.files.values() if isinstance(file, download.Fetched))
+        print(f"{copy} are here already, in {place}", flush=True)
         return copy
-    size = sum(remote.size for remote in copy.missing.values())
-    have = sum(download.part_bytes(folder, remote) for remote in copy.missing.values())
-    free = shutil.disk_usage(nearest_folder(folder)).free
-    print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(copy.missing)} files to download "
-          f"to {folder}, {in_units(have)} of it are here already; {in_units(free)} free, about as much again is needed "
-          "to unpack", flush=True)  # fmt: skip
+    size = sum(remote.size for remote in missing)
+    have = sum(download.part_bytes(folder, remote) for remote in missing)
+    print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(missing)} files to download to "
+          f"{folder}, {in_units(have)} of it are here already; {in_units(free_bytes(folder))} free, about as much "
+          "again is needed to unpack", flush=True)  # fmt: skip
     require_space(folder, 2 * size - have, "DATA_DIR")
     return copy
 
@@ -82,7 +82,7 @@ def local_copy(repository: str, revision: str, folder: Path) -> Copy | None:
             or download.in_hub_cache(repository, revision, name)
         ))}  # fmt: skip
         if names and len(here) == len(names):
-            return Copy(repository, revision, here[names[0]].commit, names, folder, here, {})
+            return Copy(repository, revision, here[names[0]].commit, folder, dict(here))
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"HF_HUB_OFFLINE is set and {repository} is neither in {folder} nor in the cache "
                          f"{constants.HF_HUB_CACHE}")
@@ -92,26 +92,21 @@ def local_copy(repository: str, revision: str, folder: Path) -> Copy | None:
 def hub_copy(repository: str, revision: str, folder: Path) -> Copy:
     """The copy as the Hub lists it; its files are asked for under the commit that `revision` means now."""
     commit, listed = download.listing(repository, revision)
-    names = wanted_names(listed)
-    if not names:
-        raise ValueError(f"it holds neither {CSV_NAME} and {ZIP_NAME} nor parquet shards; see HF_DATASET_ID")
-    here, missing = {}, {}
-    for name in names:
-        cached = download.in_hub_cache(repository, commit, name)
-        if cached is None:
-            remote = download.ask(repository, commit, name)
-            fetched = download.in_folder(folder, name, repository)
-            cached = fetched if fetched and fetched.etag == remote.etag else None
-        if cached:
-            here[name] = cached
+    files: dict[str, download.Fetched | download.Remote] = {}
+    for name in wanted_names(listed):
+        if cached := download.in_hub_cache(repository, commit, name):
+            files[name] = cached
         else:
-            missing[name] = remote
-    return Copy(repository, revision, commit, names, folder, here, missing)
+            remote, fetched = download.ask(repository, commit, name), download.in_folder(folder, name, repository)
+            files[name] = fetched if fetched and fetched.etag == remote.etag else remote
+    if not files:
+        raise ValueError(f"it holds neither {CSV_NAME} and {ZIP_NAME} nor parquet shards; see HF_DATASET_ID")
+    return Copy(repository, revision, commit, folder, files)
 
 
 def wanted_names(listed: Iterable[str]) -> list[str]:
     """The files to download: CSV and zip, or else the parquet shards."""
-    safe = [name for name in listed if archives.danger_of(archives.Member(name, 0, None, "file")) is None]
+    safe = [name for name in listed if not archives.leads_out(name)]
     if CSV_NAME in safe and ZIP_NAME in safe:
         return [CSV_NAME, ZIP_NAME]
     return sorted(name for name in safe if name.endswith(".parquet"))
@@ -119,24 +114,26 @@ def wanted_names(listed: Iterable[str]) -> list[str]:
 
 def fetch(copy: Copy, name: str) -> download.Fetched:
     """A file of the copy, downloaded with a progress bar where it is not here. Raises ValueError with the ways on."""
-    if name in copy.here:
-        return copy.here[name]
+    file = copy.files[name]
+    if isinstance(file, download.Fetched):
+        return file
     try:
         copy.folder.mkdir(parents=True, exist_ok=True)
-        about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit, "names": copy.names}
-        download.write_json(copy.folder / "listing.json", about)
-        return download.fetch(copy.missing[name], copy.folder)
+        about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit}
+        download.write_json(copy.folder / "listing.json", about | {"names": [*copy.files]})
+        copy.files[name] = download.fetch(file, copy.folder)
     except hub.errors() as error:
         raise explained(error, name, copy.repository, copy.revision) from error
+    return fetch(copy, name)
 
 
 def source(copy: Copy) -> Source:
     """The copy, to be read. Files are downloaded when they are needed, so that a wrong CSV is found before the zip."""
-    why = f"{copy.repository} has {', '.join(copy.names[:2])}{', ...' if len(copy.names) > 2 else ''}"
-    if copy.names == [CSV_NAME, ZIP_NAME]:
-        return Source("Hub zip and CSV", why, copy.repository, [], lambda: read_annotations(fetch(copy, CSV_NAME).path),
+    if ZIP_NAME in copy.files:
+        return Source("Hub zip and CSV", str(copy), copy.repository, [],
+                      lambda: read_annotations(fetch(copy, CSV_NAME).path),
                       lambda names, to: unpack(fetch(copy, ZIP_NAME).path, names, to))  # fmt: skip
-    return Source("Hub parquet", why, copy.repository, [], lambda: read_shards(copy),
+    return Source("Hub parquet", str(copy), copy.repository, [], lambda: read_shards(copy),
                   lambda names, to: packed.unpack_parquet(fetch_shards(copy), names, to))  # fmt: skip
 
 
@@ -150,7 +147,7 @@ def read_shards(copy: Copy) -> Rows:
 
 
 def fetch_shards(copy: Copy) -> list[Path]:
-    return [fetch(copy, name).path for name in copy.names]
+    return [fetch(copy, name).path for name in copy.files]
 
 
 def explained(error: Exception, name: str, repository: str, revision: str) -> ValueError:

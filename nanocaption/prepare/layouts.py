@@ -24,7 +24,7 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from nanocaption.base.files import is_junk
@@ -33,6 +33,7 @@ from nanocaption.prepare import archives, packed
 from nanocaption.prepare.caption_files import (
     SPLIT_ALIASES,
     SPLIT_LIST,
+    NotThereError,
     Row,
     Rows,
     Source,
@@ -47,7 +48,6 @@ from nanocaption.prepare.caption_files import (
     refuse_duplicates,
     split_in_name,
 )
-from nanocaption.prepare.raw import NotThereError
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
@@ -235,17 +235,8 @@ def hashed_split(file_name: str, seed: int) -> str:
     return "train" if number < TRAIN_SHARE else "val" if number < TRAIN_SHARE + VAL_SHARE else "test"
 
 
-def is_encodable(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
 def is_safe_name(name: object) -> bool:
-    """Whether `name` stays below the folder it is joined to, on any system."""
-    if not isinstance(name, str) or not name.strip() or "\0" in name or not is_encodable(name):
+    """Whether `name` is text that stays below the folder it is joined to, on any system."""
+    if not isinstance(name, str) or not name.strip() or any("\ud800" <= letter <= "\udfff" for letter in name):
         return False
-    path, windows = PurePosixPath(name.replace("\\", "/")), PureWindowsPath(name)
-    return bool(path.parts) and not (path.is_absolute() or windows.drive or windows.root or ".." in path.parts)
+    return not archives.leads_out(name) and bool(PurePosixPath(name).parts)

@@ -12,17 +12,20 @@ here, "flickr30k" is downloaded, and any name can be read from a folder of your 
 Several names with commas between are mixed (mix.py).
 """
 
+import filecmp
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
-from nanocaption.base.files import cases
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data.prepared import EditedError, Manifest, first_of_each, folder_name, is_mix, parse_mix, verify
 from nanocaption.prepare import archives, check, flickr30k, layouts
+from nanocaption.prepare.caption_files import NotThereError, refuse
 from nanocaption.prepare.mix import prepare_mix
-from nanocaption.prepare.raw import NotThereError, bring, find_pictures
-from nanocaption.prepare.store import begin, counts_line, in_images, write_set
+from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
@@ -115,7 +118,7 @@ def prepare_flickr30k(
     if hf_dataset_id in flickr30k.OFFICIAL_IDS:
         flickr30k.check_counts([record["split"] for record in contents.records])
         contents.notes.extend(flickr30k.check_train_digest(contents.records))
-    fetched = {name: flickr30k.fetch(copy, name) for name in copy.names}
+    fetched = {name: flickr30k.fetch(copy, name) for name in copy.files}
     make_set(folder, contents, {}, cutoff, rules, licence=flickr30k.LICENCE, revision=revision, commit=copy.commit,
              source=f"{hf_dataset_id} on the Hugging Face Hub", splits_sha256=flickr30k.splits_digest(contents.records),
              files={name: {"sha256": file.sha256, "etag": file.etag} for name, file in fetched.items()})  # fmt: skip
@@ -190,6 +193,42 @@ def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, P
     return contents, *find_pictures(raw_dir, [record["file_name"] for record in contents.records])
 
 
+def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """file_name -> path below `raw_dir`, and the pictures that no file_name asks for.
+
+    A name matches the path that equals it or ends in it, so images/, Images/, flickr30k-images/ and doubled folders
+    need no setting. The same name in two folders is accepted when the files are equal byte for byte. Raises ValueError
+    for missing pictures, for two different ones of one name, and for one that two names mean.
+    """
+    by_name: dict[str, list[str]] = {}
+    for path in walk_files(raw_dir):
+        by_name.setdefault(path.rpartition("/")[2], []).append(path)
+    found = {name: _path_of(raw_dir, name, by_name.get(name.rpartition("/")[2], [])) for name in file_names}
+    pictures = {name: raw_dir / path for name, path in found.items() if path is not None}
+    if missing := [name for name in file_names if name not in pictures]:
+        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the "
+                            "pictures or delete their captions")
+    shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
+    refuse(shared, "picture", raw_dir, "under two file names in the captions; keep one name")
+    used = {path.name for path in pictures.values()}
+    unused = [path for name, paths in by_name.items() if name not in used and name.lower().endswith(PICTURE_SUFFIXES)
+              for path in paths]
+    return pictures, unused
+
+
+def _path_of(raw_dir: Path, file_name: str, same_name: Sequence[str]) -> str | None:
+    """Which of the paths that end in the same name `file_name` means; None where it is none of them."""
+    paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
+    if not paths:
+        return None
+    first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
+    different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
+    if different:
+        raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
+                         "name the folder in the captions, or keep one of them")
+    return first
+
+
 def whole_manifest(
     folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep",
 ) -> Manifest | None:  # fmt: skip
@@ -209,13 +248,12 @@ def whole_manifest(
         print(f"{error}; making it now")
         return None
     made_with, drawn_with = manifest.get("cutoff"), manifest.get("seed")
-    if None not in (drawn_with, seed) and drawn_with != seed:  # None: nothing was drawn
-        raise ValueError(f"{folder} was made with DATA_SEED = {drawn_with}, now it is {seed}: set it back, take "
-                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
     made_case = manifest.get("caption_text", {}).get("case", "keep")  # sets of earlier versions do not say
-    if made_case != caption_case:
-        raise ValueError(f"{folder} was made with CAPTION_CASE = {made_case}, now it is {caption_case}: set it back, "
-                         f"take another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make it again")
+    of_seed = ("DATA_SEED", drawn_with, drawn_with if seed is None or drawn_with is None else seed)  # None: not drawn
+    for setting, then, now in (of_seed, ("CAPTION_CASE", made_case, caption_case)):
+        if then != now:
+            raise ValueError(f"{folder} was made with {setting} = {then}, now it is {now}: set it back, take another "
+                             f"DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
     if made_with is not None and (cutoff is None or cutoff > made_with):
         print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
         return None

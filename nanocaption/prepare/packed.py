@@ -6,6 +6,7 @@ shards again and write the pictures as files. A shard is never held in memory as
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
@@ -24,6 +25,7 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
 SENTENCE_KEYS = ("raw", *CAPTION_KEYS)  # of captions that are objects
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 ROWS_AT_ONCE = 32  # pictures in memory
+TEXT_SUFFIXES = (".txt", ".json")
 LOOKED_AT = 200  # members of a tar, until it is clear whether it is a WebDataset
 
 
@@ -66,7 +68,7 @@ def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
         return [raw_dir] if raw_dir.name.lower().endswith(endings) else []
     paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
     return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
-                  and not any(is_junk(part) for part in path.relative_to(raw_dir).parts))
+                  and not is_junk(path.relative_to(raw_dir).as_posix()))
 
 
 def split_of(raw_dir: Path, shard: Path) -> str | None:
@@ -195,15 +197,9 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 def is_webdataset(path: Path) -> bool:
     """Whether one of the first members is a picture with a text of the same key."""
-    keys: dict[str, set[str]] = {}
-    for number, (member, _) in enumerate(archives.entries(path)):
-        key, ending = key_of(member.name)
-        keys.setdefault(key, set()).add("picture" if ending in PICTURE_SUFFIXES else ending)
-        if "picture" in keys[key] and keys[key] & {".txt", ".json"}:
-            return True
-        if number >= LOOKED_AT:
-            break
-    return False
+    found = [key_of(member.name) for member, _ in itertools.islice(archives.entries(path), LOOKED_AT)]
+    pictures = {key for key, ending in found if ending in PICTURE_SUFFIXES}
+    return any(key in pictures for key, ending in found if ending in TEXT_SUFFIXES)
 
 
 def key_of(name: str) -> tuple[str, str]:
@@ -246,9 +242,7 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
 
 
 def is_sample(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not any(is_junk(part) for part in path.parts) and key_of(name)[1] in (
-        ".txt", ".json", *PICTURE_SUFFIXES)  # fmt: skip
+    return not is_junk(name) and key_of(name)[1] in (*TEXT_SUFFIXES, *PICTURE_SUFFIXES)
 
 
 def sample_text(data: bytes, ending: str, where: str) -> Any:

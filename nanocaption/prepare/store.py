@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanocaption.base.files import write_atomically
+from nanocaption.base.files import link_or_copy, write_atomically
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import check, check_report, layouts
 
@@ -22,6 +22,16 @@ def begin(folder: Path) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
 
 
+def bring(source: Path, target: Path) -> None:
+    """Bring a picture to its place, by `link_or_copy`; one of the same size and time that is there is kept."""
+    if target.exists():
+        there, here = target.stat(), source.stat()
+        if (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(source, target)
+
+
 def write_set(
     folder: Path, records: Sequence[Record], notes: Sequence[str], checked: check.Checked | None = None,
     **about: object,
@@ -31,7 +41,7 @@ def write_set(
     checked: what was found where pictures and captions were looked at.
     """
     if checked is not None:
-        about |= {"caption_text": checked.caption_text, "pictures_sha256": checked.pictures_sha256}
+        about |= checked.facts()
     begin(folder)
     for note in notes:
         print(f"note: {note}")
