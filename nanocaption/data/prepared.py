@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict, cast
 
 from nanocaption.base.files import cases, walk_files
 
@@ -153,7 +153,7 @@ def verify(folder: Path) -> Manifest:
     missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(f"{folder} is not whole: {cases(missing, 'picture')} missing in images/")
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def is_whole(folder: Path) -> bool:

@@ -6,6 +6,7 @@ folder, doubled names and bombs are refused with one line.
 """
 
 import contextlib
+import functools
 import gzip
 import stat
 import tarfile
@@ -72,7 +73,7 @@ def zip_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]
                 kind = "link or device"
             member = Member(info.filename, info.file_size, info.compress_size, kind, bool(info.flag_bits & 1),
                             info.orig_filename)  # fmt: skip
-            yield member, lambda info=info: opened.open(info)
+            yield member, functools.partial(opened.open, info)
 
 
 def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:

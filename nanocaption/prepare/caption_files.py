@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases
 
@@ -54,8 +54,7 @@ class Source(NamedTuple):
 
 
 def read_karpathy(path: Path) -> Rows:
-    data = read_json(path)
-    images = data.get("images") if isinstance(data, dict) else None
+    images = _read_json(path).get("images")
     if not _have(images, "filename", "sentences") or not all(isinstance(image["sentences"], list) for image in images):
         raise ValueError(f"{path} is not in Karpathy's layout: "
                          '{"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}')
@@ -71,12 +70,11 @@ def read_coco(*paths: Path) -> Rows:
     """COCO's captions_train2014.json, captions_val2014.json, ...: the split stands in the file's name."""
     rows: list[Row] = []
     for path in paths:
-        data = read_json(path)
-        parts = [data.get("images"), data.get("annotations")] if isinstance(data, dict) else [None, None]
-        if not _have(parts[0], "id", "file_name") or not _have(parts[1], "image_id", "caption"):
+        data = _read_json(path)
+        images, annotations = data.get("images"), data.get("annotations")
+        if not _have(images, "id", "file_name") or not _have(annotations, "image_id", "caption"):
             raise ValueError(f"{path} is not in COCO's layout: "
                              '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}')
-        images, annotations = parts
         refuse_duplicates([str(image["id"]) for image in images], f"{path}, images")
         refuse_duplicates([str(entry["id"]) for entry in annotations if "id" in entry], f"{path}, annotations")
         captions: dict[str, list[Any]] = {str(image["id"]): [] for image in images}
@@ -89,14 +87,14 @@ def read_coco(*paths: Path) -> Rows:
     return rows, []
 
 
-def _have(entries: Any, *keys: str) -> bool:
+def _have(entries: object, *keys: str) -> TypeGuard[list[dict[str, Any]]]:
     """Whether `entries` is a list of JSON objects that all have these keys."""
     return isinstance(entries, list) and all(isinstance(entry, dict) and entry.keys() >= set(keys) for entry in entries)
 
 
 def read_jsonl(path: Path) -> Rows:
     rows: list[Row] = []
-    pairs: list[tuple[Any, Any, Any]] = []
+    singles: list[Row] = []
     for number, line in enumerate(read_text(path).split("\n"), start=1):
         if not line.strip():
             continue
@@ -104,17 +102,17 @@ def read_jsonl(path: Path) -> Rows:
             entry = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}, line {number} is not a JSON object ({error})") from None
-        keys = entry.keys() if isinstance(entry, dict) else ()
+        keys = entry.keys() if isinstance(entry, dict) else set()
         name = next((key for key in FILE_NAME_KEYS if key in keys), None)
-        if name is None or not {"caption", "captions"} & set(keys):
+        if name is None or not {"caption", "captions"} & keys:
             raise ValueError(f'{path}, line {number}: expected an object with "file_name" (or "image") '
                              'and "caption" (or "captions")')
         captions = entry.get("captions", entry.get("caption"))
         if isinstance(captions, list):
             rows.append(Row(entry[name], entry.get("split"), captions))
         else:
-            pairs.append((entry[name], captions, entry.get("split")))
-    return rows + group_pairs(pairs, path), []
+            singles.append(Row(entry[name], entry.get("split"), [captions]))
+    return rows + merged(singles, path), []
 
 
 def read_annotations(path: Path) -> Rows:
@@ -152,7 +150,8 @@ def read_csv(path: Path) -> Rows:
     if name is None or caption is None:
         raise ValueError(f"{path} begins with {','.join(header)[:80]!r}: expected a header with the columns image "
                          "(or file_name), caption and optionally split, separated by commas or tabs")
-    return group_pairs([(line[name].strip(), line[caption], line.get("split", "").strip()) for line in table], path), []
+    rows = (Row(line[name].strip(), line.get("split", "").strip(), [line[caption]]) for line in table)
+    return merged(rows, path), []
 
 
 def csv_table(path: Path, text: str, fix: str, tabs: bool = False) -> tuple[list[str], list[dict[str, str]]]:
@@ -206,13 +205,14 @@ def numbered_captions(path: Path, lines: Sequence[str], form: str, noun: str, sh
     refuse(broken, noun, path, f"not of the form {shown}; mend or delete")
     matches = [match for _, match in found if match]
     refuse_duplicates([re.sub(r"\s*\|\s*", "|", match["key"]) for match in matches], path)
-    return group_pairs([(match["name"], match["caption"], None) for match in matches], path)
+    return merged((Row(match["name"], None, [match["caption"]]) for match in matches), path)
 
 
 def apply_split_lists(rows: list[Row], lists: Sequence[Path]) -> Rows:
     """Give each row the split whose list (Flickr_8k.trainImages.txt) names it; rows in no list are left out, noted."""
     split_of: dict[str, str] = {}
-    notes, known, list_of = [], {row.file_name for row in rows}, {}
+    list_of: dict[str, str] = {}
+    notes, known = [], {row.file_name for row in rows}
     for path in lists:
         word = SPLIT_LIST.findall(path.name)[0].lower()
         split = SPLIT_ALIASES.get(word, word)
@@ -237,11 +237,13 @@ def listed_names(path: Path, known: Collection[str]) -> list[str]:
     return [f"{name}.jpg" if name not in known and f"{name}.jpg" in known else name for name in names]
 
 
-def read_json(path: Path) -> Any:
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, {} where it is something else."""
     try:
-        return json.loads(read_text(path))
+        data = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
+    return data if isinstance(data, dict) else {}
 
 
 def _number(image_id: Any) -> int | None:
@@ -269,17 +271,17 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({byte}); save the file as UTF-8") from None
 
 
-def group_pairs(pairs: Iterable[tuple[Any, Any, Any]], source: Path) -> list[Row]:
-    """(file_name, caption, split) lines -> one row per picture, in order of first appearance."""
-    rows: dict[str, Row] = {}
+def merged(rows: Iterable[Row], source: Path) -> list[Row]:
+    """Rows of one caption each -> one row per picture, in order of first appearance."""
+    found: dict[str, Row] = {}
     torn: dict[str, None] = {}
-    for name, caption, split in pairs:
-        row = rows.setdefault(name if isinstance(name, str) else repr(name), Row(name, split, []))
-        row.captions.append(caption)
-        if row.split != split:
-            torn[repr(name)] = None
+    for row in rows:
+        first = found.setdefault(str(row.file_name), row._replace(captions=[]))
+        first.captions.extend(row.captions)
+        if first.split != row.split:
+            torn[repr(row.file_name)] = None
     refuse([*torn], "picture", source, "in two splits at once; give each picture one split")
-    return list(rows.values())
+    return list(found.values())
 
 
 def refuse_duplicates(ids: Sequence[str], source: Path | str) -> None:

@@ -26,7 +26,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
@@ -81,13 +81,12 @@ def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | N
     captioned = [record for record in cleaned if record["captions"]]
     if paths is None:
         return Checked(captioned, {"captions": captions_report}, {})
-    found = scan({record["file_name"]: paths[record["file_name"]] for record in records}, folder / "scan.jsonl",
-                 rules.workers)  # fmt: skip
-    refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
-    for name in sorted(record["file_name"] for record in cleaned if not record["captions"]):
-        refused.setdefault(name, {"reason": "no caption left", "detail": ""})
-    copies, leaving = find_copies([record for record in captioned if record["file_name"] not in refused], found, paths)
-    kept = [record for record in captioned if record["file_name"] not in leaving | refused.keys()]
+    names = [record["file_name"] for record in records]
+    found = scan({name: paths[name] for name in names}, folder / "scan.jsonl", rules.workers)
+    refused = _refused(found, cleaned)
+    good = [record for record in captioned if record["file_name"] not in refused]
+    copies, leaving = find_copies(good, found, paths)
+    kept = [record for record in good if record["file_name"] not in leaving]
     report: Report = {
         "captions": captions_report,
         "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
@@ -98,6 +97,13 @@ def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | N
         raise ValueError(problem)
     print("\n".join(check_report.summary(report)))
     return Checked(kept, report, found)
+
+
+def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """file_name -> reason and detail, of pictures that cannot be used and of those without a caption."""
+    refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
+    bare = sorted(record["file_name"] for record in cleaned if not record["captions"])
+    return refused | {name: {"reason": "no caption left", "detail": ""} for name in bare if name not in refused}
 
 
 def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path) -> str | None:
@@ -134,13 +140,10 @@ def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examin
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
-    known = {}
-    for _, entry in json_lines(log) if log.exists() else ():
-        if entry and entry.get("version") == SCAN_VERSION:  # the picture of any other line is decoded again
-            known[entry.get("name")] = entry
+    known = _read_scan(log)
     files = {name: _size_and_time(path) for name, path in paths.items()}
-    found = {name: entry for name, file in files.items()
-             if (entry := known.get(name)) and (entry["bytes"], entry["time"]) == file}  # fmt: skip
+    found = {name: known[name] for name, file in files.items()
+             if name in known and (known[name]["bytes"], known[name]["time"]) == file}  # fmt: skip
     todo = [name for name in paths if name not in found]
     log.parent.mkdir(parents=True, exist_ok=True)
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
@@ -148,12 +151,18 @@ def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examin
         for number, answer in examine_all([str(paths[name]) for name in todo], workers):
             name = todo[number]
             size, time = files[name]
-            entry = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
+            entry: Examined = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
             found[name] = entry
             if not entry["refused"] or entry["refused"]["reason"] not in PASSING:
                 file.write(json.dumps(entry).encode() + b"\n")
             progress.update()
     return {name: found[name] for name in paths}
+
+
+def _read_scan(log: Path) -> dict[str, Examined]:
+    """name -> its last line in `log` by the rules of today; lines that a kill or a fault tore count for nothing."""
+    lines = [cast(Examined, row) for _, row in json_lines(log) if row] if log.exists() else []
+    return {line.get("name", ""): line for line in lines if line.get("version") == SCAN_VERSION}
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

@@ -30,6 +30,13 @@ class Examined(TypedDict, total=False):
     refused: dict[str, str] | None  # reason and detail, where it cannot be used
 
 
+class Cases(TypedDict):
+    """Of one kind: how many, and the first of them."""
+
+    count: int
+    cases: list[str]
+
+
 class Report(TypedDict, total=False):
     """What report.json says, with the set's manifest where one was made."""
 
@@ -78,7 +85,7 @@ def problem(report: Report, allowed: float, folder: Path) -> str | None:
     return None
 
 
-def count_and_cases(kind: Mapping[str, Any]) -> str:
+def count_and_cases(kind: Cases) -> str:
     """'5 (a.jpg, b.jpg, c.jpg, ...)'"""
     cases = [case if len(case) <= 100 else case[:97] + "..." for case in kind["cases"][:SHOWN]]
     return f"{kind['count']:,} ({', '.join(cases)}{', ...' if kind['count'] > SHOWN else ''})"
@@ -93,7 +100,7 @@ def summary(report: Report) -> list[str]:
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in pictures["refused"].items()]
     lines += [f"    converted, {what}: {count_and_cases(kind)}" for what, kind in pictures["converted"].items()]
     if copies["groups"]:
-        told = {"count": copies["groups"], "cases": ["/".join(group) for group in copies["cases"]]}
+        told: Cases = {"count": copies["groups"], "cases": ["/".join(group) for group in copies["cases"]]}
         lines.append(f"    the same picture under several names: {count_and_cases(told)}")
     if copies["across_splits"]:
         told = {"count": copies["across_splits"], "cases": [" = ".join(group) for group in copies["across_cases"]]}
@@ -120,7 +127,7 @@ def draw(path: Path, records: Sequence[Record], found: Mapping[str, Examined], n
 
     entries = [found[record["file_name"]] for record in records]
     words = [len(text.split()) for record in records for text in record["captions"]]
-    panels = (
+    panels: tuple[tuple[str, str, str, dict[str, Sequence[float]]], ...] = (
         ("Picture sides", "pixels", "pictures", {"width": [entry["width"] for entry in entries],
                                                  "height": [entry["height"] for entry in entries]}),
         ("Files", "kB", "pictures", {"": [entry["bytes"] / 1000 for entry in entries]}),
@@ -167,7 +174,7 @@ def spread(numbers: Sequence[float]) -> dict[str, float]:
             "most": max(numbers)}  # fmt: skip
 
 
-def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, dict[str, Any]]:
+def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, Cases]:
     """(reason, case) -> reason: {count, first cases}, the most frequent first."""
     pairs = list(pairs)
     counts = Counter(reason for reason, _ in pairs)

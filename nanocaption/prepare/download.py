@@ -14,7 +14,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, NamedTuple, TypedDict, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -24,6 +24,7 @@ from nanocaption.base.files import size_of, write_atomically
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new try; the next failure after these ends the download
 LONGEST_WAIT = 300  # of what a server asks for with Retry-After
 PROGRESS = 2**20  # bytes that a try must bring for the count of failures to start again
+T = TypeVar("T")
 HTML = "instead of {} the server sent an HTML page: a login page or a proxy?"
 
 
@@ -44,6 +45,19 @@ class Fetched(NamedTuple):
     commit: str
     etag: str | None  # None where the Hub's cache had it
     sha256: str | None
+
+
+class About(TypedDict, total=False):
+    """What the .json files beside downloads say: of a file or the beginning of one, or of a whole copy."""
+
+    repository: str
+    revision: str
+    commit: str
+    names: list[str]
+    etag: str
+    host_etag: str | None  # of the host that keeps the bytes
+    size: int
+    sha256: str
 
 
 class WrongContent(ValueError):
@@ -127,11 +141,10 @@ def fetch(remote: Remote, folder: Path) -> Fetched:
             while part.stat().st_size < remote.size:
                 retried(lambda: one_request(part, remote, bar), remote.name, lambda: part.stat().st_size)
         digest = checked_digest(part, remote)
-        about = {"repository": remote.repository, "commit": remote.commit, "etag": remote.etag, "size": remote.size,
-                 "sha256": digest}  # fmt: skip
         beside(target, ".json").unlink(missing_ok=True)  # it may speak of an older file of this name
         os.replace(part, target)
-        write_json(beside(target, ".json"), about)
+        write_json(beside(target, ".json"), {"repository": remote.repository, "commit": remote.commit,
+                                             "etag": remote.etag, "size": remote.size, "sha256": digest})  # fmt: skip
         beside(part, ".json").unlink(missing_ok=True)
         return Fetched(target, remote.commit, remote.etag, digest)
 
@@ -161,7 +174,7 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
     if have:
         headers["Range"] = f"bytes={have}-"
         # The Hub's ETag was compared just now. If-Range speaks to the host that keeps the bytes, in its own ETag.
-        headers |= {"If-Range": about["host_etag"]} if about.get("host_etag") else {}
+        headers |= {"If-Range": host} if (host := about.get("host_etag")) else {}
     url = url_of(remote.repository, remote.commit, remote.name)
     # Large files are redirected to another host: the client leaves the token behind where the origin changes.
     with utils.get_session().stream("GET", url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
@@ -172,7 +185,7 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
         if response.status_code >= 400:
             response.read()
         utils.hf_raise_for_status(response)
-        start = first_byte(response, remote, have)
+        start = _first_byte(response, remote, have)
         if start < have:
             bar.write(f"{remote.name}: the server sends the whole file again")
             bar.reset()
@@ -197,16 +210,16 @@ def append(file: IO[bytes], chunks: Iterator[bytes], remote: Remote, bar: tqdm) 
             raise WrongContent(f"{remote.name} came with more than the {remote.size:,} bytes announced")
 
 
-def told_etags(response: Any) -> set[str]:
+def _told_etags(response: Any) -> set[str]:
     """What an answer says of the content; the ETag of a redirect, or of the host it leads to, is another thing."""
     linked = {answer.headers.get("X-Linked-Etag") for answer in (*response.history, response)} - {None}
     own = set() if response.history else {response.headers.get("ETag")} - {None}
     return {etag.removeprefix("W/").strip('"') for etag in linked or own}
 
 
-def first_byte(response: Any, remote: Remote, have: int) -> int:
+def _first_byte(response: Any, remote: Remote, have: int) -> int:
     """Where the body of the answer begins, 0 or `have`. Raises WrongContent where it is not of this file."""
-    if remote.etag not in (told_etags(response) or {remote.etag}):
+    if remote.etag not in (_told_etags(response) or {remote.etag}):
         raise WrongContent(f"{remote.name} has changed on the server during its download; run again")
     if response.headers.get("Content-Type", "").startswith("text/html"):
         raise WrongContent(HTML.format(remote.name))
@@ -245,7 +258,7 @@ def sha256_name(text: str) -> str | None:
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
 
 
-def retried(action: Callable[[], Any], what: str, progress: Callable[[], int] = int, patient: bool = True) -> Any:
+def retried(action: Callable[[], T], what: str, progress: Callable[[], int] = int, patient: bool = True) -> T:
     """action(), tried again after a pause where the failure may pass: 429, 5xx, time-outs, cut connections.
 
     progress: bytes so far; tries that bring enough do not count. patient: whether a host that cannot be reached at all
@@ -304,14 +317,14 @@ def beside(path: Path, ending: str) -> Path:
     return path.with_name(path.name + ending)
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> About:
     """The object in a file; {} where there is none, or a kill left it half-written."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        content = None
+    return cast(About, content) if isinstance(content, dict) else {}
 
 
-def write_json(path: Path, content: dict[str, Any]) -> None:
+def write_json(path: Path, content: About) -> None:
     write_atomically(path, json.dumps(content))

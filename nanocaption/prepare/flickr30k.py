@@ -119,8 +119,8 @@ def fetch(copy: Copy, name: str) -> download.Fetched:
         return file
     try:
         copy.folder.mkdir(parents=True, exist_ok=True)
-        about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit}
-        download.write_json(copy.folder / "listing.json", about | {"names": [*copy.files]})
+        download.write_json(copy.folder / "listing.json", {"repository": copy.repository, "revision": copy.revision,
+                                                           "commit": copy.commit, "names": [*copy.files]})  # fmt: skip
         copy.files[name] = download.fetch(file, copy.folder)
     except hub.errors() as error:
         raise explained(error, name, copy.repository, copy.revision) from error

@@ -16,12 +16,13 @@ import filecmp
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
-from nanocaption.data.prepared import EditedError, Manifest, first_of_each, folder_name, is_mix, parse_mix, verify
+from nanocaption.data.prepared import EditedError, Manifest, Record, first_of_each, folder_name, is_mix, parse_mix, verify
 from nanocaption.prepare import archives, check, flickr30k, layouts
 from nanocaption.prepare.caption_files import NotThereError, refuse
 from nanocaption.prepare.mix import prepare_mix
@@ -133,16 +134,14 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules
     begin(folder)
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
     records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
-    checked = check.check(folder, records, None, rules)
+    checked = check.check(folder, cast(list[Record], records), None, rules)
     return write_set(folder, checked.records, [], checked, cutoff=cutoff, layout="demo", licence=DEMO_LICENCE,
                      source="demo_set", seed=seed)  # fmt: skip
 
 
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
-    contents, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
-    if unused:
-        contents.notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    contents, pictures = read_raw(raw_dir, seed, folder / "unpacked")
     make_set(folder, contents, pictures, cutoff, rules, seed=seed if contents.drawn else None,
              licence=flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE,
              source=str(raw_dir.resolve()), source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
@@ -171,8 +170,8 @@ def make_set(
     write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, **about)
 
 
-def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path], list[str]]:
-    """What `raw_dir` holds, where its pictures lie ({} where the source unpacks them), and pictures not in use.
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path]]:
+    """What `raw_dir` holds, and file_name -> picture, {} where the source unpacks them.
 
     Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
     """
@@ -185,12 +184,15 @@ def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents
     return read_folder(archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file), seed)
 
 
-def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, Path], list[str]]:
+def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, Path]]:
     contents = layouts.read_layout(raw_dir, seed)
     print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
     if contents.source.unpack:
-        return contents, {}, []
-    return contents, *find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+        return contents, {}
+    pictures, unused = find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+    if unused:
+        contents.notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    return contents, pictures
 
 
 def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:

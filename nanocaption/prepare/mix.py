@@ -32,10 +32,8 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
     manifests = [verify(source) for source in folders]
     made_of = {part.name: {"weight": part.weight, "captions_sha256": manifest["captions_sha256"]}
                for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
-    if is_whole(folder) and (old := verify(folder)).get("parts") == made_of and "copies_left_out" in old:
+    if _is_made_of(folder, made_of):
         return folder
-    if (folder / "manifest.json").exists() and "parts" not in json.loads((folder / "manifest.json").read_bytes()):
-        raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
     begin(folder)
     mixed: list[Record] = []
     found: dict[str, Examined] = {}
@@ -53,13 +51,23 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
                      source=", ".join(made_of))  # fmt: skip
 
 
+def _is_made_of(folder: Path, made_of: dict[str, Any]) -> bool:
+    """Whether the mix at `folder` is whole and of these parts. Raises ValueError where another set lies there."""
+    manifest = folder / "manifest.json"
+    if manifest.exists() and "parts" not in json.loads(manifest.read_bytes()):
+        raise ValueError(f"{folder} is a set of its own, not the mix that DATASET names: rename it")
+    # Mixes of earlier versions do not say which copies they leave out: they left out none.
+    return is_whole(folder) and (old := verify(folder)).get("parts") == made_of and "copies_left_out" in old
+
+
 def mixed_records(part: Part, records: Sequence[Record]) -> list[Record]:
     """The records of a part, each with its "set" and, unless it is 1, the "weight" of its training pairs.
 
     A file name begins with the set's name, so that pictures of one name in two sets stay apart.
     """
-    more: dict[str, Any] = {"set": part.name} | ({} if part.weight == 1 else {"weight": part.weight})
-    return [record | {"file_name": f"{part.name}/{record['file_name']}"} | more for record in records]
+    mixed: list[Record] = [record | {"file_name": f"{part.name}/{record['file_name']}", "set": part.name}
+                           for record in records]  # fmt: skip
+    return mixed if part.weight == 1 else [record | {"weight": part.weight} for record in mixed]
 
 
 def _looked_at(folder: Path, records: Sequence[Record], workers: int) -> dict[str, Examined]:

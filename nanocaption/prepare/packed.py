@@ -10,13 +10,14 @@ import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
+from types import ModuleType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 from nanocaption.prepare import archives
-from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, group_pairs, split_in_name
+from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, merged, split_in_name
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
@@ -38,6 +39,15 @@ class Columns(NamedTuple):
     others: list[str]  # that might have been the captions as well
     name: str | None
     split: str | None
+
+
+class Sample(NamedTuple):
+    """A row of a parquet shard: every field may still be wrong."""
+
+    name: Any
+    split: Any
+    captions: Any  # one or several
+    data: Any  # the picture's bytes, None where they were not read
 
 
 def find_parquet(raw_dir: Path) -> Source | None:
@@ -87,14 +97,14 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
         notes.add(f"captions are of the column {columns.caption!r}{others}")
         if columns.name is None:
             notes.add("pictures without a name are called by the first digits of their sha256")
-        for name, split, cell, _ in parquet_rows(shard, columns, pictures=False):
-            split = split if columns.split else by_name
+        for sample in parquet_rows(shard, columns, pictures=False):
+            split = sample.split if columns.split else by_name
             if columns.name is None:
-                split = split_named.setdefault(name, split)
-            grouped = grouped or columns.name is None or not isinstance(cell, list)
-            rows.append(Row(name, split, texts_of(cell)))
+                split = split_named.setdefault(sample.name, split)
+            grouped = grouped or columns.name is None or not isinstance(sample.captions, list)
+            rows.append(Row(sample.name, split, texts_of(sample.captions)))
     if grouped:
-        rows = group_pairs([(row.file_name, text, row.split) for row in rows for text in row.captions], raw_dir)
+        rows = merged(rows, raw_dir)
     return rows, sorted(notes)
 
 
@@ -105,7 +115,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
     with tqdm(total=len(left), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard in shards:
-            for name, _, _, data in parquet_rows(shard, parquet_columns(shard), pictures=True):
+            for name, *_, data in parquet_rows(shard, parquet_columns(shard), pictures=True):
                 if name in written and (folder / name).read_bytes() != data:
                     raise ValueError(f"{shard}: two different pictures are called {name}; rename one of them")
                 if name in left:
@@ -116,17 +126,20 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
                     bar.update()
 
 
-def parquet_columns(shard: Path) -> Columns:
-    """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
+def _open_parquet(shard: Path) -> Any:
     pyarrow, parquet = import_pyarrow()
     try:
-        file = parquet.ParquetFile(shard)
+        return parquet.ParquetFile(shard)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-    with file:
+
+
+def parquet_columns(shard: Path) -> Columns:
+    """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
+    with _open_parquet(shard) as file:
         schema = file.schema_arrow
         structs = [field.name for field in schema if _has_part(field, "bytes")]
-        plain = [field.name for field in schema if field.name in IMAGE_COLUMNS and pyarrow.types.is_binary(field.type)]
+        plain = [field.name for field in schema if field.name in IMAGE_COLUMNS and str(field.type) == "binary"]
         images = [*structs, *sorted(plain, key=IMAGE_COLUMNS.index)]
         captions = [name for name in CAPTION_COLUMNS if name in schema.names]
         if not images or not captions:
@@ -151,28 +164,30 @@ def _has_part(field: Any, part: str) -> bool:
     return pyarrow.types.is_struct(field.type) and field.type.get_field_index(part) >= 0
 
 
-def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[tuple[Any, Any, Any, bytes]]:
-    """(file name, split, captions' cell, the picture's bytes) of each row.
+def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[Sample]:
+    """Each row of a shard.
 
     pictures: whether the bytes are wanted; otherwise they are read only where the pictures are named by them.
     """
-    _, parquet = import_pyarrow()
     pictures = pictures or columns.name is None
     read = [columns.caption, columns.name, columns.split, columns.data if pictures else None]
-    with parquet.ParquetFile(shard) as file:
+    with _open_parquet(shard) as file:
         batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             image = row.get(columns.image)
             data = image.get("bytes") if isinstance(image, dict) else image
             if pictures and not isinstance(data, bytes):
                 raise ValueError(f"{shard}, row {number}: no bytes of a picture in the column {columns.image!r}")
-            if columns.name is None:
-                name = content_name(data)
-            else:
-                name = image["path"] if columns.name.endswith(".path") else row[columns.name]
-            if isinstance(name, str) and name:  # as layouts.clean_records writes it; what is no text it refuses
-                name = PurePosixPath(name.replace("\\", "/")).as_posix()
-            yield name, row.get("split"), row[columns.caption], data
+            name = _name_of(row, columns, data)
+            yield Sample(name, row.get("split"), row[columns.caption], data)
+
+
+def _name_of(row: dict[str, Any], columns: Columns, data: Any) -> Any:
+    """As layouts.clean_records writes it; what is no text is left for it to refuse."""
+    if columns.name is None:
+        return content_name(data)
+    name = row[columns.image]["path"] if columns.name.endswith(".path") else row[columns.name]
+    return PurePosixPath(name.replace("\\", "/")).as_posix() if isinstance(name, str) and name else name
 
 
 def content_name(data: bytes) -> str:
@@ -180,13 +195,13 @@ def content_name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24] + ending
 
 
-def texts_of(cell: Any) -> list[Any]:
+def texts_of(cell: object) -> list[object]:
     """The captions in a cell: one or several, each as text or in {"raw": ...}; what is no text stays as it is."""
     return [next((sentence[key] for key in SENTENCE_KEYS if key in sentence), None) if isinstance(sentence, dict)
             else sentence for sentence in (cell if isinstance(cell, list) else [cell])]  # fmt: skip
 
 
-def import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -211,7 +226,10 @@ def key_of(name: str) -> tuple[str, str]:
 
 def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
     """One row per picture, named key.jpg. Captions: "captions" or "caption" of key.json, else the lines of key.txt."""
-    rows, notes, wordless, lonely = [], [], [], []
+    rows: list[Row] = []
+    notes: list[str] = []
+    wordless: list[str] = []
+    lonely: list[str] = []
     for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
         archives.checked(shard, is_sample)
         pictures: dict[str, list[str]] = {}
@@ -224,12 +242,12 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
                 pictures.setdefault(key, []).append(PurePosixPath(member.name).as_posix())
             else:
                 with archives.damage_told(shard), open_member() as file:
-                    texts.setdefault(key, {})[ending] = sample_text(file.read(), ending, f"{shard}: {member.name}")
+                    texts.setdefault(key, {}).update(sample_text(file.read(), ending, f"{shard}: {member.name}"))
         lonely += texts.keys() - pictures.keys()
         by_name = split_of(raw_dir, shard)
         for key, names in pictures.items():
-            about = texts.get(key, {}).get(".json", {})
-            captions = about.get("captions", about.get("caption", texts.get(key, {}).get(".txt")))
+            about = texts.get(key, {})
+            captions = about.get("captions", about.get("caption", about.get(".txt")))
             if captions is None:
                 wordless += names
                 continue
@@ -245,12 +263,12 @@ def is_sample(name: str) -> bool:
     return not is_junk(name) and key_of(name)[1] in (*TEXT_SUFFIXES, *PICTURE_SUFFIXES)
 
 
-def sample_text(data: bytes, ending: str, where: str) -> Any:
-    """The lines of a .txt, or the object of a .json."""
+def sample_text(data: bytes, ending: str, where: str) -> dict[str, object]:
+    """The object of a .json, or {".txt": the lines of a .txt}."""
     try:
         text = data.decode("utf-8-sig")
         if ending == ".txt":
-            return [line for line in text.splitlines() if line.strip()]
+            return {".txt": [line for line in text.splitlines() if line.strip()]}
         about = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where} is no {'UTF-8' if ending == '.txt' else 'JSON'} ({error}); mend it") from None
