@@ -214,8 +214,7 @@ def apply_split_lists(rows: list[Row], lists: Sequence[Path]) -> Rows:
     list_of: dict[str, str] = {}
     notes, known = [], {row.file_name for row in rows}
     for path in lists:
-        word = SPLIT_LIST.findall(path.name)[0].lower()
-        split = SPLIT_ALIASES.get(word, word)
+        split = plain_split(SPLIT_LIST.findall(path.name)[0])
         if split in list_of:
             raise ValueError(f"{path.parent} holds two lists for {split} ({list_of[split]}, {path.name}): keep one")
         list_of[split] = path.name
@@ -250,10 +249,15 @@ def _number(image_id: Any) -> int | None:
     return image_id if type(image_id) is int else None
 
 
+def plain_split(split: object) -> str:
+    """A split's name in lower case; "dev" and "validation" are "val"."""
+    return SPLIT_ALIASES.get(str(split).lower(), str(split).lower())
+
+
 def split_in_name(name: str) -> str | None:
     """The split that a file's name or path tells, e.g. captions_val2014.json, train-00000-of-00011.parquet."""
     found = re.findall(r"(?<![a-z])(train|training|restval|val|valid|validation|dev|test)(?![a-z])", name.lower())
-    return SPLIT_ALIASES.get(found[-1], found[-1]) if found else None
+    return plain_split(found[-1]) if found else None
 
 
 def read_text(path: Path) -> str:

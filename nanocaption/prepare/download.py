@@ -6,13 +6,13 @@ NAME.part, what they are the beginning of stands in NAME.part.json, and the next
 file takes its name only when its length is right and its sha256 is the one that the Hub names.
 """
 
-import contextlib
 import hashlib
 import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Any, NamedTuple, TypedDict, TypeVar, cast
 
@@ -238,19 +238,17 @@ def _first_byte(response: Any, remote: Remote, have: int) -> int:
 
 def checked_digest(part: Path, remote: Remote) -> str:
     """The sha256 of a file. Raises WrongContent where the Hub names another one."""
-    digest = hashlib.sha256()
-    with part.open("rb") as file, tqdm(total=remote.size, desc=f"checking {remote.name}", unit="B", unit_scale=True,
-                                       disable=remote.size < 2**28) as bar:  # fmt: skip
-        while chunk := file.read(2**22):
-            digest.update(chunk)
-            bar.update(len(chunk))
+    if remote.size >= 2**28:
+        print(f"{remote.name}: comparing its sha256", flush=True)
+    with part.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     expected = sha256_name(remote.etag)
-    if expected and expected != digest.hexdigest():
+    if expected and expected != digest:
         part.unlink()
-        raise WrongContent(f"{remote.name} came damaged (sha256 {digest.hexdigest()[:12]}..., the Hub names "
+        raise WrongContent(f"{remote.name} came damaged (sha256 {digest[:12]}..., the Hub names "
                            f"{expected[:12]}...) and was removed; run again")
-    return digest.hexdigest()
+    return digest
 
 
 def sha256_name(text: str) -> str | None:
@@ -296,21 +294,16 @@ def asked_wait(error: Exception) -> float | None:
     return min(float(text), LONGEST_WAIT) if text.isdecimal() else None
 
 
-@contextlib.contextmanager
-def locked(target: Path) -> Iterator[None]:
+def locked(target: Path) -> AbstractContextManager[object]:
     """One process at a time brings `target`; the others wait, and the lock of one that died is free."""
     from filelock import FileLock, Timeout  # huggingface_hub needs it as well
 
     lock = FileLock(beside(target, ".lock"))
     try:
-        lock.acquire(timeout=0)
+        return lock.acquire(timeout=0)
     except Timeout:
         print(f"another process is downloading {target}: waiting for it", flush=True)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        return lock.acquire()
 
 
 def beside(path: Path, ending: str) -> Path:

@@ -29,25 +29,8 @@ from typing import NamedTuple
 
 from nanocaption.base.files import is_junk
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import archives, packed
-from nanocaption.prepare.caption_files import (
-    SPLIT_ALIASES,
-    SPLIT_LIST,
-    NotThereError,
-    Row,
-    Rows,
-    Source,
-    read_annotations,
-    read_coco,
-    read_csv,
-    read_jsonl,
-    read_karpathy,
-    read_results,
-    read_token,
-    refuse,
-    refuse_duplicates,
-    split_in_name,
-)
+from nanocaption.prepare import archives, caption_files, packed
+from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
@@ -65,14 +48,14 @@ class Layout(NamedTuple):
 
 
 LAYOUTS = (
-    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", read_karpathy),
-    Layout("COCO captions JSON", r"captions_.*\.json", read_coco, by_split=True),
-    Layout("captions.jsonl", r"captions\.jsonl", read_jsonl),
-    Layout("captions.csv", r"captions\.csv", read_csv),
-    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", read_annotations),
-    Layout("Kaggle captions.txt", r"captions\.txt", read_csv),
-    Layout("Kaggle results.csv", r"results\.csv", read_results),
-    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", read_token, lists=True),
+    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", caption_files.read_karpathy),
+    Layout("COCO captions JSON", r"captions_.*\.json", caption_files.read_coco, by_split=True),
+    Layout("captions.jsonl", r"captions\.jsonl", caption_files.read_jsonl),
+    Layout("captions.csv", r"captions\.csv", caption_files.read_csv),
+    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", caption_files.read_annotations),
+    Layout("Kaggle captions.txt", r"captions\.txt", caption_files.read_csv),
+    Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results),
+    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, lists=True),
 )
 OTHERS = (packed.find_parquet, packed.find_webdataset)  # (raw_dir) -> Source, or None where it is another layout
 
@@ -145,7 +128,7 @@ def names_of(layout: Layout, folder: Path, names: Sequence[str]) -> list[str]:
     """The files of a layout among the `names` in a folder. Raises ValueError for several that are not of one set."""
     matching = [name for name in names if re.fullmatch(layout.pattern, name)]
     # Two files of one split are of different years.
-    allowed = len({split_in_name(name) for name in matching}) if layout.by_split else 1
+    allowed = len({caption_files.split_in_name(name) for name in matching}) if layout.by_split else 1
     if len(matching) > allowed:
         raise ValueError(f"{folder} holds {len(matching)} files of the layout {layout.name} "
                          f"({', '.join(matching)}): keep the one that belongs to the pictures")
@@ -193,7 +176,7 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
-    refuse_duplicates(names, source)
+    caption_files.refuse_duplicates(names, source)
     splits, notes = splits_of(names, rows, seed, source)
     records: list[Record] = []
     for name, row, split in zip(names, rows, splits, strict=True):
@@ -219,7 +202,7 @@ def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str)
             raise ValueError(f"{source}: {len(names)} pictures are too few to draw train and val by hash; "
                              "add pictures, or a split column with train, val and test")
         return splits, [f"no split given: drawn by a hash of the file name, 90 / 5 / 5 (seed {seed})"]
-    splits = [SPLIT_ALIASES.get(str(row.split).lower(), str(row.split).lower()) for row in rows]
+    splits = [caption_files.plain_split(row.split) for row in rows]
     unfit = sorted({repr(split) for split in splits if not re.fullmatch(SPLIT_NAME, split)})
     refuse(unfit, "split name", source, "not a plain word; use train, val and test, or words of your own that "
            "TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")  # fmt: skip

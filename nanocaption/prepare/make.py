@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
-from nanocaption.data.prepared import EditedError, Manifest, Record, first_of_each, folder_name, is_mix, parse_mix, verify
+from nanocaption.data import prepared
+from nanocaption.data.prepared import Manifest, Record
 from nanocaption.prepare import archives, check, flickr30k, layouts
 from nanocaption.prepare.caption_files import NotThereError, refuse
 from nanocaption.prepare.mix import prepare_mix
@@ -68,15 +69,15 @@ def prepare(
     Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
     whole set made from something else.
     """
-    if is_mix(name):
+    if prepared.is_mix(name):
         if raw_dir is not None:
             raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
                              "one in that folder by itself first, then name it without RAW_DATA_DIR")
-        parts = parse_mix(name)
+        parts = prepared.parse_mix(name)
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
                     hf_revision=hf_revision, rules=rules)  # fmt: skip
-        return prepare_mix(folder_of(folder_name(name), data_dir), parts, rules.workers)
+        return prepare_mix(folder_of(prepared.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -158,7 +159,7 @@ def make_set(
 
     pictures: file_name -> where it lies; not used where the source unpacks them. about: more for the manifest.
     """
-    records, unpack = first_of_each(contents.records, cutoff), contents.source.unpack
+    records, unpack = prepared.first_of_each(contents.records, cutoff), contents.source.unpack
     begin(folder)
     if unpack:
         unpack([record["file_name"] for record in records], folder / "images")
@@ -243,8 +244,8 @@ def whole_manifest(
     if not folder.exists():
         return None
     try:
-        manifest = verify(folder)
-    except EditedError:
+        manifest = prepared.verify(folder)
+    except prepared.EditedError:
         raise
     except ValueError as error:
         print(f"{error}; making it now")
