@@ -283,20 +283,19 @@ def find_copies(
 def _groups_of_copies(
     records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
 ) -> list[list[Record]]:
-    alike: dict[tuple[int, int, int], list[Record]] = {}
-    for record in records:
+    def key(record: Record) -> tuple[int, int, int]:
         entry = found[record["file_name"]]
-        alike.setdefault((entry["width"], entry["height"], entry["pixels"]), []).append(record)
-    groups = []
-    for candidates in alike.values():
-        files = {found[record["file_name"]]["sha256"]: paths[record["file_name"]] for record in candidates}
-        # Different files whose pixels have one CRC are few: only they are decoded again.
-        pixels = {file: _pixels_digest(path) if len(files) > 1 else "" for file, path in files.items()}
-        same: dict[str, list[Record]] = {}
-        for record in candidates:
-            same.setdefault(pixels[found[record["file_name"]]["sha256"]], []).append(record)
-        groups += [group for group in same.values() if len(group) > 1]
-    return groups
+        return entry["width"], entry["height"], entry["pixels"]
+
+    files: dict[tuple[int, int, int], dict[str, Path]] = {}
+    for record in records:
+        files.setdefault(key(record), {})[found[record["file_name"]]["sha256"]] = paths[record["file_name"]]
+    # Different files whose pixels have one CRC are few: only they are decoded again.
+    pixels = {file: _pixels_digest(path) for alike in files.values() if len(alike) > 1 for file, path in alike.items()}
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((key(record), pixels.get(found[record["file_name"]]["sha256"])), []).append(record)
+    return [group for group in groups.values() if len(group) > 1]
 
 
 def _pixels_digest(path: Path) -> str:
