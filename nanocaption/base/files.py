@@ -179,7 +179,7 @@ def open_to_append(path: Path) -> FileIO:
     return file
 
 
-def read_log(path: Path | str) -> list[dict]:
+def read_log(path: Path | str) -> list[dict[str, object]]:
     """The rows of a log.jsonl, in file order; blank lines and a torn last line (`json_lines`) are left out.
 
     Any other line that is not a JSON object raises ValueError naming file and line; so does a missing file.

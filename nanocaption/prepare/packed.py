@@ -36,18 +36,10 @@ class Columns(NamedTuple):
     image: str
     data: str  # the pictures' bytes
     caption: str
+    several: bool  # whether a row has all captions of its picture
     others: list[str]  # that might have been the captions as well
     name: str | None
     split: str | None
-
-
-class Sample(NamedTuple):
-    """A row of a parquet shard: every field may still be wrong."""
-
-    name: Any
-    split: Any
-    captions: Any  # one or several
-    data: Any  # the picture's bytes, None where they were not read
 
 
 def find_parquet(raw_dir: Path) -> Source | None:
@@ -97,12 +89,12 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
         notes.add(f"captions are of the column {columns.caption!r}{others}")
         if columns.name is None:
             notes.add("pictures without a name are called by the first digits of their sha256")
-        for sample in parquet_rows(shard, columns, pictures=False):
-            split = sample.split if columns.split else by_name
+        grouped = grouped or columns.name is None or not columns.several
+        for row, _ in parquet_rows(shard, columns, pictures=False):
+            row = row if columns.split else row._replace(split=by_name)
             if columns.name is None:
-                split = split_named.setdefault(sample.name, split)
-            grouped = grouped or columns.name is None or not isinstance(sample.captions, list)
-            rows.append(Row(sample.name, split, texts_of(sample.captions)))
+                row = row._replace(split=split_named.setdefault(row.file_name, row.split))
+            rows.append(row)
     if grouped:
         rows = merged(rows, raw_dir)
     return rows, sorted(notes)
@@ -115,7 +107,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
     with tqdm(total=len(left), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard in shards:
-            for name, *_, data in parquet_rows(shard, parquet_columns(shard), pictures=True):
+            for (name, *_), data in parquet_rows(shard, parquet_columns(shard), pictures=True):
                 if name in written and (folder / name).read_bytes() != data:
                     raise ValueError(f"{shard}: two different pictures are called {name}; rename one of them")
                 if name in left:
@@ -146,7 +138,8 @@ def parquet_columns(shard: Path) -> Columns:
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}")
         name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, images[0])
-    return Columns(images[0], f"{images[0]}.bytes" if structs else images[0], captions[0], captions[1:], name,
+        several = "list" in str(schema.field(captions[0]).type).partition("<")[0]
+    return Columns(images[0], f"{images[0]}.bytes" if structs else images[0], captions[0], several, captions[1:], name,
                    "split" if "split" in schema.names else None)  # fmt: skip
 
 
@@ -164,10 +157,10 @@ def _has_part(field: Any, part: str) -> bool:
     return pyarrow.types.is_struct(field.type) and field.type.get_field_index(part) >= 0
 
 
-def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[Sample]:
-    """Each row of a shard.
+def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[tuple[Row, bytes]]:
+    """Each row of a shard, and its picture's bytes.
 
-    pictures: whether the bytes are wanted; otherwise they are read only where the pictures are named by them.
+    pictures: whether the bytes are wanted; without, they are read only where pictures are named by them, else b"".
     """
     pictures = pictures or columns.name is None
     read = [columns.caption, columns.name, columns.split, columns.data if pictures else None]
@@ -178,8 +171,7 @@ def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[Samp
             data = image.get("bytes") if isinstance(image, dict) else image
             if pictures and not isinstance(data, bytes):
                 raise ValueError(f"{shard}, row {number}: no bytes of a picture in the column {columns.image!r}")
-            name = _name_of(row, columns, data)
-            yield Sample(name, row.get("split"), row[columns.caption], data)
+            yield Row(_name_of(row, columns, data), row.get("split"), texts_of(row[columns.caption])), data or b""
 
 
 def _name_of(row: dict[str, Any], columns: Columns, data: Any) -> Any:
