@@ -148,13 +148,12 @@ def leads_out(name: str) -> bool:
     return bool(path.drive or path.root) or ".." in path.parts or "\0" in name
 
 
-def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:
-    """Write members, name -> (member, target), as `checked` gave them. A target of the right size is kept."""
-    todo = {name: target for name, (member, target) in members.items() if size_of(target) != member.size}
+def unpack(archive: Path, members: Mapping[str, Member], place: Callable[[str], Path]) -> None:
+    """Write members, as `checked` gave them, to the place of their name. What is there in the right size is kept."""
+    todo = {name: place(name) for name, member in members.items() if size_of(place(name)) != member.size}
     if not todo:
         return
-    needed = sum(member.size for name, (member, _) in members.items() if name in todo)
-    require_space(next(iter(todo.values())).parent, needed, "DATA_DIR")
+    require_space(next(iter(todo.values())).parent, sum(members[name].size for name in todo), "DATA_DIR")
     bar = tqdm(total=len(todo), desc=f"unpacking {archive.name}", unit="file", mininterval=0.5)
     with damage_told(archive), bar:
         for member, open_member in entries(archive):
@@ -178,10 +177,10 @@ def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_fi
         if twice:
             raise ValueError(f"{archive} and {chosen[twice[0]]} both hold {twice[0]}: refused, nothing was unpacked")
         chosen |= dict.fromkeys(members, archive)
-        plans.append((archive, {name: (member, folder / name) for name, member in members.items()}))
+        plans.append((archive, members))
         print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
-    for archive, plan in plans:
-        unpack(archive, plan)
+    for archive, members in plans:
+        unpack(archive, members, folder.joinpath)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
         link = folder / path.name

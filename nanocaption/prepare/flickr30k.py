@@ -202,16 +202,12 @@ def unpack(archive: Path, file_names: Collection[str], images_dir: Path) -> None
     damaged zip, unsafe or missing members and too little disk.
     """
     wanted = set(file_names)
-    members: dict[str, tuple[archives.Member, Path]] = {}
-    found: dict[str, str] = {}
-    for path, member in archives.checked(archive, lambda name: PurePosixPath(name).name in wanted).items():
-        name = PurePosixPath(path).name
-        if name in found:
-            raise ValueError(f"{archive} holds {name} twice: refused, nothing was unpacked")
-        found[name] = path
-        members[path] = (member, images_dir / name)
+    members = archives.checked(archive, lambda path: PurePosixPath(path).name in wanted)
+    found = Counter(PurePosixPath(path).name for path in members)
+    if twice := [name for name, count in found.items() if count > 1]:
+        raise ValueError(f"{archive} holds {twice[0]} twice: refused, nothing was unpacked")
     missing = sorted(wanted - found.keys())
     if missing:
         raise ValueError(f"{archive} lacks {len(missing):,} of {len(wanted):,} pictures (first: {missing[0]}): "
                          f"delete {archive.resolve()} and run again, or use a local copy (RAW_DATA_DIR)")
-    archives.unpack(archive, members)
+    archives.unpack(archive, members, lambda path: images_dir / PurePosixPath(path).name)

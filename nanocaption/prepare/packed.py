@@ -273,5 +273,4 @@ def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -
     """Write the pictures `file_names` to `folder`; those already there are kept."""
     wanted = set(file_names)
     for shard in shards:
-        members = archives.checked(shard, lambda name: name in wanted)
-        archives.unpack(shard, {name: (member, folder / name) for name, member in members.items()})
+        archives.unpack(shard, archives.checked(shard, wanted.__contains__), folder.joinpath)
