@@ -31,18 +31,18 @@ def test_every_layout_gives_the_same_records(tmp_path, name, monkeypatch):
     fix_splits(monkeypatch)
     (OFFICIAL | UNSPLIT)[name](tmp_path)
     layout = layouts.read_layout(tmp_path, seed=1)
-    assert layout.name == name
+    assert layout.source.name == name
     assert layout.records == expected_records()
     assert layout.drawn == (name in UNSPLIT)
-    assert str(tmp_path) in layout.why
+    assert str(tmp_path) in layout.source.why
 
 
 def test_first_layout_in_the_order_is_read_and_the_others_are_named(tmp_path):
     for writer in (OFFICIAL | UNSPLIT).values():
         writer(tmp_path)
     layout = layouts.read_layout(tmp_path, seed=1)
-    assert layout.name == "Karpathy JSON"
-    assert "results.csv" in layout.why and "Flickr8k.token.txt" in layout.why and "lemma" not in layout.why
+    assert layout.source.name == "Karpathy JSON"
+    assert "results.csv" in layout.source.why and "Flickr8k.token.txt" in layout.source.why and "lemma" not in layout.source.why
 
 
 def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatch):
@@ -116,8 +116,8 @@ def test_coco_captions_of_several_files_are_one_set(tmp_path):
     ids = [image["id"] for name in ("train", "val") for image in
            json.loads((tmp_path / "annotations" / f"captions_{name}2014.json").read_text())["images"]]  # fmt: skip
     expected = [record | {"image_id": number} for record, number in zip(expected, ids, strict=True)]
-    assert (layout.name, layout.records, layout.drawn) == ("COCO captions JSON", expected, False)
-    assert "captions_train2014.json, captions_val2014.json stands in" in layout.why
+    assert (layout.source.name, layout.records, layout.drawn) == ("COCO captions JSON", expected, False)
+    assert "captions_train2014.json, captions_val2014.json stands in" in layout.source.why
     assert any("the source has no test pictures" in note for note in layout.notes)
     before = layouts.captions_digest(tmp_path)
     write(tmp_path / "annotations" / "captions_val2014.json", json.dumps(coco(NAMES[4:5], 500)))
@@ -178,7 +178,7 @@ def test_missing_split_is_kept_and_said(tmp_path):
 
 
 def test_captions_are_given_as_they_stand(tmp_path):
-    """preflight.py cleans them, and reports what it left out."""
+    """check.py cleans them, and reports what it left out."""
     images = karpathy_images()
     odd = ["", " \u2028\t", None, "\ud800", "  two \n lines\u2028here "]
     images[0]["sentences"] += [*({"raw": text} for text in odd), "text"]
@@ -255,7 +255,7 @@ def test_unknown_and_ambiguous_folders_are_refused(tmp_path):
 @pytest.mark.skipif(not FLICKR8K.is_dir(), reason="needs ../shared/data/flickr8k")
 def test_the_three_caption_layouts_of_flickr8k_agree(tmp_path):
     official = layouts.read_layout(FLICKR8K, 1)
-    assert (official.name, len(official.records)) == ("Karpathy JSON", 7000)
+    assert (official.source.name, len(official.records)) == ("Karpathy JSON", 7000)
     assert [sum(r["split"] == split for r in official.records) for split in layouts.SPLITS] == [6000, 1000, 0]
     captions = {record["file_name"]: record["captions"] for record in official.records}
     for files in (["captions.txt"], ["Flickr8k.token.txt", "Flickr_8k.trainImages.txt", "Flickr_8k.devImages.txt"]):

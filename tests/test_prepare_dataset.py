@@ -187,7 +187,7 @@ def test_remaking_takes_the_old_manifest_away_first(tmp_path, monkeypatch):
     raw = make_raw(tmp_path / "raw")
     folder = prepare("mine", tmp_path, raw_dir=raw)
     (folder / "images" / NAMES[0]).unlink()
-    monkeypatch.setattr(make, "finish", lambda *args, **kwargs: 1 / 0)
+    monkeypatch.setattr(make, "write_set", lambda *args, **kwargs: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         prepare("mine", tmp_path, raw_dir=raw)
     assert (folder / "images" / NAMES[0]).exists() and not is_whole(folder)

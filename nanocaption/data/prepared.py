@@ -12,46 +12,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Required, TypedDict
+from typing import Any, NamedTuple, Required, TypedDict, cast
 
 from nanocaption.base.files import cases, walk_files
-
-
-def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | None = None) -> list[dict[str, Any]]:
-    """The images of some splits of a prepared data set: {"file_name", "captions", ...} each, in the set's own order.
-
-    cutoff: only the first so many of each split, and of each set where several are mixed. Raises ValueError where a
-    split has no image.
-    """
-    path = Path(folder) / "captions.json"
-    records = json.loads(path.read_text(encoding="utf-8"))["images"]
-    splits = (splits,) if isinstance(splits, str) else splits
-    there = sorted({record["split"] for record in records})
-    absent = [repr(split) for split in splits if split not in there]
-    if absent:
-        raise ValueError(
-            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(there) or 'no images'}. Which "
-            "are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
-        )
-    seen: Counter = Counter()
-    chosen = []
-    for record in records:
-        if record["split"] in splits:
-            seen[part := (record["split"], record.get("set"))] += 1
-            if cutoff is None or seen[part] <= cutoff:
-                chosen.append(record)
-    return chosen
-
-
-def sample_places(records: Sequence[dict[str, Any]], number: int) -> list[int]:
-    """Which `number` images stand for all: the first, and of several sets or splits evenly spaced ones."""
-    kinds = {(record.get("set"), record["split"]) for record in records}
-    if len(kinds) == 1 or number >= len(records):
-        return list(range(min(number, len(records))))
-    return [place * len(records) // number for place in range(number)]
-
-
-FORM = 'write names with commas between, each with an optional weight above 0: "flickr30k,mine*2"'
 
 
 class Record(TypedDict, total=False):
@@ -64,6 +27,46 @@ class Record(TypedDict, total=False):
     scene: dict[str, Any]  # of drawn pictures: what is in it
     set: str  # of a mix: which of its sets, and how often an epoch visits its pairs where that is not once
     weight: float
+
+
+def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | None = None) -> list[Record]:
+    """The images of some splits of a prepared data set, in the set's own order.
+
+    cutoff: as in `first_of_each`. Raises ValueError where a split has no image.
+    """
+    path = Path(folder) / "captions.json"
+    records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["images"]
+    splits = (splits,) if isinstance(splits, str) else splits
+    there = sorted({record["split"] for record in records})
+    absent = [repr(split) for split in splits if split not in there]
+    if absent:
+        raise ValueError(
+            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(there) or 'no images'}. Which "
+            "are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
+        )
+    return first_of_each([record for record in records if record["split"] in splits], cutoff)
+
+
+def first_of_each(records: Sequence[Record], cutoff: int | None) -> list[Record]:
+    """The first `cutoff` of each split, and of each set where several are mixed; None: all."""
+    seen: Counter[tuple[str, str | None]] = Counter()
+    chosen = []
+    for record in records:
+        seen[part := (record["split"], record.get("set"))] += 1
+        if cutoff is None or seen[part] <= cutoff:
+            chosen.append(record)
+    return chosen
+
+
+def sample_places(records: Sequence[Record], number: int) -> list[int]:
+    """Which `number` images stand for all: the first, and of several sets or splits evenly spaced ones."""
+    kinds = {(record.get("set"), record["split"]) for record in records}
+    if len(kinds) == 1 or number >= len(records):
+        return list(range(min(number, len(records))))
+    return [place * len(records) // number for place in range(number)]
+
+
+FORM = 'write names with commas between, each with an optional weight above 0: "flickr30k,mine*2"'
 
 
 class Part(NamedTuple):
@@ -106,7 +109,26 @@ class EditedError(ValueError):
     """captions.json is not the one its manifest was written for."""
 
 
-def verify(folder: Path) -> dict:
+class Manifest(TypedDict, total=False):
+    """What manifest.json says of a prepared set; sets of earlier versions lack what came later."""
+
+    name: str
+    layout: str
+    licence: str
+    source: str  # what it was made from
+    source_sha256: str  # of its captions, see prepare/layouts.captions_digest
+    cutoff: int | None
+    seed: int | None  # None: nothing was drawn
+    caption_text: dict[str, Any]  # version and case of the normalisation
+    parts: dict[str, Any]  # of a mix: name -> weight and captions_sha256
+    copies_left_out: list[str]  # of a mix
+    notes: list[str]
+    counts: Required[dict[str, dict[str, int]]]  # split -> images, captions
+    captions_sha256: Required[str]
+    pictures_sha256: str
+
+
+def verify(folder: Path) -> Manifest:
     """The manifest of a whole set. Raises ValueError with one line when the set is not whole.
 
     Whole: the manifest is there, captions.json has the digest it names, and images/ has every picture of captions.json
@@ -131,7 +153,7 @@ def verify(folder: Path) -> dict:
     missing = [name for name in names if name not in present]
     if missing:
         raise ValueError(f"{folder} is not whole: {cases(missing, 'picture')} missing in images/")
-    return manifest
+    return cast(Manifest, manifest)
 
 
 def is_whole(folder: Path) -> bool:

@@ -6,13 +6,14 @@ folder, doubled names and bombs are refused with one line.
 """
 
 import contextlib
+import functools
 import gzip
 import stat
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
@@ -72,7 +73,7 @@ def zip_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]
                 kind = "link or device"
             member = Member(info.filename, info.file_size, info.compress_size, kind, bool(info.flag_bits & 1),
                             info.orig_filename)  # fmt: skip
-            yield member, lambda info=info: opened.open(info)
+            yield member, functools.partial(opened.open, info)
 
 
 def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
@@ -113,7 +114,7 @@ def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
         if danger is None and total > MAX_RATIO * max(packed, 2**20):
             danger = f"brings the unpacked size to {total:,} bytes, of {packed:,} packed"
         name = PurePosixPath(member.name).as_posix()
-        chosen = member.kind == "file" and not any(is_junk(part) for part in name.split("/")) and wanted(name)
+        chosen = member.kind == "file" and not is_junk(name) and wanted(name)
         if danger is None and chosen:
             most = MAX_PICTURE_BYTES if name.lower().endswith(PICTURE_SUFFIXES) else MAX_TEXT_BYTES
             if member.size > most:
@@ -130,10 +131,8 @@ def checked(archive: Path, wanted: Callable[[str], bool]) -> dict[str, Member]:
 
 def danger_of(member: Member) -> str | None:
     """Why an archive with this member must not be unpacked, or None."""
-    for name in {member.name, member.hidden_name} - {""}:
-        path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
-            return "leads out of the folder"
+    if leads_out(member.name) or leads_out(member.hidden_name):
+        return "leads out of the folder"
     if member.kind == "link or device":
         return "is a link or a device"
     if member.encrypted:
@@ -143,13 +142,18 @@ def danger_of(member: Member) -> str | None:
     return None
 
 
-def unpack(archive: Path, members: Mapping[str, tuple[Member, Path]]) -> None:
-    """Write members, name -> (member, target), as `checked` gave them. A target of the right size is kept."""
-    todo = {name: target for name, (member, target) in members.items() if size_of(target) != member.size}
+def leads_out(name: str) -> bool:
+    """Whether a path does not stay below the folder it is joined to, on any system."""
+    path = PureWindowsPath(name)  # which knows both kinds of slashes
+    return bool(path.drive or path.root) or ".." in path.parts or "\0" in name
+
+
+def unpack(archive: Path, members: Mapping[str, Member], place: Callable[[str], Path]) -> None:
+    """Write members, as `checked` gave them, to the place of their name. What is there in the right size is kept."""
+    todo = {name: place(name) for name, member in members.items() if size_of(place(name)) != member.size}
     if not todo:
         return
-    needed = sum(member.size for name, (member, _) in members.items() if name in todo)
-    require_space(next(iter(todo.values())).parent, needed, "DATA_DIR")
+    require_space(next(iter(todo.values())).parent, sum(members[name].size for name in todo), "DATA_DIR")
     bar = tqdm(total=len(todo), desc=f"unpacking {archive.name}", unit="file", mininterval=0.5)
     with damage_told(archive), bar:
         for member, open_member in entries(archive):
@@ -173,10 +177,10 @@ def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_fi
         if twice:
             raise ValueError(f"{archive} and {chosen[twice[0]]} both hold {twice[0]}: refused, nothing was unpacked")
         chosen |= dict.fromkeys(members, archive)
-        plans.append((archive, {name: (member, folder / name) for name, member in members.items()}))
+        plans.append((archive, members))
         print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
-    for archive, plan in plans:
-        unpack(archive, plan)
+    for archive, members in plans:
+        unpack(archive, members, folder.joinpath)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
         link = folder / path.name

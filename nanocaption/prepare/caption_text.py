@@ -16,7 +16,7 @@ import html
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 TEXT_VERSION = 1  # goes up when a rule changes what comes out; stands in the manifest
 MAX_WORDS, MAX_CHARACTERS = 500, 5000  # of a caption; more is a document that slipped in
@@ -85,7 +85,7 @@ class Cleaned(NamedTuple):
     refused: list[tuple[str, str]]  # (reason, the caption as far as it can be shown)
 
 
-def clean(captions: Sequence[Any], normal: Callable[[str], str] = normalise) -> Cleaned:
+def clean(captions: Sequence[str], normal: Callable[[str], str] = normalise) -> Cleaned:
     """The captions of one picture, normalised; a caption that is none is refused, one that says the same again dropped.
 
     normal: `normalise` with the case wanted.
@@ -107,7 +107,7 @@ def clean(captions: Sequence[Any], normal: Callable[[str], str] = normalise) -> 
     return Cleaned(kept, changed, refused)
 
 
-def fault(caption: Any) -> str | None:
+def fault(caption: object) -> str | None:
     """Why a caption cannot be used, before any repair, or None."""
     if not isinstance(caption, str):
         return "not text"

@@ -16,24 +16,26 @@ is the worse fault. Copies within a split stay.
 import contextlib
 import functools
 import hashlib
-import itertools
 import json
 import os
 import queue
 import signal
 import subprocess
 import sys
-import threading
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from tqdm import tqdm
 
 from nanocaption.base import cli
+from nanocaption.base.files import json_lines, open_to_append
+from nanocaption.data.prepared import Record
 from nanocaption.prepare import check_report
 from nanocaption.prepare.caption_text import TEXT_VERSION, clean, normalise
+from nanocaption.prepare.check_report import Examined, Report
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
@@ -56,138 +58,111 @@ DEFAULT_RULES = Rules()
 class Checked(NamedTuple):
     """What `check` found."""
 
-    records: list[dict]  # those that can be used, with clean captions
-    report: dict  # for report.json
-    found: dict[str, dict]  # file_name -> as `scan` gives it; {} where the pictures were not opened
+    records: list[Record]  # those that can be used, with clean captions
+    report: Report
+    found: dict[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
-    @property
-    def pictures_sha256(self) -> str | None:
-        """One digest over the names and the files of all pictures; None where they were not opened."""
-        names = [record["file_name"] for record in self.records]
-        lines = [json.dumps([name, self.found[name]["sha256"]]) for name in names if name in self.found]
-        return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
-
-    @property
-    def caption_text(self) -> dict:
-        """How captions were normalised: {version, case}, for the manifest."""
-        return {key: self.report["captions"]["text"][key] for key in ("version", "case")}
+    def facts(self) -> dict[str, object]:
+        """For the manifest: how captions were normalised, and a digest over the names and files of opened pictures."""
+        text = self.report["captions"]["text"]
+        lines = [json.dumps([record["file_name"], self.found[record["file_name"]]["sha256"]])
+                 for record in self.records if record["file_name"] in self.found]  # fmt: skip
+        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
+        return {"caption_text": {key: text[key] for key in ("version", "case")}, "pictures_sha256": digest}
 
 
-def check(folder: Path, records: Sequence[dict], paths: dict[str, Path] | None, rules: Rules) -> Checked:
+def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules) -> Checked:
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
-    records: {"file_name", "split", "captions", ...} each. paths: file_name -> picture; None: pictures drawn here, which
-    are not opened. Raises ValueError with the first cases where more than rules.max_bad_fraction is bad, or a split
-    would lose all it had; report.json is written then, too.
+    paths: file_name -> picture; None: pictures drawn here, which are not opened. Raises ValueError with the first cases
+    where more than rules.max_bad_fraction is bad, or a split would lose all it had; report.json is written then, too.
     """
     cleaned, captions_report = _check_captions(records, rules.caption_case)
-    report: dict[str, Any] = {"captions": captions_report}
-    kept = [record | {"captions": texts} for record, texts in zip(records, cleaned, strict=True) if texts]
+    captioned = [record for record in cleaned if record["captions"]]
     if paths is None:
-        return Checked(kept, report, {})
-    found = scan({record["file_name"]: paths[record["file_name"]] for record in records}, folder / "scan.jsonl",
-                 rules.workers)  # fmt: skip
-    refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
-    bare = {record["file_name"] for record in records} - {record["file_name"] for record in kept} - refused.keys()
-    refused |= {name: {"reason": "no caption left", "detail": ""} for name in sorted(bare)}
-    whole = [record for record in kept if record["file_name"] not in refused]
-    copies, leaving = find_copies(whole, found, paths)
-    kept = [record for record in whole if record["file_name"] not in leaving]
-    names = [record["file_name"] for record in kept]
-    report["pictures"] = {
-        "checked": len(records),
-        "kept": len(kept),
-        "refused": check_report.by_reason((entry["reason"], _shown(name, entry)) for name, entry in refused.items()),
-        "converted": check_report.by_reason((kind, name) for name in names for kind in found[name]["conversions"]),
-        "copies": copies,
-        "refused_pictures": {name: _message(entry) for name, entry in refused.items()},
+        return Checked(captioned, {"captions": captions_report}, {})
+    names = [record["file_name"] for record in records]
+    found = scan({name: paths[name] for name in names}, folder / "scan.jsonl", rules.workers)
+    refused = _refused(found, cleaned)
+    good = [record for record in captioned if record["file_name"] not in refused]
+    copies, leaving = find_copies(good, found, paths)
+    kept = [record for record in good if record["file_name"] not in leaving]
+    report: Report = {
+        "captions": captions_report,
+        "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
+        "sizes": check_report.sizes(kept, found),
     }
-    report["sizes"] = {
-        "width": check_report.spread([found[name]["width"] for name in names]),
-        "height": check_report.spread([found[name]["height"] for name in names]),
-        "kB": check_report.spread([round(found[name]["bytes"] / 1000, 1) for name in names]),
-        "words": check_report.spread([len(text.split()) for record in kept for text in record["captions"]]),
-    }
-    try:
-        _require_good(report, folder, rules.max_bad_fraction)
-        for split in sorted({record["split"] for record in records} - {record["split"] for record in kept}):
-            raise ValueError(f"no picture of the split {split} can be used: mend or replace its pictures and captions; "
-                             f"{folder / 'report.json'} says what is wrong with each, and which are copies")
-    except ValueError:
+    if problem := check_report.problem(report, rules.max_bad_fraction, folder) or _lost_split(records, kept, folder):
         check_report.write_report(folder, report)
-        raise
+        raise ValueError(problem)
     print("\n".join(check_report.summary(report)))
     return Checked(kept, report, found)
 
 
-def _check_captions(records: Sequence[dict], case: str) -> tuple[list[list[str]], dict]:
-    normal = functools.partial(normalise, case=case)
-    texts, repaired, refused, total = [], [], [], 0
+def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """file_name -> reason and detail, of pictures that cannot be used and of those without a caption."""
+    refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
+    bare = sorted(record["file_name"] for record in cleaned if not record["captions"])
+    return refused | {name: {"reason": "no caption left", "detail": ""} for name in bare if name not in refused}
+
+
+def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path) -> str | None:
+    lost = sorted({record["split"] for record in records} - {record["split"] for record in kept})
+    return (f"no picture of the split {lost[0]} can be used: mend or replace its pictures and captions; "
+            f"{folder / 'report.json'} says what is wrong with each, and which are copies") if lost else None
+
+
+def _check_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
+    """The records with clean captions, or with none, and what the report says of captions."""
+    repaired, refused = [], []
+    cleaned: list[Record] = []
     for record in tqdm(records, desc="checking captions", unit="picture", disable=len(records) < 5000):
-        cleaned = clean(record["captions"], normal)
+        of_picture = clean(record["captions"], functools.partial(normalise, case=case))
         name = record["file_name"]
-        total += len(record["captions"])
-        texts.append(cleaned.kept)
-        refused += [(reason, f"{name}: {shown}") for reason, shown in cleaned.refused]
-        repaired += [(what, name, before, after) for what, before, after in cleaned.changed]
+        cleaned.append(record | {"captions": of_picture.kept})
+        refused += [(reason, f"{name}: {shown}") for reason, shown in of_picture.refused]
+        repaired += [(what, name, before, after) for what, before, after in of_picture.changed]
     changed = [entry for entry in repaired if entry[2] != entry[3]]
     first = list({entry[0]: entry for entry in reversed(changed)}.values())[::-1]  # one of each kind, then others
     examples = [[before, after] for _, _, before, after in [*first, *(e for e in changed[:3] if e not in first)][:3]]
-    return texts, {
-        "checked": total,
-        "kept": sum(map(len, texts)),
+    return cleaned, {
+        "checked": sum(len(record["captions"]) for record in records),
+        "kept": sum(len(record["captions"]) for record in cleaned),
         "refused": check_report.by_reason(refused),
         "repaired": check_report.by_reason((what, f"{name}: {before[:200]!r}") for what, name, before, _ in repaired),
         "text": {"version": TEXT_VERSION, "case": case, "changed": len(changed), "examples": examples},
     }
 
 
-def scan(paths: dict[str, Path], log: Path, workers: int) -> dict[str, dict]:
+def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examined]:
     """What each picture is, in the order given: name -> {bytes, width, height, conversions, sha256, pixels, refused}.
 
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
-    known, whole = _read_log(log)
-    found, todo = {}, []
-    for name, path in paths.items():
-        size, time = _size_and_time(path)
-        entry = known.get(name)
-        if entry and (entry["bytes"], entry["time"]) == (size, time):
-            found[name] = entry
-        else:
-            todo.append((name, path, size, time))
+    known = _read_scan(log)
+    files = {name: _size_and_time(path) for name, path in paths.items()}
+    found = {name: known[name] for name, file in files.items()
+             if name in known and (known[name]["bytes"], known[name]["time"]) == file}  # fmt: skip
+    todo = [name for name in paths if name not in found]
     log.parent.mkdir(parents=True, exist_ok=True)
-    jobs = [str(path) for _, path, _, _ in todo]
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
-    with log.open("ab") as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
-        if not whole:
-            file.write(b"\n")
-        for number, answer in examine_all(jobs, workers):
-            name, _, size, time = todo[number]
-            entry = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
+    with open_to_append(log) as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
+        for number, answer in examine_all([str(paths[name]) for name in todo], workers):
+            name = todo[number]
+            size, time = files[name]
+            entry: Examined = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
             found[name] = entry
             if not entry["refused"] or entry["refused"]["reason"] not in PASSING:
                 file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
             progress.update()
     return {name: found[name] for name in paths}
 
 
-def _read_log(log: Path) -> tuple[dict[str, dict], bool]:
-    """(what `log` says of each name, whether its last line is whole). Lines that a kill or a fault tore are skipped."""
-    if not log.exists():
-        return {}, True
-    data = log.read_bytes()
-    known = {}
-    for line in data.split(b"\n"):
-        try:
-            entry = json.loads(line)
-            if entry["version"] == SCAN_VERSION:
-                known[entry["name"]] = entry
-        except (ValueError, TypeError, KeyError):
-            continue  # that picture is decoded again
-    return known, not data or data.endswith(b"\n")
+def _read_scan(log: Path) -> dict[str, Examined]:
+    """name -> its last line in `log` by the rules of today; lines that a kill or a fault tore count for nothing."""
+    lines = [cast(Examined, row) for _, row in json_lines(log) if row] if log.exists() else []
+    return {line.get("name", ""): line for line in lines if line.get("version") == SCAN_VERSION}
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:
@@ -198,7 +173,7 @@ def _size_and_time(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def examine(path: str) -> dict:
+def examine(path: str) -> Examined:
     """Decode one picture whole: {width, height, conversions, sha256, pixels, refused}, see `scan`."""
     from nanocaption.data.pictures import PictureError, read_picture
 
@@ -218,62 +193,58 @@ def examine(path: str) -> dict:
             "pixels": zlib.crc32(picture.pixels), "refused": None}  # fmt: skip
 
 
-def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, dict]]:
+def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, Examined]]:
     """(number, `examine` of that path) for all of them, as they get ready, from at most `workers` processes.
 
     Raises ValueError naming the picture at which a process died.
     """
     workers = min(workers or usable_cores(), len(paths) // PER_WORKER)
     if workers <= 1:
-        for number, path in enumerate(paths):
-            yield number, examine(path)
+        yield from ((number, examine(path)) for number, path in enumerate(paths))
         return
     # Plain processes with pipes: one that dies is noticed with the picture it died at, all end when this one is
     # killed, and none of them imports the caller's main module, and torch with it.
     command, environment = cli.own_process("nanocaption.prepare.check")
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
     processes = [subprocess.Popen(command, **pipes) for _ in range(workers)]
-    todo, lock, answers = iter(enumerate(paths)), threading.Lock(), queue.SimpleQueue()
-    threads = [threading.Thread(target=_feed, args=(process, todo, lock, answers)) for process in processes]
-    for thread in threads:
-        thread.start()
+    idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
+    for process in processes:
+        idle.put(process)
+    threads = ThreadPoolExecutor(workers)
     try:
-        for _ in paths:
-            number, answer = answers.get()
-            if isinstance(answer, int):
-                how = f"signal {signal.Signals(-answer).name}" if answer < 0 else f"exit status {answer}"
-                raise ValueError(f"a process that decodes pictures died at {paths[number]} ({how}): where memory is "
-                                 "short set NUM_WORKERS = 1, otherwise take that picture out; then run again, what was "
-                                 "checked so far is kept")
-            yield number, answer
+        jobs = [threads.submit(_examine_some, idle, paths, first) for first in range(0, len(paths), AT_ONCE)]
+        for job in as_completed(jobs):
+            yield from job.result()
     finally:
-        with lock:
-            for _ in todo:  # leaves the threads nothing more to do
-                pass
         for process in processes:
-            process.kill()
-        for thread in threads:
-            thread.join()
-
-
-def _feed(process: subprocess.Popen, todo: Iterator[tuple[int, str]], lock: threading.Lock, answers: Any) -> None:
-    """Give one process path after path, and put (number, answer) into `answers`; its exit status where it died."""
-    with contextlib.suppress(BrokenPipeError), process:  # closing its input flushes it
-        while True:
-            with lock:
-                jobs = list(itertools.islice(todo, AT_ONCE))
-            if not jobs:
-                return
+            process.kill()  # which ends the jobs that wait for it
+        threads.shutdown(cancel_futures=True)
+        for process in processes:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for _, path in jobs))
-                process.stdin.flush()
-            for number, _ in jobs:
-                line = process.stdout.readline()
-                if not line.endswith(b"\n"):
-                    process.kill()  # in case it only closed its pipe
-                    answers.put((number, process.wait()))
-                    return
-                answers.put((number, json.loads(line)))
+                process.communicate()
+
+
+def _examine_some(idle: queue.SimpleQueue[Any], paths: Sequence[str], first: int) -> list[tuple[int, Examined]]:
+    """(number, answer) for AT_ONCE of the paths, from the `first` on, by one of the idle processes."""
+    process, some = idle.get(), paths[first : first + AT_ONCE]
+    try:
+        with contextlib.suppress(BrokenPipeError):  # its answer, which will be missing, tells which picture it was
+            process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for path in some))
+            process.stdin.flush()
+        answers = []
+        for number, path in enumerate(some, start=first):
+            line = process.stdout.readline()
+            if not line.endswith(b"\n"):
+                process.kill()  # in case it only closed its pipe
+                code = process.wait()
+                how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit status {code}"
+                raise ValueError(f"a process that decodes pictures died at {path} ({how}): where memory is short set "
+                                 "NUM_WORKERS = 1, otherwise take that picture out; then run again, what was checked "
+                                 "so far is kept")
+            answers.append((number, json.loads(line)))
+        return answers
+    finally:
+        idle.put(process)
 
 
 def _serve() -> None:
@@ -289,22 +260,10 @@ def usable_cores() -> int:
 
 
 def find_copies(
-    records: Sequence[dict], found: dict[str, dict], paths: dict[str, Path]
-) -> tuple[dict, set[str]]:
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+) -> tuple[dict[str, Any], set[str]]:
     """(what the report says of pictures with the same pixels, the names to leave out because another split has them)"""
-    alike: dict[tuple, list[dict]] = {}
-    for record in records:
-        entry = found[record["file_name"]]
-        alike.setdefault((entry["width"], entry["height"], entry["pixels"]), []).append(record)
-    groups = []
-    for candidates in alike.values():
-        files = {found[record["file_name"]]["sha256"]: paths[record["file_name"]] for record in candidates}
-        # Different files whose pixels have one CRC are few: only they are decoded again.
-        pixels = {file: _pixels_digest(path) if len(files) > 1 else "" for file, path in files.items()}
-        same: dict[str, list[dict]] = {}
-        for record in candidates:
-            same.setdefault(pixels[found[record["file_name"]]["sha256"]], []).append(record)
-        groups += [group for group in same.values() if len(group) > 1]
+    groups = _groups_of_copies(records, found, paths)
     across, leaving = [], set()
     for group in groups:
         splits = {record["split"] for record in group}
@@ -321,29 +280,28 @@ def find_copies(
     }, leaving
 
 
+def _groups_of_copies(
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+) -> list[list[Record]]:
+    def key(record: Record) -> tuple[int, int, int]:
+        entry = found[record["file_name"]]
+        return entry["width"], entry["height"], entry["pixels"]
+
+    files: dict[tuple[int, int, int], dict[str, Path]] = {}
+    for record in records:
+        files.setdefault(key(record), {})[found[record["file_name"]]["sha256"]] = paths[record["file_name"]]
+    # Different files whose pixels have one CRC are few: only they are decoded again.
+    pixels = {file: _pixels_digest(path) for alike in files.values() if len(alike) > 1 for file, path in alike.items()}
+    groups: dict[tuple[object, ...], list[Record]] = {}
+    for record in records:
+        groups.setdefault((key(record), pixels.get(found[record["file_name"]]["sha256"])), []).append(record)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _pixels_digest(path: Path) -> str:
     from nanocaption.data.pictures import read_picture
 
     return hashlib.sha256(read_picture(path).pixels).hexdigest()
-
-
-def _require_good(report: dict, folder: Path, allowed: float) -> None:
-    for noun in ("pictures", "captions"):
-        part = report[noun]
-        bad = sum(kind["count"] for kind in part["refused"].values())
-        if bad > allowed * part["checked"]:
-            first = [f"{reason}: {check_report.count_and_cases(kind)}" for reason, kind in part["refused"].items()]
-            raise ValueError(f"{bad:,} of {part['checked']:,} {noun} ({100 * bad / part['checked']:.2f} %) cannot be "
-                             f"used, above MAX_BAD_FRACTION = {allowed:g}: {'; '.join(first)}. Mend or take out these "
-                             f"{noun} ({folder / 'report.json'} says more), or raise MAX_BAD_FRACTION")
-
-
-def _message(refused: dict) -> str:
-    return f"{refused['reason']}: {refused['detail']}" if refused["detail"] else refused["reason"]
-
-
-def _shown(name: str, refused: dict) -> str:
-    return f"{name} ({refused['detail']})" if refused["detail"] else name
 
 
 if __name__ == "__main__":

@@ -4,62 +4,130 @@ import io
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from nanocaption.base.files import write_atomically, write_file
+from nanocaption.data.prepared import Record
 
 SHOWN = 3  # cases of each kind that are printed; report.json has CASES of them, and every refused picture
 CASES = 20
 
 
-def count_and_cases(kind: dict) -> str:
+class Examined(TypedDict, total=False):
+    """What check.py found in a picture: a line of scan.jsonl."""
+
+    name: str
+    bytes: int  # the file's size, and its time of change in ns; 0 where it could not be asked
+    time: int
+    version: int  # of the rules it was examined by
+    width: int
+    height: int
+    conversions: list[str]  # what reading it had to change
+    sha256: str  # of the file
+    pixels: int  # CRC-32 of what was decoded
+    refused: dict[str, str] | None  # reason and detail, where it cannot be used
+
+
+class Cases(TypedDict):
+    """Of one kind: how many, and the first of them."""
+
+    count: int
+    cases: list[str]
+
+
+class Report(TypedDict, total=False):
+    """What report.json says, with the set's manifest where one was made."""
+
+    captions: dict[str, Any]  # checked, kept, refused, repaired, text
+    pictures: dict[str, Any]  # checked, kept, refused, converted, refused_pictures, copies
+    sizes: dict[str, dict[str, float]]  # width, height, kB, words -> least, median, mean, most
+
+
+def of_pictures(
+    checked: int, kept: Sequence[Record], found: Mapping[str, Examined], refused: Mapping[str, dict[str, str]]
+) -> dict[str, Any]:
+    """What the report says of pictures, but for copies. refused: file_name -> reason and detail, which may be empty."""
+    def shown(name: str, detail: str) -> str:
+        return f"{name} ({detail})" if detail else name
+
+    return {
+        "checked": checked,
+        "kept": len(kept),
+        "refused": by_reason((entry["reason"], shown(name, entry["detail"])) for name, entry in refused.items()),
+        "converted": by_reason((kind, record["file_name"]) for record in kept
+                               for kind in found[record["file_name"]]["conversions"]),
+        "refused_pictures": {name: ": ".join(filter(None, (entry["reason"], entry["detail"])))
+                             for name, entry in refused.items()},
+    }  # fmt: skip
+
+
+def sizes(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str, dict[str, float]]:
+    entries = [found[record["file_name"]] for record in kept]
+    return {
+        "width": spread([entry["width"] for entry in entries]),
+        "height": spread([entry["height"] for entry in entries]),
+        "kB": spread([round(entry["bytes"] / 1000, 1) for entry in entries]),
+        "words": spread([len(text.split()) for record in kept for text in record["captions"]]),
+    }
+
+
+def problem(report: Report, allowed: float, folder: Path) -> str | None:
+    """What to tell where more than the fraction `allowed` of pictures or captions is bad. folder: has report.json."""
+    for noun, part in (("pictures", report["pictures"]), ("captions", report["captions"])):
+        bad = sum(kind["count"] for kind in part["refused"].values())
+        if bad > allowed * part["checked"]:
+            first = "; ".join(f"{reason}: {count_and_cases(kind)}" for reason, kind in part["refused"].items())
+            return (f"{bad:,} of {part['checked']:,} {noun} ({100 * bad / part['checked']:.2f} %) cannot be used, "
+                    f"above MAX_BAD_FRACTION = {allowed:g}: {first}. Mend or take out these {noun} "
+                    f"({folder / 'report.json'} says more), or raise MAX_BAD_FRACTION")
+    return None
+
+
+def count_and_cases(kind: Cases) -> str:
     """'5 (a.jpg, b.jpg, c.jpg, ...)'"""
     cases = [case if len(case) <= 100 else case[:97] + "..." for case in kind["cases"][:SHOWN]]
     return f"{kind['count']:,} ({', '.join(cases)}{', ...' if kind['count'] > SHOWN else ''})"
 
 
-def summary(report: dict) -> list[str]:
+def summary(report: Report) -> list[str]:
     """The report in lines for a person."""
-    pictures, texts, sizes = report["pictures"], report["captions"], report["sizes"]
-    copies, text = pictures["copies"], texts["text"]
+    pictures, texts = report["pictures"], report["captions"]
+    copies = pictures["copies"]
     lines = [f"Checked {pictures['checked']:,} pictures and {texts['checked']:,} captions.",
              f"  pictures  {pictures['kept']:,} kept"]  # fmt: skip
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in pictures["refused"].items()]
     lines += [f"    converted, {what}: {count_and_cases(kind)}" for what, kind in pictures["converted"].items()]
     if copies["groups"]:
-        first = ["/".join(group) for group in copies["cases"]]
-        cases = count_and_cases({"count": copies["groups"], "cases": first})
-        lines.append(f"    the same picture under several names: {cases}")
+        told: Cases = {"count": copies["groups"], "cases": ["/".join(group) for group in copies["cases"]]}
+        lines.append(f"    the same picture under several names: {count_and_cases(told)}")
     if copies["across_splits"]:
-        first = [" = ".join(group) for group in copies["across_cases"]]
-        cases = count_and_cases({"count": copies["across_splits"], "cases": first})
-        lines.append(f"  WARNING: the same picture in several splits: {cases}; {len(copies['left_out']):,} left out, "
-                     "so that nothing of test or val is trained on")
+        told = {"count": copies["across_splits"], "cases": [" = ".join(group) for group in copies["across_cases"]]}
+        lines.append(f"  WARNING: the same picture in several splits: {count_and_cases(told)}; "
+                     f"{len(copies['left_out']):,} left out, so that nothing of test or val is trained on")
     lines.append(f"  captions  {texts['kept']:,} kept")
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in texts["refused"].items()]
     lines += [f"    repaired, {what}: {kind['count']:,}" for what, kind in texts["repaired"].items()]
-    lines += [f"      {before[:100]!r} -> {after[:100]!r}" for before, after in text["examples"]]
-    lines.append(f"  case of captions: {text['case']} (CAPTION_CASE)")
-    spreads = [f"{what} {of['least']:g} / {of['median']:g} / {of['most']:g}" for what, of in sizes.items()]
-    lines.append(f"  least / median / most: {', '.join(spreads)}")
-    return lines
+    lines += [f"      {before[:100]!r} -> {after[:100]!r}" for before, after in texts["text"]["examples"]]
+    lines.append(f"  case of captions: {texts['text']['case']} (CAPTION_CASE)")
+    spreads = [f"{what} {of['least']:g} / {of['median']:g} / {of['most']:g}" for what, of in report["sizes"].items()]
+    return [*lines, f"  least / median / most: {', '.join(spreads)}"]
 
 
-def write_report(folder: Path, report: dict) -> None:
+def write_report(folder: Path, report: Mapping[str, object]) -> None:
     """report.json, atomically."""
     write_atomically(folder / "report.json", json.dumps(report, ensure_ascii=True, indent=1) + "\n")
 
 
-def draw(path: Path, records: Sequence[dict], found: dict[str, dict], name: str) -> None:
+def draw(path: Path, records: Sequence[Record], found: Mapping[str, Examined], name: str) -> None:
     """Histograms of the kept pictures' sizes, their files' sizes and the captions' lengths, as a PNG at `path`."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     entries = [found[record["file_name"]] for record in records]
     words = [len(text.split()) for record in records for text in record["captions"]]
-    panels = (
+    panels: tuple[tuple[str, str, str, dict[str, Sequence[float]]], ...] = (
         ("Picture sides", "pixels", "pictures", {"width": [entry["width"] for entry in entries],
                                                  "height": [entry["height"] for entry in entries]}),
         ("Files", "kB", "pictures", {"": [entry["bytes"] / 1000 for entry in entries]}),
@@ -99,14 +167,14 @@ def _histogram(axes: Any, series: dict[str, Sequence[float]], whole: bool) -> No
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.99), handlelength=1.2)
 
 
-def spread(numbers: Sequence[float]) -> dict:
+def spread(numbers: Sequence[float]) -> dict[str, float]:
     if not numbers:
         return {"least": 0, "median": 0, "mean": 0, "most": 0}
     return {"least": min(numbers), "median": statistics.median(numbers), "mean": round(statistics.fmean(numbers), 2),
             "most": max(numbers)}  # fmt: skip
 
 
-def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, dict]:
+def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, Cases]:
     """(reason, case) -> reason: {count, first cases}, the most frequent first."""
     pairs = list(pairs)
     counts = Counter(reason for reason, _ in pairs)

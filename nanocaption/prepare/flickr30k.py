@@ -2,23 +2,22 @@
 
 HF_DATASET_ID decides which: a repository with the two files of nlphuji/flickr30k, or one of parquet shards with a
 column `split`, such as AnyModal/flickr30k. `find` looks at what is there and says what will be downloaded, `fetch`
-brings a file (download.py), `read` gives the rows. Nothing here knows the rest of data/<name>/.
+brings a file (download.py), `source` gives rows and pictures. Nothing here knows the rest of data/<name>/.
 """
 
 import errno
-import functools
 import hashlib
 import json
-import shutil
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nanocaption.base import hub
-from nanocaption.base.files import in_units, nearest_folder, require_space
+from nanocaption.base.files import free_bytes, in_units, require_space
+from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, download, packed
-from nanocaption.prepare.caption_files import Row, read_annotations
+from nanocaption.prepare.caption_files import Rows, Source, read_annotations
 
 OFFICIAL_ID = "nlphuji/flickr30k"
 OFFICIAL_IDS = (OFFICIAL_ID, "AnyModal/flickr30k")
@@ -38,10 +37,11 @@ class Copy(NamedTuple):
     repository: str
     revision: str
     commit: str
-    names: list[str]  # the files that are needed
     folder: Path  # where downloads are kept
-    here: dict[str, download.Fetched]
-    missing: dict[str, download.Remote]
+    files: dict[str, download.Fetched | download.Remote]  # those that are needed, here or still to be downloaded
+
+    def __str__(self) -> str:
+        return f"{self.repository}: {', '.join([*self.files][:2])}{', ...' if len(self.files) > 2 else ''}"
 
 
 def find(repository: str, revision: str, folder: Path) -> Copy:
@@ -54,18 +54,18 @@ def find(repository: str, revision: str, folder: Path) -> Copy:
         copy = local_copy(repository, revision, folder) or hub_copy(repository, revision, folder)
     except hub.errors() as error:
         raise explained(error, "the list of files", repository, revision) from error
-    if any(name.endswith(".parquet") for name in copy.names):
+    if any(name.endswith(".parquet") for name in copy.files):
         packed.import_pyarrow()  # before 4 GB are downloaded that nothing could read
-    if not copy.missing:
-        print(f"{repository}: {', '.join(copy.names[:2])}{', ...' if len(copy.names) > 2 else ''} are here already, in "
-              f"{copy.here[copy.names[0]].path.parent}", flush=True)
+    missing = [file for file in copy.files.values() if isinstance(file, download.Remote)]
+    if not missing:
+        place = next(file.path.parent for file in copy.files.values() if isinstance(file, download.Fetched))
+        print(f"{copy} are here already, in {place}", flush=True)
         return copy
-    size = sum(remote.size for remote in copy.missing.values())
-    have = sum(download.part_bytes(folder, remote) for remote in copy.missing.values())
-    free = shutil.disk_usage(nearest_folder(folder)).free
-    print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(copy.missing)} files to download "
-          f"to {folder}, {in_units(have)} of it are here already; {in_units(free)} free, about as much again is needed "
-          "to unpack", flush=True)  # fmt: skip
+    size = sum(remote.size for remote in missing)
+    have = sum(download.part_bytes(folder, remote) for remote in missing)
+    print(f"{repository} at {revision} ({copy.commit[:12]}): {in_units(size)} in {len(missing)} files to download to "
+          f"{folder}, {in_units(have)} of it are here already; {in_units(free_bytes(folder))} free, about as much "
+          "again is needed to unpack", flush=True)  # fmt: skip
     require_space(folder, 2 * size - have, "DATA_DIR")
     return copy
 
@@ -82,7 +82,7 @@ def local_copy(repository: str, revision: str, folder: Path) -> Copy | None:
             or download.in_hub_cache(repository, revision, name)
         ))}  # fmt: skip
         if names and len(here) == len(names):
-            return Copy(repository, revision, here[names[0]].commit, names, folder, here, {})
+            return Copy(repository, revision, here[names[0]].commit, folder, dict(here))
     if constants.HF_HUB_OFFLINE:
         raise ValueError(f"HF_HUB_OFFLINE is set and {repository} is neither in {folder} nor in the cache "
                          f"{constants.HF_HUB_CACHE}")
@@ -92,26 +92,21 @@ def local_copy(repository: str, revision: str, folder: Path) -> Copy | None:
 def hub_copy(repository: str, revision: str, folder: Path) -> Copy:
     """The copy as the Hub lists it; its files are asked for under the commit that `revision` means now."""
     commit, listed = download.listing(repository, revision)
-    names = wanted_names(listed)
-    if not names:
-        raise ValueError(f"it holds neither {CSV_NAME} and {ZIP_NAME} nor parquet shards; see HF_DATASET_ID")
-    here, missing = {}, {}
-    for name in names:
-        cached = download.in_hub_cache(repository, commit, name)
-        if cached is None:
-            remote = download.ask(repository, commit, name)
-            fetched = download.in_folder(folder, name, repository)
-            cached = fetched if fetched and fetched.etag == remote.etag else None
-        if cached:
-            here[name] = cached
+    files: dict[str, download.Fetched | download.Remote] = {}
+    for name in wanted_names(listed):
+        if cached := download.in_hub_cache(repository, commit, name):
+            files[name] = cached
         else:
-            missing[name] = remote
-    return Copy(repository, revision, commit, names, folder, here, missing)
+            remote, fetched = download.ask(repository, commit, name), download.in_folder(folder, name, repository)
+            files[name] = fetched if fetched and fetched.etag == remote.etag else remote
+    if not files:
+        raise ValueError(f"it holds neither {CSV_NAME} and {ZIP_NAME} nor parquet shards; see HF_DATASET_ID")
+    return Copy(repository, revision, commit, folder, files)
 
 
 def wanted_names(listed: Iterable[str]) -> list[str]:
     """The files to download: CSV and zip, or else the parquet shards."""
-    safe = [name for name in listed if archives.danger_of(archives.Member(name, 0, None, "file")) is None]
+    safe = [name for name in listed if not archives.leads_out(name)]
     if CSV_NAME in safe and ZIP_NAME in safe:
         return [CSV_NAME, ZIP_NAME]
     return sorted(name for name in safe if name.endswith(".parquet"))
@@ -119,39 +114,40 @@ def wanted_names(listed: Iterable[str]) -> list[str]:
 
 def fetch(copy: Copy, name: str) -> download.Fetched:
     """A file of the copy, downloaded with a progress bar where it is not here. Raises ValueError with the ways on."""
-    if name in copy.here:
-        return copy.here[name]
+    file = copy.files[name]
+    if isinstance(file, download.Fetched):
+        return file
     try:
         copy.folder.mkdir(parents=True, exist_ok=True)
-        about = {"repository": copy.repository, "revision": copy.revision, "commit": copy.commit, "names": copy.names}
-        download.write_json(copy.folder / "listing.json", about)
-        return download.fetch(copy.missing[name], copy.folder)
+        download.write_json(copy.folder / "listing.json", {"repository": copy.repository, "revision": copy.revision,
+                                                           "commit": copy.commit, "names": [*copy.files]})  # fmt: skip
+        copy.files[name] = download.fetch(file, copy.folder)
     except hub.errors() as error:
         raise explained(error, name, copy.repository, copy.revision) from error
+    return fetch(copy, name)
 
 
-def read(copy: Copy) -> tuple[list[Row], list[str], Callable[[Collection[str], Path], None], dict[str, Any]]:
-    """Rows, notes, a function (file names, folder) -> None that writes pictures, and facts of the files for a manifest.
+def source(copy: Copy) -> Source:
+    """The copy, to be read. Files are downloaded when they are needed, so that a wrong CSV is found before the zip."""
+    if ZIP_NAME in copy.files:
+        return Source("Hub zip and CSV", str(copy), copy.repository, [],
+                      lambda: read_annotations(fetch(copy, CSV_NAME).path),
+                      lambda names, to: unpack(fetch(copy, ZIP_NAME).path, names, to))  # fmt: skip
+    return Source("Hub parquet", str(copy), copy.repository, [], lambda: read_shards(copy),
+                  lambda names, to: packed.unpack_parquet(fetch_shards(copy), names, to))  # fmt: skip
 
-    Downloads what it takes; the zip only when that function is called, so that a wrong CSV is found before.
-    """
-    facts: dict[str, Any] = {}
-    if copy.names == [CSV_NAME, ZIP_NAME]:
-        rows, notes = read_annotations(fetch_noted(copy, CSV_NAME, facts).path)
-        return rows, notes, lambda names, to: unpack(fetch_noted(copy, ZIP_NAME, facts).path, names, to), facts
-    shards = [fetch_noted(copy, name, facts).path for name in copy.names]
-    without = [shard.name for shard in shards if packed.parquet_columns(shard)["split"] is None]
+
+def read_shards(copy: Copy) -> Rows:
+    shards = fetch_shards(copy)
+    without = [shard.name for shard in shards if packed.parquet_columns(shard).split is None]
     if without:
         raise ValueError(f"{copy.repository} has no column `split` (first: {without[0]}): what the Hub calls its test "
                          "split is then the whole set. Take a copy with Karpathy's split, see HF_DATASET_ID")
-    rows, notes = packed.read_parquet(copy.folder, shards)
-    return rows, notes, functools.partial(packed.unpack_parquet, copy.folder, shards), facts
+    return packed.read_parquet(copy.folder, shards)
 
 
-def fetch_noted(copy: Copy, name: str, facts: dict[str, Any]) -> download.Fetched:
-    fetched = fetch(copy, name)
-    facts[name] = {"sha256": fetched.sha256, "etag": fetched.etag}
-    return fetched
+def fetch_shards(copy: Copy) -> list[Path]:
+    return [fetch(copy, name).path for name in copy.files]
 
 
 def explained(error: Exception, name: str, repository: str, revision: str) -> ValueError:
@@ -170,10 +166,10 @@ def explained(error: Exception, name: str, repository: str, revision: str) -> Va
     elif isinstance(error, json.JSONDecodeError):
         what = f"{constants.ENDPOINT} did not answer as the Hub does: is there a login page or a proxy in between?"
     elif isinstance(error, ValueError) and not isinstance(error, errors.HFValidationError):
-        what = f"{repository} at {revision}: {download.first_line(error)}"
+        what = f"{repository} at {revision}: {hub.reason_of(error)}"
     else:
         what = (f"could not get {name} of {repository} from {constants.ENDPOINT} "
-                f"({type(error).__name__}: {download.first_line(error)})")
+                f"({type(error).__name__}: {hub.reason_of(error)})")
     return ValueError(f"{what}. {WAYS_ON}")
 
 
@@ -185,13 +181,13 @@ def check_counts(splits: Sequence[str]) -> None:
                          "set HF_DATASET_REVISION to a known commit, or use a local copy (RAW_DATA_DIR)")
 
 
-def splits_digest(records: Iterable[dict]) -> str:
+def splits_digest(records: Iterable[Record]) -> str:
     """sha256 over the sorted lines "file name<TAB>split": the same for every copy of one split."""
     lines = sorted(f"{record['file_name']}\t{record['split']}\n" for record in records)
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def check_train_digest(records: Iterable[dict]) -> list[str]:
+def check_train_digest(records: Iterable[Record]) -> list[str]:
     """A note where the training pictures are not the known ones of Karpathy's split."""
     if splits_digest(record for record in records if record["split"] == "train") == TRAIN_DIGEST:
         return []
@@ -206,16 +202,12 @@ def unpack(archive: Path, file_names: Collection[str], images_dir: Path) -> None
     damaged zip, unsafe or missing members and too little disk.
     """
     wanted = set(file_names)
-    members: dict[str, tuple[archives.Member, Path]] = {}
-    found: dict[str, str] = {}
-    for path, member in archives.checked(archive, lambda name: PurePosixPath(name).name in wanted).items():
-        name = PurePosixPath(path).name
-        if name in found:
-            raise ValueError(f"{archive} holds {name} twice: refused, nothing was unpacked")
-        found[name] = path
-        members[path] = (member, images_dir / name)
+    members = archives.checked(archive, lambda path: PurePosixPath(path).name in wanted)
+    found = Counter(PurePosixPath(path).name for path in members)
+    if twice := [name for name, count in found.items() if count > 1]:
+        raise ValueError(f"{archive} holds {twice[0]} twice: refused, nothing was unpacked")
     missing = sorted(wanted - found.keys())
     if missing:
         raise ValueError(f"{archive} lacks {len(missing):,} of {len(wanted):,} pictures (first: {missing[0]}): "
                          f"delete {archive.resolve()} and run again, or use a local copy (RAW_DATA_DIR)")
-    archives.unpack(archive, members)
+    archives.unpack(archive, members, lambda path: images_dir / PurePosixPath(path).name)

@@ -12,17 +12,22 @@ here, "flickr30k" is downloaded, and any name can be read from a folder of your 
 Several names with commas between are mixed (mix.py).
 """
 
+import filecmp
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
 from tqdm import tqdm
 
-from nanocaption.base.files import cases
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
-from nanocaption.data.prepared import EditedError, folder_name, is_mix, parse_mix, verify
+from nanocaption.data import prepared
+from nanocaption.data.prepared import Manifest, Record
 from nanocaption.prepare import archives, check, flickr30k, layouts
+from nanocaption.prepare.caption_files import NotThereError, refuse
 from nanocaption.prepare.mix import prepare_mix
-from nanocaption.prepare.raw import find_pictures, link_or_copy
-from nanocaption.prepare.store import begin, counts_line, finish, first_of_each_split, in_images
+from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
@@ -56,7 +61,7 @@ def prepare(
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
-    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see mixing.py).
+    name: the set's folder, or several prepared ones with weights ("flickr30k,mine*2", see data/prepared.py).
     raw_dir: folder or archive with the user's own pictures and captions; read, never changed.
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
@@ -64,15 +69,15 @@ def prepare(
     Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
     whole set made from something else.
     """
-    if is_mix(name):
+    if prepared.is_mix(name):
         if raw_dir is not None:
             raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
                              "one in that folder by itself first, then name it without RAW_DATA_DIR")
-        parts = parse_mix(name)
+        parts = prepared.parse_mix(name)
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
                     hf_revision=hf_revision, rules=rules)  # fmt: skip
-        return prepare_mix(folder_of(folder_name(name), data_dir), parts, rules.workers)
+        return prepare_mix(folder_of(prepared.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
     if name == "demo" and raw_dir is not None:
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
@@ -111,19 +116,14 @@ def prepare_flickr30k(
         return folder
     print(f"note: {flickr30k.LICENCE}")
     copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
-    rows, notes, unpack, files = flickr30k.read(copy)
-    records, more = layouts.clean_records(rows, 0, f"{hf_dataset_id}")  # the copy gives every split: nothing to draw
+    contents = layouts.read(flickr30k.source(copy), 0)  # the copy gives every split: nothing to draw
     if hf_dataset_id in flickr30k.OFFICIAL_IDS:
-        flickr30k.check_counts([record["split"] for record in records])
-        more += flickr30k.check_train_digest(records)
-    splits_sha256 = flickr30k.splits_digest(records)
-    records = first_of_each_split(records, cutoff)
-    unpack([record["file_name"] for record in records], folder / "images")
-    begin(folder)
-    checked = check.check(folder, records, in_images(folder, records), rules)
-    finish(folder, checked, notes + more, cutoff=cutoff, layout="Hub zip and CSV" if flickr30k.ZIP_NAME in files else
-           "Hub parquet", licence=flickr30k.LICENCE, source=f"{hf_dataset_id} on the Hugging Face Hub",
-           revision=revision, commit=copy.commit, files=files, splits_sha256=splits_sha256)  # fmt: skip
+        flickr30k.check_counts([record["split"] for record in contents.records])
+        contents.notes.extend(flickr30k.check_train_digest(contents.records))
+    fetched = {name: flickr30k.fetch(copy, name) for name in copy.files}
+    make_set(folder, contents, {}, cutoff, rules, licence=flickr30k.LICENCE, revision=revision, commit=copy.commit,
+             source=f"{hf_dataset_id} on the Hugging Face Hub", splits_sha256=flickr30k.splits_digest(contents.records),
+             files={name: {"sha256": file.sha256, "etag": file.etag} for name, file in fetched.items()})  # fmt: skip
     if copy.folder.is_dir():
         print(f"{copy.folder} keeps the downloaded files; now that the set is whole it may be deleted")
     return folder
@@ -132,61 +132,109 @@ def prepare_flickr30k(
 def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
     from nanocaption.demo_set import draw_demo_set
 
-    pass  # REMOVE
-
     begin(folder)
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
     records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
-    checked = check.check(folder, records, None, rules)
-    return finish(folder, checked, [], cutoff=cutoff, layout="demo", licence=DEMO_LICENCE, source="demo_set",
-                  seed=seed)
+    checked = check.check(folder, cast(list[Record], records), None, rules)
+    return write_set(folder, checked.records, [], checked, cutoff=cutoff, layout="demo", licence=DEMO_LICENCE,
+                     source="demo_set", seed=seed)  # fmt: skip
 
 
 def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
-    layout, pictures, unused = read_raw(raw_dir, seed, folder / "unpacked")
-    notes = [*layout.notes]
-    if unused:
-        notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
-    records = first_of_each_split(layout.records, cutoff)
-    begin(folder)
-    if layout.unpack:
-        layout.unpack([record["file_name"] for record in records], folder / "images")
-        pictures = in_images(folder, records)
-    checked = check.check(folder, records, pictures, rules)
-    if not layout.unpack:
-        for record in tqdm(checked.records, desc="pictures", unit="picture"):
-            link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
-    licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
-    finish(folder, checked, notes, cutoff=cutoff, layout=layout.name, licence=licence,
-           seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),
-           source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+    contents, pictures = read_raw(raw_dir, seed, folder / "unpacked")
+    make_set(folder, contents, pictures, cutoff, rules, seed=seed if contents.drawn else None,
+             licence=flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE,
+             source=str(raw_dir.resolve()), source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
     if (folder / "unpacked").is_dir():
         print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
     return folder
 
 
-def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Layout, dict[str, Path], list[str]]:
-    """The layout of `raw_dir`, where its pictures lie ({} where the layout unpacks them), and pictures not in use.
+def make_set(
+    folder: Path, contents: layouts.Contents, pictures: dict[str, Path], cutoff: int | None, rules: check.Rules,
+    **about: object,
+) -> None:  # fmt: skip
+    """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
+
+    pictures: file_name -> where it lies; not used where the source unpacks them. about: more for the manifest.
+    """
+    records, unpack = prepared.first_of_each(contents.records, cutoff), contents.source.unpack
+    begin(folder)
+    if unpack:
+        unpack([record["file_name"] for record in records], folder / "images")
+        pictures = in_images(folder, records)
+    checked = check.check(folder, records, pictures, rules)
+    if not unpack:
+        for record in tqdm(checked.records, desc="pictures", unit="picture"):
+            bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
+    write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, **about)
+
+
+def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path]]:
+    """What `raw_dir` holds, and file_name -> picture, {} where the source unpacks them.
 
     Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
     """
-    packed = archives.find(raw_dir)
-    while True:
-        try:
-            layout = layouts.read_layout(raw_dir, seed)
-            print(f"{raw_dir}: layout {layout.name}, because {layout.why}")
-            if layout.unpack:
-                return layout, {}, []
-            return layout, *find_pictures(raw_dir, [record["file_name"] for record in layout.records])
-        except layouts.NotThereError:
-            if not packed:
-                raise
-            raw_dir = archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file)
-            packed = []
+    try:
+        return read_folder(raw_dir, seed)
+    except NotThereError:
+        packed = archives.find(raw_dir)
+        if not packed:
+            raise
+    return read_folder(archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file), seed)
 
 
-def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep") -> dict | None:
+def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, Path]]:
+    contents = layouts.read_layout(raw_dir, seed)
+    print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
+    if contents.source.unpack:
+        return contents, {}
+    pictures, unused = find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+    if unused:
+        contents.notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    return contents, pictures
+
+
+def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
+    """file_name -> path below `raw_dir`, and the pictures that no file_name asks for.
+
+    A name matches the path that equals it or ends in it, so images/, Images/, flickr30k-images/ and doubled folders
+    need no setting. The same name in two folders is accepted when the files are equal byte for byte. Raises ValueError
+    for missing pictures, for two different ones of one name, and for one that two names mean.
+    """
+    by_name: dict[str, list[str]] = {}
+    for path in walk_files(raw_dir):
+        by_name.setdefault(path.rpartition("/")[2], []).append(path)
+    found = {name: _path_of(raw_dir, name, by_name.get(name.rpartition("/")[2], [])) for name in file_names}
+    pictures = {name: raw_dir / path for name, path in found.items() if path is not None}
+    if missing := [name for name in file_names if name not in pictures]:
+        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the "
+                            "pictures or delete their captions")
+    shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
+    refuse(shared, "picture", raw_dir, "under two file names in the captions; keep one name")
+    used = {path.name for path in pictures.values()}
+    unused = [path for name, paths in by_name.items() if name not in used and name.lower().endswith(PICTURE_SUFFIXES)
+              for path in paths]
+    return pictures, unused
+
+
+def _path_of(raw_dir: Path, file_name: str, same_name: Sequence[str]) -> str | None:
+    """Which of the paths that end in the same name `file_name` means; None where it is none of them."""
+    paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
+    if not paths:
+        return None
+    first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
+    different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
+    if different:
+        raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
+                         "name the folder in the captions, or keep one of them")
+    return first
+
+
+def whole_manifest(
+    folder: Path, cutoff: int | None, seed: int | None, caption_case: str = "keep",
+) -> Manifest | None:  # fmt: skip
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
     A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
@@ -196,20 +244,19 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_c
     if not folder.exists():
         return None
     try:
-        manifest = verify(folder)
-    except EditedError:
+        manifest = prepared.verify(folder)
+    except prepared.EditedError:
         raise
     except ValueError as error:
         print(f"{error}; making it now")
         return None
     made_with, drawn_with = manifest.get("cutoff"), manifest.get("seed")
-    if None not in (drawn_with, seed) and drawn_with != seed:  # None: nothing was drawn
-        raise ValueError(f"{folder} was made with DATA_SEED = {drawn_with}, now it is {seed}: set it back, take "
-                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
     made_case = manifest.get("caption_text", {}).get("case", "keep")  # sets of earlier versions do not say
-    if made_case != caption_case:
-        raise ValueError(f"{folder} was made with CAPTION_CASE = {made_case}, now it is {caption_case}: set it back, "
-                         f"take another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make it again")
+    of_seed = ("DATA_SEED", drawn_with, drawn_with if seed is None or drawn_with is None else seed)  # None: not drawn
+    for setting, then, now in (of_seed, ("CAPTION_CASE", made_case, caption_case)):
+        if then != now:
+            raise ValueError(f"{folder} was made with {setting} = {then}, now it is {now}: set it back, take another "
+                             f"DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
     if made_with is not None and (cutoff is None or cutoff > made_with):
         print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
         return None
@@ -217,7 +264,7 @@ def whole_manifest(folder: Path, cutoff: int | None, seed: int | None, caption_c
     return manifest
 
 
-def check_raw_unchanged(folder: Path, manifest: dict, raw_dir: Path) -> None:
+def check_raw_unchanged(folder: Path, manifest: Manifest, raw_dir: Path) -> None:
     """Raises ValueError when `raw_dir` holds other captions than the set was made from; tells of a missing one."""
     if not raw_dir.exists():
         print(f"Note: RAW_DATA_DIR = {str(raw_dir)!r} is not there; the set that was made before is used: {folder}")

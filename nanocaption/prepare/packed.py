@@ -1,20 +1,23 @@
 """Sets whose pictures are packed together with their captions: parquet as the Hub keeps it, and WebDataset tars.
 
-`find` says which of the two a folder holds; `read_*` gives the rows without keeping a picture, and `unpack_*` goes over
-the shards again and writes the pictures as files. A shard is never held in memory as a whole.
+`find_*` say whether a folder holds one; `read_*` give the rows without keeping a picture, and `unpack_*` go over the
+shards again and write the pictures as files. A shard is never held in memory as a whole.
 """
 
+import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import ModuleType
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 from nanocaption.prepare import archives
-from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, group_pairs, split_in_name
+from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, merged, split_in_name
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
@@ -23,19 +26,43 @@ IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
 SENTENCE_KEYS = ("raw", *CAPTION_KEYS)  # of captions that are objects
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 ROWS_AT_ONCE = 32  # pictures in memory
+TEXT_SUFFIXES = (".txt", ".json")
 LOOKED_AT = 200  # members of a tar, until it is clear whether it is a WebDataset
-Source = tuple[str, str, list[Path], Callable[..., Any], Callable[..., None]]
 
 
-def find(raw_dir: Path) -> Iterator[Source]:
-    """(layout, why, shards, reader, unpacker) of what `raw_dir`, or a folder directly below it, holds."""
+class Columns(NamedTuple):
+    """Which column of a parquet shard holds what; "a.b" is the part b of the column a."""
+
+    image: str
+    data: str  # the pictures' bytes
+    caption: str
+    several: bool  # whether a row has all captions of its picture
+    others: list[str]  # that might have been the captions as well
+    name: str | None
+    split: str | None
+
+
+def find_parquet(raw_dir: Path) -> Source | None:
+    """The parquet shards in `raw_dir`, or directly below it."""
     shards = find_shards(raw_dir, (".parquet",))
-    if shards:
-        yield "parquet", f"{cases([path.name for path in shards], 'shard')} found", shards, read_parquet, unpack_parquet
+    why = f"{cases([path.name for path in shards], 'shard')} found"
+    return packed_source("parquet", why, raw_dir, shards, read_parquet, unpack_parquet)
+
+
+def find_webdataset(raw_dir: Path) -> Source | None:
+    """The tars in `raw_dir`, or directly below it, that are shards of a WebDataset."""
     shards = [path for path in find_shards(raw_dir, archives.TARS) if is_webdataset(path)]
-    if shards:
-        why = f"{cases([path.name for path in shards], 'tar')} with pairs of name.jpg and name.txt or name.json"
-        yield "WebDataset", why, shards, read_tars, unpack_tars
+    why = f"{cases([path.name for path in shards], 'tar')} with pairs of name.jpg and name.txt or name.json"
+    return packed_source("WebDataset", why, raw_dir, shards, read_tars, unpack_tars)
+
+
+def packed_source(
+    name: str, why: str, raw_dir: Path, shards: list[Path], reader: Callable[[Path, list[Path]], Rows],
+    unpacker: Callable[[list[Path], Collection[str], Path], None],
+) -> Source | None:  # fmt: skip
+    origin = f"{raw_dir}, {cases([shard.name for shard in shards], 'shard')}"
+    read, unpack = functools.partial(reader, raw_dir, shards), functools.partial(unpacker, shards)
+    return Source(name, why, origin, shards, read, unpack) if shards else None
 
 
 def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
@@ -43,109 +70,116 @@ def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
         return [raw_dir] if raw_dir.name.lower().endswith(endings) else []
     paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
     return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
-                  and not any(is_junk(part) for part in path.relative_to(raw_dir).parts))
+                  and not is_junk(path.relative_to(raw_dir).as_posix()))
 
 
 def split_of(raw_dir: Path, shard: Path) -> str | None:
     return split_in_name(shard.relative_to(raw_dir).as_posix() if raw_dir in shard.parents else shard.name)
 
 
-def plain(name: Any) -> Any:
-    """The file name as layouts.clean_records writes it; what is no text is left for it to refuse."""
-    return PurePosixPath(name.replace("\\", "/")).as_posix() if isinstance(name, str) and name else name
-
-
-def read_parquet(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
+def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
     """One row per picture. Pictures without a name are named by their content."""
     rows: list[Row] = []
-    pairs: list[tuple[str, Any, Any]] = []
-    notes, split_named, unnamed = set(), {}, False
+    notes: set[str] = set()
+    split_named: dict[str, Any] = {}  # of pictures named by content: one that comes again keeps its first split
+    grouped = False  # whether a picture may come in several rows
     for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
-        columns = parquet_columns(shard)
-        by_name = split_of(raw_dir, shard)
-        unnamed = unnamed or columns["name"] is None
-        notes.add(f"captions are of the column {columns['caption']!r}" + (
-            f", not of {', '.join(columns['others'])}" if columns["others"] else ""))  # fmt: skip
-        for name, split, cell, _ in parquet_rows(shard, columns, pictures=False):
-            split = split if columns["split"] else by_name
-            if columns["name"] is None:  # named by content: a picture that comes again keeps its first split
-                split = split_named.setdefault(name, split)
-            if isinstance(cell, list):
-                rows.append(Row(name, split, [text_of(sentence) for sentence in cell]))
-            else:
-                pairs.append((name, text_of(cell), split))
-    if unnamed:
-        notes.add("pictures without a name are called by the first digits of their sha256")
-        pairs += [(row.file_name, caption, row.split) for row in rows for caption in row.captions]
-        rows = []
-    return rows + group_pairs(pairs, raw_dir), sorted(notes)
+        columns, by_name = parquet_columns(shard), split_of(raw_dir, shard)
+        others = f", not of {', '.join(columns.others)}" if columns.others else ""
+        notes.add(f"captions are of the column {columns.caption!r}{others}")
+        if columns.name is None:
+            notes.add("pictures without a name are called by the first digits of their sha256")
+        grouped = grouped or columns.name is None or not columns.several
+        for row, _ in parquet_rows(shard, columns, pictures=False):
+            row = row if columns.split else row._replace(split=by_name)
+            if columns.name is None:
+                row = row._replace(split=split_named.setdefault(row.file_name, row.split))
+            rows.append(row)
+    if grouped:
+        rows = merged(rows, raw_dir)
+    return rows, sorted(notes)
 
 
-def unpack_parquet(raw_dir: Path, shards: list[Path], file_names: Collection[str], folder: Path) -> None:
+def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`; those already there are kept."""
-    wanted, written = set(file_names), set()
-    there = sum(size_of(folder / name) or 0 for name in wanted)
+    left, written = set(file_names), set()
+    there = sum(size_of(folder / name) or 0 for name in left)
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
-    with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
+    with tqdm(total=len(left), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard in shards:
-            for name, _, _, data in parquet_rows(shard, parquet_columns(shard), pictures=True):
-                if name in written:
-                    if (folder / name).read_bytes() != data:
-                        raise ValueError(f"{shard}: two different pictures are called {name}; rename one of them")
-                elif name in wanted:
-                    write_picture(folder / name, data)
+            for (name, *_), data in parquet_rows(shard, parquet_columns(shard), pictures=True):
+                if name in written and (folder / name).read_bytes() != data:
+                    raise ValueError(f"{shard}: two different pictures are called {name}; rename one of them")
+                if name in left:
+                    if size_of(folder / name) != len(data):
+                        write_file(folder / name, data)
+                    left.remove(name)
                     written.add(name)
                     bar.update()
 
 
-def parquet_columns(shard: Path) -> dict[str, Any]:
-    """Which column of a shard holds what: "image", "caption", "name" (None: none), "split" (None: none)."""
+def _open_parquet(shard: Path) -> Any:
     pyarrow, parquet = import_pyarrow()
     try:
-        file = parquet.ParquetFile(shard)
+        return parquet.ParquetFile(shard)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-    with file:
+
+
+def parquet_columns(shard: Path) -> Columns:
+    """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
+    with _open_parquet(shard) as file:
         schema = file.schema_arrow
-        structs = [field.name for field in schema if pyarrow.types.is_struct(field.type)
-                   and field.type.get_field_index("bytes") >= 0]  # fmt: skip
-        plain = [name for name in IMAGE_COLUMNS if name in schema.names
-                 and pyarrow.types.is_binary(schema.field(name).type)]  # fmt: skip
+        structs = [field.name for field in schema if _has_part(field, "bytes")]
+        plain = [field.name for field in schema if field.name in IMAGE_COLUMNS and str(field.type) == "binary"]
+        images = [*structs, *sorted(plain, key=IMAGE_COLUMNS.index)]
         captions = [name for name in CAPTION_COLUMNS if name in schema.names]
-        if not structs + plain or not captions:
+        if not images or not captions:
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}")
-        image = (structs + plain)[0]
-        name = next((name for name in NAME_COLUMNS if name in schema.names), None)
-        if name is None and structs and schema.field(image).type.get_field_index("path") >= 0:
-            paths = file.read(columns=[f"{image}.path"]).column(0).combine_chunks()
-            texts = paths.field("path").to_pylist() if len(paths) else []
-            name = f"{image}.path" if texts and all(texts) else None
-    return {"image": image, "bytes": f"{image}.bytes" if structs else image, "caption": captions[0], "name": name,
-            "others": captions[1:], "split": "split" if "split" in schema.names else None}  # fmt: skip
+        name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, images[0])
+        several = "list" in str(schema.field(captions[0]).type).partition("<")[0]
+    return Columns(images[0], f"{images[0]}.bytes" if structs else images[0], captions[0], several, captions[1:], name,
+                   "split" if "split" in schema.names else None)  # fmt: skip
 
 
-def parquet_rows(shard: Path, columns: dict[str, Any], pictures: bool) -> Iterator[tuple[Any, Any, Any, bytes | None]]:
-    """(file name, split, captions' cell, the picture's bytes) of each row; bytes only where `pictures` says so."""
-    _, parquet = import_pyarrow()
-    read = [columns["caption"], columns["name"], columns["split"]]
-    pictures = pictures or columns["name"] is None
-    if pictures:
-        read.append(columns["bytes"])
-    with parquet.ParquetFile(shard) as file:
-        number = 0
-        for batch in file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name]):
-            for row in batch.to_pylist():
-                number += 1
-                image = row.get(columns["image"])
-                data = image.get("bytes") if isinstance(image, dict) else image
-                if pictures and not isinstance(data, bytes):
-                    raise ValueError(f"{shard}, row {number}: no bytes of a picture in the column {columns['image']!r}")
-                if columns["name"] is None:
-                    name = content_name(data)
-                else:
-                    name = image["path"] if columns["name"].endswith(".path") else row[columns["name"]]
-                yield plain(name), row.get("split"), row[columns["caption"]], data
+def _path_part(file: Any, image: str) -> str | None:
+    """The part of the pictures' column that names each of them, if there is one."""
+    if not _has_part(file.schema_arrow.field(image), "path"):
+        return None
+    paths = file.read(columns=[f"{image}.path"]).column(0).combine_chunks()
+    return f"{image}.path" if len(paths) and all(paths.field("path").to_pylist()) else None
+
+
+def _has_part(field: Any, part: str) -> bool:
+    """Whether a field of a schema is a struct with this part."""
+    pyarrow, _ = import_pyarrow()
+    return pyarrow.types.is_struct(field.type) and field.type.get_field_index(part) >= 0
+
+
+def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[tuple[Row, bytes]]:
+    """Each row of a shard, and its picture's bytes.
+
+    pictures: whether the bytes are wanted; without, they are read only where pictures are named by them, else b"".
+    """
+    pictures = pictures or columns.name is None
+    read = [columns.caption, columns.name, columns.split, columns.data if pictures else None]
+    with _open_parquet(shard) as file:
+        batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
+        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+            image = row.get(columns.image)
+            data = image.get("bytes") if isinstance(image, dict) else image
+            if pictures and not isinstance(data, bytes):
+                raise ValueError(f"{shard}, row {number}: no bytes of a picture in the column {columns.image!r}")
+            yield Row(_name_of(row, columns, data), row.get("split"), texts_of(row[columns.caption])), data or b""
+
+
+def _name_of(row: dict[str, Any], columns: Columns, data: Any) -> Any:
+    """As layouts.clean_records writes it; what is no text is left for it to refuse."""
+    if columns.name is None:
+        return content_name(data)
+    name = row[columns.image]["path"] if columns.name.endswith(".path") else row[columns.name]
+    return PurePosixPath(name.replace("\\", "/")).as_posix() if isinstance(name, str) and name else name
 
 
 def content_name(data: bytes) -> str:
@@ -153,14 +187,13 @@ def content_name(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()[:24] + ending
 
 
-def text_of(sentence: Any) -> Any:
-    """A caption, also out of {"raw": ...}; what is no text stays as it is, and is dropped and noted later."""
-    if isinstance(sentence, dict):
-        return next((sentence[key] for key in SENTENCE_KEYS if key in sentence), None)
-    return sentence
+def texts_of(cell: object) -> list[object]:
+    """The captions in a cell: one or several, each as text or in {"raw": ...}; what is no text stays as it is."""
+    return [next((sentence[key] for key in SENTENCE_KEYS if key in sentence), None) if isinstance(sentence, dict)
+            else sentence for sentence in (cell if isinstance(cell, list) else [cell])]  # fmt: skip
 
 
-def import_pyarrow() -> tuple[Any, Any]:
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     try:
         import pyarrow
         import pyarrow.parquet
@@ -171,15 +204,9 @@ def import_pyarrow() -> tuple[Any, Any]:
 
 def is_webdataset(path: Path) -> bool:
     """Whether one of the first members is a picture with a text of the same key."""
-    keys: dict[str, set[str]] = {}
-    for number, (member, _) in enumerate(archives.entries(path)):
-        key, ending = key_of(member.name)
-        keys.setdefault(key, set()).add("picture" if ending in PICTURE_SUFFIXES else ending)
-        if "picture" in keys[key] and keys[key] & {".txt", ".json"}:
-            return True
-        if number >= LOOKED_AT:
-            break
-    return False
+    found = [key_of(member.name) for member, _ in itertools.islice(archives.entries(path), LOOKED_AT)]
+    pictures = {key for key, ending in found if ending in PICTURE_SUFFIXES}
+    return any(key in pictures for key, ending in found if ending in TEXT_SUFFIXES)
 
 
 def key_of(name: str) -> tuple[str, str]:
@@ -189,9 +216,12 @@ def key_of(name: str) -> tuple[str, str]:
     return (path.parent / stem).as_posix(), f".{ending.lower()}"
 
 
-def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
+def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
     """One row per picture, named key.jpg. Captions: "captions" or "caption" of key.json, else the lines of key.txt."""
-    rows, notes, wordless, lonely = [], [], [], []
+    rows: list[Row] = []
+    notes: list[str] = []
+    wordless: list[str] = []
+    lonely: list[str] = []
     for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
         archives.checked(shard, is_sample)
         pictures: dict[str, list[str]] = {}
@@ -204,17 +234,16 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
                 pictures.setdefault(key, []).append(PurePosixPath(member.name).as_posix())
             else:
                 with archives.damage_told(shard), open_member() as file:
-                    texts.setdefault(key, {})[ending] = sample_text(file.read(), ending, f"{shard}: {member.name}")
+                    texts.setdefault(key, {}).update(sample_text(file.read(), ending, f"{shard}: {member.name}"))
         lonely += texts.keys() - pictures.keys()
         by_name = split_of(raw_dir, shard)
         for key, names in pictures.items():
-            about = texts.get(key, {}).get(".json", {})
-            captions = about.get("captions", about.get("caption", texts.get(key, {}).get(".txt")))
+            about = texts.get(key, {})
+            captions = about.get("captions", about.get("caption", about.get(".txt")))
             if captions is None:
                 wordless += names
                 continue
-            captions = captions if isinstance(captions, list) else [captions]
-            rows += [Row(name, about.get("split", by_name), [text_of(c) for c in captions]) for name in names]
+            rows += [Row(name, about.get("split", by_name), texts_of(captions)) for name in names]
     if wordless:
         notes.append(f"{cases(wordless, 'picture')} without a text of the same key, left out")
     if lonely:
@@ -223,17 +252,15 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> tuple[list[Row], list[str]]:
 
 
 def is_sample(name: str) -> bool:
-    path = PurePosixPath(name)
-    return not any(is_junk(part) for part in path.parts) and key_of(name)[1] in (
-        ".txt", ".json", *PICTURE_SUFFIXES)  # fmt: skip
+    return not is_junk(name) and key_of(name)[1] in (*TEXT_SUFFIXES, *PICTURE_SUFFIXES)
 
 
-def sample_text(data: bytes, ending: str, where: str) -> Any:
-    """The lines of a .txt, or the object of a .json."""
+def sample_text(data: bytes, ending: str, where: str) -> dict[str, object]:
+    """The object of a .json, or {".txt": the lines of a .txt}."""
     try:
         text = data.decode("utf-8-sig")
         if ending == ".txt":
-            return [line for line in text.splitlines() if line.strip()]
+            return {".txt": [line for line in text.splitlines() if line.strip()]}
         about = json.loads(text)
     except ValueError as error:
         raise ValueError(f"{where} is no {'UTF-8' if ending == '.txt' else 'JSON'} ({error}); mend it") from None
@@ -242,14 +269,8 @@ def sample_text(data: bytes, ending: str, where: str) -> Any:
     return about
 
 
-def unpack_tars(_raw_dir: Path, shards: list[Path], file_names: Collection[str], folder: Path) -> None:
+def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`; those already there are kept."""
     wanted = set(file_names)
     for shard in shards:
-        members = archives.checked(shard, lambda name: name in wanted)
-        archives.unpack(shard, {name: (member, folder / name) for name, member in members.items()})
-
-
-def write_picture(target: Path, data: bytes) -> None:
-    if size_of(target) != len(data):
-        write_file(target, data)
+        archives.unpack(shard, archives.checked(shard, wanted.__contains__), folder.joinpath)

@@ -3,14 +3,15 @@
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nanocaption.base.files import write_atomically
+from nanocaption.base.files import link_or_copy, write_atomically
+from nanocaption.data.prepared import Record
 from nanocaption.prepare import check, check_report, layouts
 
 
-def in_images(folder: Path, records: Sequence[dict]) -> dict[str, Path]:
+def in_images(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
     """file_name -> picture, for pictures that were unpacked to their place."""
     return {record["file_name"]: folder / "images" / record["file_name"] for record in records}
 
@@ -21,23 +22,32 @@ def begin(folder: Path) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
 
 
-def finish(folder: Path, checked: check.Checked, notes: Sequence[str], **about: object) -> Path:
-    """`write_set` of records whose pictures and captions were looked at, with the report of that."""
-    looked_at = {"caption_text": checked.caption_text, "pictures_sha256": checked.pictures_sha256}
-    return write_set(folder, checked.records, notes, checked, **about, **looked_at)
+def bring(source: Path, target: Path) -> None:
+    """Bring a picture to its place, by `link_or_copy`; one of the same size and time that is there is kept."""
+    if target.exists():
+        there, here = target.stat(), source.stat()
+        if (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
+            return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    link_or_copy(source, target)
 
 
 def write_set(
-    folder: Path, records: Sequence[dict], notes: Sequence[str], checked: check.Checked | None = None,
+    folder: Path, records: Sequence[Record], notes: Sequence[str], checked: check.Checked | None = None,
     **about: object,
 ) -> Path:  # fmt: skip
-    """Write captions.json, the report, then the manifest with `about` in it, print them, and return `folder`."""
+    """Write captions.json, the report, then the manifest with `about` in it, print them, and return `folder`.
+
+    checked: what was found where pictures and captions were looked at.
+    """
+    if checked is not None:
+        about |= checked.facts()
     begin(folder)
     for note in notes:
         print(f"note: {note}")
     lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
     text = f'{{"images": [\n{lines}\n]}}\n'
-    pairs = Counter()
+    pairs: Counter[str] = Counter()
     for record in records:
         pairs[record["split"]] += len(record["captions"])
     images = Counter(record["split"] for record in records)
@@ -54,17 +64,7 @@ def write_set(
     return folder
 
 
-def counts_line(counts: dict) -> str:
+def counts_line(counts: Mapping[str, Mapping[str, int]]) -> str:
     """'train 2,000 pictures / 10,000 captions, val ...'"""
     return ", ".join(f"{split} {count['images']:,} pictures / {count['captions']:,} captions"
                      for split, count in counts.items())
-
-
-def first_of_each_split(records: Sequence[dict], cutoff: int | None) -> list[dict]:
-    seen: Counter = Counter()
-    kept = []
-    for record in records:
-        seen[record["split"]] += 1
-        if cutoff is None or seen[record["split"]] <= cutoff:
-            kept.append(record)
-    return kept
