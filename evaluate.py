@@ -55,7 +55,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -230,8 +229,7 @@ def caption_split(
     devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in kept]
     mine = left[devices.rank() :: devices.world_size()]
-    images = _images(split, mine, loaded)
-    images.cached = _cached_features(loaded, split, mine) if left else None
+    images = _images(split, loaded, cached=bool(left)).part(mine)
     if kept and devices.rank() == 0:
         print(f"{len(kept)} captions are there from a start that was stopped")
     quiet = devices.rank() != 0 or not mine
@@ -250,24 +248,15 @@ def caption_split(
     return [found[i] for i in range(len(split.records))]
 
 
-def _images(split: Split, places: list[int], loaded: Loaded) -> ImageTextDataset:
-    records = [split.records[i] for i in places]
-    return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
-
-
-def _cached_features(loaded: Loaded, split: Split, places: list[int]) -> np.ndarray | None:
-    """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
-
-    It is filled with the whole split first, on all processes together. None where there is no such cache.
-    """
-    settings = loaded.settings
-    if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
-        return None
-    whole, (model,) = _images(split, list(range(len(split.records))), loaded), loaded.models
-    found = devices.first_rank_first(
-        lambda: cached_features(settings, split.folder, split.name, whole, model, loaded.device)
-    )
-    return found if found is None or len(places) == len(found) else found[places]
+def _images(split: Split, loaded: Loaded, cached: bool = False) -> ImageTextDataset:
+    """The split's images; with `cached`, for all processes together, a frozen encoder's features of them, from the
+    cache that training uses too."""
+    settings, model = loaded.settings, loaded.models[0]
+    token_ids = [[] for _ in split.records]
+    images = ImageTextDataset(split.records, split.folder / "images", token_ids, model.image_spec)
+    if cached and len(loaded.models) == 1 and settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
+        images.cached = cached_features(settings, split.folder, split.name, images, model, loaded.device)
+    return images
 
 
 def load_split(settings: Settings, name: str, trained: dict[str, Any]) -> Split:

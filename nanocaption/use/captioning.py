@@ -1,6 +1,5 @@
 """Captions of a data set's pictures, batch by batch."""
 
-import copy
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -40,7 +39,7 @@ def caption_batches(
     specs = [member.image_spec for member in members]
     views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
     batches = chunks([(i, ()) for i in range(len(images))], batch_size)
-    sets = {view: _seen_with(images, specs[view]) for view in views}
+    sets = {view: images.seen_with(specs[view]) for view in views}
     loaders = {view: make_loader(seen, batches, workers) for view, seen in sets.items()}
     for chunk, *parts in zip(batches, *loaders.values(), strict=True):
         seeds = [seed_of(seed, images.paths[i].name) for i, _ in chunk]
@@ -54,14 +53,6 @@ def caption_batches(
                 stacklevel=2,
             )
         yield found
-
-
-def _seen_with(images: ImageTextDataset, image_spec: dict[str, Any]) -> ImageTextDataset:
-    if images.image_spec == image_spec:
-        return images
-    other = copy.copy(images)
-    other.image_spec, other.kept, other.cached, other.resident = image_spec, {}, None, None
-    return other
 
 
 def caption_images(
