@@ -64,9 +64,9 @@ from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import ImageTextDataset, load_image
 from nanocaption.data.inputs import cached_features
 from nanocaption.data.order import chunks
-from nanocaption.data.pictures import seen_part
 from nanocaption.data.prepared import folder_name, load_records, verify
 from nanocaption.data.tokenizer import encode
+from nanocaption.data.transform import seen_part
 from nanocaption.model.captions import search_options
 from nanocaption.score import results
 from nanocaption.score.report import FEW_IMAGES, gallery_rows, shown_rows, write_report

@@ -49,7 +49,7 @@ class Rows:
 class Source(NamedTuple):
     """What the rows of a cache are made from."""
 
-    count: int  # at least 1
+    length: int  # rows, at least 1
     make: Callable[[list[int]], Iterable[np.ndarray]]  # numbers of rows -> these, in arrays (n, *row), n dividing chunk
     title: str  # of the progress bar
     unit: str = "image"  # what a row is
@@ -62,7 +62,7 @@ def cached_rows(folder: Path, source: Source, limit: int) -> Rows | None:
     limit: bytes. Returns None, and says why, where the rows take more than that or than the disk has. Raises OSError
     where the disk fills up meanwhile.
     """
-    chunks = math.ceil(source.count / source.chunk)
+    chunks = math.ceil(source.length / source.chunk)
     files = _sound(folder, source, CHECKED_BYTES)
     if len(files) < chunks:
         folder.mkdir(parents=True, exist_ok=True)
@@ -88,9 +88,9 @@ def key_of(
 ) -> str:
     """sha256 over what rows depend on: `about` (JSON), `weights` by name, and names below `root`, sizes and times."""
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
-    for name in sorted(weights or ()):
+    for name, values in sorted((weights or {}).items()):
         digest.update(name.encode())
-        digest.update(weights[name])
+        digest.update(values.data)
     for path in paths:
         found = path.stat()
         digest.update(f"{path.relative_to(root).as_posix()} {found.st_size} {found.st_mtime_ns}\n".encode())
@@ -114,7 +114,7 @@ def _sound(folder: Path, source: Source, most: int | None) -> dict[int, Path]:
             content = file.read_bytes() if place in spread else None
         except (OSError, ValueError, EOFError):  # ValueError: of one that is too short
             continue
-        whole = length == min(source.chunk, source.count - number * source.chunk)
+        whole = length == min(source.chunk, source.length - number * source.chunk)
         if whole and (content is None or _digest(content) == file.stem[6:]):
             sound[number] = file
     return sound
@@ -126,7 +126,7 @@ def _digest(content: bytes | memoryview) -> str:
 
 def _fill(folder: Path, source: Source, missing: list[int], limit: int) -> bool:
     """Make the chunks of these numbers; False where the cache is too large to be kept."""
-    count, chunk = source.count, source.chunk
+    count, chunk = source.length, source.chunk
     places = [row for number in missing for row in range(number * chunk, min((number + 1) * chunk, count))]
     if len(places) < count:
         print(f"{source.title}: going on with {source.unit} {places[0]:,} of {count:,}")

@@ -1,8 +1,4 @@
-"""Prepared data -> batches of tensors: pictures as `transform` makes them, captions as ids, the epoch's order.
-
-The order of an epoch is a pure function of (seed, epoch), so a resume finds its place without replaying anything,
-with any number of workers.
-"""
+"""Prepared data -> batches of tensors: pictures as `transform` makes them, captions as ids."""
 
 import random
 from collections.abc import Sequence
@@ -20,7 +16,8 @@ from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image
 
-Pictures = Rows | np.ndarray | Tensor | Sequence[Tensor]  # by image: a picture, its features or, in a Tensor, its number
+Picture = Tensor | np.ndarray  # uint8 (3, S, S); or its features (P, E); or its number, int64 ()
+Pictures = Rows | np.ndarray | Tensor | Sequence[Tensor]  # of Picture
 
 
 class Batch(NamedTuple):
@@ -34,9 +31,10 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
         """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""
-        images, *tokens, places = (part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device)
-                                   for part in self)
-        return Batch(images if resident is None else resident[images], *tokens, places)
+        moved = Batch._make(
+            part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device) for part in self
+        )
+        return moved if resident is None else moved._replace(images=resident[moved.images])
 
 
 class ImageTextDataset(Dataset):
@@ -88,8 +86,8 @@ class ImageTextDataset(Dataset):
         same = image_spec == self.image_spec
         return self if same else self._but({"image_spec": image_spec, "cached": None, "resident": None})
 
-    def __getitem__(self, group: Group) -> tuple[Tensor | np.ndarray, list[np.ndarray]]:
-        """(image uint8 (3, S, S), its features (P, E), or its number; the captions' ids)"""
+    def __getitem__(self, group: Group) -> tuple[Picture, list[np.ndarray]]:
+        """(the picture, the captions' ids)"""
         image, captions, *_ = group
         # A row of a cache is a view: it is copied once, into the batch.
         found = load_image(self.paths[image], self.image_spec) if self.cached is None else self.cached[self.rows[image]]
@@ -111,17 +109,16 @@ class ImageTextDataset(Dataset):
         return other
 
 
-def collate_fn(items: Sequence[tuple[Tensor | np.ndarray, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
+def collate_fn(items: Sequence[tuple[Picture, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
     """Items of ImageTextDataset -> a Batch, padded to its longest caption."""
     captions = [ids for _, group in items for ids in group]
-    images = [image for image, _ in items]
-    stacked = torch.stack(images) if isinstance(images[0], Tensor) else torch.from_numpy(np.stack(images))
+    images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in items]))
     inputs, targets = (
         torch.from_numpy(padded([ids[part] for ids in captions], pad_id)) for part in (slice(-1), slice(1, None))
     )
     index = [number for number, (_, group) in enumerate(items) for _ in group]
     image_index = torch.tensor(index, dtype=torch.int64)
-    return Batch(stacked, inputs, targets, image_index, find_places(inputs, pad_id, image_index, len(items)))
+    return Batch(images, inputs, targets, image_index, find_places(inputs, pad_id, image_index, len(items)))
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, length: int | None = None) -> np.ndarray:
