@@ -62,7 +62,7 @@ def test_rows_are_made_once_and_equal_what_was_given(tmp_path):
     np.testing.assert_array_equal(np.stack([first[number] for number in range(COUNT)]), EXPECTED)
     np.testing.assert_array_equal(list(again), EXPECTED)
     assert maker.made == COUNT == len(again) and not again[0].flags.writeable and not again[0].flags.owndata
-    assert sorted(file.name[:5] for file in path.iterdir()) == ["00000", "00001", "00002", "00003", "lock"]
+    assert sorted(file.name[:5] for file in path.iterdir()) == ["00000", "00001", "00002", "00003", "lock", "whole"]
     with pytest.raises(IndexError, match="row -1"):
         again[-1]
 
@@ -111,13 +111,23 @@ def test_damage_is_noticed_and_the_damaged_chunk_alone_is_made_again(tmp_path, c
 def test_where_damage_is_found_everything_is_compared(tmp_path, monkeypatch):
     path = tmp_path / "rows"
     make(path, Maker())
-    monkeypatch.setattr(caches, "CHECKED_BYTES", 1)  # the first and the last chunk
     files = chunk_files(path)
+    monkeypatch.setattr(caches, "CHECKED_BYTES", 2 * files[0].stat().st_size)  # the first and the last chunk
     for number in (1, 3):
         files[number].write_bytes(files[number].read_bytes()[:-1] + b"\xff")
     maker = Maker()
     np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
     assert maker.asked == [*range(caches.CHUNK, 2 * caches.CHUNK), *range(3 * caches.CHUNK, COUNT)]
+
+
+def test_what_a_power_cut_tore_before_the_end_is_found_wherever_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    with pytest.raises(RuntimeError):
+        make(path, Maker(fails_at=3 * caches.CHUNK))
+    monkeypatch.setattr(caches, "CHECKED_BYTES", 1)
+    file = chunk_files(path)[1]
+    file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    np.testing.assert_array_equal(list(make(path, Maker())), EXPECTED)
 
 
 def test_too_few_rows_are_an_error(tmp_path):
@@ -126,14 +136,14 @@ def test_too_few_rows_are_an_error(tmp_path):
 
 
 def test_a_full_disk_is_an_error_that_keeps_what_is_done(tmp_path, monkeypatch):
-    path, real = tmp_path / "rows", os.fsync
+    path, real = tmp_path / "rows", os.replace
 
-    def full(descriptor):
+    def full(source, target):
         if len(chunk_files(path)) == 2:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        real(descriptor)
+        real(source, target)
 
-    monkeypatch.setattr(os, "fsync", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(OSError, match="No space left"):
         make(path, Maker())
     assert len(chunk_files(path)) == 2 and len(list(path.iterdir())) == 3  # and the lock

@@ -1,8 +1,11 @@
 """Rows that are made once and read from then on: decoded pictures, a frozen encoder's features, captions' ids.
 
-A cache is a folder of files `00000-<its sha256>.npy`, each a chunk of the rows. A chunk gets its name once all of it is
-on the disk, so that a start that was killed goes on where it was. The folder's name has the key of what the rows depend
-on (pictures, transform, encoder weights): another key is another folder.
+A cache is a folder whose name has the key of what the rows depend on (pictures, transform, encoder weights), so that
+another key is another folder. In it:
+
+    00000-<its sha256>.npy   a chunk of the rows, under this name only when whole: a start that was killed goes on
+    whole                    an empty file, once all chunks are on the disk; until then each start compares them all
+    lock                     held by the process that makes them
 """
 
 import fcntl
@@ -19,7 +22,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nanocaption.base.files import in_units
+from nanocaption.base.files import in_units, write_file
 
 CHUNK = 256  # rows of a chunk: as many may be lost by a kill
 CHECKED_BYTES = 2**28  # so much of a whole cache is read and compared when it is opened, evenly spread
@@ -63,7 +66,8 @@ def cached_rows(folder: Path, source: Source, limit: int) -> Rows | None:
     where the disk fills up meanwhile.
     """
     chunks = math.ceil(source.length / source.chunk)
-    files = _sound(folder, source, CHECKED_BYTES)
+    whole = folder / "whole"
+    files = _sound(folder, source, CHECKED_BYTES) if whole.exists() else {}
     if len(files) < chunks:
         folder.mkdir(parents=True, exist_ok=True)
         with open(folder / "lock", "ab") as lock:
@@ -79,7 +83,11 @@ def cached_rows(folder: Path, source: Source, limit: int) -> Rows | None:
             missing = [number for number in range(chunks) if number not in files]
             if missing and not _fill(folder, source, missing, limit):
                 return None
-        files = _sound(folder, source, 0)
+            files = _sound(folder, source, 0)
+            for file in files.values():
+                with file.open("rb") as opened:
+                    os.fsync(opened.fileno())
+            whole.touch()
     return Rows([files[number] for number in range(chunks)])
 
 
@@ -98,30 +106,27 @@ def key_of(
 
 
 def _sound(folder: Path, source: Source, most: int | None) -> dict[int, Path]:
-    """The chunks by number, without damaged ones; at least two, or `most` bytes, are compared with their checksums.
-
-    most: None = all of them.
-    """
+    """The chunks by number, without damaged ones; `most` bytes are compared with their checksums, None = all."""
     files = sorted(folder.glob("?????-*.npy"))
-    number = len(files)
+    compared = len(files)
     if files and most is not None:
-        number = min(number, max(2, most // (1 + files[0].stat().st_size)))
-    spread = {round(place) for place in np.linspace(0, len(files) - 1, number)}
+        compared = min(compared, math.ceil(most / (1 + files[0].stat().st_size)))
+    spread = {round(place) for place in np.linspace(0, len(files) - 1, compared)}
     sound = {}
     for place, file in enumerate(files):
         try:
             number, length = int(file.name[:5]), len(np.load(file, mmap_mode="r"))
-            content = file.read_bytes() if place in spread else None
+            with file.open("rb") as opened:
+                same = place not in spread or _digest(opened) == file.stem[6:]
         except (OSError, ValueError, EOFError):  # ValueError: of one that is too short
             continue
-        whole = length == min(source.chunk, source.length - number * source.chunk)
-        if whole and (content is None or _digest(content) == file.stem[6:]):
+        if same and length == min(source.chunk, source.length - number * source.chunk):
             sound[number] = file
     return sound
 
 
-def _digest(content: bytes | memoryview) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _digest(file: io.BufferedReader | io.BytesIO) -> str:
+    return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _fill(folder: Path, source: Source, missing: list[int], limit: int) -> bool:
@@ -139,26 +144,13 @@ def _fill(folder: Path, source: Source, missing: list[int], limit: int) -> bool:
             done += len(rows)
             bar.update(len(rows))
             if done % chunk == 0 or done == len(places):
-                _write(folder, places[done - 1] // chunk, np.concatenate(held))
+                file = io.BytesIO()
+                np.save(file, np.concatenate(held))
+                write_file(folder / f"{places[done - 1] // chunk:05}-{_digest(file)}.npy", file.getvalue())
                 held = []
     if done != len(places):
         raise ValueError(f"{source.title}: {done} rows came, must be {len(places)}")
     return True
-
-
-def _write(folder: Path, number: int, rows: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, rows)
-    content = buffer.getbuffer()
-    unfinished = folder / "unfinished"
-    try:
-        with unfinished.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.rename(folder / f"{number:05}-{_digest(content)}.npy")
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _fits(folder: Path, row: int, count: int, missing: int, limit: int) -> bool:
@@ -173,7 +165,6 @@ def _fits(folder: Path, row: int, count: int, missing: int, limit: int) -> bool:
     others = sum(file.stat().st_size for file in folder.parent.rglob("*.npy"))
     beside = f"; caches there take {in_units(others)}" if others else ""
     tqdm.write(f"Keeping {in_units(size)} in {folder} ({in_units(free)} free{beside})")
-    if old := sorted(folder.parent.glob("*.npy")):
-        names = ", ".join(file.name for file in old)
-        tqdm.write(f"Made by an earlier version and not read any more, so delete them: {names} in {folder.parent}")
+    if old := sorted(file.name for file in folder.parent.glob("*.npy")):
+        tqdm.write(f"No longer read, of an earlier version; delete in {folder.parent}, with .json: {', '.join(old)}")
     return True

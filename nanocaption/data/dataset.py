@@ -31,9 +31,8 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
         """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""
-        moved = Batch._make(
-            part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device) for part in self
-        )
+        *tensors, places = self
+        moved = Batch._make([*(tensor.to(device, non_blocking=True) for tensor in tensors), places.to(device)])
         return moved if resident is None else moved._replace(images=resident[moved.images])
 
 

@@ -25,7 +25,7 @@ def make_loader(
     """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
     return DataLoader(
         dataset,
-        batch_sampler=batches,
+        batch_sampler=[list(batch) for batch in batches],
         collate_fn=collate_fn,
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,

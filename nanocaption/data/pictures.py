@@ -78,12 +78,11 @@ def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise PictureError("cannot be opened", error.strerror or "") from error
-        raise PictureError("truncated or damaged", _first_line(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any error on damaged files
-        raise PictureError("truncated or damaged", _first_line(error)) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PictureError("cannot be opened", error.strerror or "") from error
+        detail = str(error).strip().split("\n")[0] or type(error).__name__
+        raise PictureError("truncated or damaged", detail) from error
 
 
 def check_shape(height: int, width: int) -> None:
@@ -182,10 +181,6 @@ def _foreign(path: Path) -> tuple[str, str]:
     if head.startswith((b"\xff\xd8", b"\x89PNG", b"GIF8", b"RIFF", b"II*\0", b"MM\0*", b"BM")):
         return "truncated or damaged", "its header cannot be read"
     return "not a picture", "no format that is read here"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
 
 
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
