@@ -153,9 +153,12 @@ def test_a_full_disk_is_an_error_that_keeps_what_is_done(tmp_path, monkeypatch):
 
 
 def test_caches_of_the_old_form_are_named_for_deletion(tmp_path, capsys):
-    (tmp_path / "features_train_0123456789abcdef.npy").write_bytes(b"x" * 2000)
-    make(tmp_path / "rows", Maker())
-    assert "features_train_0123456789abcdef.npy" in capsys.readouterr().out
+    for name in ("features_train_0123.npy", "pictures_train_0123.npy"):
+        (tmp_path / name).write_bytes(b"x" * 2000)
+    make(tmp_path / "features_train_4567", Maker())
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'features_train_0123.npy'} is a cache of an earlier version" in printed
+    assert "pictures_train" not in printed
 
 
 def test_too_large_a_cache_is_refused_with_its_size_and_leaves_nothing(tmp_path, capsys):

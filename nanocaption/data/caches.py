@@ -165,6 +165,6 @@ def _fits(folder: Path, row: int, count: int, missing: int, limit: int) -> bool:
     others = sum(file.stat().st_size for file in folder.parent.rglob("*.npy"))
     beside = f"; caches there take {in_units(others)}" if others else ""
     tqdm.write(f"Keeping {in_units(size)} in {folder} ({in_units(free)} free{beside})")
-    if old := sorted(file.name for file in folder.parent.glob("*.npy")):
-        tqdm.write(f"No longer read, of an earlier version; delete in {folder.parent}, with .json: {', '.join(old)}")
+    for file in sorted(folder.parent.glob(f"{folder.name.rpartition('_')[0]}_*.npy")):
+        tqdm.write(f"{file} is a cache of an earlier version and no longer read: delete it and its .json")
     return True

@@ -16,8 +16,8 @@ from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image
 
-Picture = Tensor | np.ndarray  # uint8 (3, S, S); or its features (P, E); or its number, int64 ()
-Pictures = Rows | np.ndarray | Tensor | Sequence[Tensor]  # of Picture
+ImageInput = Tensor | np.ndarray  # a picture uint8 (3, S, S), its features float16 (P, E), or its number int64 ()
+ImageInputs = Rows | np.ndarray | Tensor | Sequence[Tensor]  # those of a data set, by image
 
 
 class Batch(NamedTuple):
@@ -51,7 +51,7 @@ class ImageTextDataset(Dataset):
         images_dir: Path | str,
         token_ids: Sequence[Sequence[Sequence[int]]],
         image_spec: ImageSpec,
-        cached: Pictures | None = None,
+        cached: ImageInputs | None = None,
         augment: Augment | None = None,
     ):
         self.paths = [Path(images_dir) / record["file_name"] for record in records]
@@ -85,7 +85,7 @@ class ImageTextDataset(Dataset):
         same = image_spec == self.image_spec
         return self if same else self._but({"image_spec": image_spec, "cached": None, "resident": None})
 
-    def __getitem__(self, group: Group) -> tuple[Picture, list[np.ndarray]]:
+    def __getitem__(self, group: Group) -> tuple[ImageInput, list[np.ndarray]]:
         """(the picture, the captions' ids)"""
         image, captions, *_ = group
         # A row of a cache is a view: it is copied once, into the batch.
@@ -108,7 +108,7 @@ class ImageTextDataset(Dataset):
         return other
 
 
-def collate_fn(items: Sequence[tuple[Picture, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
+def collate_fn(items: Sequence[tuple[ImageInput, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
     """Items of ImageTextDataset -> a Batch, padded to its longest caption."""
     captions = [ids for _, group in items for ids in group]
     images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in items]))

@@ -57,11 +57,11 @@ def make_inputs(
         if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
             images.augment = Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED)
         features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES
-        if features and images.augment is None:
+        if features and images.augment is not None:
+            devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+        elif features:
             images.cached = cached_features(settings, folder, split, images, model, device)
             keep_on_device(images, device)
-        elif features:
-            devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
         if images.cached is None and settings.CACHE_IMAGES:
             images.cached = cached_pictures(settings, folder, split, images)
         sets[split] = images
