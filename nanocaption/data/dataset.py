@@ -54,7 +54,8 @@ class ImageTextDataset(Dataset):
         cached: ImageInputs | None = None,
         augment: Augment | None = None,
     ):
-        self.paths = [Path(images_dir) / record["file_name"] for record in records]
+        self.images_dir = Path(images_dir)
+        self.paths = [self.images_dir / record["file_name"] for record in records]
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
         self.image_spec = image_spec

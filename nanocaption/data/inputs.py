@@ -113,7 +113,7 @@ def cached_features(
 
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
     about = ["features", str(dtype), images.image_spec, model.encoder_identity()]
-    key = key_of(images.paths, folder / "images", about, weights)
+    key = key_of(images.paths, images.images_dir, about, weights)
     return _kept(settings, folder, f"features_{split}", key, Source(len(images), make, f"encoder features, {split}"))
 
 
@@ -123,7 +123,7 @@ def cached_pictures(settings: Settings, folder: Path, split: str, images: ImageT
     def make(places: list[int]) -> Iterator[np.ndarray]:
         return (batch.images.numpy() for batch in _read(images, places, settings.NUM_WORKERS))
 
-    key = key_of(images.paths, folder / "images", ["pictures", images.image_spec])
+    key = key_of(images.paths, images.images_dir, ["pictures", images.image_spec])
     return _kept(settings, folder, f"pictures_{split}", key, Source(len(images), make, f"pictures, {split}"))
 
 
