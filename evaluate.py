@@ -60,8 +60,8 @@ from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
-from nanocaption.data.pictures import seen_part
 from nanocaption.data.tokenizer import encode
+from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
 from nanocaption.score import results

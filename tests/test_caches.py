@@ -1,6 +1,6 @@
 """Rows that are made once: whole or not there, going on after a kill, damage noticed; and the training sets on them."""
 
-import json
+import errno
 import os
 import pickle
 import shutil
@@ -16,6 +16,7 @@ from nanocaption.base.settings import load_settings
 from nanocaption.data import caches, inputs
 from nanocaption.data.inputs import encoded_captions, make_inputs
 from nanocaption.data.loader import make_loader
+from nanocaption.data.order import chunks
 from nanocaption.data.tokenizer import encode_batch, load_or_train, train_tokenizer
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from tests.conftest import ROOT
@@ -29,91 +30,143 @@ def row(number: int) -> np.ndarray:
     return np.full((4, 3), number % 251, np.uint8)
 
 
-class Source:
-    """rows_from of COUNT rows, 32 at a time, that counts its rows and fails before row `fails_at`."""
+class Maker:
+    """Makes rows, 32 at a time, notes which were asked for, and fails before row `fails_at`."""
 
     def __init__(self, fails_at: int | None = None):
-        self.made, self.starts, self.fails_at = 0, [], fails_at
+        self.made, self.asked, self.fails_at = 0, [], fails_at
 
-    def __call__(self, start: int):
-        self.starts.append(start)
-        for first in range(start, COUNT, 32):
-            if self.fails_at is not None and first >= self.fails_at:
+    def __call__(self, places: list[int]):
+        self.asked += places
+        for some in chunks(places, 32):
+            if self.fails_at is not None and some[0] >= self.fails_at:
                 raise RuntimeError("out of memory")
-            rows = np.stack([row(number) for number in range(first, min(first + 32, COUNT))])
-            self.made += len(rows)
-            yield rows
+            self.made += len(some)
+            yield np.stack([row(number) for number in some])
 
 
 EXPECTED = np.stack([row(number) for number in range(COUNT)])
 
 
-def make(path, source, key="a" * 64, count=COUNT, limit=LIMIT):
-    return caches.cached_rows(path, key, count, source, limit, "test rows")
+def make(path, maker, count=COUNT, limit=LIMIT, chunk=caches.CHUNK):
+    return caches.cached_rows(path, caches.Source(count, maker, "test rows", chunk=chunk), limit)
+
+
+def chunk_files(path):
+    return sorted(path.glob("*.npy"))
 
 
 def test_rows_are_made_once_and_equal_what_was_given(tmp_path):
-    path, source = tmp_path / "cache" / "rows.npy", Source()
-    first, again = make(path, source), make(path, source)
-    np.testing.assert_array_equal(first, EXPECTED)
-    np.testing.assert_array_equal(again, EXPECTED)
-    assert source.made == COUNT and isinstance(again, np.memmap) and not again.flags.writeable
-    assert sorted(file.name for file in path.parent.iterdir()) == ["rows.json", "rows.npy"]
+    path, maker = tmp_path / "cache" / "rows", Maker()
+    first, again = make(path, maker), make(path, maker)
+    np.testing.assert_array_equal(np.stack([first[number] for number in range(COUNT)]), EXPECTED)
+    np.testing.assert_array_equal(list(again), EXPECTED)
+    assert maker.made == COUNT == len(again) and not again[0].flags.writeable and not again[0].flags.owndata
+    assert sorted(file.name[:5] for file in path.iterdir()) == ["00000", "00001", "00002", "00003", "lock", "whole"]
+    with pytest.raises(IndexError, match="row -1"):
+        again[-1]
 
 
 def test_what_was_done_before_an_error_is_not_done_again(tmp_path):
-    path = tmp_path / "rows.npy"
+    path = tmp_path / "rows"
     with pytest.raises(RuntimeError, match="out of memory"):
-        make(path, Source(fails_at=caches.CHUNK * 2 + 64))
-    assert not path.exists()
-    source = Source()
-    np.testing.assert_array_equal(make(path, source), EXPECTED)
-    assert source.starts == [2 * caches.CHUNK]
+        make(path, Maker(fails_at=caches.CHUNK * 2 + 64))
+    maker = Maker()
+    np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
+    assert maker.asked == list(range(2 * caches.CHUNK, COUNT))
 
 
-@pytest.mark.parametrize("change", ["key", "count", "bytes"])
-def test_the_rest_of_another_start_is_not_taken_for_ones_own(tmp_path, change):
-    path = tmp_path / "rows.npy"
-    with pytest.raises(RuntimeError):
-        make(path, Source(fails_at=caches.CHUNK * 2), count=COUNT + 1 if change == "count" else COUNT)
-    if change == "bytes":
-        with open(path.with_suffix(".part"), "r+b") as file:
-            file.seek(-(COUNT * 12) + 5, os.SEEK_END)
-            file.write(b"\xff")
-    source = Source()
-    found = make(path, source, key="b" * 64 if change == "key" else "a" * 64)
-    np.testing.assert_array_equal(found, EXPECTED)
-    assert source.starts == [0]
+@pytest.mark.parametrize("change", ["count", "chunk"])
+def test_chunks_of_another_length_are_not_taken_for_ones_own(tmp_path, change):
+    path = tmp_path / "rows"
+    make(path, Maker(), **{"count": {"count": COUNT - 1}, "chunk": {"chunk": 64}}[change])
+    maker = Maker()
+    np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
+    assert maker.asked == list(range(3 * caches.CHUNK if change == "count" else 0, COUNT))
 
 
-@pytest.mark.parametrize("damage", ["flip", "cut", "no words", "other key", "no json"])
-def test_damage_is_noticed_said_and_mended(tmp_path, capsys, damage):
-    path = tmp_path / "rows.npy"
-    make(path, Source())
+@pytest.mark.parametrize("damage", ["flip", "cut", "empty", "header", "gone"])
+@pytest.mark.parametrize("number", [0, 3])
+def test_damage_is_noticed_and_the_damaged_chunk_alone_is_made_again(tmp_path, capsys, damage, number):
+    path = tmp_path / "rows"
+    make(path, Maker())
     capsys.readouterr()
-    if damage in ("flip", "cut"):
-        raw = bytearray(path.read_bytes())
-        if damage == "flip":
-            raw[-7] ^= 1  # in the last chunk
-        path.write_bytes(raw if damage == "flip" else raw[: len(raw) // 2])
-    elif damage == "no json":
-        path.with_suffix(".json").write_text("{")
-    elif damage == "no words":
-        path.with_suffix(".json").unlink()
-    else:
-        about = json.loads(path.with_suffix(".json").read_text())
-        path.with_suffix(".json").write_text(json.dumps({**about, "key": "c" * 64}))
-    source = Source()
-    np.testing.assert_array_equal(make(path, source), EXPECTED)
-    assert source.made == COUNT and "made again" in capsys.readouterr().out
+    file = chunk_files(path)[number]
+    raw = bytearray(file.read_bytes())
+    if damage == "flip":
+        raw[-7] ^= 1
+    elif damage == "header":
+        raw = raw.replace(b"4, 3)", b"3, 4)")
+    file.write_bytes(raw[: {"cut": len(raw) // 2, "empty": 0}.get(damage, len(raw))])
+    if damage == "gone":
+        file.unlink()
+    maker = Maker()
+    np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
+    assert maker.asked == list(range(COUNT))[number * caches.CHUNK :][: caches.CHUNK]
+    printed = capsys.readouterr().out
+    assert f"going on with image {number * caches.CHUNK} of" in printed
+    assert damage == "gone" or f"{file} is damaged: made again" in printed
+
+
+def test_where_damage_is_found_everything_is_compared(tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    make(path, Maker())
+    files = chunk_files(path)
+    monkeypatch.setattr(caches, "CHECKED_BYTES", 2 * files[0].stat().st_size)  # the first and the last chunk
+    for number in (1, 3):
+        files[number].write_bytes(files[number].read_bytes()[:-1] + b"\xff")
+    maker = Maker()
+    np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
+    assert maker.asked == [*range(caches.CHUNK, 2 * caches.CHUNK), *range(3 * caches.CHUNK, COUNT)]
+
+
+def test_what_a_power_cut_tore_before_the_end_is_found_wherever_it_is(tmp_path, monkeypatch):
+    path = tmp_path / "rows"
+    with pytest.raises(RuntimeError):
+        make(path, Maker(fails_at=3 * caches.CHUNK))
+    monkeypatch.setattr(caches, "CHECKED_BYTES", 1)
+    file = chunk_files(path)[1]
+    file.write_bytes(file.read_bytes()[:-100] + bytes(100))
+    np.testing.assert_array_equal(list(make(path, Maker())), EXPECTED)
+
+
+def test_too_few_rows_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=f"512 rows came, must be {COUNT}"):
+        make(tmp_path / "rows", lambda places: Maker()(places[: 2 * caches.CHUNK]))
+
+
+def test_a_full_disk_is_an_error_that_keeps_what_is_done(tmp_path, monkeypatch):
+    path, real = tmp_path / "rows", os.replace
+
+    def full(source, target):
+        if len(chunk_files(path)) == 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        make(path, Maker())
+    assert len(chunk_files(path)) == 2 and len(list(path.iterdir())) == 3  # and the lock
+    monkeypatch.undo()
+    monkeypatch.setattr(caches.shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9, 100))
+    assert make(path, Maker()) is None
+
+
+def test_caches_of_the_old_form_are_named_for_deletion(tmp_path, capsys):
+    for name in ("features_train_0123.npy", "pictures_train_0123.npy"):
+        (tmp_path / name).write_bytes(b"x" * 2000)
+    make(tmp_path / "features_train_4567", Maker())
+    printed = capsys.readouterr().out
+    assert f"{tmp_path / 'features_train_0123.npy'} is a cache of an earlier version" in printed
+    assert "pictures_train" not in printed
 
 
 def test_too_large_a_cache_is_refused_with_its_size_and_leaves_nothing(tmp_path, capsys):
-    path = tmp_path / "rows.npy"
-    source = Source()
-    assert make(path, source, limit=EXPECTED.nbytes - 1) is None
-    assert "CACHE_LIMIT_GB" in capsys.readouterr().out and source.made == 32 and list(tmp_path.iterdir()) == []
-    assert make(path, source, limit=EXPECTED.nbytes) is not None
+    path = tmp_path / "rows"
+    maker = Maker()
+    assert make(path, maker, limit=EXPECTED.nbytes - 1) is None
+    assert "CACHE_LIMIT_GB" in capsys.readouterr().out and maker.made == 32 and not chunk_files(path)
+    assert make(path, maker, limit=EXPECTED.nbytes) is not None
 
 
 KILLED = """
@@ -121,16 +174,15 @@ import os, signal, sys, time
 sys.path.insert(0, {root!r})
 from pathlib import Path
 import numpy as np
-import caches
-caches.SAVE_SECONDS = 0
-def rows_from(start):
-    for first in range(start, {count}, 32):
-        numbers = range(first, min(first + 32, {count}))
+from nanocaption.data import caches
+def make(places):
+    for start in range(0, len(places), 32):
+        numbers = places[start : start + 32]
         yield np.stack([np.full((4, 3), number % 251, np.uint8) for number in numbers])
         print("made", numbers[-1] + 1, flush=True)
         if numbers[-1] + 1 == {at}:
             {then}
-caches.cached_rows(Path({path!r}), "a" * 64, {count}, rows_from, 10**9, "test rows")
+caches.cached_rows(Path({path!r}), caches.Source({count}, make, "test rows"), 10**9)
 """
 
 
@@ -141,15 +193,15 @@ def start(path, at, then):
 
 
 def test_a_killed_process_loses_at_most_a_chunk_and_one_that_waits_finds_the_rows(tmp_path, capfd):
-    path = tmp_path / "rows.npy"
+    path = tmp_path / "rows"
     with start(path, 2 * caches.CHUNK + 32, "os.kill(os.getpid(), signal.SIGKILL)") as killed:
         assert killed.wait() == -signal.SIGKILL
-    assert not path.exists() and path.with_suffix(".part").exists()
+    assert len(chunk_files(path)) == 2
     with start(path, 2 * caches.CHUNK + 32, "time.sleep(1.5)") as busy:
         assert f"going on with image {2 * caches.CHUNK}" in busy.stdout.readline()
-        source = Source()
-        np.testing.assert_array_equal(make(path, source), EXPECTED)
-        assert source.made == 0 and "waiting" in capfd.readouterr().out
+        maker = Maker()
+        np.testing.assert_array_equal(list(make(path, maker)), EXPECTED)
+        assert maker.made == 0 and "waiting" in capfd.readouterr().out
         assert busy.wait() == 0, busy.stderr.read()
 
 
@@ -198,7 +250,7 @@ def test_batches_from_a_cache_are_those_without_it(folder, frozen):
     (cached, model), (live, _) = (
         sets_of(folder, frozen), sets_of(folder, frozen, "--no-cache-features", "--no-cache-images")
     )  # fmt: skip
-    names = sorted(file.name.partition("_")[0] for file in (folder / "cache").glob("*.npy"))
+    names = sorted(file.name.partition("_")[0] for file in (folder / "cache").iterdir())
     assert names == (["features"] * 2 if frozen else ["pictures"] * 2)
     a, b = one_batch(cached["train"]), one_batch(live["train"])
     assert cached["train"].cached is not None and live["train"].cached is None
@@ -214,28 +266,33 @@ def test_batches_from_a_cache_are_those_without_it(folder, frozen):
 def test_augmented_pictures_come_from_the_cache_and_are_those_without_it(folder):
     flags = ("--random-crop-area", "0.5", "--random-flip")
     cached, live = sets_of(folder, True, *flags)[0], sets_of(folder, True, *flags, "--no-cache-images")[0]
-    assert cached["train"].cached.dtype == np.uint8 and cached["val"].cached.dtype == np.float16
-    before = np.array(cached["train"].cached)
+    assert cached["train"].cached[0].dtype == np.uint8 and cached["val"].cached[0].dtype == np.float16
+    before = np.stack(list(cached["train"].cached))
     a, b = (one_batch(sets["train"].at_epoch(3)) for sets in (cached, live))
     assert torch.equal(a.images, b.images) and not torch.equal(a.images, one_batch(live["train"]).images)
-    np.testing.assert_array_equal(cached["train"].cached, before)
+    np.testing.assert_array_equal(list(cached["train"].cached), before)
 
 
 def test_resident_rows_are_the_batchs_own(folder):
+    """Also in the set of an epoch, in a part, and from a worker that was started."""
     sets, _ = sets_of(folder, True)
     plain = one_batch(sets["train"]).to(torch.device("cpu"))
-    sets["train"].resident = torch.from_numpy(np.array(sets["train"].cached))
-    numbers = one_batch(sets["train"])
-    assert numbers.images.tolist() == [2, 0]
-    assert torch.equal(numbers.to(torch.device("cpu"), sets["train"].resident).images, plain.images)
+    sets["train"].keep_on(torch.from_numpy(np.stack(list(sets["train"].cached))))
+    for images in (sets["train"], sets["train"].at_epoch(1), sets["train"].part([0, 1, 2])):
+        numbers = one_batch(images)
+        assert numbers.images.tolist() == [2, 0]
+        assert torch.equal(numbers.to(torch.device("cpu"), images.resident).images, plain.images)
+    assert one_batch(sets["train"].part([3, 2, 1])).images.tolist() == [1, 3]
+    worker = pickle.loads(pickle.dumps(sets["train"]))
+    assert worker.resident is None and one_batch(worker).images.tolist() == [2, 0]
 
 
 def test_a_worker_that_is_started_maps_the_cache_itself(folder):
     images = sets_of(folder, False)[0]["train"]
     pickled = pickle.dumps(images)
-    assert len(pickled) < images.cached.nbytes + 1500  # the rows themselves are not in it
+    assert pickled.count(np.array(images.cached[0]).tobytes()) == 0  # the rows themselves are not in it
     again = pickle.loads(pickled)
-    assert isinstance(again.cached, np.memmap) and torch.equal(one_batch(again).images, one_batch(images).images)
+    assert len(again.cached) == len(images) and torch.equal(one_batch(again).images, one_batch(images).images)
 
 
 def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
@@ -252,7 +309,7 @@ def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
         return [list(map(int, row)) for row in encoded_captions(how, tmp_path, "train", texts, tokenizer)]
 
     assert ids(small) == expected["small"] and ids(large) == expected["large"]
-    assert len(list((tmp_path / "cache").glob("tokens_train_*.npy"))) == 2
+    assert len(list((tmp_path / "cache").glob("tokens_train_*"))) == 2
     with monkeypatch.context() as patch:
         patch.setattr(inputs, "encode_batch", lambda *_: pytest.fail("encoded again"))
         assert ids(small) == expected["small"]
@@ -261,7 +318,7 @@ def test_kept_captions_are_those_encoded_anew(tmp_path, monkeypatch, capsys):
     assert ids(small, "--max-seq-len", "18", "--cache-limit-gb", "0") == encode_batch(small, texts, 18)
     assert "more than CACHE_LIMIT_GB" in capsys.readouterr().out
     monkeypatch.setattr(inputs, "KEPT_FROM", 1000)
-    monkeypatch.setattr(caches, "cached_rows", lambda *_: pytest.fail("kept a small set"))
+    monkeypatch.setattr(inputs, "cached_rows", lambda *_: pytest.fail("kept a small set"))
     assert ids(small) == expected["small"]
 
 

@@ -72,7 +72,7 @@ def test_a_group_gives_its_own_picture_and_captions(tmp_path):
     assert torch.equal(part[(0, (0,))][0], pixels) and part[(0, (0,))][1][0].tolist() == [1, 11, 50, 2]
     images.cached = np.arange(2)
     assert images.part([1])[(0, ())][0] == 1
-    images.resident = torch.arange(2)
+    images.keep_on(torch.arange(2))
     assert images.part([1])[(0, ())][0].item() == 1
 
 

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from nanocaption.base.files import read_log
-from nanocaption.data.pictures import data_uri, read_picture, seen_part, thumbnail
+from nanocaption.data.pictures import data_uri, read_picture, thumbnail
+from nanocaption.data.transform import seen_part
 from nanocaption.score.curves import extract_curves, plot_curves, smooth_curve
 from nanocaption.score.report import choose_rows, shown_rows, write_report
 from nanocaption.score.report_html import format_score, format_value, repeated_words

@@ -1,13 +1,56 @@
-"""Rank, world size, reduce and gather. On one process, without torchrun, every function is a no-op."""
+"""The device of a process with its number format, and how processes work together: rank, sum, gather, turns.
+
+On one process, without torchrun, every function of the second half gives back what it was given.
+"""
 
 import contextlib
 import os
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
+
+
+# --- The device ---
+
+
+def pick_device(name: str, local_rank: int | None = None) -> torch.device:
+    """auto: cuda, else mps, else cpu. SystemExit where the named device is not there.
+
+    local_rank: which of this machine's processes asks; where no GPU is named it gets that one, as its current device.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and local_rank is not None:
+        name = f"cuda:{local_rank}"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SystemExit(f"DEVICE = {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s). Use 'auto'.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SystemExit("DEVICE = 'mps': this machine has none. Use 'auto'.")
+    if device.type == "cuda" and local_rank is not None:
+        torch.cuda.set_device(device)  # NCCL gathers through the current device
+    return device
+
+
+def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """auto: bf16 on a CUDA device that has it, else fp16 there; fp32 elsewhere."""
+    if precision == "auto":
+        if device.type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+# --- Processes ---
 
 
 def start(device_kind: str) -> None:
@@ -55,8 +98,7 @@ def max_(*numbers: int) -> list[int]:
     """The largest value of each number over all ranks: how ranks agree on what one of them was asked to do."""
     if not dist.is_initialized():
         return list(numbers)
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    tensor = torch.tensor(numbers, device=device)
+    tensor = torch.tensor(numbers, device="cuda" if dist.get_backend() == "nccl" else "cpu")
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
     return tensor.tolist()
 
@@ -70,29 +112,27 @@ def sum_gradients(parameters: list[torch.nn.Parameter]) -> None:
     if not dist.is_initialized():
         return
     gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(flat)
-    offset = 0
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = flat[offset : offset + gradient.numel()].view_as(gradient)
-        offset += gradient.numel()
+    flat = sum_(torch.cat([g.reshape(-1) for g in gradients]))
+    for parameter, gradient in zip(parameters, flat.split([g.numel() for g in gradients]), strict=True):
+        parameter.grad = gradient.view_as(parameter)
 
 
-def gather(rows: list[Any]) -> list[Any]:
+def gather(rows: list[T]) -> list[T]:
     """The rows of all ranks in one list, rank after rank, on every rank. Rows are plain JSON-like data."""
     if not dist.is_initialized():
         return rows
-    gathered: list[list[Any]] = [[] for _ in range(world_size())]
+    gathered: list[list[T]] = [[] for _ in range(world_size())]
     dist.all_gather_object(gathered, rows)
     return [row for part in gathered for row in part]
 
 
-def first_rank_first(make: Callable[[], Any]) -> Any:
+def first_rank_first(make: Callable[[], T]) -> T:
     """Call `make` on the first process, then on the others, which find its result on the disk and print nothing."""
-    result = make() if rank() == 0 else None
-    barrier()
     if rank() == 0:
+        result = make()
+        barrier()
         return result
+    barrier()
     with contextlib.redirect_stdout(None):
         return make()
 
@@ -101,35 +141,3 @@ def console(text: str) -> None:
     """Print on the first process only."""
     if rank() == 0:
         print(text, flush=True)
-
-
-def pick_device(name: str, local_rank: int | None = None) -> torch.device:
-    """auto: cuda, else mps, else cpu. SystemExit where the named device is not there.
-
-    local_rank: which of this machine's processes asks; where no GPU is named it gets that one, as its current device.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and local_rank is not None:
-        name = f"cuda:{local_rank}"
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise SystemExit(f"DEVICE = {name!r}: this machine has {torch.cuda.device_count()} CUDA device(s). Use 'auto'.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise SystemExit("DEVICE = 'mps': this machine has none. Use 'auto'.")
-    if device.type == "cuda" and local_rank is not None:
-        torch.cuda.set_device(device)  # NCCL gathers through the current device
-    return device
-
-
-def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """auto: bf16 on a CUDA device that has it, else fp16 there; fp32 elsewhere."""
-    if precision == "auto":
-        if device.type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-
-
-def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractContextManager:
-    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()

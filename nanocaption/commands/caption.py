@@ -153,8 +153,7 @@ def caption_pictures(
                       if image is not None}  # fmt: skip
             readable = list(pixels)
             records = [{"file_name": str(picture)} for picture in readable]
-            images = ImageTextDataset(records, Path(), [[] for _ in records], image_spec)
-            images.kept = dict(enumerate(pixels.values()))
+            images = ImageTextDataset(records, Path(), [[] for _ in records], image_spec, list(pixels.values()))
             captions = caption_images(
                 loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
                 device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,

@@ -177,7 +177,8 @@ def build_page(loaded: "Loaded", title: str, examples: Sequence[Path]) -> "gradi
 
 def result_html(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> str:
     """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
-    from nanocaption.data.pictures import data_uri, seen_part, thumbnail
+    from nanocaption.data.pictures import data_uri, thumbnail
+    from nanocaption.data.transform import seen_part
 
     try:
         image = thumbnail(path, SHOWN_SIDE)

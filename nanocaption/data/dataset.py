@@ -1,23 +1,23 @@
-"""Prepared data -> batches of tensors: pictures as `transform` makes them, captions as ids, the epoch's order.
+"""Prepared data -> batches of tensors: pictures as `transform` makes them, captions as ids."""
 
-The order of an epoch is a pure function of (seed, epoch), so a resume finds its place without replaying anything,
-with any number of workers.
-"""
-
-import copy
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
 from nanocaption.data.packing import Places, find_places
-from nanocaption.data.transform import Augment, augmented, load_image
+from nanocaption.data.prepared import Record
+from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image
+
+ImageInput = Tensor | np.ndarray  # a picture uint8 (3, S, S), its features float16 (P, E), or its number int64 ()
+ImageInputs = Rows | np.ndarray | Tensor | Sequence[Tensor]  # those of a data set, by image
 
 
 class Batch(NamedTuple):
@@ -31,9 +31,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
         """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""
-        images, *tokens, places = (part.to(device, non_blocking=True) if isinstance(part, Tensor) else part.to(device)
-                                   for part in self)
-        return Batch(images if resident is None else resident[images], *tokens, places)
+        *tensors, places = self
+        moved = Batch._make([*(tensor.to(device, non_blocking=True) for tensor in tensors), places.to(device)])
+        return moved if resident is None else moved._replace(images=resident[moved.images])
 
 
 class ImageTextDataset(Dataset):
@@ -41,53 +41,56 @@ class ImageTextDataset(Dataset):
 
     records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
     image_spec: how the encoder wants its pictures (encoder.read_image_spec).
-    cached: features (images, P, E) or pictures uint8 (images, 3, S, S), read instead of the files.
-    resident: the same on the device: batches then hold image numbers, see `Batch.to`.
+    cached: features (images, P, E) or pictures uint8 (images, 3, S, S), taken instead of the files.
     augment: changes a picture at random, see `Augment`; only what `at_epoch` gives is changed.
     """
 
     def __init__(
         self,
-        records: Sequence[dict[str, Any]],
+        records: Sequence[Record],
         images_dir: Path | str,
         token_ids: Sequence[Sequence[Sequence[int]]],
-        image_spec: dict[str, Any],
-        cached: np.ndarray | None = None,
-        augment: "Augment | None" = None,
+        image_spec: ImageSpec,
+        cached: ImageInputs | None = None,
+        augment: Augment | None = None,
     ):
-        self.paths = [Path(images_dir) / record["file_name"] for record in records]
+        self.images_dir = Path(images_dir)
+        self.paths = [self.images_dir / record["file_name"] for record in records]
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
         self.image_spec = image_spec
         self.cached = cached
-        self.rows: Sequence[int] = range(len(records))  # of each image in `cached` or `resident`
-        self.resident: Tensor | None = None
+        self.rows: Sequence[int] = range(len(records))  # of each image in `cached`
+        self.resident: Tensor | None = None  # see `keep_on`
         self.augment = augment
         self.epoch: int | None = None
-        self.kept: dict[int, Tensor] = {}  # pictures that were read already
 
     def __len__(self) -> int:
         return len(self.paths)
 
+    def keep_on(self, resident: Tensor) -> None:
+        """resident: what `cached` holds, on the device. Batches then have image numbers, see `Batch.to`."""
+        self.resident, self.cached = resident, torch.arange(len(resident))
+
     def part(self, places: Sequence[int]) -> "ImageTextDataset":
-        """The same set with only the images at `places`, which are in order."""
-        part = copy.copy(self)
-        part.paths, part.token_ids, part.weights, part.rows = (
-            [values[place] for place in places] for values in (self.paths, self.token_ids, self.weights, self.rows)
-        )
-        part.kept = {}
-        return part
+        """The same set with only the images at `places`."""
+        names = ("paths", "token_ids", "weights", "rows")
+        return self._but({name: [getattr(self, name)[place] for place in places] for name in names})
 
     def at_epoch(self, epoch: int) -> "ImageTextDataset":
         """The same set as training sees it in `epoch`: with that epoch's augmentation."""
-        part = copy.copy(self)
-        part.epoch = epoch
-        return part
+        return self._but({"epoch": epoch})
 
-    def __getitem__(self, group: Group) -> tuple[Tensor | np.ndarray, list[np.ndarray]]:
-        """(image uint8 (3, S, S), its features (P, E), or its number; the captions' ids)"""
+    def seen_with(self, image_spec: ImageSpec) -> "ImageTextDataset":
+        """The same set as another encoder wants its pictures; read from their files unless it wants the same."""
+        same = image_spec == self.image_spec
+        return self if same else self._but({"image_spec": image_spec, "cached": None, "resident": None})
+
+    def __getitem__(self, group: Group) -> tuple[ImageInput, list[np.ndarray]]:
+        """(the picture, the captions' ids)"""
         image, captions, *_ = group
-        found = self._image(image)
+        # A row of a cache is a view: it is copied once, into the batch.
+        found = load_image(self.paths[image], self.image_spec) if self.cached is None else self.cached[self.rows[image]]
         if self.augment is not None and self.epoch is not None:
             # A function of seed, epoch and item: which worker reads it, and what it read before, cannot matter.
             rng = random.Random(f"{self.augment.seed}-{self.epoch}-{group}")
@@ -95,38 +98,32 @@ class ImageTextDataset(Dataset):
             found = augmented(pixels, self.augment, rng)
         return found, [self.token_ids[image][caption] for caption in captions]
 
-    def __getstate__(self) -> dict[str, Any]:
-        """For a worker that is started, not forked: a memory-mapped file goes by name, or all of it would be copied."""
-        mapped = isinstance(self.cached, np.memmap)
-        return {**self.__dict__, "cached": str(self.cached.filename) if mapped else self.cached, "resident": None}
+    def __getstate__(self) -> dict[str, object]:
+        """For a worker that is started, not forked: it needs nothing that lies on the device."""
+        return self.__dict__ | {"resident": None}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if isinstance(self.cached, str):
-            self.cached = np.load(self.cached, mmap_mode="r")
-
-    def _image(self, image: int) -> Tensor | np.ndarray:
-        if self.resident is not None:
-            return torch.tensor(self.rows[image])
-        if self.cached is not None:
-            return self.cached[self.rows[image]]  # a view: copied once, into the batch
-        return self.kept[image] if image in self.kept else load_image(self.paths[image], self.image_spec)
+    def _but(self, changes: dict[str, object]) -> "ImageTextDataset":
+        """A copy with other values of these fields. (copy.copy would leave out `resident`, as __getstate__ does.)"""
+        other = ImageTextDataset.__new__(ImageTextDataset)
+        other.__dict__.update(self.__dict__ | changes)
+        return other
 
 
-def collate_fn(items: Sequence[tuple[Tensor | np.ndarray, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
+def collate_fn(items: Sequence[tuple[ImageInput, Sequence[np.ndarray]]], pad_id: int = 0) -> Batch:
     """Items of ImageTextDataset -> a Batch, padded to its longest caption."""
     captions = [ids for _, group in items for ids in group]
+    images = torch.from_numpy(np.stack([np.asarray(image) for image, _ in items]))
+    inputs, targets = (
+        torch.from_numpy(padded([ids[part] for ids in captions], pad_id)) for part in (slice(-1), slice(1, None))
+    )
     index = [number for number, (_, group) in enumerate(items) for _ in group]
-    length = max((len(ids) for ids in captions), default=1) - 1
-    tokens = np.full((len(captions), length + 1), pad_id, dtype=np.int64)
-    for row, ids in zip(tokens, captions, strict=True):
+    image_index = torch.tensor(index, dtype=torch.int64)
+    return Batch(images, inputs, targets, image_index, find_places(inputs, pad_id, image_index, len(items)))
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, length: int | None = None) -> np.ndarray:
+    """int64 (len(rows), length), filled up with `pad_id`; length: of the longest row unless given."""
+    found = np.full((len(rows), max(map(len, rows), default=0) if length is None else length), pad_id, dtype=np.int64)
+    for row, ids in zip(found, rows, strict=True):
         row[: len(ids)] = ids
-    inputs, targets = tokens[:, :-1].copy(), tokens[:, 1:].copy()
-    # The input never holds <end>: where it stood, nothing real follows.
-    for row, ids in zip(inputs, captions, strict=True):
-        row[len(ids) - 1 :] = pad_id
-    images = [image for image, _ in items]
-    stacked = torch.stack(images) if isinstance(images[0], Tensor) else torch.from_numpy(np.stack(images))
-    tokens, image_index = torch.from_numpy(inputs), torch.tensor(index, dtype=torch.int64)
-    places = find_places(tokens, pad_id, image_index, len(items))
-    return Batch(stacked, tokens, torch.from_numpy(targets), image_index, places)
+    return found

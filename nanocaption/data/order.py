@@ -5,11 +5,12 @@ import hashlib
 import math
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 # (image, its captions that travel together), numbers within the data set; and, where a weight brings the image again
 # in one epoch, which time this is, from 1.
 Group = tuple[int, tuple[int, ...]] | tuple[int, tuple[int, ...], int]
+T = TypeVar("T")
 
 
 def epoch_groups(
@@ -23,10 +24,10 @@ def epoch_groups(
     """
     rng = random.Random(f"order-{seed}-{epoch}")
     weights = weights or [1.0] * len(caption_counts)
-    groups = []
+    groups: list[Group] = []
     for image, count in enumerate(caption_counts):
         for visit in range(int(weights[image])):
-            groups += visited(image_groups(image, count, per_image, rng), visit)
+            groups += image_groups(image, count, per_image, rng, visit)
     for weight in sorted(set(weights)):
         if share := round(weight % 1, 6):
             counts = {image: caption_counts[image] for image, own in enumerate(weights) if own == weight}
@@ -35,16 +36,12 @@ def epoch_groups(
     return groups
 
 
-def visited(groups: list[Group], visit: int) -> list[Group]:
-    """The groups marked as those of visit number `visit`, so that their pictures are changed at random anew."""
-    return [(*group, visit) for group in groups] if visit else groups
-
-
-def image_groups(image: int, count: int, per_image: int, rng: random.Random) -> list[Group]:
-    """The captions of an image, shuffled, in groups."""
+def image_groups(image: int, count: int, per_image: int, rng: random.Random, visit: int) -> list[Group]:
+    """The captions of an image, shuffled, in groups. From visit 1 on these say so: their picture is changed anew."""
     captions = list(range(count))
     rng.shuffle(captions)
-    return [(image, tuple(captions[i : i + per_image])) for i in range(0, count, per_image)]
+    mark = (visit,) if visit else ()
+    return [(image, tuple(some), *mark) for some in chunks(captions, per_image)]
 
 
 def share_of_groups(
@@ -55,13 +52,14 @@ def share_of_groups(
     visit: how often the images came in this epoch before; a second pass that begins within it counts one more.
     """
     total = sum(math.ceil(count / per_image) for count in counts.values())
-    take, taken = math.ceil(round(share * total, 6)), []
+    take = math.ceil(round(share * total, 6))
+    taken: list[Group] = []
     while len(taken) < take:
         number, start = divmod(epoch * take + len(taken), total)
         rng = random.Random(f"share-{seed}-{share}-{number}")
-        one_pass = [group for image, count in counts.items() for group in image_groups(image, count, per_image, rng)]
+        one_pass = [g for image, count in counts.items() for g in image_groups(image, count, per_image, rng, visit)]
         rng.shuffle(one_pass)
-        taken += visited(one_pass[start : start + take - len(taken)], visit)
+        taken += one_pass[start : start + take - len(taken)]
         visit += 1
     return taken
 
@@ -73,7 +71,7 @@ def in_order(caption_counts: Sequence[int]) -> list[Group]:
 
 def epoch_steps(
     groups: Sequence[Group], batch_size: int, accumulate: int, rank: int = 0, ranks: int = 1
-) -> list[list[list[Group]]]:
+) -> list[list[Sequence[Group]]]:
     """The optimizer steps of an epoch for one process: per step its micro-batches, each a list of groups.
 
     A step has `accumulate` micro-batches; the last one may have fewer, and one more where a rest joined it.
@@ -85,18 +83,18 @@ def epoch_steps(
     if len(groups) < ranks:
         raise ValueError(f"{len(groups)} groups of captions cannot be dealt out to {ranks} processes.")
     per_step = ranks * accumulate * batch_size
-    steps = [list(groups[i : i + per_step]) for i in range(0, len(groups), per_step)]
+    steps = [list(step) for step in chunks(groups, per_step)]
     if len(steps[-1]) < ranks:
         rest = steps.pop()
         steps[-1] += rest
-    dealt = [step[rank::ranks] for step in steps]
-    return [chunks(mine, batch_size) for mine in dealt]
+    return [chunks(step[rank::ranks], batch_size) for step in steps]
 
 
-def seed_of(*parts: Any) -> int:
+def seed_of(*parts: object) -> int:
     """A seed that depends on all parts and on nothing else; Python's hash() differs from process to process."""
     return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
-def chunks(groups: Sequence[Group], size: int) -> list[Sequence[Group]]:
-    return [groups[i : i + size] for i in range(0, len(groups), size)]
+def chunks(items: Sequence[T], size: int) -> list[Sequence[T]]:
+    """The items in their order, `size` together; the last ones may be fewer."""
+    return [items[i : i + size] for i in range(0, len(items), size)]

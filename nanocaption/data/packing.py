@@ -23,7 +23,7 @@ class Places(NamedTuple):
     positions: Tensor  # int64 (R,) position within the caption, 0..T-1
 
     def to(self, device: torch.device) -> "Places":
-        return Places(*(p.to(device, non_blocking=True) if isinstance(p, Tensor) else p for p in self))
+        return Places._make(p.to(device, non_blocking=True) if isinstance(p, Tensor) else p for p in self)
 
 
 def find_places(tokens: Tensor, pad: int, image_index: Tensor | None, images: int) -> Places:

@@ -67,7 +67,7 @@ def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
     """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
 
     at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
-    More than MAX_PIXELS or a longer shape than MAX_ASPECT is refused from the header, before anything is decoded.
+    What `check_shape` refuses is refused from the header, before anything is decoded.
     """
     path = Path(path)
     try:
@@ -78,15 +78,47 @@ def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
         raise
     except Image.DecompressionBombError as error:
         raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
-    except OSError as error:
-        if error.errno is not None:
-            raise PictureError("cannot be opened", error.strerror) from error
-        raise PictureError("truncated or damaged", _first_line(error)) from error
     except Exception as error:  # PIL's decoders raise nearly any error on damaged files
-        raise PictureError("truncated or damaged", _first_line(error)) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise PictureError("cannot be opened", error.strerror or "") from error
+        detail = str(error).strip().split("\n")[0] or type(error).__name__
+        raise PictureError("truncated or damaged", detail) from error
+
+
+def check_shape(height: int, width: int) -> None:
+    """Raises PictureError above MAX_PIXELS and for a longer shape than MAX_ASPECT."""
+    if width * height > MAX_PIXELS:
+        raise PictureError("too large", f"{width} x {height}, above {MAX_PIXELS / 1e6:.0f} megapixels")
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
 
 
 def _read(path: Path, at_least: int | None) -> Picture:
+    _check_file(path)
+    try:
+        opened = Image.open(path, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise PictureError(*_foreign(path)) from None
+    with opened as image:
+        check_shape(image.height, image.width)
+        # MPO: a photograph with its preview
+        frames = image.format != "MPO" and getattr(image, "is_animated", False)
+        sixteen = bool(image.tile) and "16" in str(image.tile[0][3])  # 16 bit colour: PIL takes the upper byte
+        if at_least:
+            image.draft(None, (at_least, at_least))
+        image.load()
+        turned = _upright(image)
+        pixels, kind = _rgb(turned)
+    conversions = {
+        "other suffix": path.suffix.lower() not in SUFFIXES.get(opened.format or "", ()),
+        "first frame": frames,
+        "turned by EXIF": turned is not image,
+        kind or "16 bit": bool(kind) or sixteen,
+    }
+    return Picture(pixels, tuple(name for name, done in conversions.items() if done))
+
+
+def _check_file(path: Path) -> None:
     try:
         about = path.stat()
     except FileNotFoundError:
@@ -95,38 +127,12 @@ def _read(path: Path, at_least: int | None) -> Picture:
         raise PictureError("a folder" if stat.S_ISDIR(about.st_mode) else "no regular file")
     if about.st_size == 0:
         raise PictureError("empty file")
-    try:
-        opened = Image.open(path, formats=FORMATS)
-    except UnidentifiedImageError:
-        raise PictureError(*_foreign(path)) from None
-    with opened as image:
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            raise PictureError("too large", f"{width} x {height}, above {MAX_PIXELS / 1e6:.0f} megapixels")
-        if max(width, height) > MAX_ASPECT * min(width, height):
-            raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
-        conversions = []
-        if path.suffix.lower() not in SUFFIXES.get(image.format, ()):
-            conversions.append("other suffix")
-        if image.format != "MPO" and getattr(image, "is_animated", False):  # MPO: a photograph with its preview
-            conversions.append("first frame")
-        sixteen = bool(image.tile) and "16" in str(image.tile[0][3])  # 16 bit colour: PIL takes the upper byte
-        if at_least:
-            image.draft(None, (at_least, at_least))
-        image.load()
-        turned = _upright(image)
-        if turned is not image:
-            conversions.append("turned by EXIF")
-        pixels, kind = _rgb(turned)
-    if kind or sixteen:
-        conversions.append(kind or "16 bit")
-    return Picture(pixels, tuple(conversions))
 
 
 def _upright(image: Image.Image) -> Image.Image:
     """The loaded image turned as its EXIF says. (TIFF: PIL has turned it already, and taken the tag away.)"""
     try:
-        turn = TURNS.get(image.getexif().get(ORIENTATION))
+        turn = TURNS.get(image.getexif().get(ORIENTATION, 1))
     except Exception:  # a damaged EXIF block; the picture itself is whole
         return image
     return image if turn is None else image.transpose(turn)
@@ -177,14 +183,10 @@ def _foreign(path: Path) -> tuple[str, str]:
     return "not a picture", "no format that is read here"
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__
-
-
 def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
     """(height, width) of a JPEG with three channels of eight bits and no EXIF or XMP block; None for anything else.
 
-    For a decoder that knows no more than that: all else is left to `read`.
+    For a decoder that knows no more than that: all else is left to `read_picture`.
     """
     at = 2
     if data[:2] != b"\xff\xd8":
@@ -201,18 +203,6 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 
 
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
-
-
-def seen_part(path: Path, image_spec: dict) -> list[float]:
-    """[left, top, right, bottom] of what an encoder sees of a picture, as fractions, for the "box" of its maps.
-
-    image_spec: with "crop" the shorter side is resized to "resize" pixels and the middle "size" of it is cut out.
-    """
-    if not image_spec["crop"]:
-        return [0.0, 0.0, 1.0, 1.0]
-    height, width, _ = read_picture(path, 2 * THUMBNAIL_SIZE).pixels.shape
-    across, down = (image_spec["size"] / (side / min(width, height) * image_spec["resize"]) for side in (width, height))
-    return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
 
 
 def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:

@@ -58,8 +58,8 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int
     tokenizer.save(str(folder / "tokenizer.json"))
     tokenizer.model.save(str(folder))  # vocab.json and merges.txt
     (folder / "tokenizer_config.json").write_text(json.dumps(FOR_TRANSFORMERS, indent=1), encoding="utf-8")
-    digest = {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}
-    (folder / "digest.json").write_text(json.dumps(digest, indent=1), encoding="utf-8")
+    digests = _digests(captions, vocab_size, tokenizer)
+    (folder / "digest.json").write_text(json.dumps(digests, indent=1), encoding="utf-8")
     return tokenizer
 
 
@@ -71,21 +71,13 @@ def load_or_train(captions: Sequence[str], folder: Path | str, vocab_size: int) 
     folder = Path(folder)
     if all((folder / name).is_file() for name in _FILES):
         try:
-            digest = json.loads((folder / "digest.json").read_text(encoding="utf-8"))
-            tokenizer = load_tokenizer(folder)
-            if digest == {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}:
+            digests = json.loads((folder / "digest.json").read_text(encoding="utf-8"))
+            tokenizer = tokenizer_from_json((folder / "tokenizer.json").read_text(encoding="utf-8"), str(folder))
+            if digests == _digests(captions, vocab_size, tokenizer):
                 return tokenizer, False
         except ValueError:
             pass  # a damaged file is the same as a missing one: it is made again from the captions
     return train_tokenizer(captions, folder, vocab_size), True
-
-
-def load_tokenizer(folder: Path | str) -> Tokenizer:
-    """The tokenizer of `folder`/tokenizer.json. Raises ValueError where that is missing or not ours."""
-    path = Path(folder) / "tokenizer.json"
-    if not path.is_file():
-        raise ValueError(f"There is no tokenizer at {path}.")
-    return tokenizer_from_json(path.read_text(encoding="utf-8"), str(path))
 
 
 def tokenizer_from_json(text: str, origin: str = "the checkpoint") -> Tokenizer:
@@ -132,6 +124,11 @@ def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
         ids = ids[: ids.index(END)]
     text = tokenizer.decode([i for i in ids if i > UNK], skip_special_tokens=False)
     return text[1:] if text.startswith(" ") else text
+
+
+def _digests(captions: Sequence[str], vocab_size: int, tokenizer: Tokenizer) -> dict[str, str]:
+    """What digest.json holds: what the tokenizer was trained on, and what came out."""
+    return {"captions": captions_digest(captions, vocab_size), "tokenizer": tokenizer_digest(tokenizer)}
 
 
 def captions_digest(captions: Sequence[str], vocab_size: int) -> str:

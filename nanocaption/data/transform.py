@@ -8,14 +8,14 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, TypedDict
+from typing import NamedTuple, TypedDict
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nanocaption.data.pictures import MAX_ASPECT, MAX_PIXELS, plain_jpeg_size, read_picture
+from nanocaption.data.pictures import THUMBNAIL_SIZE, check_shape, plain_jpeg_size, read_picture
 
 
 class ImageSpec(TypedDict):
@@ -29,7 +29,7 @@ class ImageSpec(TypedDict):
     interpolation: str  # "nearest", "bilinear" or "bicubic"
 
 
-def load_image(path: Path | str, image_spec: dict[str, Any]) -> Tensor:
+def load_image(path: Path | str, image_spec: ImageSpec) -> Tensor:
     """The picture as an encoder wants it: uint8 (3, S, S), resized with antialiasing, upright as its EXIF says.
 
     Raises ValueError with the path where it cannot be read.
@@ -52,27 +52,35 @@ def load_image(path: Path | str, image_spec: dict[str, Any]) -> Tensor:
     return pixels[:, top : top + cut, left : left + cut].contiguous()
 
 
+def seen_part(path: Path, image_spec: ImageSpec) -> list[float]:
+    """[left, top, right, bottom] of what `load_image` leaves of a picture, as fractions, for the "box" of its maps."""
+    if not image_spec["crop"]:
+        return [0.0, 0.0, 1.0, 1.0]
+    height, width, _ = read_picture(path, 2 * THUMBNAIL_SIZE).pixels.shape
+    across, down = (image_spec["size"] / (side / min(width, height) * image_spec["resize"]) for side in (width, height))
+    return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
+
+
 def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
     """uint8 (3, H, W) -> (3, height, width); mode: "bilinear" or "bicubic", antialiased, or "nearest".
 
     The same kernels as torchvision's, whose import takes three seconds of every start.
     """
-    if mode == "nearest":
-        return F.interpolate(pixels[None], (height, width), mode=mode)[0]
-    return F.interpolate(pixels[None], (height, width), mode=mode, antialias=True, align_corners=False)[0]
+    return F.interpolate(pixels[None], (height, width), mode=mode, antialias=mode != "nearest")[0]
 
 
 def _decoded(path: Path | str) -> Tensor:
     """uint8 (3, H, W), in memory by rows of pixels, which resizing reads fastest.
 
     A plain JPEG goes through torchvision's decoder, 0.3 ms faster than PIL with its copies for 500 x 375; the pixels
-    are the same. Everything else, and whatever that decoder refuses, is pictures.read's.
+    are the same. Everything else, and whatever that decoder refuses, is read_picture's.
     """
     decode = _jpeg_decoder()
     if decode is not None and os.path.isfile(path):
         data = np.fromfile(path, dtype=np.uint8)
         size = plain_jpeg_size(data[:65536].tobytes())
-        if size and size[0] * size[1] <= MAX_PIXELS and max(size) <= MAX_ASPECT * min(size):
+        if size:
+            check_shape(*size)
             with contextlib.suppress(RuntimeError):
                 return decode(torch.from_numpy(data), 3, False)  # 3: as RGB
     return torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1)

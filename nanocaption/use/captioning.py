@@ -1,6 +1,5 @@
 """Captions of a data set's pictures: batch by batch, and of a whole split with what is kept of a stopped start."""
 
-import copy
 import itertools
 import json
 import math
@@ -9,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NotRequired, TypedDict, Unpack
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
@@ -19,7 +17,6 @@ from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import cached_features
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, seed_of
-from nanocaption.data.transform import ImageSpec
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import CaptionText, decode_pictures
 from nanocaption.model.options import Options
@@ -53,7 +50,7 @@ def caption_batches(
     specs = [member.image_spec for member in members]
     views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
     batches = chunks([(i, ()) for i in range(len(images))], how["batch_size"])
-    sets = {view: _seen_with(images, specs[view]) for view in views}
+    sets = {view: images.seen_with(specs[view]) for view in views}
     loaders = {view: make_loader(seen, batches, how["workers"]) for view, seen in sets.items()}
     device = how["device"]
     for chunk, *parts in zip(batches, *loaders.values(), strict=True):
@@ -68,14 +65,6 @@ def caption_batches(
                 stacklevel=2,
             )
         yield found
-
-
-def _seen_with(images: ImageTextDataset, image_spec: ImageSpec) -> ImageTextDataset:
-    if images.image_spec == image_spec:
-        return images
-    other = copy.copy(images)
-    other.image_spec, other.kept, other.cached, other.resident = image_spec, {}, None, None
-    return other
 
 
 def caption_images(
@@ -99,8 +88,7 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
     devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in found]
     mine = left[rank :: devices.world_size()]
-    images = split_images(loaded, split, mine)
-    images.cached = _cached_features(loaded, split, mine) if left else None
+    images = split_images(loaded, split, cached=bool(left)).part(mine)
     if found and rank == 0:
         print(f"{len(found)} captions are there from a start that was stopped")
     quiet = rank != 0 or not mine
@@ -120,25 +108,16 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
     return [found[i] for i in range(len(split.records))]
 
 
-def _cached_features(loaded: Loaded, split: Split, places: list[int]) -> np.ndarray | None:
-    """What a frozen encoder makes of these images, float16 (len(places), P, E), from the cache that training uses too.
+def split_images(loaded: Loaded, split: Split, cached: bool = False) -> ImageTextDataset:
+    """The pictures of the split, as the first of the models wants them.
 
-    It is filled with the whole split first, on all processes together. None where there is no such cache.
+    cached: for all processes together, a frozen encoder's features of them, from the cache that training uses too.
     """
-    settings = loaded.settings
-    if len(loaded.models) > 1 or not (settings.FREEZE_ENCODER and settings.CACHE_FEATURES):
-        return None
-    whole, (model,) = split_images(loaded, split, range(len(split.records))), loaded.models
-    found = devices.first_rank_first(
-        lambda: cached_features(settings, split.folder, split.name, whole, model, loaded.device)
-    )
-    return found if found is None or len(places) == len(found) else found[places]
-
-
-def split_images(loaded: Loaded, split: Split, places: Sequence[int]) -> ImageTextDataset:
-    """The pictures at these places of the split, as the first of the models wants them."""
-    records = [split.records[i] for i in places]
-    return ImageTextDataset(records, split.folder / "images", [[] for _ in records], loaded.models[0].image_spec)
+    settings, model, token_ids = loaded.settings, loaded.models[0], [[] for _ in split.records]
+    images = ImageTextDataset(split.records, split.folder / "images", token_ids, model.image_spec)
+    if cached and len(loaded.models) == 1 and settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
+        images.cached = cached_features(settings, split.folder, split.name, images, model, loaded.device)
+    return images
 
 
 def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
