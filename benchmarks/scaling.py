@@ -51,7 +51,7 @@ from nanocaption.data.tokenizer import (
     encode_batch,  # noqa: E402
     load_or_train,  # noqa: E402
 )
-from nanocaption.prepare.raw import link_or_copy  # noqa: E402
+from nanocaption.prepare.raw import bring  # noqa: E402
 from nanocaption.prepare.store import write_set  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
 from nanocaption.runs.folder import (
@@ -137,7 +137,7 @@ def make_set(place: Path, images: int) -> tuple[list[str], str]:
     records = []
     for number, sample in zip(range(images + VALIDATION), itertools.cycle(samples), strict=False):
         name = f"{number:06d}.png"
-        link_or_copy(sample, folder / "images" / name)
+        bring(sample, folder / "images" / name)
         split = "train" if number < images else "val"
         records.append({"file_name": name, "captions": captions[number % images], "split": split})
     with contextlib.redirect_stdout(sys.stderr):

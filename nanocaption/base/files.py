@@ -1,16 +1,19 @@
 """Files: which pictures lie where, how they are brought over whole or not at all, whether the disk is large enough."""
 
+import contextlib
+import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
-def walk_files(folder: Path, unreadable: Callable[[OSError], Any] | None = None) -> Iterable[str]:
+def walk_files(folder: Path, unreadable: Callable[[OSError], object] | None = None) -> Iterable[str]:
     """Every file below `folder`, and folders named like pictures, as relative paths with "/", sorted folder by folder.
 
     Linked folders are entered once, hidden files and macOS junk are skipped. unreadable: told of folders that are.
@@ -29,32 +32,80 @@ def walk_files(folder: Path, unreadable: Callable[[OSError], Any] | None = None)
         yield from (prefix + name for name in sorted(files + named_so) if not is_junk(name))
 
 
+@contextlib.contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file, a link or a folder in the making: nothing is there before the block, nor after.
+
+    It is ".NAME.PID.tmp", of which base/cli.told makes NAME again in messages of errors.
+    """
+    made = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove(made)  # of a killed process with this number it may be a link to a file that must not be written into
+    try:
+        yield made
+    finally:
+        _remove(made)
+
+
+@contextlib.contextmanager
+def whole(path: Path, sync: bool = False) -> Iterator[Path]:
+    """A name beside `path` to write to. What is there takes the name `path` at the end of the block.
+
+    Where the block raises or the process is killed, `path` stays what it was. The folder must exist. sync: put the file
+    on the disk before, and its new name after, so that this also holds after a power cut.
+    """
+    with beside(path) as made:
+        yield made
+        if sync:
+            sync_to_disk(made)
+        os.replace(made, path)
+    if sync:
+        sync_to_disk(path.parent)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: Path) -> None:
+    """Wait until a file's content, or the names of a folder's entries, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` holds all of it or what it held before, also after a power cut."""
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with part.open("w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path, sync=True) as made:
+        made.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_file(target: Path, source: Any) -> None:
-    """The bytes of `source`, a file or bytes, under the name `target`: whole or not at all."""
+def write_file(target: Path, source: IO[bytes] | bytes) -> None:
+    """The bytes of `source` under the name `target`, whole or not at all; its folder is made."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with part.open("wb") as sink:
-            if isinstance(source, bytes):
-                sink.write(source)
-            else:
-                shutil.copyfileobj(source, sink)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(target) as made, made.open("wb") as file:
+        if isinstance(source, bytes):
+            file.write(source)
+        else:
+            shutil.copyfileobj(source, file)
+
+
+def link_or_copy(source: Path, target: Path, sync: bool = False) -> None:
+    """Make `target` a hard link to `source` (no space, no time), or a copy where the disk allows no link.
+
+    Whole or not at all, sync: as of `whole`. Of a symbolic link the file itself is linked.
+    """
+    with whole(target, sync) as made:
+        try:
+            os.link(os.path.realpath(source), made)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise
+            shutil.copy2(source, made)
 
 
 def size_of(path: Path) -> int | None:
@@ -100,26 +151,43 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def read_log(path: Path | str) -> list[dict]:
-    """The rows of a log.jsonl, in file order; blank lines are skipped.
+def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, object] | None]]:
+    """Each line of a file of JSON objects, line end included, with its object; None where it holds none.
 
-    A last line without newline that does not parse is what a kill leaves behind: it is left out. Any other
-    line that is not a JSON object raises ValueError naming file and line; so does a missing file.
+    A last line that a kill has torn, so without line end and without object, is left out.
+    """
+    with path.open("rb") as file:
+        for line in file:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                row = None
+            if not isinstance(row, dict):
+                row = None
+            if row is not None or line.endswith(b"\n"):
+                yield line, row
+
+
+def open_to_append(path: Path) -> FileIO:
+    """A file of lines, opened to append without buffer; a torn last line is cut off, which the next one would join."""
+    if path.is_file():
+        content = path.read_bytes()
+        os.truncate(path, content.rfind(b"\n") + 1)
+    return path.open("ab", buffering=0)
+
+
+def read_log(path: Path | str) -> list[dict]:
+    """The rows of a log.jsonl, in file order; blank lines and a torn last line (`json_lines`) are left out.
+
+    Any other line that is not a JSON object raises ValueError naming file and line; so does a missing file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such log; give the log.jsonl of a run folder")
-    lines = path.read_bytes().split(b"\n")
     rows = []
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
+    for number, (line, row) in enumerate(json_lines(path), start=1):
+        if row is not None:
             rows.append(row)
-        elif number < len(lines):
-            raise ValueError(f"{path}, line {number}: not a JSON object ({line[:60]!r}); repair or delete it")
+        elif line.strip():
+            raise ValueError(f"{path}, line {number}: not a JSON object ({line.strip()[:60]!r}); repair or delete it")
     return rows

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from nanocaption.base import cli
+from nanocaption.base.files import json_lines, open_to_append
 from nanocaption.prepare import check_report
 from nanocaption.prepare.caption_text import TEXT_VERSION, clean, normalise
 
@@ -148,7 +149,10 @@ def scan(paths: dict[str, Path], log: Path, workers: int) -> dict[str, dict]:
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
-    known, whole = _read_log(log)
+    known = {}
+    for _, entry in json_lines(log) if log.exists() else ():
+        if entry and entry.get("version") == SCAN_VERSION:  # the picture of any other line is decoded again
+            known[entry.get("name")] = entry
     found, todo = {}, []
     for name, path in paths.items():
         size, time = _size_and_time(path)
@@ -160,34 +164,15 @@ def scan(paths: dict[str, Path], log: Path, workers: int) -> dict[str, dict]:
     log.parent.mkdir(parents=True, exist_ok=True)
     jobs = [str(path) for _, path, _, _ in todo]
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
-    with log.open("ab") as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
-        if not whole:
-            file.write(b"\n")
+    with open_to_append(log) as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
         for number, answer in examine_all(jobs, workers):
             name, _, size, time = todo[number]
             entry = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
             found[name] = entry
             if not entry["refused"] or entry["refused"]["reason"] not in PASSING:
                 file.write(json.dumps(entry).encode() + b"\n")
-                file.flush()
             progress.update()
     return {name: found[name] for name in paths}
-
-
-def _read_log(log: Path) -> tuple[dict[str, dict], bool]:
-    """(what `log` says of each name, whether its last line is whole). Lines that a kill or a fault tore are skipped."""
-    if not log.exists():
-        return {}, True
-    data = log.read_bytes()
-    known = {}
-    for line in data.split(b"\n"):
-        try:
-            entry = json.loads(line)
-            if entry["version"] == SCAN_VERSION:
-                known[entry["name"]] = entry
-        except (ValueError, TypeError, KeyError):
-            continue  # that picture is decoded again
-    return known, not data or data.endswith(b"\n")
 
 
 def _size_and_time(path: Path) -> tuple[int, int]:

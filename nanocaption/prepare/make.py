@@ -21,7 +21,7 @@ from nanocaption.base.settings import Settings
 from nanocaption.data.prepared import EditedError, folder_name, is_mix, parse_mix, verify
 from nanocaption.prepare import archives, check, flickr30k, layouts
 from nanocaption.prepare.mix import prepare_mix
-from nanocaption.prepare.raw import find_pictures, link_or_copy
+from nanocaption.prepare.raw import bring, find_pictures
 from nanocaption.prepare.store import begin, counts_line, finish, first_of_each_split, in_images
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
@@ -156,7 +156,7 @@ def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, r
     checked = check.check(folder, records, pictures, rules)
     if not layout.unpack:
         for record in tqdm(checked.records, desc="pictures", unit="picture"):
-            link_or_copy(pictures[record["file_name"]], folder / "images" / record["file_name"])
+            bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
     licence = flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE
     finish(folder, checked, notes, cutoff=cutoff, layout=layout.name, licence=licence,
            seed=seed if layout.drawn else None, source=str(raw_dir.resolve()),

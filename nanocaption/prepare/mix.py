@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nanocaption.base.files import cases
+from nanocaption.base.files import cases, whole
 from nanocaption.data.prepared import Part, is_whole, verify
 from nanocaption.prepare import check
 from nanocaption.prepare.store import begin, in_images, write_set
@@ -29,10 +29,8 @@ def link_pictures(images_dir: Path, name: str, target: Path) -> None:
     link, way = images_dir / name, os.path.relpath(target, images_dir)
     if link.is_symlink() and os.readlink(link) == way:
         return
-    part = images_dir / f".{name}.{os.getpid()}.part"
-    part.unlink(missing_ok=True)
-    part.symlink_to(way, target_is_directory=True)
-    os.replace(part, link)
+    with whole(link) as made:
+        made.symlink_to(way, target_is_directory=True)
 
 
 def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:

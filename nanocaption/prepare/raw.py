@@ -1,14 +1,11 @@
 """A raw folder's pictures: which file each name means, and how it is brought over."""
 
-import errno
 import filecmp
-import os
-import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, link_or_copy, walk_files
 
 
 class NotThereError(ValueError):
@@ -50,25 +47,11 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, P
     return pictures, unused
 
 
-def link_or_copy(source: Path, target: Path) -> None:
-    """Bring `source` to `target`, atomically: as a hard link (no space, no time), across file systems as a copy.
-
-    A target that is the same file, or has the same size and time, is kept.
-    """
+def bring(source: Path, target: Path) -> None:
+    """Bring a picture to its place, by `link_or_copy`; one of the same size and time that is there is kept."""
     if target.exists():
         there, here = target.stat(), source.stat()
         if (there.st_size, there.st_mtime_ns) == (here.st_size, here.st_mtime_ns):
             return
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    part.unlink(missing_ok=True)  # of a killed run it may be a link to a raw picture, which a copy would write into
-    try:
-        try:
-            os.link(os.path.realpath(source), part)  # a hard link to a symbolic link would not hold the picture
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                raise
-            shutil.copy2(source, part)
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
+    link_or_copy(source, target)
