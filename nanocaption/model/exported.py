@@ -27,8 +27,9 @@ import safetensors
 import safetensors.torch
 
 from nanocaption.base import hub
+from nanocaption.base.files import sync_to_disk
 from nanocaption.base.settings import CHECKPOINT_SETTINGS
-from nanocaption.base.tensors import sync_folder, write_tensors
+from nanocaption.base.tensors import write_tensors
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
 from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
@@ -81,7 +82,7 @@ def write(folder: Path, state: dict[str, Any], card: str) -> None:
             if folder.is_dir():
                 folder.rmdir()
             os.replace(new, folder)
-        sync_folder(folder)
+        sync_to_disk(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

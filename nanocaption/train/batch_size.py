@@ -9,8 +9,7 @@ from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn
 from nanocaption.model.captioner import ImageToTextModel
-from nanocaption.train.losses import caption_loss
-from nanocaption.train.state import generators_kept
+from nanocaption.train.losses import caption_objective
 
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
@@ -37,8 +36,7 @@ def choose(
         return max(settings.CAPTIONS_PER_IMAGE, together * min(most, max(1, CPU_CAPTIONS // together)))
     images = 0
     if devices.rank() == 0:
-        with generators_kept():
-            images = largest(lambda number: _fits(number, together, settings, model, train_set, scaler, device), most)
+        images = largest(lambda number: _fits(number, together, settings, model, train_set, scaler, device), most)
     (images,) = devices.max_(images)
     if not images:
         raise SystemExit(
@@ -73,7 +71,7 @@ def _fits(
     model.train()
     try:
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
-            loss = caption_loss(model, batch.to(device, train_set.resident), settings.LABEL_SMOOTHING)
+            loss = caption_objective(settings.LABEL_SMOOTHING).total(model, batch.to(device, train_set.resident))
         scaler.scale(loss).backward()
         taken = torch.cuda.max_memory_allocated(device) + 2 * trained  # AdamW's two moments come with the first update
         return taken < SHARE * torch.cuda.get_device_properties(device).total_memory

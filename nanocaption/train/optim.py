@@ -4,8 +4,9 @@ import math
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from nanocaption.base.tensors import OptimizerState
 from nanocaption.train import sharding
 
 # Learned tables and tokens that pretrained towers keep as bare parameters.
@@ -74,60 +75,78 @@ def learning_rate(
     raise ValueError(f"LR_SCHEDULE = {schedule!r}: must be constant, linear, cosine or step.")
 
 
-def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state as {"state": {parameter name: {slot: tensor}}, "param_groups": [settings, JSON-ready]}.
+def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float, encoder_share: float) -> dict[str, float]:
+    """Set them for the next step, the encoder's as a share of `rate`; returns them as the log names them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * (encoder_share if group["part"] == "encoder" else 1.0)
+    return {"lr": rate} if encoder_share == 1 else {"lr": rate, "encoder_lr": rate * encoder_share}
 
-    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed.
+
+def parameters_by_name(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """In the order in which torch numbers them."""
+    return {n: p for g in optimizer.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)}
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """The optimizer's state, its tensors as the optimizer has them.
+
+    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed; the names of
+    torch.distributed.checkpoint need the model's own parameters, which those of a spread model are not (sharding).
     """
-    state = optimizer.state_dict()
-    names = {i: n for g in state["param_groups"] for i, n in zip(g["params"], g["param_names"], strict=True)}
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
-    by_name = {names[i]: slots for i, slots in state["state"].items()}
+    state = {n: dict(optimizer.state[p]) for n, p in parameters_by_name(optimizer).items() if p in optimizer.state}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     for group in groups:  # parameters that got no gradient yet have no state; told, so that none is lost unnoticed
-        group["without_state"] = [name for name in group["param_names"] if name not in by_name]
-    return {"state": by_name, "param_groups": groups}
+        group["without_state"] = [name for name in group["param_names"] if name not in state]
+    return {"state": state, "param_groups": groups}
 
 
-def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> dict[str, object]:
     """What `state_by_name` gave, whole, for optimizer.load_state_dict; spread as the optimizer's parameters are.
 
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
-    current = optimizer.state_dict()
-    groups = current["param_groups"]
-    saved_names = [list(group["param_names"]) for group in saved["param_groups"]]
-    if saved_names != [list(group["param_names"]) for group in groups]:
-        raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
-    position = {n: i for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    without = {name for group in saved["param_groups"] for name in group["without_state"]}
-    lost = position.keys() - without - saved["state"].keys()
-    if lost:
-        raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")
+    groups = optimizer.state_dict()["param_groups"]
+    parameters = parameters_by_name(optimizer)
+    _check_parameters(groups, saved)
     for name, slots in saved["state"].items():
-        if name not in position or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
-        parameter = sharding.layout(parameters[position[name]])
-        for slot, tensor in slots.items():
-            shape, dtype = ((), torch.float32) if slot == "step" else (parameter.shape, parameter.dtype)
-            if tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(
-                    f"The optimizer's {slot} of {name} is {tuple(tensor.shape)} {tensor.dtype}, must be "
-                    f"{tuple(shape)} {dtype}."
-                )
+        _check_slots(name, slots, parameters.get(name))
     merged = [
-        {
-            **{key: value for key, value in group.items() if key != "without_state"},
-            "betas": tuple(group["betas"]),
-            "params": now["params"],
-        }
+        {**group, "betas": tuple(group["betas"]), "params": now["params"]}
         for group, now in zip(saved["param_groups"], groups, strict=True)
     ]
+    for group in merged:
+        del group["without_state"]
     state = {
-        position[name]: {
-            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameters[position[name]])
-            for slot, tensor in slots.items()
+        number: {
+            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameter)
+            for slot, tensor in saved["state"][name].items()
         }
-        for name, slots in saved["state"].items()
+        for number, (name, parameter) in enumerate(parameters.items())
+        if name in saved["state"]
     }
     return {"state": state, "param_groups": merged}
+
+
+def _check_parameters(groups: list[dict[str, Any]], saved: OptimizerState) -> None:
+    """Raise ValueError unless `saved` is of the parameters of `groups`, in their order, and has lost none's state."""
+    names = [list(group["param_names"]) for group in groups]
+    if [list(group["param_names"]) for group in saved["param_groups"]] != names:
+        raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
+    without = {name for group in saved["param_groups"] for name in group["without_state"]}
+    lost = {name for group in names for name in group} - without - saved["state"].keys()
+    if lost:
+        raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")
+
+
+def _check_slots(name: str, slots: dict[str, Tensor], parameter: nn.Parameter | None) -> None:
+    """Raise ValueError unless these are AdamW's, in the shapes and dtypes of the parameter, the whole of it."""
+    if parameter is None or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
+        raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
+    of = sharding.layout(parameter)
+    for slot, tensor in slots.items():
+        shape, dtype = (torch.Size(), torch.float32) if slot == "step" else (of.shape, of.dtype)
+        if tensor.shape != shape or tensor.dtype != dtype:
+            raise ValueError(
+                f"The optimizer's {slot} of {name} is {tuple(tensor.shape)} {tensor.dtype}, must be "
+                f"{tuple(shape)} {dtype}."
+            )

@@ -1,34 +1,47 @@
 """What a training run consists of, and how it is made ready: fresh, from given weights, or as a checkpoint left it."""
 
+import contextlib
 import dataclasses
 import functools
+import math
 import os
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from nanocaption.base import devices
+from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import check_fits
+from nanocaption.base.tensors import State, check_fits
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
-from nanocaption.data.prepared import load_records, sample_places, verify
+from nanocaption.data.prepared import Record, load_records, sample_places, verify
 from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.model.encoder import check_available
 from nanocaption.prepare.make import prepare_from
 from nanocaption.runs import checkpoint, signals
-from nanocaption.runs.folder import check_space, remove_strays, set_aside
-from nanocaption.runs.log import REPLACED, Copy, open_log, rewind_log, write_row
+from nanocaption.runs.folder import (
+    BEST_CIDER,
+    best_name,
+    check_space,
+    check_still_newest,
+    check_writable,
+    lock,
+    new_folder,
+    remove_strays,
+    set_aside,
+)
+from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
+from nanocaption.runs.resume import Resume, find_resume, load_initial
 from nanocaption.runs.saver import Saver
 from nanocaption.train import batch_size, optim, sharding
-from nanocaption.train.state import environment, environment_changes, restore_state
+from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +58,9 @@ class Run:
     train_set: ImageTextDataset
     val_set: ImageTextDataset
     val_images: ImageTextDataset  # VALIDATION_SCORE_IMAGES of val_set (prepared.sample_places), with their val_records
-    val_records: list[dict[str, Any]]
+    val_records: list[Record]
     plan: "Plan"
-    about: dict[str, Any]  # what every checkpoint of the run says of it
+    about: State  # what every checkpoint of the run says of it
     saver: Saver
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
@@ -61,6 +74,7 @@ class Plan(NamedTuple):
     steps_per_epoch: int
     total_steps: int
     learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
+    encoder_share: float  # of it
 
 
 class Progress(NamedTuple):
@@ -74,14 +88,69 @@ class Progress(NamedTuple):
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
 
+    def after_step(self, finite: bool) -> "Progress":
+        return self._replace(
+            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
+            nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
+        )  # fmt: skip
+
+    def after_validation(self, val_loss: float, cider: float | None) -> tuple["Progress", list[str]]:
+        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored."""
+        done, names = self._replace(validations_without_gain=self.validations_without_gain + 1), []
+        if math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
+            done = self._replace(best_val_loss=val_loss, validations_without_gain=0)
+            names.append(best_name(self.epoch, val_loss))
+        if cider is not None and (self.best_cider is None or cider > self.best_cider):
+            done = done._replace(best_cider=cider)
+            names.append(BEST_CIDER)
+        return done, names
+
+
+class Start(NamedTuple):
+    """What a training begins with."""
+
+    settings: Settings
+    resume: Resume | None = None  # a checkpoint to go on from
+    initial: State | None = None  # a checkpoint whose weights a fresh run begins with
+    notes: Sequence[str] = ()  # for the user
+
+
+def find_start(settings: Settings) -> Start:
+    """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
+
+    Raises as resume.find_resume, resume.load_initial and encoder.check_available.
+    """
+    resume, notes = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else (None, [])
+    if resume:
+        return Start(resume.settings, resume, notes=[*notes, *resume.notes])
+    if settings.INIT_CHECKPOINT_PATH is not None:
+        return Start(settings, initial=load_initial(settings), notes=notes)
+    if settings.ENCODER_MODEL_NAME is not None:
+        check_available(settings.ENCODER_MODEL_NAME)
+    return Start(settings, notes=notes)
+
+
+@contextlib.contextmanager
+def own_folder(settings: Settings, resume: Resume | None) -> Iterator[Path]:
+    """The folder of the run, a new one or that of the checkpoint to resume, held against a second process.
+
+    SystemExit where it cannot be written, is held already, or has gone on since the checkpoint was read.
+    """
+    folder = resume.path.parent if resume else new_folder(settings)
+    check_writable(folder)
+    with lock(folder):
+        if resume and settings.RESUME_CHECKPOINT_PATH == "last":
+            check_still_newest(folder, resume.state)
+        yield folder
+
 
 def prepare(
     settings: Settings,
     folder: Path,
     device: torch.device,
     requests: signals.Requests,
-    saved: dict[str, Any] | None = None,
-    initial: dict[str, Any] | None = None,
+    saved: State | None = None,
+    initial: State | None = None,
 ) -> tuple[Run, Progress]:
     """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
     precision = devices.pick_dtype(settings.PRECISION, device)
@@ -125,7 +194,7 @@ def prepare(
     return run, progress
 
 
-def load_splits(settings: Settings) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
@@ -133,7 +202,7 @@ def load_splits(settings: Settings) -> tuple[Path, dict[str, list[dict[str, Any]
 
 
 def make_tokenizer(
-    settings: Settings, data_folder: Path, records: list[dict[str, Any]], source: dict[str, Any] | None
+    settings: Settings, data_folder: Path, records: list[Record], source: State | None
 ) -> Tokenizer:
     """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
     if source:
@@ -150,14 +219,13 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: dict[str, Any] | None, origin: str | None, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str | None, device: torch.device
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(seed_of(settings.SEED, "initial weights") % 2**32)
+    seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
     arguments = source["model_arguments"] if source else None
     model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
     if source:
@@ -210,7 +278,7 @@ def make_optimizer(
     return optimizer
 
 
-def make_plan(settings: Settings, train_set: ImageTextDataset, saved: dict[str, Any] | None) -> Plan:
+def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | None) -> Plan:
     """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
     steps_per_epoch = len(steps_of_epoch(settings, train_set, epoch=0))
     total_steps = settings.NUM_EPOCHS * steps_per_epoch
@@ -223,16 +291,18 @@ def make_plan(settings: Settings, train_set: ImageTextDataset, saved: dict[str, 
         min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
     )  # fmt: skip
     groups_per_step = images_per_batch(settings, train_set) * settings.GRAD_ACCUM_STEPS * devices.world_size()
-    return Plan(groups_per_step, steps_per_epoch, total_steps, learning_rate)
+    own = settings.ENCODER_LEARNING_RATE
+    encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
+    return Plan(groups_per_step, steps_per_epoch, total_steps, learning_rate, encoder_share)
 
 
 def restore(
-    saved: dict[str, Any],
+    saved: State,
     settings: Settings,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     plan: Plan,
-    now: dict[str, Any],
+    now: Mapping[str, object],
 ) -> Progress:
     """Put back all but the weights; SystemExit, before anything is, where its steps are not those of this start.
 
@@ -251,7 +321,7 @@ def restore(
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
             f"{progress.step_in_epoch} steps; with {plan.steps_per_epoch} steps an epoch that cannot be."
         )
-    restore_state(saved, optimizer, scaler, "The checkpoint")
+    restore_state(saved, optimizer, scaler)
     for change in environment_changes(saved["environment"], now):
         devices.console(f"Note: {change}: equality to the uninterrupted run is not promised.")
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
@@ -270,7 +340,7 @@ def begin_log(folder: Path, progress: Progress, resumed: bool) -> FileIO | None:
         devices.console(f"Going on from step {progress.step}; what was beyond is kept as {', '.join(names)}.")
     if moved:
         devices.console(f"{moved} rows of log.jsonl beyond step {progress.step} are kept in {REPLACED}.")
-    return open_log(folder / "log.jsonl")
+    return open_to_append(folder / "log.jsonl")
 
 
 def be_deterministic(threads: int | None) -> None:
