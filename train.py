@@ -56,20 +56,21 @@ from nanocaption.use.captioning import caption_batches
 
 
 def main(argv: list[str] | None = None) -> None:
-    settings, resume, initial, notes = find_start(load_settings(sys.argv[1:] if argv is None else argv))
+    start = find_start(load_settings(sys.argv[1:] if argv is None else argv))
+    settings = start.settings
     device = devices.pick_device(settings.DEVICE, devices.local_rank())
     with signals.catch() as requests:
         devices.start(device.type)
         try:
             check_hub(settings)
-            for note in notes:
+            for note in start.notes:
                 devices.console(note)
             if settings.PROFILE:
-                return profile.main(settings, device, requests, initial)
-            with own_folder(settings, resume) as folder:
-                run, progress = prepare(settings, folder, device, requests, resume and resume.state, initial)
+                return profile.main(settings, device, requests, start.initial)
+            with own_folder(start) as folder:
+                run, progress = prepare(settings, folder, device, requests, start.state, start.initial)
                 shown = {r["file_name"]: path for r, path in zip(run.val_records, run.val_images.paths, strict=True)}
-                wandb_run = setup_wandb(settings, folder, run.about, resumed=resume is not None)
+                wandb_run = setup_wandb(settings, folder, run.about, resumed=start.state is not None)
                 board = start_tensorboard(settings, folder, progress.step)
                 with (
                     run.log or contextlib.nullcontext(),
@@ -149,7 +150,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         start = time.perf_counter()
         # What a step draws is a function of (seed, step, rank) alone: nothing that ran before can change it.
         seed_generators(seed_of(settings.SEED, progress.step, devices.rank()))
-        rates = set_learning_rates(run.optimizer, run.plan.learning_rate(progress.step), run.plan.encoder_share)
+        rates = set_learning_rates(run.optimizer, run.plan.schedule.rate(progress.step), run.plan.encoder_share)
         begun = accumulate_gradients(run, objective, batches, pictures.resident)
         batches, next_wait = next(reading, ([], 0.0))  # made while a GPU works on this one
         found = read_found(begun)

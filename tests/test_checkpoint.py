@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 
 from nanocaption.base import tensors
+from nanocaption.base.files import link_or_copy
 from nanocaption.base.tensors import check_fits
 from nanocaption.commands.verify import main
 from nanocaption.data.order import seed_of
@@ -272,7 +273,7 @@ def test_a_copy_has_the_content_and_stays_when_the_source_moves_on(saved, monkey
         monkeypatch.setattr(os, "link", no_links)
     target = saved.with_name(best_name(3, 1.25))
     target.write_text("an older one")
-    checkpoint.copy(saved, target)
+    link_or_copy(saved, target, sync=True)
     checkpoint.save(saved, make_state(epoch=4))
     assert checkpoint.load(target)["epoch"] == 3
     assert sorted(os.listdir(saved.parent)) == sorted([saved.name, target.name])

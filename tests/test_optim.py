@@ -17,7 +17,7 @@ SCHEDULE = {
 
 
 def rate(step: int, **changes) -> float:
-    return optim.learning_rate(step, **{**SCHEDULE, **changes})
+    return optim.Schedule(**{**SCHEDULE, **changes}).rate(step)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])

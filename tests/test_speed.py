@@ -111,12 +111,12 @@ def test_a_run_with_auto_prints_and_keeps_the_number(flags, tmp_path, capsys):
 def test_the_number_found_is_one_that_the_settings_allow_and_counts_weights(flags, tmp_path):
     settings = load_settings([*flags, "--batch-size", "auto"])
     images = ImageTextDataset([{"file_name": "a"}] * 24, tmp_path, [[[1, 5, 2]]] * 24, {})
-    found = batch_size.choose(settings, None, images, None, torch.device("cpu"))
+    found = batch_size.choose(settings, None, images, torch.device("cpu"))
     load_settings([*flags, "--batch-size", str(found)])
     many = ImageTextDataset([{"file_name": "a"}] * 4000, tmp_path, [[[1, 5, 2]]] * 4000, {})
-    assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 40
+    assert batch_size.choose(settings, None, many, torch.device("cpu")) == 40
     many.weights = [0.5] * 4000
-    assert batch_size.choose(settings, None, many, None, torch.device("cpu")) == 20
+    assert batch_size.choose(settings, None, many, torch.device("cpu")) == 20
 
 
 def test_where_nothing_fits_the_error_says_what_to_change(flags, tmp_path, monkeypatch):
@@ -124,7 +124,7 @@ def test_where_nothing_fits_the_error_says_what_to_change(flags, tmp_path, monke
     settings = load_settings([*flags, "--batch-size", "auto"])
     images = ImageTextDataset([{"file_name": "a"}], tmp_path, [[[1, 5, 2]] * 5], {})
     with pytest.raises(SystemExit, match="GRADIENT_CHECKPOINTING"):
-        batch_size.choose(settings, None, images, None, torch.device("cuda"))
+        batch_size.choose(settings, None, images, torch.device("cuda"))
 
 
 # --- PROFILE ---

@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nanocaption.base.files import beside, link_or_copy, sync_to_disk
+from nanocaption.base.files import beside, sync_to_disk
 from nanocaption.base.tensors import State, write_tensors
 
 FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
@@ -111,11 +111,6 @@ def read_header(path: Path | str) -> dict[str, object]:
             f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
         )
     return header
-
-
-def copy(source: Path, target: Path) -> None:
-    """`target` gets the content of the checkpoint `source`: as a second name of the same file where the disk allows."""
-    link_or_copy(source, target, sync=True)
 
 
 def size_in_bytes(state: State) -> int:

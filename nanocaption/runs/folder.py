@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base import devices
-from nanocaption.base.files import free_bytes, sync_to_disk
+from nanocaption.base.files import free_bytes, link_or_copy, sync_to_disk
 from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
@@ -37,10 +37,7 @@ def best_files(run: Path) -> list[Path]:
 
 LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
 _NEW = ".new.safetensors"
-_STRAY = re.compile(
-    r"\.(\.new|last|previous|best_cider|checkpoint_epoch_\S+)\.safetensors\.\d+\.tmp|\.log\.jsonl\.\d+\.tmp"
-    r"|\.nanocaption-\w+|\.new\.safetensors|\.export\.\d+\.tmp"
-)
+_STRAY = re.compile(r"\.\S+\.\d+\.tmp|\.nanocaption-\w+|\.new\.safetensors")  # of files.beside and of this module
 
 
 def new_folder(settings: Settings) -> Path:
@@ -61,19 +58,13 @@ def _take_number(output: Path, prefix: str) -> str:
     names = [path.name.removeprefix(prefix) for path in output.glob("*") if path.name.startswith(prefix)]
     number = max((int(n) for n in names if n.isdecimal()), default=0) + 1
     with contextlib.suppress(OSError):
-        while not _made(output / f"{prefix}{number:03d}"):
-            number += 1  # another start was a moment earlier
+        output.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileExistsError):  # another start was a moment earlier
+                (output / f"{prefix}{number:03d}").mkdir()
+                break
+            number += 1
     return f"{prefix}{number:03d}"
-
-
-def _made(folder: Path) -> bool:
-    """Make a folder; False where it is there already. OSError where none can be made."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        folder.mkdir()
-    except FileExistsError:
-        return False
-    return True
 
 
 def _holds_files(folder: Path) -> bool:
@@ -174,9 +165,9 @@ def save_checkpoint(run: Path, state: State, *, names: Sequence[str], keep: int,
     try:
         checkpoint.save(new, state)
         for name in names:
-            checkpoint.copy(new, run / name)
+            link_or_copy(new, run / name, sync=True)
         if last.exists() and (last_is_whole or _defect(last) is None):
-            checkpoint.copy(last, run / PREVIOUS)
+            link_or_copy(last, run / PREVIOUS, sync=True)
         os.replace(new, last)
     finally:
         new.unlink(missing_ok=True)

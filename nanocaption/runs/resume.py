@@ -1,6 +1,7 @@
 """What a resume takes over from a checkpoint, and what a fresh run takes from one: settings, position, weights."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,29 +19,30 @@ from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import copies_of, newest_run, newest_whole
 
 
-class Resume(NamedTuple):
-    """A checkpoint to go on from, the settings to go on with, and what the user should know about them."""
+class Start(NamedTuple):
+    """What a training begins with."""
 
-    path: Path
-    state: State
     settings: Settings
-    notes: list[str]
+    notes: Sequence[str] = ()  # for the user
+    path: Path | None = None  # the checkpoint to go on from, and what it holds; None: a fresh start
+    state: State | None = None
+    initial: State | None = None  # the checkpoint whose weights a fresh start takes
 
 
-def find_resume(settings: Settings) -> tuple[Resume | None, list[str]]:
-    """What RESUME_CHECKPOINT_PATH means, and notes for the user.
+def find_resume(settings: Settings) -> Start:
+    """What RESUME_CHECKPOINT_PATH means.
 
     A path must lead to a sound checkpoint: SystemExit names the defect. "last" is the furthest sound checkpoint of the
-    newest run under OUTPUT_DIR, or of RUN_NAME where it is set; (None, notes) where there is none: a fresh start.
+    newest run under OUTPUT_DIR, or of RUN_NAME where it is set; a fresh start where there is none.
     """
     if settings.RESUME_CHECKPOINT_PATH != "last":
         path = Path(settings.RESUME_CHECKPOINT_PATH)
-        return _resume(path, _load_given(path), settings), []
+        return _resume(path, _load_given(path), settings)
     output = Path(settings.OUTPUT_DIR)
     run = output / settings.RUN_NAME if settings.RUN_NAME else newest_run(output)
     fresh = "RESUME_CHECKPOINT_PATH = 'last': no {} in {}: THIS IS A FRESH START."
     if run is None or not run.is_dir():
-        return None, [fresh.format("checkpoint", run or f"any run under {output}")]
+        return Start(settings, [fresh.format("checkpoint", run or f"any run under {output}")])
     if not settings.RUN_NAME and (twins := copies_of(run, output)):
         raise SystemExit(
             f"RESUME_CHECKPOINT_PATH = 'last': {run} and {twins[0]} have the same newest checkpoint, one is a copy. "
@@ -49,8 +51,8 @@ def find_resume(settings: Settings) -> tuple[Resume | None, list[str]]:
     found, state, defects = newest_whole(run)
     notes = [f"skipped: {defect}" for defect in defects]
     if found is None or state is None:
-        return None, [*notes, fresh.format("whole checkpoint", run)]
-    return _resume(found, state, settings), notes
+        return Start(settings, [*notes, fresh.format("whole checkpoint", run)])
+    return _resume(found, state, settings, notes)
 
 
 def _load_given(path: Path) -> State:
@@ -64,7 +66,7 @@ def _load_given(path: Path) -> State:
         raise SystemExit(f"Cannot resume: {error}") from error
 
 
-def _resume(path: Path, saved: State, settings: Settings) -> Resume:
+def _resume(path: Path, saved: State, settings: Settings, notes: Sequence[str] = ()) -> Start:
     """The resumed run keeps its own settings, but for what was changed since, in config.py, by recipe or by flag.
 
     SystemExit, naming old -> new, where a change would make it another run.
@@ -77,7 +79,7 @@ def _resume(path: Path, saved: State, settings: Settings) -> Resume:
     old = (saved["config"]["BATCH_SIZE"], saved["config"]["GRAD_ACCUM_STEPS"], processes)
     new = (settings.BATCH_SIZE, settings.GRAD_ACCUM_STEPS, devices.world_size_of_environment())
     _refuse_another_run(path, saved, settings, old, new)
-    return Resume(path, saved, settings, _notes(saved, settings, divided_otherwise=old != new))
+    return Start(settings, [*notes, *_notes(saved, settings, divided_otherwise=old != new)], path, saved)
 
 
 def _refuse_another_run(

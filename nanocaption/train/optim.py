@@ -1,7 +1,7 @@
 """The optimizer's parameter groups, its state by parameter name, and the learning rate as a function of the step."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,35 +44,36 @@ def build_optimizer(
     )
 
 
-def learning_rate(
-    step: int,
-    *,
-    peak: float,
-    schedule: str,
-    warmup_steps: int,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_lr: float,
-    min_lr: float,
-    decay_rate: float,
-) -> float:
-    """The learning rate of optimizer step `step`, counted from 0. A pure function: a resume has nothing to restore.
+class Schedule(NamedTuple):
+    """The learning rate of every step, a pure function of its number: a resume has nothing to restore.
 
     Linear from `warmup_lr` at step 0 to `peak` at step `warmup_steps`; then "constant", "linear" or
     "cosine" down to `min_lr` at `total_steps`, or "step": times `decay_rate` after every epoch, not below `min_lr`.
     """
-    if step < warmup_steps:
-        return warmup_lr + (peak - warmup_lr) * step / warmup_steps
-    if schedule == "constant":
-        return peak
-    if schedule == "step":
-        return max(min_lr, peak * decay_rate ** (step // steps_per_epoch))
-    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))  # of the way down
-    if schedule == "linear":
-        return peak + (min_lr - peak) * share
-    if schedule == "cosine":
-        return min_lr + (peak - min_lr) * (1 + math.cos(math.pi * share)) / 2
-    raise ValueError(f"LR_SCHEDULE = {schedule!r}: must be constant, linear, cosine or step.")
+
+    peak: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+    steps_per_epoch: int
+    warmup_lr: float
+    min_lr: float
+    decay_rate: float
+
+    def rate(self, step: int) -> float:
+        """That of optimizer step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.warmup_lr + (self.peak - self.warmup_lr) * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.peak
+        if self.schedule == "step":
+            return max(self.min_lr, self.peak * self.decay_rate ** (step // self.steps_per_epoch))
+        share = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))  # of the way down
+        if self.schedule == "linear":
+            return self.peak + (self.min_lr - self.peak) * share
+        if self.schedule == "cosine":
+            return self.min_lr + (self.peak - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
+        raise ValueError(f"LR_SCHEDULE = {self.schedule!r}: must be constant, linear, cosine or step.")
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float, encoder_share: float) -> dict[str, float]:
@@ -111,11 +112,8 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) ->
     for name, slots in saved["state"].items():
         _check_slots(name, slots, parameters.get(name))
     merged = [
-        {**group, "betas": tuple(group["betas"]), "params": now["params"]}
-        for group, now in zip(saved["param_groups"], groups, strict=True)
+        {**group, "params": now["params"]} for group, now in zip(saved["param_groups"], groups, strict=True)
     ]
-    for group in merged:
-        del group["without_state"]
     state = {
         number: {
             slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameter)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -38,7 +37,7 @@ from nanocaption.runs.folder import (
     set_aside,
 )
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
-from nanocaption.runs.resume import Resume, find_resume, load_initial
+from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
 from nanocaption.train import batch_size, optim, sharding
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
@@ -71,10 +70,8 @@ class Plan(NamedTuple):
     """How the pictures make up steps, and the learning rate of each."""
 
     groups_per_step: int
-    steps_per_epoch: int
-    total_steps: int
-    learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
-    encoder_share: float  # of it
+    schedule: optim.Schedule
+    encoder_share: float  # of its learning rate
 
 
 class Progress(NamedTuple):
@@ -106,41 +103,30 @@ class Progress(NamedTuple):
         return done, names
 
 
-class Start(NamedTuple):
-    """What a training begins with."""
-
-    settings: Settings
-    resume: Resume | None = None  # a checkpoint to go on from
-    initial: State | None = None  # a checkpoint whose weights a fresh run begins with
-    notes: Sequence[str] = ()  # for the user
-
-
 def find_start(settings: Settings) -> Start:
     """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
 
     Raises as resume.find_resume, resume.load_initial and encoder.check_available.
     """
-    resume, notes = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else (None, [])
-    if resume:
-        return Start(resume.settings, resume, notes=[*notes, *resume.notes])
-    if settings.INIT_CHECKPOINT_PATH is not None:
-        return Start(settings, initial=load_initial(settings), notes=notes)
-    if settings.ENCODER_MODEL_NAME is not None:
+    start = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else Start(settings)
+    if start.path is None and settings.INIT_CHECKPOINT_PATH is not None:
+        return start._replace(initial=load_initial(settings))
+    if start.path is None and settings.ENCODER_MODEL_NAME is not None:
         check_available(settings.ENCODER_MODEL_NAME)
-    return Start(settings, notes=notes)
+    return start
 
 
 @contextlib.contextmanager
-def own_folder(settings: Settings, resume: Resume | None) -> Iterator[Path]:
+def own_folder(start: Start) -> Iterator[Path]:
     """The folder of the run, a new one or that of the checkpoint to resume, held against a second process.
 
     SystemExit where it cannot be written, is held already, or has gone on since the checkpoint was read.
     """
-    folder = resume.path.parent if resume else new_folder(settings)
+    folder = start.path.parent if start.path else new_folder(start.settings)
     check_writable(folder)
     with lock(folder):
-        if resume and settings.RESUME_CHECKPOINT_PATH == "last":
-            check_still_newest(folder, resume.state)
+        if start.state and start.settings.RESUME_CHECKPOINT_PATH == "last":
+            check_still_newest(folder, start.state)
         yield folder
 
 
@@ -166,7 +152,8 @@ def prepare(
     model = make_model(settings, tokenizer, source, origin, device)
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    settings = settle_batch_size(settings, model, sets["train"], scaler, device)
+    if settings.BATCH_SIZE == "auto":
+        settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
     optimizer = make_optimizer(settings, model, folder, device)
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
@@ -179,8 +166,8 @@ def prepare(
         requests=requests, log=begin_log(folder, progress, resumed=saved is not None),
         about={
             "groups_per_step": plan.groups_per_step,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "scheduler_state_dict": plan.learning_rate.keywords,  # a pure function of the step: nothing to restore
+            "steps_per_epoch": plan.schedule.steps_per_epoch,
+            "scheduler_state_dict": plan.schedule._asdict(),
             "config": dict(settings.values),
             "config_constants": dict(settings.constants),
             "tokenizer": tokenizer.to_str(),
@@ -242,25 +229,6 @@ def make_model(
     return model
 
 
-def settle_batch_size(
-    settings: Settings,
-    model: ImageToTextModel,
-    train_set: ImageTextDataset,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-) -> Settings:
-    """The settings with a number for BATCH_SIZE = "auto"."""
-    if settings.BATCH_SIZE != "auto":
-        return settings
-    found = batch_size.choose(settings, model, train_set, scaler, device)
-    bound = "fit" if device.type == "cuda" else f"pay here ({batch_size.CPU_CAPTIONS})"
-    devices.console(
-        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch "
-        f"{batch_size.STEPS_AN_EPOCH} steps"
-    )
-    return settings.replace(BATCH_SIZE=found)
-
-
 def make_optimizer(
     settings: Settings, model: ImageToTextModel, folder: Path, device: torch.device
 ) -> torch.optim.AdamW:
@@ -285,15 +253,15 @@ def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | No
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
         warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
-    learning_rate = functools.partial(
-        optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
-        total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
-        min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
+    schedule = optim.Schedule(
+        peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup, total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR, min_lr=settings.MIN_LR,
+        decay_rate=settings.LR_DECAY_RATE,
     )  # fmt: skip
     groups_per_step = images_per_batch(settings, train_set) * settings.GRAD_ACCUM_STEPS * devices.world_size()
     own = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
-    return Plan(groups_per_step, steps_per_epoch, total_steps, learning_rate, encoder_share)
+    return Plan(groups_per_step, schedule, encoder_share)
 
 
 def restore(
@@ -309,17 +277,17 @@ def restore(
     now: the environment, whose differences from the saved one are told.
     """
     progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
-    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.steps_per_epoch}
+    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.schedule.steps_per_epoch}
     changed = [f"{name} {saved.get(name)} -> {value}" for name, value in steps.items() if saved.get(name) != value]
     if changed:
         raise SystemExit(
             f"The steps would hold other pictures ({', '.join(changed)}): with these BATCH_SIZE, GRAD_ACCUM_STEPS and "
             "number of processes the pictures cannot be dealt out as before. Use those of the run."
         )
-    if progress.epoch * plan.steps_per_epoch + progress.step_in_epoch != progress.step:
+    if progress.epoch * plan.schedule.steps_per_epoch + progress.step_in_epoch != progress.step:
         raise SystemExit(
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
-            f"{progress.step_in_epoch} steps; with {plan.steps_per_epoch} steps an epoch that cannot be."
+            f"{progress.step_in_epoch} steps; with {plan.schedule.steps_per_epoch} steps an epoch that cannot be."
         )
     restore_state(saved, optimizer, scaler)
     for change in environment_changes(saved["environment"], now):
@@ -357,7 +325,8 @@ def be_deterministic(threads: int | None) -> None:
 
 def describe(run: Run, progress: Progress, resumed: bool) -> None:
     """Print what was derived, and begin the log with the settings."""
-    settings, plan, warmup = run.settings, run.plan, run.plan.learning_rate.keywords["warmup_steps"]
+    settings, schedule = run.settings, run.plan.schedule
+    warmup = schedule.warmup_steps
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     captions = sum(len(ids) for ids in run.train_set.token_ids)
@@ -366,9 +335,9 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
-        f"{plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, {warmup} of warmup"
+        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup"
     )
-    if warmup >= plan.total_steps:
+    if warmup >= schedule.total_steps:
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
     devices.console(f"run: {run.folder}{where}")
