@@ -66,9 +66,9 @@ def main(argv: list[str] | None = None) -> None:
             for note in start.notes:
                 devices.console(note)
             if settings.PROFILE:
-                return profile.main(settings, device, requests, start.initial)
+                return profile.main(start, device, requests)
             with own_folder(start) as folder:
-                run, progress = prepare(settings, folder, device, requests, start.state, start.initial)
+                run, progress = prepare(start, folder, device, requests)
                 shown = {r["file_name"]: path for r, path in zip(run.val_records, run.val_images.paths, strict=True)}
                 wandb_run = setup_wandb(settings, folder, run.about, resumed=start.state is not None)
                 board = start_tensorboard(settings, folder, progress.step)

@@ -15,6 +15,7 @@ from nanocaption.data.packing import find_places
 from nanocaption.model.decoder import Dropout
 from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.runs import checkpoint
+from nanocaption.runs.resume import Start
 from nanocaption.train import batch_size, profile
 from nanocaption.train.losses import caption_objective
 from nanocaption.train.setup import prepare, steps_of_epoch
@@ -154,7 +155,7 @@ def test_the_profile_counts_the_fused_attention_as_plain_products():
 def test_a_profiled_step_is_that_of_training_and_marks_its_parts(flags, tmp_path):
     """Otherwise the profile would be one of something else."""
     settings = load_settings([*flags, "--decoder-dropout", "0"])
-    run, _ = prepare(settings, tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
+    run, _ = prepare(Start(settings), tmp_path, torch.device("cpu"), SimpleNamespace(stop=0, save=False))
     groups = steps_of_epoch(settings, run.train_set, 0)[0]
     batches = list(make_loader(run.train_set, groups, 0))
     run.model.train()

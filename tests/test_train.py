@@ -21,6 +21,7 @@ from nanocaption.data.order import epoch_groups, in_order
 from nanocaption.data.prepared import load_records
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import BEST_CIDER, LAST, best_files
+from nanocaption.runs.resume import Start
 from nanocaption.score.scoring import score_captions
 from nanocaption.train import losses as objectives
 from nanocaption.train.losses import LossInParts, caption_loss, caption_objective
@@ -284,7 +285,7 @@ def tiny(flags, demo_data, tmp_path):
     """A prepared, untrained miniature."""
     settings = load_settings(flags)
     (tmp_path / "run").mkdir()
-    run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"), train.signals.Requests())
+    run, _ = train.prepare(Start(settings), tmp_path / "run", torch.device("cpu"), train.signals.Requests())
     with run.log:
         yield run
 

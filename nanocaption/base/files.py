@@ -170,10 +170,16 @@ def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, object] | None]]:
 
 def open_to_append(path: Path) -> FileIO:
     """A file of lines, opened to append without buffer; a torn last line is cut off, which the next one would join."""
-    if path.is_file():
-        content = path.read_bytes()
-        os.truncate(path, content.rfind(b"\n") + 1)
-    return path.open("ab", buffering=0)
+    file = path.open("a+b", buffering=0)
+    end = file.seek(0, os.SEEK_END)
+    found = 0
+    while end and not found:  # block by block from the end: a log may be large
+        start = max(0, end - 2**16)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n") + 1
+        end = start + found
+    file.truncate(end)
+    return file
 
 
 def read_log(path: Path | str) -> list[dict]:

@@ -1,5 +1,6 @@
 """A .safetensors file that is on the disk and verified, and whether tensors fit a model."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -50,6 +51,11 @@ class State(TypedDict, total=False):
     saved_at: float  # seconds since 1970
 
 
+def slots_by_name(state: OptimizerState) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state as "exp_avg of decoder.bias", for messages."""
+    return {f"{slot} of {name}": tensor for name, slots in state["state"].items() for slot, tensor in slots.items()}
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A .safetensors file of contiguous tensors on the CPU, on the disk and compared with them bit by bit.
 
@@ -66,9 +72,12 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         raise OSError(str(error)) from error
 
 
-def check_fits(model: torch.nn.Module, saved: dict[str, Tensor], origin: str) -> None:
-    """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model."""
-    expected = model.state_dict()
+def check_fits(model: torch.nn.Module | Mapping[str, Tensor], saved: Mapping[str, Tensor], origin: str) -> None:
+    """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model.
+
+    model: or what stands for it, tensors of the names, shapes and dtypes that are expected.
+    """
+    expected = model.state_dict() if isinstance(model, torch.nn.Module) else model
     problems = [f"lacks {name}" for name in expected.keys() - saved.keys()]
     problems += [f"has {name}, which the model has not" for name in saved.keys() - expected.keys()]
     for name in expected.keys() & saved.keys():

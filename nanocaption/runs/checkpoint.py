@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from nanocaption.base.files import beside, sync_to_disk
-from nanocaption.base.tensors import State, write_tensors
+from nanocaption.base.tensors import State, slots_by_name, write_tensors
 
 FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
 _KEY = "nanocaption"
@@ -121,10 +121,7 @@ def size_in_bytes(state: State) -> int:
 
 def check_finite(state: State, origin: str) -> None:
     """Raise ValueError, naming the tensor, where weights or optimizer state hold NaN or infinity."""
-    named = list(state["model_state_dict"].items())
-    for name, slots in state["optimizer_state_dict"]["state"].items():
-        named += [(f"{slot} of {name}", tensor) for slot, tensor in slots.items()]
-    for name, tensor in named:
+    for name, tensor in (state["model_state_dict"] | slots_by_name(state["optimizer_state_dict"])).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{origin} holds values that are not finite, in {name}.")
 

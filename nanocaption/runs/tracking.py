@@ -43,19 +43,14 @@ def copies(
     pictures: file name -> file, of the samples that rows of the type "samples" name.
     """
     found: list[Copy] = []
-    if wandb_run is not None:
-        found.append(functools.partial(to_wandb, wandb_run, pictures))
-    if tensorboard is not None:
-        found.append(functools.partial(to_tensorboard, tensorboard, pictures))
-    failed = True
-    try:
-        yield found
-        failed = False
-    finally:
+    with contextlib.ExitStack() as ends:
         if wandb_run is not None:
-            _end("W&B", lambda: wandb_run.finish(exit_code=int(failed)))
+            found.append(functools.partial(to_wandb, wandb_run, pictures))
+            ends.push(lambda kind, *_: _end("W&B", lambda: wandb_run.finish(exit_code=int(kind is not None))))
         if tensorboard is not None:
-            _end("TensorBoard", tensorboard.close)
+            found.append(functools.partial(to_tensorboard, tensorboard, pictures))
+            ends.callback(_end, "TensorBoard", tensorboard.close)
+        yield found
 
 
 def numbers(row: Row) -> dict[str, float]:

@@ -1,12 +1,12 @@
 """The optimizer's parameter groups, its state by parameter name, and the learning rate as a function of the step."""
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from nanocaption.base.tensors import OptimizerState
+from nanocaption.base.tensors import OptimizerState, check_fits, slots_by_name
 from nanocaption.train import sharding
 
 # Learned tables and tokens that pretrained towers keep as bare parameters.
@@ -107,44 +107,20 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) ->
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
     groups = optimizer.state_dict()["param_groups"]
+    if [group["param_names"] for group in saved["param_groups"]] != [group["param_names"] for group in groups]:
+        raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
     parameters = parameters_by_name(optimizer)
-    _check_parameters(groups, saved)
-    for name, slots in saved["state"].items():
-        _check_slots(name, slots, parameters.get(name))
-    merged = [
-        {**group, "params": now["params"]} for group, now in zip(saved["param_groups"], groups, strict=True)
-    ]
+    without = {name for group in saved["param_groups"] for name in group["without_state"]}
+    expected = {name: sharding.layout(parameter) for name, parameter in parameters.items() if name not in without}
+    slots = {name: {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like} for name, like in expected.items()}
+    check_fits(slots_by_name({"state": slots, "param_groups": []}), slots_by_name(saved), "The checkpoint's optimizer")
     state = {
         number: {
             slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameter)
             for slot, tensor in saved["state"][name].items()
         }
         for number, (name, parameter) in enumerate(parameters.items())
-        if name in saved["state"]
+        if name in expected
     }
+    merged = [{**group, "params": now["params"]} for group, now in zip(saved["param_groups"], groups, strict=True)]
     return {"state": state, "param_groups": merged}
-
-
-def _check_parameters(groups: list[dict[str, Any]], saved: OptimizerState) -> None:
-    """Raise ValueError unless `saved` is of the parameters of `groups`, in their order, and has lost none's state."""
-    names = [list(group["param_names"]) for group in groups]
-    if [list(group["param_names"]) for group in saved["param_groups"]] != names:
-        raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
-    without = {name for group in saved["param_groups"] for name in group["without_state"]}
-    lost = {name for group in names for name in group} - without - saved["state"].keys()
-    if lost:
-        raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")
-
-
-def _check_slots(name: str, slots: dict[str, Tensor], parameter: nn.Parameter | None) -> None:
-    """Raise ValueError unless these are AdamW's, in the shapes and dtypes of the parameter, the whole of it."""
-    if parameter is None or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
-        raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
-    of = sharding.layout(parameter)
-    for slot, tensor in slots.items():
-        shape, dtype = (torch.Size(), torch.float32) if slot == "step" else (of.shape, of.dtype)
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise ValueError(
-                f"The optimizer's {slot} of {name} is {tuple(tensor.shape)} {tensor.dtype}, must be "
-                f"{tuple(shape)} {dtype}."
-            )

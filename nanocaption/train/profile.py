@@ -14,13 +14,12 @@ import torch
 from torch import Tensor
 
 from nanocaption.base import devices
-from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import State
 from nanocaption.data.dataset import Batch
 from nanocaption.data.loader import make_loader
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.runs import signals
 from nanocaption.runs.log import write_row
+from nanocaption.runs.resume import Start
 from nanocaption.train.losses import caption_objective
 from nanocaption.train.setup import Run, prepare, steps_of_epoch
 from nanocaption.train.step import Mark, accumulate_gradients, read_found, take_update
@@ -48,7 +47,8 @@ class Clock:
     """Seconds per part and step; `mark(part)` ends the part that ran since the last mark, when the device is done."""
 
     def __init__(self, device: torch.device):
-        self.device, self.steps, self.last = device, [], 0.0
+        self.device, self.last = device, 0.0
+        self.steps: list[dict[str, float]] = []
 
     def start(self) -> None:
         self.steps.append(defaultdict(float))
@@ -68,12 +68,12 @@ class Clock:
         return time.perf_counter()
 
 
-def main(settings: Settings, device: torch.device, requests: signals.Requests, initial: State | None) -> None:
+def main(start: Start, device: torch.device, requests: signals.Requests) -> None:
     """Make ready what would be trained, in a folder that nobody keeps, profile it, and leave no run behind."""
     with tempfile.TemporaryDirectory() as folder:
-        run, _ = prepare(settings, Path(folder), device, requests, None, initial)
+        run, _ = prepare(start._replace(state=None), Path(folder), device, requests)
         for group in run.optimizer.param_groups:
-            group["lr"] = settings.LEARNING_RATE
+            group["lr"] = start.settings.LEARNING_RATE
         with run.log or contextlib.nullcontext():
             profile(run)
 

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -131,24 +131,19 @@ def own_folder(start: Start) -> Iterator[Path]:
 
 
 def prepare(
-    settings: Settings,
-    folder: Path,
-    device: torch.device,
-    requests: signals.Requests,
-    saved: State | None = None,
-    initial: State | None = None,
+    start: Start, folder: Path, device: torch.device, requests: signals.Requests
 ) -> tuple[Run, Progress]:
-    """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
+    """Data, tokenizer, model and optimizer: fresh, with the weights that `start` has for it, or all as it was saved."""
+    settings, saved, source = start.settings, start.state, start.state or start.initial
     precision = devices.pick_dtype(settings.PRECISION, device)
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
-    source = saved or initial
     data_folder, records = load_splits(settings)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
-    origin = "The checkpoint" if saved else settings.INIT_CHECKPOINT_PATH
+    origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device)
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -159,23 +154,23 @@ def prepare(
     now = environment(device, precision, settings.DETERMINISTIC)
     progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
     scored = sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
+    about = {
+        "groups_per_step": plan.groups_per_step,
+        "steps_per_epoch": plan.schedule.steps_per_epoch,
+        "scheduler_state_dict": plan.schedule._asdict(),
+        "config": dict(settings.values),
+        "config_constants": dict(settings.constants),
+        "tokenizer": tokenizer.to_str(),
+        "model_arguments": model.arguments(),
+        "captions_sha256": captions_sha256,
+        "environment": now,
+        "wandb_run_id": saved.get("wandb_run_id") if saved else None,
+    }
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
         val_records=[records["val"][place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
-        requests=requests, log=begin_log(folder, progress, resumed=saved is not None),
-        about={
-            "groups_per_step": plan.groups_per_step,
-            "steps_per_epoch": plan.schedule.steps_per_epoch,
-            "scheduler_state_dict": plan.schedule._asdict(),
-            "config": dict(settings.values),
-            "config_constants": dict(settings.constants),
-            "tokenizer": tokenizer.to_str(),
-            "model_arguments": model.arguments(),
-            "captions_sha256": captions_sha256,
-            "environment": now,
-            "wandb_run_id": saved.get("wandb_run_id") if saved else None,
-        },
+        requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
@@ -206,7 +201,7 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str | None, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
 
@@ -276,7 +271,8 @@ def restore(
 
     now: the environment, whose differences from the saved one are told.
     """
-    progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
+    fields: dict[str, Any] = {name: saved.get(name, default) for name, default in Progress._field_defaults.items()}
+    progress = Progress(**fields)
     steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.schedule.steps_per_epoch}
     changed = [f"{name} {saved.get(name)} -> {value}" for name, value in steps.items() if saved.get(name) != value]
     if changed:
