@@ -29,7 +29,7 @@ def build_optimizer(
             continue
         part = "encoder" if name.startswith("encoder.") else "decoder"
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings and not any(w in name for w in _NO_DECAY)
-        groups.setdefault((part, decays), []).append((name, sharding.own_part(parameter)))
+        groups.setdefault((part, decays), []).append((name, parameter))
     if not groups:
         raise ValueError("No parameter of the model trains.")
     return torch.optim.AdamW(
@@ -91,8 +91,8 @@ def parameters_by_name(optimizer: torch.optim.Optimizer) -> dict[str, nn.Paramet
 def state_by_name(optimizer: torch.optim.Optimizer) -> OptimizerState:
     """The optimizer's state, its tensors as the optimizer has them.
 
-    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed; the names of
-    torch.distributed.checkpoint need the model's own parameters, which those of a spread model are not (sharding).
+    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed. With names it has
+    torch.distributed.checkpoint, whose import takes a second of every start and which checks neither shapes nor slots.
     """
     state = {n: dict(optimizer.state[p]) for n, p in parameters_by_name(optimizer).items() if p in optimizer.state}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -111,12 +111,12 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) ->
         raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
     parameters = parameters_by_name(optimizer)
     without = {name for group in saved["param_groups"] for name in group["without_state"]}
-    expected = {name: sharding.layout(parameter) for name, parameter in parameters.items() if name not in without}
+    expected = {name: parameter for name, parameter in parameters.items() if name not in without}
     slots = {name: {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like} for name, like in expected.items()}
     check_fits(slots_by_name({"state": slots, "param_groups": []}), slots_by_name(saved), "The checkpoint's optimizer")
     state = {
         number: {
-            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameter)
+            slot: tensor if slot == "step" else sharding.spread_like(tensor, parameter)
             for slot, tensor in saved["state"][name].items()
         }
         for number, (name, parameter) in enumerate(parameters.items())

@@ -12,7 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanocaption.base import devices
 from nanocaption.base.tensors import State
@@ -41,10 +41,8 @@ def take_state(
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     state = optim.state_by_name(optimizer)
-    parts = optim.parameters_by_name(optimizer)
     state["state"] = {
-        name: {slot: _on_cpu(tensor, part=None if slot == "step" else parts[name]) for slot, tensor in slots.items()}
-        for name, slots in state["state"].items()
+        name: {slot: _on_cpu(tensor) for slot, tensor in slots.items()} for name, slots in state["state"].items()
     }
     taken = {
         # What never changes need not be copied, as long as it is where the writer can read it.
@@ -86,6 +84,6 @@ def environment_changes(saved: Mapping[str, object], now: Mapping[str, object]) 
     return [f"{name}: {saved[name]} -> {value}" for name, value in now.items() if saved[name] != value]
 
 
-def _on_cpu(tensor: Tensor, part: nn.Parameter | None = None, copy: bool = True) -> Tensor:
-    found = sharding.whole(tensor.detach(), part)
+def _on_cpu(tensor: Tensor, copy: bool = True) -> Tensor:
+    found = sharding.whole(tensor.detach())
     return found.to("cpu", copy=copy) if devices.rank() == 0 else torch.empty(0)

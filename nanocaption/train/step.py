@@ -73,14 +73,12 @@ def accumulate_gradients(
 def _clip_gradients(run: Run) -> Tensor:
     """Sum the gradients over the processes, take the loss scale out, clip; their norm () before that."""
     parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    limit = run.settings.GRAD_CLIP_VALUE or math.inf
-    if sharding.is_spread(run.model):
-        sharding.take_gradients(parameters, run.scaler.is_enabled())
-        run.scaler.unscale_(run.optimizer)
-        return sharding.clip_gradients(parameters, limit)
-    devices.sum_gradients(parameters)
+    spread = sharding.is_spread(run.model)
+    if not spread:  # there the backward passes have summed them
+        devices.sum_gradients(parameters)
     run.scaler.unscale_(run.optimizer)
-    return nn.utils.clip_grad_norm_(parameters, limit)
+    clip = sharding.clip_gradients if spread else nn.utils.clip_grad_norm_
+    return clip(parameters, run.settings.GRAD_CLIP_VALUE or math.inf)
 
 
 def read_found(begun: Tensor) -> Found:
