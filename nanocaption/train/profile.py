@@ -8,7 +8,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -153,16 +153,11 @@ def flop_counter() -> "FlopCounterMode":
     """A FlopCounterMode that counts the CPU's fused attention as well, for which torch has no formula."""
     from torch.utils import flop_counter as counting  # its import takes 0.7 s of every start
 
-    def forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return counting.sdpa_flop_count(q, k, v)
-
-    def backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return counting.sdpa_backward_flop_count(gradient, q, k, v)
-
-    aten = torch.ops.aten
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     formulas = {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        forward: lambda q, k, v, *_, **__: counting.sdpa_flop_count(q, k, v),
+        backward: lambda gradient, q, k, v, *_, **__: counting.sdpa_backward_flop_count(gradient, q, k, v),
     }
     return counting.FlopCounterMode(display=False, custom_mapping=formulas)
 

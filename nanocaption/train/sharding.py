@@ -8,6 +8,7 @@ checkpoint holds is always whole. Torch's own parts are imported where they are 
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,8 @@ def spread(model: nn.Module, device: torch.device) -> None:
     from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
     mesh = init_device_mesh(device.type, (devices.world_size(),))
-    blocks = _blocks(model)
-    for module in [*blocks, model]:
+    parts = _parts(model)
+    for module in parts:
         fully_shard(module, mesh=mesh)
         # Losses are already divided by the tokens of all processes: sums, not means. Gloo, too, can sum.
         module.set_gradient_divide_factor(1.0)
@@ -35,10 +36,11 @@ def spread(model: nn.Module, device: torch.device) -> None:
     register_fsdp_forward_method(model, "hidden")
     # While one block goes backwards, the one before is gathered. By default FSDP does so in the order of all forward
     # passes since the last backward pass. In a validation the processes differ in these, and would wait for each other.
-    trained = [block for block in blocks if any(parameter.requires_grad for parameter in block.parameters())]
-    for module, earlier in zip([*trained, model], [model, *trained], strict=True):
+    trained = [block for block in parts[:-1] if any(parameter.requires_grad for parameter in block.parameters())]
+    for module, earlier in zip([*trained, parts[-1]], [parts[-1], *trained], strict=True):
         module.set_modules_to_backward_prefetch([earlier])
-    model.encode_in_parts = False  # the processes may have different numbers of images, and must gather equally often
+    # The processes may have different numbers of images, and must gather equally often.
+    parts[-1].encode_in_parts = False
 
 
 def is_spread(model: nn.Module) -> bool:
@@ -54,17 +56,17 @@ def gathered(model: nn.Module) -> Iterator[None]:
     if not is_spread(model):
         yield
         return
-    blocks = _blocks(model)
-    for module in [*blocks, model]:
+    parts = _parts(model)
+    for module in parts:
         module.unshard()
-    for block in blocks:
+    for block in parts[:-1]:
         block.set_reshard_after_forward(False, recurse=False)
     try:
         yield
     finally:
-        for block in blocks:
+        for block in parts[:-1]:
             block.set_reshard_after_forward(True, recurse=False)
-        for module in [*blocks, model]:
+        for module in parts:
             module.reshard()
 
 
@@ -75,7 +77,8 @@ def passes(model: nn.Module, own: int) -> int:
 
 def clip_gradients(parameters: Sequence[nn.Parameter], limit: float) -> Tensor:
     """clip_grad_norm_ of spread parameters, with one sum over processes: the norm () of the whole gradient."""
-    own = [parameter.grad.to_local() for parameter in parameters if parameter.grad is not None]  # in the same memory
+    gradients: list[Any] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    own = [gradient.to_local() for gradient in gradients]  # in the same memory
     norm = devices.sum_(nn.utils.get_total_norm(own) ** 2).sqrt()
     torch._foreach_mul_(own, (limit / (norm + 1e-6)).clamp(max=1.0))
     return norm
@@ -90,13 +93,14 @@ def spread_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """A whole `tensor`, which every process has, spread as `parameter` is."""
     if not hasattr(parameter, "full_tensor"):
         return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
+    from torch.distributed.tensor import distribute_tensor
 
-    assert isinstance(parameter, DTensor)
+    of: Any = parameter
     # Without a source nothing is sent. A copy, or the whole would stay in memory.
-    place = parameter.device_mesh, parameter.placements
-    return distribute_tensor(tensor.to(parameter.device), *place, src_data_rank=None).clone()
+    return distribute_tensor(tensor.to(of.device), of.device_mesh, of.placements, src_data_rank=None).clone()
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    return [block for module in model.modules() if isinstance(module, nn.ModuleList) for block in module]
+def _parts(model: nn.Module) -> list[Any]:
+    """What is gathered by itself, modules of FSDP once they are spread: the blocks, and last the model."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return [*(block for blocks in lists for block in blocks), model]
