@@ -146,13 +146,15 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     pictures = run.train_set.at_epoch(progress.epoch)
     reading = read_steps(run, pictures, todo)
     batches, wait = next(reading)
-    for groups in todo:
+    for number, groups in enumerate(todo, start=1):
         start = time.perf_counter()
         # What a step draws is a function of (seed, step, rank) alone: nothing that ran before can change it.
         seed_generators(seed_of(settings.SEED, progress.step, devices.rank()))
         rates = set_learning_rates(run.optimizer, run.plan.schedule.rate(progress.step), run.plan.encoder_share)
         begun = accumulate_gradients(run, objective, batches, pictures.resident)
-        batches, next_wait = next(reading, ([], 0.0))  # made while a GPU works on this one
+        waited = wait
+        if number < len(todo):
+            batches, wait = next(reading)  # made while a GPU works on this step
         found = read_found(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
         take_update(run.optimizer, run.scaler, skip=not finite)
@@ -161,9 +163,8 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,
             "grad_norm": found.norm, "captions_per_s": round(found.captions / (time.perf_counter() - start), 1),
-            "input_s": round(wait, 4),
+            "input_s": round(waited, 4),
         }  # fmt: skip
-        wait = next_wait
         skipped = [] if finite else pictures_of_step(run, groups)
         try:
             write_row(run.log, row, run.copies)
