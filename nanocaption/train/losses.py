@@ -1,11 +1,12 @@
 """What training minimizes. An objective of another kind stands here, or in a file beside this one."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from nanocaption.data.dataset import Batch
 from nanocaption.model.captioner import ImageToTextModel
@@ -49,7 +50,9 @@ class LossInParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float
+    ) -> Tensor:
         rows = max(64, _PART // len(weight))
         loss, share = hidden.new_zeros(()), label_smoothing / len(weight)
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
@@ -66,6 +69,6 @@ class LossInParts(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_hidden, of_weight = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden, of_weight = ctx.saved_tensors  # type: ignore[misc]
         return of_hidden * scale, of_weight * scale, None, None
