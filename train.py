@@ -23,128 +23,89 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
-import math
 import operator
 import shlex
 import time
 from collections.abc import Iterator, Sequence
+from typing import NoReturn
 
 import torch
 from tqdm import tqdm
 
 from nanocaption.base import devices
 from nanocaption.base.files import read_log
-from nanocaption.data.dataset import Batch
+from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
-from nanocaption.data.order import chunks, in_order, seed_of
+from nanocaption.data.order import Group, chunks, in_order, seed_of
 from nanocaption.export.uploads import check_hub, uploads
-from nanocaption.model.encoder import check_available
 from nanocaption.model.options import GREEDY
-from nanocaption.runs import signals, tracking
-from nanocaption.runs.folder import (
-    BEST_CIDER,
-    LAST,
-    best_files,
-    best_name,
-    check_still_newest,
-    check_writable,
-    lock,
-    new_folder,
-)
+from nanocaption.runs import signals
+from nanocaption.runs.folder import LAST, best_files
 from nanocaption.runs.log import write_row
-from nanocaption.runs.resume import find_resume, load_initial
+from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
 from nanocaption.score.curves import plot_curves
 from nanocaption.score.scoring import score_captions
 from nanocaption.train import profile, sharding
-from nanocaption.train.faults import explain_fault, pictures_of_step, report_nonfinite, tell_problem
-from nanocaption.train.losses import caption_loss
-from nanocaption.train.setup import Progress, Run, images_per_batch, prepare, steps_of_epoch
-from nanocaption.train.state import generators_kept, rng_state, take_state
+from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
+from nanocaption.train.losses import caption_objective
+from nanocaption.train.optim import set_learning_rates
+from nanocaption.train.setup import Progress, Run, find_start, images_per_batch, own_folder, prepare, steps_of_epoch
+from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
 from nanocaption.use.captioning import caption_batches
 
 
 def main(argv: list[str] | None = None) -> None:
-    argv = sys.argv[1:] if argv is None else argv
-    settings = load_settings(argv)
-    resume, initial, notes = None, None, []
-    if settings.RESUME_CHECKPOINT_PATH is not None:
-        resume, notes = find_resume(settings)
-        settings = resume.settings if resume else settings
-    if settings.INIT_CHECKPOINT_PATH is not None and resume is None:
-        initial = load_initial(settings)
-    elif settings.ENCODER_MODEL_NAME is not None and resume is None:
-        check_available(settings.ENCODER_MODEL_NAME)
+    start = find_start(load_settings(sys.argv[1:] if argv is None else argv))
+    settings = start.settings
     device = devices.pick_device(settings.DEVICE, devices.local_rank())
     with signals.catch() as requests:
         devices.start(device.type)
         try:
             check_hub(settings)
-            for note in notes + (resume.notes if resume else []):
+            for note in start.notes:
                 devices.console(note)
             if settings.PROFILE:
-                return profile.main(settings, device, requests, initial)
-            folder = resume.path.parent if resume else new_folder(settings)
-            check_writable(folder)
-            with lock(folder):
-                saved = resume and resume.state
-                if resume and settings.RESUME_CHECKPOINT_PATH == "last":
-                    check_still_newest(folder, saved)
-                run, progress = prepare(settings, folder, device, requests, saved, initial)
+                return profile.main(start, device, requests)
+            with own_folder(start) as folder:
+                run, progress = prepare(start, folder, device, requests)
                 shown = {r["file_name"]: path for r, path in zip(run.val_records, run.val_images.paths, strict=True)}
-                wandb_run = tracking.setup_wandb(settings, folder, run.about, resumed=saved is not None)
-                board = tracking.start_tensorboard(folder, progress.step) if settings.LOG_TENSORBOARD else None
+                wandb_run = setup_wandb(settings, folder, run.about, resumed=start.state is not None)
+                board = start_tensorboard(settings, folder, progress.step)
                 with (
                     run.log or contextlib.nullcontext(),
-                    tracking.copies(wandb_run, board, shown) as copies,
+                    copies(wandb_run, board, shown) as of_log,
                     uploads(settings, folder, run.saver),
                 ):
-                    fit(dataclasses.replace(run, copies=copies), progress)
+                    fit(dataclasses.replace(run, copies=of_log), progress)
         finally:
             devices.stop()
 
 
 def fit(run: Run, progress: Progress) -> None:
-    """Epochs until NUM_EPOCHS or until patience ends; validates, saves, and draws the curves at the end.
+    """Epochs until NUM_EPOCHS or until patience ends; draws the curves at the end.
 
     Whatever stops it, the last sound state is saved: a signal, a mistake found on the way, a full memory.
     """
-    settings = run.settings
+    epochs = run.settings.NUM_EPOCHS
     run.requests.training = True
-    if progress.epoch >= settings.NUM_EPOCHS:
-        devices.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {settings.NUM_EPOCHS} epochs are done.")
+    if progress.epoch >= epochs:
+        devices.console(f"Already finished: {progress.epoch} of NUM_EPOCHS = {epochs} epochs are done.")
         if devices.max_(int(not (run.folder / LAST).exists()))[0]:
             save(run, progress, wait=True)
     elif progress.step == 0:
         save(run, progress, wait=True)  # a kill before the next one finds this, and a bad disk is noticed now
-    saved_at = time.monotonic()
     with progress_bar(run, progress) as bar:
         try:
-            while progress.epoch < settings.NUM_EPOCHS and not out_of_patience(run, progress):
-                for reached in train_one_epoch(run, progress, bar):
-                    progress = reached
-                    if boundary(run, progress, time.monotonic() - saved_at):
-                        save(run, progress)
-                        saved_at = time.monotonic()
-                progress, names = finish_epoch(run, progress, bar)
-                save(run, progress, names, wait=progress.epoch == settings.NUM_EPOCHS)
-                saved_at = time.monotonic()
+            for reached in train_epochs(run, progress, bar):
+                progress = reached
             run.saver.wait()
             if devices.max_(int(run.saver.failed))[0]:
                 save(run, progress, wait=True)  # stopped early: nothing would try again
-        except signals.Stopped as stopped:
-            save(run, progress, wait=True)
-            write_row(run.log, {"type": "stop", "step": progress.step, "reason": str(stopped)})
-            devices.console(f"{stopped} after step {progress.step}: saved. {how_to_resume(run)}")
-            raise SystemExit(128 + stopped.number) from None
         except HalfUpdate:
             raise  # the weights are between two steps: not saved
         except (Exception, SystemExit) as error:
-            rescue(run, progress, error)
-            explanation = explain_fault(run, error)
-            if explanation:
-                raise SystemExit(explanation) from error
-            raise
+            leave(run, progress, error)
         finally:
             run.saver.wait()
             run.requests.training = False
@@ -156,6 +117,22 @@ def fit(run: Run, progress: Progress) -> None:
         print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
 
 
+def train_epochs(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progress]:
+    """Train, validate and save; yields where each step and each epoch leaves the run."""
+    saved_at = time.monotonic()
+    while progress.epoch < run.settings.NUM_EPOCHS and not out_of_patience(run, progress):
+        for reached in train_one_epoch(run, progress, bar):
+            progress = reached
+            yield progress
+            if boundary(run, progress, time.monotonic() - saved_at):
+                save(run, progress)
+                saved_at = time.monotonic()
+        progress, names = finish_epoch(run, progress, bar)
+        yield progress
+        save(run, progress, names, wait=progress.epoch == run.settings.NUM_EPOCHS)
+        saved_at = time.monotonic()
+
+
 def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progress]:
     """The steps of the present epoch that are not done yet; yields where each leaves the run, a log row per step."""
     settings = run.settings
@@ -164,50 +141,34 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
     if not todo:
         return  # stopped in the validation after the last step
     bar.set_description(f"epoch {progress.epoch + 1}/{settings.NUM_EPOCHS}")
-    if settings.NUM_WORKERS:
-        run.saver.wait()  # a process forked while a thread holds a lock would hold it for ever
     run.model.train()
+    objective = caption_objective(settings.LABEL_SMOOTHING)
     pictures = run.train_set.at_epoch(progress.epoch)
-    micro_batches = [batch for step in todo for batch in step]
-    batches = iter(make_loader(pictures, micro_batches, settings.NUM_WORKERS, run.device.type == "cuda"))
-    deaf_to_children()
-    encoder_peak = settings.ENCODER_LEARNING_RATE
-    encoder_share = 1.0 if encoder_peak is None or settings.FREEZE_ENCODER else encoder_peak / settings.LEARNING_RATE
-    batch, wait = timed_batches(batches, len(todo[0]))
+    reading = read_steps(run, pictures, todo)
+    batches, wait = next(reading)
     for number, groups in enumerate(todo, start=1):
         start = time.perf_counter()
-        # Dropout is a function of (seed, step, rank) alone: nothing that ran before can change it.
-        torch.manual_seed(seed_of(settings.SEED, progress.step, devices.rank()))
-        lr = run.plan.learning_rate(progress.step)
-        for group in run.optimizer.param_groups:
-            group["lr"] = lr * (encoder_share if group["part"] == "encoder" else 1.0)
-        begun = accumulate_gradients(
-            run.model, run.optimizer, run.scaler, batch, settings, run.device, pictures.resident
-        )
-        # The next batch is made while a GPU works on this one.
-        batch, next_wait = timed_batches(batches, len(todo[number]) if number < len(todo) else 0)
+        # What a step draws is a function of (seed, step, rank) alone: nothing that ran before can change it.
+        seed_generators(seed_of(settings.SEED, progress.step, devices.rank()))
+        rates = set_learning_rates(run.optimizer, run.plan.schedule.rate(progress.step), run.plan.encoder_share)
+        begun = accumulate_gradients(run, objective, batches, pictures.resident)
+        waited = wait
+        if number < len(todo):
+            batches, wait = next(reading)  # made while a GPU works on this step
         found = read_found(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
         take_update(run.optimizer, run.scaler, skip=not finite)
-        seconds = time.perf_counter() - start
-        progress = progress._replace(
-            step=progress.step + 1,
-            step_in_epoch=progress.step_in_epoch + 1,
-            nonfinite_in_a_row=0 if finite else progress.nonfinite_in_a_row + 1,
-        )
+        progress = progress.after_step(finite)
         row = {
             "type": "train", "step": progress.step,
-            "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss,
-            "lr": lr, "grad_norm": found.norm, "captions_per_s": round(found.captions / seconds, 1),
-            "input_s": round(wait, 4),
+            "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,
+            "grad_norm": found.norm, "captions_per_s": round(found.captions / (time.perf_counter() - start), 1),
+            "input_s": round(waited, 4),
         }  # fmt: skip
-        if encoder_share != 1:
-            row["encoder_lr"] = lr * encoder_share
-        wait = next_wait
         skipped = [] if finite else pictures_of_step(run, groups)
         try:
             write_row(run.log, row, run.copies)
-            bar.set_postfix_str(f"loss {found.loss:.3f}, lr {lr:.1e}", refresh=False)
+            bar.set_postfix_str(f"loss {found.loss:.3f}, lr {rates['lr']:.1e}", refresh=False)
             bar.update(found.captions)
             if not finite:
                 report_nonfinite(run, progress, skipped, found, bar)
@@ -226,17 +187,7 @@ def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
     by_time = minutes and seconds_since_save > 60 * minutes
     stop, due = devices.max_(run.requests.stop, int(bool(asked or by_step or by_time)))
     tell_problem(run)
-    if progress.nonfinite_in_a_row >= settings.MAX_NONFINITE_STEPS:
-        raise SystemExit(
-            f"Step {progress.step}: no finite loss and gradient in MAX_NONFINITE_STEPS = {progress.nonfinite_in_a_row} "
-            f"steps in a row, all skipped. Begin a fresh run from the last good weights (INIT_CHECKPOINT_PATH) with a "
-            f"LEARNING_RATE below {settings.LEARNING_RATE} or PRECISION = 'fp32'."
-        )
-    if run.scaler.is_enabled() and run.scaler.get_scale() < 2**-10:
-        raise SystemExit(
-            f"Step {progress.step}: fp16 gradients overflow at every scale: begin a fresh run (INIT_CHECKPOINT_PATH) "
-            "with PRECISION = 'fp32' or 'bf16'."
-        )
+    check_sound(run, progress)
     if stop:
         raise signals.Stopped(stop)
     return bool(due)
@@ -254,6 +205,7 @@ def evaluate(run: Run) -> float:
     mine = groups[devices.rank() :: devices.world_size()]
     batches = chunks(mine, images_per_batch(settings, run.val_set))
     loader = iter(make_loader(run.val_set, batches, settings.NUM_WORKERS))
+    objective = caption_objective()
     losses, tokens = [], 0
     (rounds,) = devices.max_(len(batches))  # ranks may differ by one batch, and must ask together
     for number in range(rounds):
@@ -261,8 +213,8 @@ def evaluate(run: Run) -> float:
         if number < len(batches):
             batch = next_batch(loader)
             with devices.autocast(run.device, devices.pick_dtype(settings.PRECISION, run.device)):
-                losses.append(caption_loss(run.model, batch.to(run.device, run.val_set.resident)))
-            tokens += len(batch.places.in_captions)
+                losses.append(objective.total(run.model, batch.to(run.device, run.val_set.resident)))
+            tokens += objective.number(batch)
     totals = torch.tensor([sum(loss.item() for loss in losses), tokens], dtype=torch.float64)
     loss, tokens = devices.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu")).tolist()
     return loss / tokens
@@ -274,31 +226,23 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     done = progress._replace(epoch=progress.epoch + 1, step_in_epoch=0)
     if done.epoch != settings.NUM_EPOCHS and done.epoch % settings.VALIDATION_INTERVAL:
         return done, []
+    seed_generators(seed_of(settings.SEED, "validation", done.epoch, devices.rank()))
     if settings.NUM_WORKERS:
         run.saver.wait()
-    with generators_kept(), sharding.gathered(run.model):  # validating does not change the training
+    with sharding.gathered(run.model):
         val_loss = evaluate(run)
-        scored, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
+        scores, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
         stop_if_asked(run)
-    improved = math.isfinite(val_loss) and (done.best_val_loss is None or val_loss < done.best_val_loss)
-    if improved:
-        done = done._replace(best_val_loss=val_loss, validations_without_gain=0)
-    else:
-        done = done._replace(validations_without_gain=done.validations_without_gain + 1)
-    names = [best_name(done.epoch, val_loss)] if improved else []
-    if scored and (done.best_cider is None or scored["CIDEr"] > done.best_cider):
-        done = done._replace(best_cider=scored["CIDEr"])
-        names.append(BEST_CIDER)
-    row = {"type": "val", "step": done.step, "epoch": done.epoch, "val_loss": val_loss, **scored}
-    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}" + (" (best)" if improved else "")
-    if scored:
-        text += f", CIDEr {100 * row['CIDEr']:.1f}, BLEU-4 {100 * row['Bleu_4']:.1f}"
+    done, names = done.after_validation(val_loss, scores.get("CIDEr"))
+    place = {"step": done.step, "epoch": done.epoch}
+    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}" + " (best)" * (done.validations_without_gain == 0)
+    if scores:
+        text += f", CIDEr {100 * scores['CIDEr']:.1f}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
         text += f" (greedy, {len(run.val_records)} images)"
-        text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scored.items() if k.startswith("true_"))
+        text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scores.items() if k.startswith("true_"))
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
-        shown = {"type": "samples", "step": done.step, "epoch": done.epoch, "samples": samples}
-        write_row(run.log, shown, run.copies)
-    write_row(run.log, row, run.copies)
+        write_row(run.log, {"type": "samples", **place, "samples": samples}, run.copies)
+    write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores}, run.copies)
     if devices.rank() == 0:
         bar.write(text)
     return done, names
@@ -330,11 +274,9 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
 
     Raises SystemExit where it waited in vain: what could not be saved would be lost.
     """
-    generators = devices.gather([rng_state()])
     run.saver.wait()
     tell_problem(run)
-    values = {**progress._asdict(), **run.about}
-    state = take_state(run.model, run.optimizer, run.scaler, generators, values)
+    state = take_state(run.model, run.optimizer, run.scaler, {**progress._asdict(), **run.about})
     if devices.rank() == 0:
         run.saver.start(state, names)
     if wait:
@@ -344,23 +286,43 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
             raise SystemExit(run.saver.problem())
 
 
-def rescue(run: Run, progress: Progress, error: BaseException) -> None:
-    """Save before an error ends the run. With several processes the others may wait elsewhere: the last save counts."""
-    if devices.world_size() > 1:
-        return
+def leave(run: Run, progress: Progress, error: Exception | SystemExit) -> NoReturn:
+    """Save before a signal or an error ends the run, say how to go on, and raise what it ends with.
+
+    With several processes an error may be of one of them, while the others wait elsewhere: then the last save counts.
+    """
+    stopped = isinstance(error, signals.Stopped)
     try:
-        save(run, progress, wait=True)
+        if stopped or devices.world_size() == 1:
+            save(run, progress, wait=True)
+            write_row(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
+            go_on = f"python train.py --resume-checkpoint-path {shlex.quote(str(run.folder / LAST))}"
+            said = f"{error} after step {progress.step}: saved." if stopped else f"Saved after step {progress.step}."
+            devices.console(f"{said} Go on with: {go_on}")
     except SystemExit as unsaved:
+        if stopped:
+            raise
         devices.console(str(unsaved))  # and then the error itself
-        return
-    write_row(run.log, {"type": "stop", "step": progress.step, "reason": str(error)})
-    devices.console(f"Saved after step {progress.step}. {how_to_resume(run)}")
+    if isinstance(error, signals.Stopped):
+        raise SystemExit(128 + error.number) from None
+    explanation = explain_fault(run, error)
+    if explanation:
+        raise SystemExit(explanation) from error
+    raise error
 
 
-def timed_batches(batches: Iterator[Batch], number: int) -> tuple[list[Batch], float]:
-    """The next `number` batches, and the seconds that the loop waited for them."""
-    start = time.perf_counter()
-    return [next_batch(batches) for _ in range(number)], time.perf_counter() - start
+def read_steps(
+    run: Run, pictures: ImageTextDataset, steps: Sequence[Sequence[Sequence[Group]]]
+) -> Iterator[tuple[list[Batch], float]]:
+    """The micro-batches of one step after the other, and the seconds that the loop waited for them."""
+    if run.settings.NUM_WORKERS:
+        run.saver.wait()  # a process forked while a thread holds a lock would hold it for ever
+    groups = [batch for step in steps for batch in step]
+    batches = iter(make_loader(pictures, groups, run.settings.NUM_WORKERS, run.device.type == "cuda"))
+    deaf_to_children()
+    for step in steps:
+        start = time.perf_counter()
+        yield [next_batch(batches) for _ in step], time.perf_counter() - start
 
 
 def next_batch(batches: Iterator[Batch]) -> Batch:
@@ -386,10 +348,6 @@ def out_of_patience(run: Run, progress: Progress) -> bool:
         return False
     devices.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
     return True
-
-
-def how_to_resume(run: Run) -> str:
-    return f"Go on with: python train.py --resume-checkpoint-path {shlex.quote(str(run.folder / LAST))}"
 
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:

@@ -23,15 +23,12 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from nanocaption.base.settings import ModelSettings, load_settings
+from nanocaption.base.settings import ModelSettings, load_settings  # noqa: E402
 from nanocaption.model.captioner import ImageToTextModel  # noqa: E402
 from nanocaption.runs import checkpoint  # noqa: E402
 from nanocaption.runs.saver import Saver  # noqa: E402
 from nanocaption.train import optim  # noqa: E402
-from nanocaption.train.state import (
-    rng_state,  # noqa: E402
-    take_state,  # noqa: E402
-)
+from nanocaption.train.state import take_state  # noqa: E402
 
 # What a save costs the training is the comparison that counts: as long as torch.save works, the training waits.
 NAMES = {"checkpoint_stall_frozen_base": "checkpoint_save"}
@@ -73,7 +70,7 @@ def measure(repeats: int = 5, folder: str | None = None) -> list[dict[str, Any]]
             "epoch": 1, "step": 1, "step_in_epoch": 0, "best_val_loss": 2.5, "config": {}, "config_constants": {},
             "tokenizer": "{}",
         }  # fmt: skip
-        take = functools.partial(take_state, model, optimizer, scaler, [rng_state()], values)
+        take = functools.partial(take_state, model, optimizer, scaler, values)
         taken: dict[str, list[float]] = collections.defaultdict(list)
         with tempfile.TemporaryDirectory(dir=folder) as place:
             run = Path(place)

@@ -15,6 +15,7 @@ startup_145000               seconds of training_run.prepare with tokenizer and 
 
 import argparse
 import contextlib
+import dataclasses
 import gc
 import itertools
 import math
@@ -39,30 +40,14 @@ import train  # noqa: E402
 from benchmarks import scoring  # noqa: E402
 from nanocaption.base.settings import load_settings  # noqa: E402
 from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
-from nanocaption.data.inputs import (
-    cached_features,  # noqa: E402
-    encoded_captions,  # noqa: E402
-)
-from nanocaption.data.prepared import (
-    load_records,  # noqa: E402
-    verify,  # noqa: E402
-)
-from nanocaption.data.tokenizer import (
-    encode_batch,  # noqa: E402
-    load_or_train,  # noqa: E402
-)
+from nanocaption.data.inputs import cached_features, encoded_captions  # noqa: E402
+from nanocaption.data.prepared import load_records, verify  # noqa: E402
+from nanocaption.data.tokenizer import encode_batch, load_or_train  # noqa: E402
 from nanocaption.prepare.store import bring, write_set  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
-from nanocaption.runs.folder import (
-    check_writable,  # noqa: E402
-    new_folder,  # noqa: E402
-)
-from nanocaption.train.setup import (
-    Progress,  # noqa: E402
-    Run,  # noqa: E402
-    epoch_steps,  # noqa: E402
-    prepare,  # noqa: E402
-)
+from nanocaption.runs.folder import check_writable, new_folder  # noqa: E402
+from nanocaption.runs.resume import Start  # noqa: E402
+from nanocaption.train.setup import Progress, Run, prepare, steps_of_epoch  # noqa: E402
 
 SIZES = (200, 2_000, 29_000)  # images, 5 captions each
 VALIDATION = 20  # images
@@ -157,7 +142,7 @@ def started(settings: Any) -> Run:
     """A run as train.main starts it, on one process."""
     folder = new_folder(settings)
     check_writable(folder)
-    run, _ = prepare(settings, folder, torch.device("cpu"), signals.Requests())
+    run, _ = prepare(Start(settings), folder, torch.device("cpu"), signals.Requests())
     return run
 
 
@@ -174,7 +159,7 @@ def parts_of_a_start(settings: Any, run: Run, folder: Path) -> dict[str, float]:
         "captions' cache": lambda: encoded_captions(settings, folder, "train", captions, run.tokenizer),
         "data set": lambda: ImageTextDataset(records, folder / "images", images.token_ids, images.image_spec),
         "feature cache": lambda: cached_features(settings, folder, "train", images, run.model, run.device),
-        "plan of an epoch": lambda: epoch_steps(settings, images, epoch=1),
+        "plan of an epoch": lambda: steps_of_epoch(settings, images, epoch=1),
     }
     return {name: timed(call) for name, call in parts.items()}
 
@@ -188,7 +173,7 @@ def timed(call: Callable[[], Any]) -> float:
 
 def turn(run: Run, images: int) -> Iterator[float]:
     """Train whole epochs on the first `images` for each captions/s it gives."""
-    run = run._replace(train_set=run.train_set.part(range(images)))
+    run = dataclasses.replace(run, train_set=run.train_set.part(range(images)))
     progress = Progress()
     while True:
         captions, steps, start = 0, 0, time.perf_counter()

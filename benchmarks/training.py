@@ -38,26 +38,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
-from nanocaption.base.settings import (
-    load_settings,  # noqa: E402
-)
+from nanocaption.base.files import open_to_append  # noqa: E402
+from nanocaption.base.settings import load_settings  # noqa: E402
 from nanocaption.data.dataset import ImageTextDataset  # noqa: E402
-from nanocaption.data.tokenizer import (
-    END,  # noqa: E402
-    PAD,  # noqa: E402
-    START,  # noqa: E402
-)
-from nanocaption.model.captioner import (
-    ImageToTextModel,  # noqa: E402
-    build_model,  # noqa: E402
-)
+from nanocaption.data.tokenizer import END, PAD, START  # noqa: E402
+from nanocaption.model.captioner import ImageToTextModel, build_model  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
-from nanocaption.runs.log import open_log  # noqa: E402
 from nanocaption.train import optim  # noqa: E402
-from nanocaption.train.setup import (
-    Progress,  # noqa: E402
-    Run,  # noqa: E402
-)
+from nanocaption.train.setup import Plan, Progress, Run  # noqa: E402
 
 SPEC = {"size": 224, "resize": 224, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear"}
 TINY = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "intermediate_size": 768}
@@ -199,10 +187,12 @@ def _our_turns(
 ) -> Iterator[float]:
     optimizer = optim.build_optimizer(model, weight_decay=0.05, betas=(0.9, 0.98), eps=1e-8, fused=True)
     requests = signals.Requests()
+    schedule = optim.Schedule(1e-4, "constant", 0, 1, 1, 0.0, 0.0, 1.0)
     run = Run(
-        settings, folder, torch.device("cpu"), model, None, optimizer, torch.amp.GradScaler("cpu", enabled=False),
-        train_set, train_set, train_set, [], lambda step: 1e-4, {}, None, requests,
-        open_log(folder / "log.jsonl"),
+        settings=settings, folder=folder, device=torch.device("cpu"), model=model, tokenizer=None, optimizer=optimizer,
+        scaler=torch.amp.GradScaler("cpu", enabled=False), train_set=train_set, val_set=train_set,
+        val_images=train_set, val_records=[], plan=Plan(1, schedule, 1.0), about={}, saver=None, requests=requests,
+        log=open_to_append(folder / "log.jsonl"),
     )  # fmt: skip
     with run.log:
         for epoch in itertools.count():

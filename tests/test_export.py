@@ -59,7 +59,7 @@ def make_checkpoint(kind: str, demo_data: Path, folder: Path) -> Path:
     manifest = json.loads((demo_data / "demo" / "manifest.json").read_text())
     state = {
         "epoch": 7, "step": 42, "best_val_loss": 2.5, "best_cider": 0.5, "config": settings, "config_constants": {},
-        "tokenizer": tokenizer.to_str(), "model_arguments": model.arguments(), "rng_state_dict": {},
+        "tokenizer": tokenizer.to_str(), "model_arguments": model.arguments(),
         "model_state_dict": dict(model.state_dict()), "optimizer_state_dict": {"state": {}, "param_groups": []},
         "captions_sha256": manifest["captions_sha256"], "written_by": "nanoCaption test",
     }  # fmt: skip

@@ -18,7 +18,7 @@ import train
 from nanocaption.base import tensors
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST, PREVIOUS
-from nanocaption.train import step
+from nanocaption.train import losses
 from nanocaption.train.losses import caption_loss
 from nanocaption.train.step import HalfUpdate, take_update
 from tests.conftest import ROOT
@@ -267,12 +267,12 @@ def test_out_of_memory_says_the_batch_size_and_saves_the_last_whole_step(argv, t
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB.")
         return real(model, batch, smoothing)
 
-    monkeypatch.setattr(step, "caption_loss", full)
+    monkeypatch.setattr(losses, "caption_loss", full)
     with pytest.raises(SystemExit, match="out of memory with BATCH_SIZE = 20 captions .* double GRAD_ACCUM_STEPS"):
         train.main(argv)
     state = saved(tmp_path)
     assert (state["step"], state["epoch"]) == (6, 1 if where == "training" else 0)
-    monkeypatch.setattr(step, "caption_loss", real)
+    monkeypatch.setattr(losses, "caption_loss", real)
     train.main([*argv, "--resume-checkpoint-path", "last", "--batch-size", "10", "--grad-accum-steps", "2"])
     assert saved(tmp_path)["epoch"] == 2
 
@@ -295,7 +295,7 @@ def test_an_error_in_the_users_code_saves_the_steps_before_it(argv, tmp_path, mo
             raise ZeroDivisionError("of the user")
         return real(model, batch, smoothing)
 
-    monkeypatch.setattr(step, "caption_loss", broken)
+    monkeypatch.setattr(losses, "caption_loss", broken)
     with pytest.raises(ZeroDivisionError):
         train.main(argv)
     assert saved(tmp_path)["step"] == 4
@@ -397,7 +397,7 @@ def test_the_error_itself_is_told_where_it_cannot_be_saved_after_it(argv, tmp_pa
     def fail(*_):
         raise ZeroDivisionError("of the user")
 
-    monkeypatch.setattr(step, "caption_loss", fail)
+    monkeypatch.setattr(losses, "caption_loss", fail)
     real = checkpoint.save
     calls = []
 

@@ -17,7 +17,7 @@ SCHEDULE = {
 
 
 def rate(step: int, **changes) -> float:
-    return optim.learning_rate(step, **{**SCHEDULE, **changes})
+    return optim.Schedule(**{**SCHEDULE, **changes}).rate(step)
 
 
 @pytest.mark.parametrize("schedule", ["constant", "linear", "cosine", "step"])
@@ -222,18 +222,18 @@ def test_a_state_of_other_parameters_is_refused_before_anything_changes():
         slots = broken["state"]["decoder.embedding.weight"]
         slots["exp_avg"] = slots["exp_avg"].to(torch.bfloat16)  # torch would take it and round
 
-    refuse(lose_one, "lost the state of decoder.embedding.weight")
-    refuse(lose_all, "lost the state of")
-    refuse(lose_a_slot, "not AdamW's")
+    refuse(lose_one, "optimizer does not fit the model: it lacks exp_avg of decoder.embedding.weight")
+    refuse(lose_all, "it lacks exp_avg of .* more")
+    refuse(lose_a_slot, "it lacks exp_avg_sq of decoder.embedding.weight")
     refuse(other_type, "exp_avg of decoder.embedding.weight is .* torch.bfloat16, must be .* torch.float32")
     refuse(swap_names, "other parameters")
     refuse(drop_name, "other parameters")
     refuse(drop_group, "other parameters")
     refuse(reshape, "exp_avg of decoder.embedding.weight")
-    refuse(unknown_name, "lost the state of decoder.embedding.weight")
+    refuse(unknown_name, "has exp_avg of decoder.other.weight, which the model has not")
 
     def one_too_many(broken):
         broken["state"]["decoder.other.weight"] = broken["state"]["decoder.embedding.weight"]
 
-    refuse(one_too_many, "of decoder.other.weight")
+    refuse(one_too_many, "has exp_avg of decoder.other.weight, which the model has not")
     load(optimizer, through_a_file(saved))

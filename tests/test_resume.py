@@ -1,4 +1,4 @@
-"""Killed at any moment, resumed to the same bits: weights, optimizer, generators, log and captions."""
+"""Killed at any moment, resumed to the same bits: weights, optimizer, log and captions."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from nanocaption.model.options import Options
 from nanocaption.runs import checkpoint, signals
 from nanocaption.runs.folder import LAST, newest_whole
 from nanocaption.runs.log import REPLACED
-from nanocaption.train import setup, state, step
+from nanocaption.train import losses, setup
 from nanocaption.use.captioning import caption_images
 from nanocaption.use.load import load_model
 from tests.conftest import CUTOFF, TINY_MODEL, save_tower
@@ -37,12 +37,12 @@ HARD = """
 
 def user_code():
     """Something of the user's in every step that draws from Python's and NumPy's global generators."""
-    real = step.caption_loss
+    real = losses.caption_loss
 
     def noisy(model, batch, smoothing=0.0):
         return real(model, batch, smoothing) * (1 + 0.1 * random.random() + 0.1 * np.random.rand())
 
-    step.caption_loss = train.caption_loss = noisy
+    losses.caption_loss = noisy
 
 
 def arguments(data: Path, output: Path, epochs: int, *more: str) -> list[str]:
@@ -68,7 +68,7 @@ def fingerprint(run: Path, data: Path) -> dict[str, str]:
     digest = lambda value: hashlib.sha256(json.dumps(value).encode()).hexdigest()  # noqa: E731
     groups = {
         room: checkpoint._digest({n: t for n, t in tensors.items() if n.startswith(room)}, "")
-        for room in ("model/", "optim/", "rng/")
+        for room in ("model/", "optim/")
     }
     position = [state[name] for name in train.Progress._fields]
     return {**groups, "position": digest(position), "log": digest(series), "captions": digest(captions)}
@@ -138,7 +138,8 @@ def forget_moments():
 
 
 def forget_generators():
-    state.set_rng_state = lambda state: None
+    """Those of Python and NumPy, from which the user's code draws, go on from where a start leaves them."""
+    train.seed_generators = torch.manual_seed
 
 
 def forget_position():
@@ -157,7 +158,7 @@ def forget_augmentation():
 
 
 CONTROLS = {  # what a broken resume loses -> what must then differ
-    forget_moments: "model/", forget_generators: "rng/", forget_position: "log", forget_dropout: "model/",
+    forget_moments: "model/", forget_generators: "model/", forget_position: "log", forget_dropout: "model/",
     forget_augmentation: "model/",
 }  # fmt: skip
 
@@ -373,21 +374,21 @@ def test_one_rank_killed_ends_the_others_and_the_next_start_resumes(demo_data, t
 
 def test_a_loss_that_is_not_finite_on_one_rank_is_skipped_by_all(demo_data, tmp_path):
     def spoiled():
-        real, calls = step.caption_loss, []
+        real, calls = losses.caption_loss, []
 
         def loss(model, batch, smoothing=0.0):
             calls.append(1)
             bad = train.devices.rank() == 1 and len(calls) == 2
             return real(model, batch, smoothing) * (float("nan") if bad else 1.0)
 
-        step.caption_loss = loss
+        losses.caption_loss = loss
 
     processes = start_ranks(ranks_argv(demo_data, tmp_path, 2), tmp_path / "printed", 2, spoiled)
     assert [end(process) for process in processes] == [0, 0], (tmp_path / "printed").read_text()
     (row,) = rows(tmp_path / "run", "nonfinite")
     assert row["step"] == 2 and len(row["images"]) == 2  # one of each rank
-    losses = [r["loss"] for r in rows(tmp_path / "run", "train")]
-    assert losses[1] is None and None not in losses[:1] + losses[2:]
+    found = [r["loss"] for r in rows(tmp_path / "run", "train")]
+    assert found[1] is None and None not in found[:1] + found[2:]
 
 
 # --- a kill while a checkpoint is written ---

@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from nanocaption.base.files import open_to_append
 from nanocaption.runs import log
-from nanocaption.runs.log import REPLACED, open_log, rewind_log, write_row
+from nanocaption.runs.log import REPLACED, rewind_log, write_row
 
 
 def rows(path):
@@ -15,12 +16,12 @@ def rows(path):
 @pytest.mark.parametrize("torn", [b"", b'{"type": "tra', b'{"a": "\xc3', b"{}", b"\n"])
 def test_a_torn_last_line_is_cut_and_nothing_else(tmp_path, torn):
     path = tmp_path / "log.jsonl"
-    with open_log(path) as file:
+    with open_to_append(path) as file:
         write_row(file, {"type": "train", "step": 1})
         write_row(file, {"type": "samples", "text": "naïve 🐕\n"})
     with open(path, "ab") as file:
         file.write(torn)
-    with open_log(path) as file:
+    with open_to_append(path) as file:
         write_row(file, {"type": "train", "step": 2})
     found = [row for row in rows_or_blank(path) if row]
     assert found == [{"type": "train", "step": 1}, {"type": "samples", "text": "naïve 🐕\n"},
@@ -34,7 +35,7 @@ def rows_or_blank(path):
 def test_a_log_of_one_torn_line_begins_anew(tmp_path):
     path = tmp_path / "log.jsonl"
     path.write_text('{"type"')
-    with open_log(path) as file:
+    with open_to_append(path) as file:
         write_row(file, {"step": 1})
     assert rows(path) == [{"step": 1}]
 
@@ -46,7 +47,7 @@ def test_rows_beyond_a_position_are_moved_not_lost(tmp_path):
         {"type": "val", "step": 2, "epoch": 1}, {"type": "train", "step": 3}, {"type": "nonfinite", "step": 4},
         {"type": "samples", "step": 4, "epoch": 2}, {"type": "stop", "step": 4}, {"type": "resume", "step": 9},
     ]  # fmt: skip
-    with open_log(path) as file:
+    with open_to_append(path) as file:
         for row in log:
             write_row(file, row)
     assert rewind_log(path, step=4, epoch=2) == 0
@@ -69,7 +70,7 @@ def test_a_full_disk_for_the_log_is_told_once_and_stops_nothing(monkeypatch, cap
 
 
 def test_every_row_is_on_the_disk_at_once(tmp_path):
-    with open_log(tmp_path / "log.jsonl") as file:
+    with open_to_append(tmp_path / "log.jsonl") as file:
         write_row(file, {"step": 1})
         assert rows(tmp_path / "log.jsonl") == [{"step": 1}]
 
@@ -83,7 +84,7 @@ def test_without_a_log_nothing_is_written_and_nothing_fails():
 
 def test_a_copy_gets_every_row_as_the_log_holds_it(tmp_path):
     taken = []
-    with open_log(tmp_path / "log.jsonl") as file:
+    with open_to_append(tmp_path / "log.jsonl") as file:
         write_row(file, {"type": "train", "step": 4, "loss": float("nan"), "note": "text"}, [taken.append])
         write_row(file, {"type": "stop"})
     assert taken == rows(tmp_path / "log.jsonl")[:1]
@@ -96,7 +97,7 @@ def test_trouble_with_a_copy_is_told_once_and_the_log_and_other_copies_go_on(mon
     def fail(row):
         raise ConnectionError("gone")
 
-    with open_log(tmp_path / "log.jsonl") as file:
+    with open_to_append(tmp_path / "log.jsonl") as file:
         for step in range(3):
             write_row(file, {"type": "train", "step": step}, [fail, taken.append])
     assert rows(tmp_path / "log.jsonl") == taken and len(taken) == 3

@@ -24,7 +24,7 @@ from nanocaption.runs.folder import (
     save_checkpoint,
     set_aside,
 )
-from nanocaption.runs.resume import Resume, find_resume
+from nanocaption.runs.resume import Start, find_resume
 from nanocaption.use.load import find_checkpoint
 
 CONSTANTS = declared_settings().constants  # cached: changed here, changed for load_settings
@@ -106,7 +106,8 @@ def test_a_run_that_has_just_begun_is_not_what_evaluate_takes(tmp_path):
 
 def find(tmp_path, given: str, *more: str):
     argv = ["--output-dir", str(tmp_path), "--resume-checkpoint-path", given, *more]
-    return find_resume(load_settings(argv))
+    start = find_resume(load_settings(argv))
+    return start, [note for note in start.notes if not note.startswith("changed since: OUTPUT_DIR")]
 
 
 def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
@@ -122,7 +123,7 @@ def test_a_path_that_is_not_there_or_not_whole_is_an_error(tmp_path):
 def test_last_without_any_checkpoint_is_a_fresh_start_said_loudly(tmp_path):
     for more in ([], ["--run-name", "mine"]):
         resume, notes = find(tmp_path, "last", *more)
-        assert resume is None and "THIS IS A FRESH START" in notes[-1]
+        assert resume.path is resume.state is None and "THIS IS A FRESH START" in notes[-1]
 
 
 def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp_path):
@@ -145,7 +146,7 @@ def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp
     assert resume.path.name == "previous.safetensors" and len(notes) == 2
     (run / "previous.safetensors").write_bytes(bytes(1000))
     resume, notes = find(tmp_path, "last")
-    assert resume is None and len(notes) == 4 and "THIS IS A FRESH START" in notes[-1]
+    assert resume.path is None and len(notes) == 4 and "THIS IS A FRESH START" in notes[-1]
 
 
 def test_a_run_of_a_newer_program_is_neither_skipped_nor_replaced(tmp_path, monkeypatch):
@@ -355,8 +356,8 @@ def trained(tmp_path):
     return put(tmp_path / "run" / "last.safetensors", config=dict((settings(tmp_path, *flags)).values))
 
 
-def resume(path, *argv: str) -> Resume:
-    return find_resume(load_settings(["--resume-checkpoint-path", str(path), *argv]))[0]
+def resume(path, *argv: str) -> Start:
+    return find_resume(load_settings(["--resume-checkpoint-path", str(path), *argv]))
 
 
 def test_a_resume_keeps_the_runs_settings_without_its_flags(trained):

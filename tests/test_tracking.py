@@ -339,6 +339,6 @@ def test_captions_are_text_in_the_table(tmp_path):
 
 def test_tensorboard_that_is_not_installed_is_one_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert tracking.start_tensorboard(tmp_path, 0) is None
+    assert tracking.start_tensorboard(types.SimpleNamespace(LOG_TENSORBOARD=True), tmp_path, 0) is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "pip install tensorboard" in line

@@ -21,9 +21,11 @@ from nanocaption.data.order import epoch_groups, in_order
 from nanocaption.data.prepared import load_records
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import BEST_CIDER, LAST, best_files
+from nanocaption.runs.resume import Start
 from nanocaption.score.scoring import score_captions
-from nanocaption.train import step
-from nanocaption.train.losses import LossInParts, caption_loss
+from nanocaption.train import losses as objectives
+from nanocaption.train.losses import LossInParts, caption_loss, caption_objective
+from nanocaption.train.setup import make_plan
 from nanocaption.train.step import accumulate_gradients, read_found
 from nanocaption.use.load import load_model
 from tests.conftest import ROOT, save_tower
@@ -245,7 +247,7 @@ def spoil(monkeypatch, steps: set[int]):
         weights.append({name: p.detach().clone() for name, p in model.named_parameters()})
         return real(model, batch, smoothing) * (math.nan if len(weights) in steps else 1.0)
 
-    monkeypatch.setattr(step, "caption_loss", spoiled)
+    monkeypatch.setattr(objectives, "caption_loss", spoiled)
     return weights
 
 
@@ -283,7 +285,7 @@ def tiny(flags, demo_data, tmp_path):
     """A prepared, untrained miniature."""
     settings = load_settings(flags)
     (tmp_path / "run").mkdir()
-    run, _ = train.prepare(settings, tmp_path / "run", torch.device("cpu"), train.signals.Requests())
+    run, _ = train.prepare(Start(settings), tmp_path / "run", torch.device("cpu"), train.signals.Requests())
     with run.log:
         yield run
 
@@ -309,9 +311,7 @@ def test_accumulated_micro_batches_give_the_gradient_of_the_whole_batch(tiny):
     def gradients(batches) -> dict[str, torch.Tensor]:
         loader = make_loader(tiny.train_set, batches, 0)
         tiny.model.zero_grad()
-        found = read_found(accumulate_gradients(
-            tiny.model, tiny.optimizer, tiny.scaler, list(loader), tiny.settings, torch.device("cpu")
-        ))
+        found = read_found(accumulate_gradients(tiny, caption_objective(), list(loader)))
         assert found.captions == 40
         return {name: p.grad.clone() for name, p in tiny.model.named_parameters()}, found.loss
 
@@ -396,7 +396,7 @@ def test_a_frozen_encoder_stays_as_it_is_and_its_cache_changes_nothing(flags, de
 def test_separate_learning_rates_reach_their_parameters(tiny):
     settings = load_settings([]).on(dict(tiny.settings.values) | {"ENCODER_LEARNING_RATE": 3e-4})
     seen = {}
-    run = dataclasses.replace(tiny, settings=settings)
+    run = dataclasses.replace(tiny, settings=settings, plan=make_plan(settings, tiny.train_set, None))
     for _ in train.train_one_epoch(run, train.Progress(step=2), train.tqdm(disable=True)):
         pass
     for group in run.optimizer.param_groups:

@@ -80,9 +80,8 @@ def sync_to_disk(path: Path) -> None:
 
 def write_atomically(path: Path, text: str) -> None:
     """Write `text` so that `path` holds all of it or what it held before, also after a power cut."""
-    with whole(path) as made:
+    with whole(path, sync=True) as made:
         made.write_text(text, encoding="utf-8", newline="\n")
-        sync_to_disk(made)  # a power cut after the rename could otherwise leave an empty file
 
 
 def write_file(target: Path, source: IO[bytes] | bytes) -> None:

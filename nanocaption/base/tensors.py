@@ -1,6 +1,6 @@
 """A .safetensors file that is on the disk and verified, and whether tensors fit a model."""
 
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -9,11 +9,20 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from nanocaption.base.files import sync_to_disk
+
+
+class OptimizerState(TypedDict):
+    """An optimizer's state by parameter name and slot, and the settings of its groups, JSON-ready."""
+
+    state: dict[str, dict[str, Tensor]]
+    param_groups: list[dict[str, Any]]
+
 
 class State(TypedDict, total=False):
     """What a checkpoint holds. That of an exported folder has the first group alone.
 
-    The optimizer's tensors go by parameter and slot; everything but tensors is JSON-ready.
+    Everything but tensors is JSON-ready.
     """
 
     config: Required[dict[str, Any]]  # all settings by name
@@ -28,9 +37,8 @@ class State(TypedDict, total=False):
     written_by: str
     card: str  # of an exported folder: its README.md
 
-    optimizer_state_dict: dict[str, Any]
+    optimizer_state_dict: OptimizerState
     scaler_state_dict: dict[str, Any]
-    rng_state_dict: dict[str, dict[str, Tensor]]
     scheduler_state_dict: dict[str, Any]  # what the learning rate depends on
     config_constants: dict[str, Any]
     environment: dict[str, Any]
@@ -43,6 +51,11 @@ class State(TypedDict, total=False):
     saved_at: float  # seconds since 1970
 
 
+def slots_by_name(state: OptimizerState) -> dict[str, Tensor]:
+    """The tensors of an optimizer's state as "exp_avg of decoder.bias", for messages."""
+    return {f"{slot} of {name}": tensor for name, slots in state["state"].items() for slot, tensor in slots.items()}
+
+
 def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
     """A .safetensors file of contiguous tensors on the CPU, on the disk and compared with them bit by bit.
 
@@ -53,16 +66,18 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         mode = path.stat().st_mode  # safetensors makes the file private to its owner, whatever the umask says
         safetensors.torch.save_file(tensors, path, metadata=metadata)
         path.chmod(mode)
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+        sync_to_disk(path)
         _compare(path, tensors, metadata)
     except safetensors.SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(str(error)) from error
 
 
-def check_fits(model: torch.nn.Module, saved: dict[str, Tensor], origin: str) -> None:
-    """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model."""
-    expected = model.state_dict()
+def check_fits(model: torch.nn.Module | Mapping[str, Tensor], saved: Mapping[str, Tensor], origin: str) -> None:
+    """Raise ValueError, listing the differences, unless names, shapes and dtypes of `saved` are those of the model.
+
+    model: or what stands for it, tensors of the names, shapes and dtypes that are expected.
+    """
+    expected = model.state_dict() if isinstance(model, torch.nn.Module) else model
     problems = [f"lacks {name}" for name in expected.keys() - saved.keys()]
     problems += [f"has {name}, which the model has not" for name in saved.keys() - expected.keys()]
     for name in expected.keys() & saved.keys():
@@ -86,12 +101,3 @@ def _compare(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -
 def _same_bits(a: Tensor, b: Tensor) -> bool:
     bits = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[a.element_size()]  # NaN equals no NaN
     return a.dtype == b.dtype and a.shape == b.shape and torch.equal(a.view(bits), b.view(bits))
-
-
-def sync_folder(folder: Path) -> None:
-    """Put a folder's entries on the disk: without this a power loss can undo a rename."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

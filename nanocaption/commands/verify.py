@@ -23,6 +23,5 @@ def main(argv: list[str]) -> None:
     print(f"  {len(model)} model tensors, {sum(t.numel() for t in model.values()):,} values")
     print(f"  optimizer state of {len(state['optimizer_state_dict']['state'])} parameters")
     print(f"  tokenizer of {len(json.loads(state['tokenizer'])['model']['vocab'])} tokens")
-    print(f"  generators of {len(state['rng_state_dict'])} process(es)")
     for name, value in sorted(state["config"].items()):
         print(f"  {name} = {value!r}")

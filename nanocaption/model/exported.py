@@ -26,8 +26,9 @@ import safetensors
 import safetensors.torch
 
 from nanocaption.base import hub
+from nanocaption.base.files import sync_to_disk
 from nanocaption.base.settings import CHECKPOINT_SETTINGS
-from nanocaption.base.tensors import State, sync_folder, write_tensors
+from nanocaption.base.tensors import State, write_tensors
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
@@ -80,7 +81,7 @@ def write(folder: Path, state: State, card: str) -> None:
             if folder.is_dir():
                 folder.rmdir()
             os.replace(new, folder)
-        sync_folder(folder)
+        sync_to_disk(folder)
     finally:
         shutil.rmtree(new, ignore_errors=True)
 

@@ -1,26 +1,26 @@
 """One self-verifying .safetensors file per checkpoint. No pickle, in or out.
 
-Layout: tensors under `model/<parameter>`, `optim/<parameter>/<slot>` and `rng/<rank>/<generator>`; everything else
-(position, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys
-in random order. safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with
-them and checked on every load.
+Layout: tensors under `model/<parameter>` and `optim/<parameter>/<slot>`; everything else (position, settings,
+tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys in random order.
+safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with them and checked
+on every load. Older files also hold random generators under `rng/`, which nothing needs any more.
 """
 
 import hashlib
 import json
 import os
-import shutil
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from nanocaption.base.tensors import sync_folder, write_tensors
-from nanocaption.base.version import VERSION
+from nanocaption.base.files import beside, sync_to_disk
+from nanocaption.base.tensors import State, slots_by_name, write_tensors
 
 FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
 _KEY = "nanocaption"
@@ -36,30 +36,26 @@ class OtherFormat(ValueError):
     """The file is sound as far as can be told, but of another version of the format."""
 
 
-def save(path: Path | str, state: dict[str, Any]) -> None:
+def save(path: Path | str, state: State) -> None:
     """Write `state` to `path`; the file appears complete and verified, or not at all.
 
-    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"},
-        "rng_state_dict" {rank: {generator: tensor}}; every other key must be JSON-ready.
+    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"};
+        every other key must be JSON-ready.
     Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
     """
     path = Path(path)
-    # A folder of its own: the writer makes a file of an unknown name beside its target, which a kill would leave.
-    folder = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary = folder / path.name
     _check_values(path, state)
     tensors, values = _pack(state)
     text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
-    try:
+    # A folder of its own: the writer makes a file of an unknown name beside its target, which a kill would leave.
+    with beside(path) as folder:
         folder.mkdir()
-        write_tensors(temporary, tensors, {_KEY: text})
-        os.replace(temporary, path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-    sync_folder(path.parent)
+        write_tensors(folder / path.name, tensors, {_KEY: text})
+        os.replace(folder / path.name, path)
+    sync_to_disk(path.parent)
 
 
-def load(path: Path | str) -> dict[str, Any]:
+def load(path: Path | str) -> State:
     """The state `save` was given, verified; tensors on the CPU, independent of the file afterwards.
 
     Raises ValueError with one line that names the file and the defect; nothing is ever unpickled.
@@ -80,7 +76,7 @@ def load(path: Path | str) -> dict[str, Any]:
     return state
 
 
-def read_header(path: Path | str) -> dict[str, Any]:
+def read_header(path: Path | str) -> dict[str, object]:
     """The JSON part of a checkpoint (epoch, config, ...), without reading its tensors. Raises ValueError as load()."""
     path = Path(path)
     if not path.is_file():
@@ -111,45 +107,26 @@ def read_header(path: Path | str) -> dict[str, Any]:
     if version != FORMAT_VERSION:
         writer = header.get("written_by", "another program")
         raise OtherFormat(
-            f"{path} was written by {writer} in format version {version}; this program, nanoCaption {VERSION}, reads "
+            f"{path} was written by {writer} in format version {version}; this program reads "
             f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
         )
     return header
 
 
-def copy(source: Path, target: Path) -> None:
-    """`target` gets the content of the checkpoint `source`: as a second name of the same file where the disk allows."""
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-            with open(temporary, "rb") as file:
-                os.fsync(file.fileno())
-        os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)  # rename() leaves it where both names are one file already
-    sync_folder(target.parent)
-
-
-def size_in_bytes(state: dict[str, Any]) -> int:
+def size_in_bytes(state: State) -> int:
     """About how large the file of `state` is."""
     tensors, _ = _pack(state)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
-def check_finite(state: dict[str, Any], origin: str) -> None:
+def check_finite(state: State, origin: str) -> None:
     """Raise ValueError, naming the tensor, where weights or optimizer state hold NaN or infinity."""
-    named = list(state["model_state_dict"].items())
-    for name, slots in state["optimizer_state_dict"]["state"].items():
-        named += [(f"{slot} of {name}", tensor) for slot, tensor in slots.items()]
-    for name, tensor in named:
+    for name, tensor in (state["model_state_dict"] | slots_by_name(state["optimizer_state_dict"])).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{origin} holds values that are not finite, in {name}.")
 
 
-def _check_values(path: Path, state: dict[str, Any]) -> None:
+def _check_values(path: Path, state: Mapping[str, Any]) -> None:
     missing = [key for key in _REQUIRED if key not in state]
     if missing:
         raise ValueError(f"{path} is not a whole checkpoint: it lacks {', '.join(missing)}.")
@@ -163,22 +140,20 @@ def _check_values(path: Path, state: dict[str, Any]) -> None:
             raise ValueError(f"{path} is not a whole checkpoint: its {key} is {value!r}, which is not a count.")
 
 
-def _pack(state: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """state -> (tensors by flat name, the rest as JSON-ready values)."""
-    values = dict(state)
+    values: dict[str, Any] = dict(state)
     tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
     optimizer = values.pop("optimizer_state_dict")
     for name, slots in optimizer["state"].items():
         tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
-    for rank, generators in values.pop("rng_state_dict", {}).items():
-        tensors |= {f"rng/{rank}/{name}": tensor for name, tensor in generators.items()}
     values["optimizer_param_groups"] = optimizer["param_groups"]
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, values
 
 
-def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> dict[str, Any]:
-    state = dict(values)
-    model, optimizer, rng = {}, {}, {}
+def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> State:
+    model: dict[str, Tensor] = {}
+    optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         room, _, name = key.partition("/")
         if room == "model":
@@ -186,15 +161,11 @@ def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> d
         elif room == "optim":
             parameter, _, slot = name.rpartition("/")
             optimizer.setdefault(parameter, {})[slot] = tensor
-        elif room == "rng":
-            rank, _, generator = name.partition("/")
-            rng.setdefault(rank, {})[generator] = tensor
-        else:
+        elif room != "rng":
             raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
-    state["model_state_dict"] = model
-    state["optimizer_state_dict"] = {"state": optimizer, "param_groups": state.pop("optimizer_param_groups", [])}
-    state["rng_state_dict"] = rng
-    return state
+    groups = values.pop("optimizer_param_groups", [])
+    parts = {"model_state_dict": model, "optimizer_state_dict": {"state": optimizer, "param_groups": groups}}
+    return cast(State, {**values, **parts})
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

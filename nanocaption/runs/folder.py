@@ -11,14 +11,14 @@ import re
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from nanocaption.base import devices
-from nanocaption.base.files import free_bytes
+from nanocaption.base.files import free_bytes, link_or_copy, sync_to_disk
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import sync_folder
+from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
 from nanocaption.runs import checkpoint
 
@@ -37,10 +37,7 @@ def best_files(run: Path) -> list[Path]:
 
 LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
 _NEW = ".new.safetensors"
-_STRAY = re.compile(
-    r"\.(\.new|last|previous|best_cider|checkpoint_epoch_\S+)\.safetensors\.\d+\.tmp|\.log\.jsonl\.\d+\.tmp"
-    r"|\.nanocaption-\w+|\.new\.safetensors|\.export\.\d+\.tmp"
-)
+_STRAY = re.compile(r"\.\S+\.\d+\.tmp|\.nanocaption-\w+|\.new\.safetensors")  # of files.beside and of this module
 
 
 def new_folder(settings: Settings) -> Path:
@@ -57,19 +54,16 @@ def new_folder(settings: Settings) -> Path:
 
 
 def _take_number(output: Path, prefix: str) -> str:
+    """The first free number; its folder is made at once. Where none can be made, check_writable says why."""
     names = [path.name.removeprefix(prefix) for path in output.glob("*") if path.name.startswith(prefix)]
     number = max((int(n) for n in names if n.isdecimal()), default=0) + 1
-    while True:
-        try:
-            (output / f"{prefix}{number:03d}").mkdir(parents=True)
-        except FileExistsError:
-            if not output.is_dir():
+    with contextlib.suppress(OSError):
+        output.mkdir(parents=True, exist_ok=True)
+        while True:
+            with contextlib.suppress(FileExistsError):  # another start was a moment earlier
+                (output / f"{prefix}{number:03d}").mkdir()
                 break
-            number += 1  # another start was a moment earlier
-        except OSError:
-            break  # check_writable says why
-        else:
-            break
+            number += 1
     return f"{prefix}{number:03d}"
 
 
@@ -80,21 +74,25 @@ def _holds_files(folder: Path) -> bool:
 
 def newest_run(output_dir: Path | str) -> Path | None:
     """The run under `output_dir` that saved a checkpoint last, by the checkpoints' own clock; None without any."""
-    found = []
-    for run in sorted(path for path in Path(output_dir).glob("*") if path.is_dir()):
-        times = [_saved_at(path) for path in _checkpoints(run)]
-        if times:
-            found.append((max(times), run))
-    return max(found)[1] if found else None
+    return max(_runs(output_dir), key=lambda run: (_last_save(run), run), default=None)
 
 
 def best_of_newest(output_dir: Path | str) -> Path | None:
     """The best checkpoint of the newest run that has been validated, or else the newest run's last; None without."""
-    validated = [run for run in Path(output_dir).glob("*") if run.is_dir() and best_files(run)]
+    validated = [run for run in _runs(output_dir) if best_files(run)]
     if validated:
-        return best_files(max(validated, key=lambda run: max(map(_saved_at, _checkpoints(run)))))[0]
+        return best_files(max(validated, key=_last_save))[0]
     run = newest_run(output_dir)
-    return run and next(iter(_checkpoints(run)))
+    return run and _checkpoints(run)[0]
+
+
+def copies_of(run: Path, output_dir: Path) -> list[Path]:
+    """Other runs under `output_dir` whose newest checkpoint is that of `run`."""
+    return [other for other in _runs(output_dir) if other != run and _last_save(other) == _last_save(run) > 0]
+
+
+def _runs(output_dir: Path | str) -> list[Path]:
+    return [path for path in Path(output_dir).glob("*") if path.is_dir() and _checkpoints(path)]
 
 
 def check_writable(folder: Path) -> None:
@@ -154,7 +152,7 @@ def lock(run: Path) -> Iterator[None]:
                     run.rmdir()
 
 
-def save_checkpoint(run: Path, state: dict[str, Any], *, names: Sequence[str], keep: int, last_is_whole: bool) -> None:
+def save_checkpoint(run: Path, state: State, *, names: Sequence[str], keep: int, last_is_whole: bool) -> None:
     """Write `state` as the run's last.safetensors; the one before becomes previous.safetensors.
 
     names: further names to give it, as one of the best. keep: how many best ones by validation loss stay in the run.
@@ -167,18 +165,18 @@ def save_checkpoint(run: Path, state: dict[str, Any], *, names: Sequence[str], k
     try:
         checkpoint.save(new, state)
         for name in names:
-            checkpoint.copy(new, run / name)
+            link_or_copy(new, run / name, sync=True)
         if last.exists() and (last_is_whole or _defect(last) is None):
-            checkpoint.copy(last, run / PREVIOUS)
+            link_or_copy(last, run / PREVIOUS, sync=True)
         os.replace(new, last)
     finally:
         new.unlink(missing_ok=True)
-    sync_folder(run)
+    sync_to_disk(run)
     for path in best_files(run)[keep:]:
         path.unlink()
 
 
-def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[str]]:
+def newest_whole(run: Path) -> tuple[Path | None, State | None, list[str]]:
     """(path, state, defects) of the furthest sound checkpoint of a run; defects: what was skipped and why.
 
     Path and state are None where there is none. Content decides: names and times of files play no part.
@@ -186,7 +184,7 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[st
     found, defects = [], []
     for number, path in enumerate(_checkpoints(run)):  # last.safetensors first among equals
         try:
-            found.append((position_of(checkpoint.read_header(path)), -number, path))
+            found.append((_position_of(checkpoint.read_header(path)), -number, path))
         except checkpoint.OtherFormat as error:
             raise SystemExit(str(error)) from error
         except ValueError as error:
@@ -199,11 +197,11 @@ def newest_whole(run: Path) -> tuple[Path | None, dict[str, Any] | None, list[st
     return None, None, defects
 
 
-def check_still_newest(run: Path, state: dict[str, Any]) -> None:
+def check_still_newest(run: Path, state: State) -> None:
     """SystemExit where the run has a sound checkpoint beyond `state`: its former process saved it a moment ago."""
     for path in _checkpoints(run):
         with contextlib.suppress(ValueError):
-            if position_of(checkpoint.read_header(path)) > position_of(state) and _defect(path) is None:
+            if _position_of(checkpoint.read_header(path)) > _position_of(state) and _defect(path) is None:
                 raise SystemExit(f"{run} went on while this start was reading it. Start again.")
 
 
@@ -215,7 +213,7 @@ def set_aside(run: Path, reached: tuple[int, int]) -> list[str]:
     names = []
     for path in _checkpoints(run):
         with contextlib.suppress(ValueError):  # what cannot be read is set aside, too
-            if position_of(checkpoint.read_header(path)) <= reached and _defect(path) is None:
+            if _position_of(checkpoint.read_header(path)) <= reached and _defect(path) is None:
                 continue
         target, number = run / f"replaced_{path.name}", 1
         while target.exists():
@@ -226,7 +224,7 @@ def set_aside(run: Path, reached: tuple[int, int]) -> list[str]:
     return names
 
 
-def position_of(state: dict[str, Any]) -> tuple[int, int]:
+def _position_of(state: Mapping[str, Any]) -> tuple[int, int]:
     """How far a checkpoint is: (finished optimizer steps, finished epochs). ValueError where it does not say."""
     try:
         return int(state["step"]), int(state["epoch"])
@@ -243,14 +241,13 @@ def _checkpoints(run: Path) -> list[Path]:
 def _saved_at(path: Path) -> float:
     """Seconds since 1970, by the checkpoint's own word; by the file's time where it cannot be read."""
     try:
-        return float(checkpoint.read_header(path)["saved_at"])
+        return float(str(checkpoint.read_header(path)["saved_at"]))
     except (ValueError, KeyError, TypeError):
         return path.stat().st_mtime
 
 
-def _same_newest(run: Path, other: Path) -> bool:
-    times = [max(map(_saved_at, _checkpoints(one)), default=0.0) for one in (run, other) if one.is_dir()]
-    return len(times) == 2 and times[0] == times[1] > 0
+def _last_save(run: Path) -> float:
+    return max(map(_saved_at, _checkpoints(run)))
 
 
 def _defect(path: Path) -> str | None:

@@ -5,15 +5,16 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from nanocaption.base import devices
+from nanocaption.base.files import json_lines, whole
 
 REPLACED = "log_replaced.jsonl"
-Copy = Callable[[dict[str, Any]], None]  # takes a row
+Row = dict[str, Any]  # JSON-ready; "type" says what it tells
+Copy = Callable[[Row], None]
 
 
 def rewind_log(path: Path, step: int, epoch: int) -> int:
@@ -23,44 +24,31 @@ def rewind_log(path: Path, step: int, epoch: int) -> int:
     """
     if not path.is_file():
         return 0
-    kept, moved = [], []
-    lines = path.read_bytes().splitlines(keepends=True)
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None  # torn by a kill if it is the last one
-        if not isinstance(row, dict):
-            kept += [line] if number < len(lines) or line.endswith(b"\n") else []
-            continue
-        of_epoch = row.get("type") in ("val", "samples")
-        beyond = row.get("epoch", 0) > epoch if of_epoch else row.get("step", 0) > step
-        (moved if beyond and row.get("type") not in ("start", "resume", "stop") else kept).append(line)
+    kept: list[bytes] = []
+    moved: list[bytes] = []
+    for line, row in json_lines(path):
+        (moved if row and _is_beyond(row, step, epoch) else kept).append(line)
     if moved:
         with open(path.with_name(REPLACED), "ab") as file:
             file.writelines(moved)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with open(temporary, "wb") as file:
-            file.writelines(kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with whole(path, sync=True) as made:
+            made.write_bytes(b"".join(kept))
     return len(moved)
 
 
-def open_log(path: Path) -> FileIO | None:
-    """log.jsonl, opened to append; None on every process but the first, which alone writes."""
-    if devices.rank() != 0:
-        return None
-    if path.is_file():
-        # A kill can tear the last line; the next row would join it.
-        whole = path.read_bytes().rpartition(b"\n")
-        os.truncate(path, len(whole[0] + whole[1]))
-    return open(path, "ab", buffering=0)  # a killed run keeps every row
+def _is_beyond(row: Mapping[str, Any], step: int, epoch: int) -> bool:
+    """Whether training from that position on writes this row again. What tells of starts and stops stays."""
+    if row.get("type") in ("start", "resume", "stop"):
+        return False
+    of_epoch = row.get("type") in ("val", "samples")
+    return row.get("epoch", 0) > epoch if of_epoch else row.get("step", 0) > step
 
 
-def write_row(file: FileIO | None, row: dict[str, Any], copies: Sequence[Copy] = ()) -> None:
-    """Append one row, then hand it to the `copies`; trouble there is told once and never stops a run."""
+def write_row(file: FileIO | None, row: Row, copies: Sequence[Copy] = ()) -> None:
+    """Append one row, then hand it to the `copies`; trouble there is told once and never stops a run.
+
+    file: from files.open_to_append, so that a killed run keeps every row; None where another process writes.
+    """
     if file is None:
         return
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has no NaN

@@ -1,7 +1,9 @@
 """What a resume takes over from a checkpoint, and what a fresh run takes from one: settings, position, weights."""
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from nanocaption.base import devices
 from nanocaption.base.settings import (
@@ -12,56 +14,59 @@ from nanocaption.base.settings import (
     differences,
     unchanged_since,
 )
+from nanocaption.base.tensors import State
 from nanocaption.runs import checkpoint
-from nanocaption.runs.folder import _same_newest, newest_run, newest_whole
+from nanocaption.runs.folder import copies_of, newest_run, newest_whole
 
 
-class Resume(NamedTuple):
-    """A checkpoint to go on from, the settings to go on with, and what the user should know about them."""
+class Start(NamedTuple):
+    """What a training begins with."""
 
-    path: Path
-    state: dict[str, Any]
     settings: Settings
-    notes: list[str]
+    notes: Sequence[str] = ()  # for the user
+    path: Path | None = None  # the checkpoint to go on from, and what it holds; None: a fresh start
+    state: State | None = None
+    initial: State | None = None  # the checkpoint whose weights a fresh start takes
 
 
-def find_resume(settings: Settings) -> tuple[Resume | None, list[str]]:
-    """What RESUME_CHECKPOINT_PATH means, and notes for the user.
+def find_resume(settings: Settings) -> Start:
+    """What RESUME_CHECKPOINT_PATH means.
 
     A path must lead to a sound checkpoint: SystemExit names the defect. "last" is the furthest sound checkpoint of the
-    newest run under OUTPUT_DIR, or of RUN_NAME where it is set; (None, notes) where there is none: a fresh start.
+    newest run under OUTPUT_DIR, or of RUN_NAME where it is set; a fresh start where there is none.
     """
-    given = settings.RESUME_CHECKPOINT_PATH
-    if given != "last":
-        if Path(given).is_dir():
-            raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r} is a folder: name a file of it, or 'last', RUN_NAME.")
-        if not Path(given).is_file():
-            raise SystemExit(f"RESUME_CHECKPOINT_PATH = {given!r}: no such file. Give a checkpoint, 'last' or none.")
-        try:
-            state = checkpoint.load(given)
-        except ValueError as error:
-            raise SystemExit(f"Cannot resume: {error}") from error
-        return _resume(Path(given), state, settings), []
+    if settings.RESUME_CHECKPOINT_PATH != "last":
+        path = Path(settings.RESUME_CHECKPOINT_PATH)
+        return _resume(path, _load_given(path), settings)
     output = Path(settings.OUTPUT_DIR)
     run = output / settings.RUN_NAME if settings.RUN_NAME else newest_run(output)
+    fresh = "RESUME_CHECKPOINT_PATH = 'last': no {} in {}: THIS IS A FRESH START."
     if run is None or not run.is_dir():
-        place = run or f"any run under {output}"
-        return None, [f"RESUME_CHECKPOINT_PATH = 'last': no checkpoint in {place}: THIS IS A FRESH START."]
-    names = [] if settings.RUN_NAME else output.glob("*")
-    twins = [other for other in names if other != run and _same_newest(run, other)]
-    if twins:
+        return Start(settings, [fresh.format("checkpoint", run or f"any run under {output}")])
+    if not settings.RUN_NAME and (twins := copies_of(run, output)):
         raise SystemExit(
             f"RESUME_CHECKPOINT_PATH = 'last': {run} and {twins[0]} have the same newest checkpoint, one is a copy. "
             "Set RUN_NAME to the one to go on with."
         )
-    path, state, defects = newest_whole(run)
+    found, state, defects = newest_whole(run)
     notes = [f"skipped: {defect}" for defect in defects]
-    if state is None:
-        return None, [*notes, f"RESUME_CHECKPOINT_PATH = 'last': no whole checkpoint in {run}: THIS IS A FRESH START."]
-    return _resume(path, state, settings), notes
+    if found is None or state is None:
+        return Start(settings, [*notes, fresh.format("whole checkpoint", run)])
+    return _resume(found, state, settings, notes)
 
 
-def _resume(path: Path, saved: dict[str, Any], settings: Settings) -> Resume:
+def _load_given(path: Path) -> State:
+    if path.is_dir():
+        raise SystemExit(f"RESUME_CHECKPOINT_PATH = '{path}' is a folder: name a file of it, or 'last', RUN_NAME.")
+    if not path.is_file():
+        raise SystemExit(f"RESUME_CHECKPOINT_PATH = '{path}': no such file. Give a checkpoint, 'last' or none.")
+    try:
+        return checkpoint.load(path)
+    except ValueError as error:
+        raise SystemExit(f"Cannot resume: {error}") from error
+
+
+def _resume(path: Path, saved: State, settings: Settings, notes: Sequence[str] = ()) -> Start:
     """The resumed run keeps its own settings, but for what was changed since, in config.py, by recipe or by flag.
 
     SystemExit, naming old -> new, where a change would make it another run.
@@ -70,29 +75,37 @@ def _resume(path: Path, saved: dict[str, Any], settings: Settings) -> Resume:
     settings = settings.on({name: saved["config"][name] for name in keep if name in saved["config"]})
     if settings.BATCH_SIZE == "auto":  # asked for again: what was found at the start stays
         settings = settings.replace(BATCH_SIZE=saved["config"]["BATCH_SIZE"])
+    processes = saved.get("environment", {}).get("processes", 1)
+    old = (saved["config"]["BATCH_SIZE"], saved["config"]["GRAD_ACCUM_STEPS"], processes)
+    new = (settings.BATCH_SIZE, settings.GRAD_ACCUM_STEPS, devices.world_size_of_environment())
+    _refuse_another_run(path, saved, settings, old, new)
+    return Start(settings, [*notes, *_notes(saved, settings, divided_otherwise=old != new)], path, saved)
+
+
+def _refuse_another_run(
+    path: Path, saved: State, settings: Settings, old: tuple[int, ...], new: tuple[int, ...]
+) -> None:
+    """SystemExit, naming old -> new, where the settings, or the division of a step's captions, make it another run."""
     refused = differences(settings, saved["config"], RESUME_SETTINGS)
     if settings.RUN_NAME not in (None, saved["config"]["RUN_NAME"], path.parent.name):
         refused.append(f"RUN_NAME: {path.parent.name!r} -> {settings.RUN_NAME!r}")
-    old, new = (
-        (values["BATCH_SIZE"], values["GRAD_ACCUM_STEPS"], processes)
-        for values, processes in (
-            (saved["config"], len(saved["rng_state_dict"]) or 1),
-            (settings.values, devices.world_size_of_environment()),
-        )
-    )
-    if old[0] * old[1] * old[2] != new[0] * new[1] * new[2]:
+    if math.prod(old) != math.prod(new):
         refused.append(
             f"BATCH_SIZE x GRAD_ACCUM_STEPS x processes: {' x '.join(map(str, old))} -> {' x '.join(map(str, new))} "
-            f"(the product, {old[0] * old[1] * old[2]} captions a step, must stay)"
+            f"(the product, {math.prod(old)} captions a step, must stay)"
         )
     if refused:
         raise SystemExit(
             f"Going on from {path} continues the same run, so these cannot change (start a fresh run for them, with "
             "--init-checkpoint-path to begin with its weights):\n" + "\n".join(f"  - {line}" for line in refused)
         )
+
+
+def _notes(saved: State, settings: Settings, divided_otherwise: bool) -> list[str]:
+    """What changed since the run was saved, and what follows from it."""
     notes = []
     rounding = ["FSDP", *(["CACHE_FEATURES"] if settings.FREEZE_ENCODER else [])]  # features are kept in float16
-    if old != new or differences(settings, saved["config"], rounding):
+    if divided_otherwise or differences(settings, saved["config"], rounding):
         what = "processes, micro-batches, FSDP or CACHE_FEATURES"
         notes.append(f"Other {what}: the same data and order, but sums may round otherwise.")
     silent = {*RESUME_SETTINGS, "RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH", "RUN_NAME"}
@@ -101,10 +114,10 @@ def _resume(path: Path, saved: dict[str, Any], settings: Settings) -> Resume:
     stretched = settings.NUM_EPOCHS not in (saved["config"]["NUM_EPOCHS"], *range(saved["epoch"] + 1))
     if stretched and settings.LR_SCHEDULE in ("linear", "cosine"):
         notes.append(f"The {settings.LR_SCHEDULE} schedule now ends with the new NUM_EPOCHS; it followed the old one.")
-    return Resume(path, saved, settings, notes)
+    return notes
 
 
-def load_initial(settings: Settings) -> dict[str, Any]:
+def load_initial(settings: Settings) -> State:
     """The checkpoint of INIT_CHECKPOINT_PATH. ValueError, naming old -> new, where the settings want another model."""
     initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
     free = (*DATA_SETTINGS, "VOCAB_SIZE", "FREEZE_ENCODER")

@@ -3,9 +3,9 @@
 import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nanocaption.base.files import free_bytes
+from nanocaption.base.tensors import State
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST, save_checkpoint
 
@@ -20,12 +20,12 @@ class Saver:
         self.run = run
         self.keep_best = keep_best
         self.failed = False  # whether the newest attempt failed
-        self.on_saved: Callable[[dict[str, Any], Sequence[str]], None] | None = None  # in the thread, after each save
+        self.on_saved: Callable[[State, Sequence[str]], None] | None = None  # in the thread, after each save
         self._thread: threading.Thread | None = None
         self._problem: str | None = None
         self._written: tuple[int, ...] = ()  # the identity of the last.safetensors that was written and verified here
 
-    def start(self, state: dict[str, Any], names: Sequence[str] = ()) -> None:
+    def start(self, state: State, names: Sequence[str] = ()) -> None:
         """Begin to write `state`, also under further `names`; waits for the write before."""
         self.wait()
         self._thread = threading.Thread(target=self._write, args=(state, names), name="checkpoint")
@@ -42,7 +42,7 @@ class Saver:
         problem, self._problem = self._problem, None
         return problem
 
-    def _write(self, state: dict[str, Any], names: Sequence[str]) -> None:
+    def _write(self, state: State, names: Sequence[str]) -> None:
         last = self.run / LAST
         try:
             checkpoint.check_finite(state, "The state to save")

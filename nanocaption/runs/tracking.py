@@ -1,7 +1,7 @@
 """Copies of a run's log for other eyes: Weights & Biases (LOG_WANDB) and TensorBoard (LOG_TENSORBOARD).
 
 log.jsonl is the truth, and neither copy delays or stops a run: each has to start within seconds, what one of them
-refuses is told once (runlog.write), and at the end W&B is waited for FINISH_SECONDS at most.
+refuses is told once (log.write_row), and at the end W&B is waited for FINISH_SECONDS at most.
 """
 
 import contextlib
@@ -17,12 +17,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
+from nanocaption.base.tensors import State
 from nanocaption.data.pictures import data_uri, thumbnail
-from nanocaption.runs.log import Copy
+from nanocaption.runs.log import Copy, Row
+
+if TYPE_CHECKING:
+    import wandb
+    from torch.utils.tensorboard import SummaryWriter
 
 ANSWER_SECONDS = 3  # for W&B's server to give any answer
 START_SECONDS = 5  # then for the run's registration there
@@ -30,34 +35,31 @@ FINISH_SECONDS = 10  # at the end, for what is not uploaded yet
 
 
 @contextlib.contextmanager
-def copies(wandb_run: Any, tensorboard: Any, pictures: dict[str, Path]) -> Iterator[list[Copy]]:
-    """What runlog.write is to hand each row to, as long as it lasts; either may be None.
+def copies(
+    wandb_run: "wandb.Run | None", tensorboard: "SummaryWriter | None", pictures: dict[str, Path]
+) -> Iterator[list[Copy]]:
+    """What log.write_row is to hand each row to, as long as it lasts; either may be None.
 
     pictures: file name -> file, of the samples that rows of the type "samples" name.
     """
     found: list[Copy] = []
-    if wandb_run is not None:
-        found.append(functools.partial(to_wandb, wandb_run, pictures))
-    if tensorboard is not None:
-        found.append(functools.partial(to_tensorboard, tensorboard, pictures))
-    failed = True
-    try:
-        yield found
-        failed = False
-    finally:
+    with contextlib.ExitStack() as ends:
         if wandb_run is not None:
-            _end("W&B", lambda: wandb_run.finish(exit_code=int(failed)))
+            found.append(functools.partial(to_wandb, wandb_run, pictures))
+            ends.push(lambda kind, *_: _end("W&B", lambda: wandb_run.finish(exit_code=int(kind is not None))))
         if tensorboard is not None:
-            _end("TensorBoard", tensorboard.close)
+            found.append(functools.partial(to_tensorboard, tensorboard, pictures))
+            ends.callback(_end, "TensorBoard", tensorboard.close)
+        yield found
 
 
-def numbers(row: dict[str, Any]) -> dict[str, float]:
+def numbers(row: Row) -> dict[str, float]:
     """What of a row is a number, by names as "train/loss"; its step is the axis."""
     found = {f"{row['type']}/{k}": v for k, v in row.items() if isinstance(v, (int, float)) and k != "step"}
     return found if row["type"] != "samples" else {}
 
 
-def setup_wandb(settings: Settings, folder: Path, about: dict[str, Any], resumed: bool) -> Any:
+def setup_wandb(settings: Settings, folder: Path, about: State, resumed: bool) -> "wandb.Run | None":
     """The W&B run that LOG_WANDB asks for, continued on a resume; None, said in one line, where it cannot be had.
 
     about: what every checkpoint says of the run; its "wandb_run_id" is set here, also where W&B could not be reached,
@@ -104,12 +106,12 @@ def setup_wandb(settings: Settings, folder: Path, about: dict[str, Any], resumed
     return run
 
 
-def to_wandb(run: Any, pictures: dict[str, Path], row: dict[str, Any]) -> None:
+def to_wandb(run: "wandb.Run", pictures: dict[str, Path], row: Row) -> None:
     """Log a row: its numbers, and sample pictures with their captions as a table.
 
     The table is a page of HTML, pictures inside: those of a wandb.Table would lie outside the run's folder, offline.
     """
-    content: dict[str, Any] = dict(numbers(row))
+    content: Row = dict(numbers(row))
     if row["type"] == "samples":
         import wandb
 
@@ -154,9 +156,12 @@ def _answers(url: str) -> bool:
     return answered.is_set()
 
 
-def start_tensorboard(folder: Path, step: int) -> Any:
-    """A writer into `folder`/tensorboard that hides what lies beyond `step`; None, said in one line, where it fails."""
-    if devices.rank() != 0:
+def start_tensorboard(settings: Settings, folder: Path, step: int) -> "SummaryWriter | None":
+    """The writer into `folder`/tensorboard that LOG_TENSORBOARD asks for, which hides what lies beyond `step`.
+
+    None, said in one line, where it cannot be had.
+    """
+    if not settings.LOG_TENSORBOARD or devices.rank() != 0:
         return None
     try:
         from torch.utils.tensorboard import SummaryWriter
@@ -172,7 +177,7 @@ def start_tensorboard(folder: Path, step: int) -> Any:
     return writer
 
 
-def to_tensorboard(writer: Any, pictures: dict[str, Path], row: dict[str, Any]) -> None:
+def to_tensorboard(writer: "SummaryWriter", pictures: dict[str, Path], row: Row) -> None:
     """Add a row: its numbers as scalars, sample pictures as images and their captions as a text."""
     step = row.get("step", 0)
     for name, value in numbers(row).items():

@@ -9,21 +9,14 @@ from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn
 from nanocaption.model.captioner import ImageToTextModel
-from nanocaption.train.losses import caption_loss
-from nanocaption.train.state import generators_kept
+from nanocaption.train.losses import caption_objective
 
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
 STEPS_AN_EPOCH = 100  # at least: a larger batch learns less per epoch
 
 
-def choose(
-    settings: Settings,
-    model: ImageToTextModel,
-    train_set: ImageTextDataset,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-) -> int:
+def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset, device: torch.device) -> int:
     """BATCH_SIZE in captions: the most that fits, doubled from one image on, on the first process's GPU.
 
     Tried with the longest captions of the set. No larger than leaves STEPS_AN_EPOCH steps. Raises SystemExit where not
@@ -33,19 +26,23 @@ def choose(
     captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
     per_step = settings.GRAD_ACCUM_STEPS * devices.world_size() * STEPS_AN_EPOCH
     most = max(1, captions // (together * per_step))
-    if device.type != "cuda":
-        return max(settings.CAPTIONS_PER_IMAGE, together * min(most, max(1, CPU_CAPTIONS // together)))
-    images = 0
-    if devices.rank() == 0:
-        with generators_kept():
-            images = largest(lambda number: _fits(number, together, settings, model, train_set, scaler, device), most)
-    (images,) = devices.max_(images)
+    if device.type == "cuda":
+        images, bound = 0, "fit"
+        if devices.rank() == 0:
+            images = largest(lambda number: _fits(number, together, settings, model, train_set, device), most)
+        (images,) = devices.max_(images)
+    else:
+        images, bound = min(most, max(1, CPU_CAPTIONS // together)), f"pay here ({CPU_CAPTIONS})"
     if not images:
         raise SystemExit(
             f"BATCH_SIZE = 'auto': not even the {together} captions of one image fit into {device}. Lower "
             "CAPTIONS_PER_IMAGE, or set GRADIENT_CHECKPOINTING = True."
         )
-    return max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
+    found = max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
+    devices.console(
+        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch {STEPS_AN_EPOCH} steps"
+    )
+    return found
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -61,7 +58,7 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
 
 def _fits(
     images: int, together: int, settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset,
-    scaler: torch.amp.GradScaler, device: torch.device,
+    device: torch.device,
 ) -> bool:  # fmt: skip
     """Whether a step over so many images, with the longest captions there are, leaves room for the optimizer."""
     longest = max(range(len(train_set)), key=lambda image: sum(map(len, train_set.token_ids[image])))
@@ -73,8 +70,8 @@ def _fits(
     model.train()
     try:
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
-            loss = caption_loss(model, batch.to(device, train_set.resident), settings.LABEL_SMOOTHING)
-        scaler.scale(loss).backward()
+            loss = caption_objective(settings.LABEL_SMOOTHING).total(model, batch.to(device, train_set.resident))
+        loss.backward()
         taken = torch.cuda.max_memory_allocated(device) + 2 * trained  # AdamW's two moments come with the first update
         return taken < SHARE * torch.cuda.get_device_properties(device).total_memory
     except torch.OutOfMemoryError:

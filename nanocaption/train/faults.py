@@ -1,7 +1,6 @@
 """What a training run says when something goes wrong."""
 
 import sys
-from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -10,6 +9,7 @@ from nanocaption.base import devices
 from nanocaption.data.order import Group
 from nanocaption.runs.log import write_row
 from nanocaption.train.setup import Progress, Run
+from nanocaption.train.step import Found
 
 
 def explain_fault(run: Run, error: BaseException) -> str | None:
@@ -32,7 +32,7 @@ def pictures_of_step(run: Run, groups: list[list[Group]]) -> list[str]:
     return devices.gather([run.train_set.paths[image].name for batch in groups for image, *_ in batch])
 
 
-def report_nonfinite(run: Run, progress: Progress, names: list[str], found: Any, bar: tqdm) -> None:
+def report_nonfinite(run: Run, progress: Progress, names: list[str], found: Found, bar: tqdm) -> None:
     """Log a skipped step with its pictures, so that a bad one can be found."""
     row = {
         "type": "nonfinite", "step": progress.step, "epoch": progress.epoch, "loss": str(found.loss),
@@ -43,6 +43,22 @@ def report_nonfinite(run: Run, progress: Progress, names: list[str], found: Any,
         bar.write(
             f"Step {progress.step}: loss {found.loss}, gradient norm {found.norm}: skipped, the weights stay. Its "
             f"{len(names)} pictures are in log.jsonl, the first is {names[0]}."
+        )
+
+
+def check_sound(run: Run, progress: Progress) -> None:
+    """Raise SystemExit where training has come to nothing: too many skipped steps, no scale at which fp16 is finite."""
+    settings = run.settings
+    if progress.nonfinite_in_a_row >= settings.MAX_NONFINITE_STEPS:
+        raise SystemExit(
+            f"Step {progress.step}: no finite loss and gradient in MAX_NONFINITE_STEPS = {progress.nonfinite_in_a_row} "
+            f"steps in a row, all skipped. Begin a fresh run from the last good weights (INIT_CHECKPOINT_PATH) with a "
+            f"LEARNING_RATE below {settings.LEARNING_RATE} or PRECISION = 'fp32'."
+        )
+    if run.scaler.is_enabled() and run.scaler.get_scale() < 2**-10:
+        raise SystemExit(
+            f"Step {progress.step}: fp16 gradients overflow at every scale: begin a fresh run (INIT_CHECKPOINT_PATH) "
+            "with PRECISION = 'fp32' or 'bf16'."
         )
 
 

@@ -1,10 +1,12 @@
-"""The loss of a batch of captions: cross-entropy over the real tokens."""
+"""What training minimizes. An objective of another kind stands here, or in a file beside this one."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import BackwardCFunction, FunctionCtx
 
 from nanocaption.data.dataset import Batch
 from nanocaption.model.captioner import ImageToTextModel
@@ -12,14 +14,26 @@ from nanocaption.model.captioner import ImageToTextModel
 _PART = 2**20  # logits made at once, 4 MB
 
 
+class Objective(NamedTuple):
+    """A sum over a batch and how many it sums; a step minimizes their quotient over all its batches and processes.
+
+    Two functions, because a step divides by the number of all its micro-batches before the first backward pass.
+    """
+
+    total: Callable[[ImageToTextModel, Batch], Tensor]  # (), with gradients; the batch is on the model's device
+    number: Callable[[Batch], int]
+
+
+def caption_objective(label_smoothing: float = 0.0) -> Objective:
+    """Cross-entropy per real token."""
+    return Objective(
+        lambda model, batch: caption_loss(model, batch, label_smoothing), lambda batch: len(batch.places.in_captions)
+    )
+
+
 def caption_loss(model: ImageToTextModel, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
     """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary."""
     hidden = model.hidden(batch.images, batch.decoder_input_tokens, batch.places)  # (R, D)
-    return hidden_loss(model, hidden, batch, label_smoothing)
-
-
-def hidden_loss(model: ImageToTextModel, hidden: Tensor, batch: Batch, label_smoothing: float) -> Tensor:
-    """`caption_loss` from the decoder's hidden states (R, D) on."""
     targets = batch.target_tokens.flatten().index_select(0, batch.places.in_captions)  # (R,)
     if hidden.device.type == "cpu" and hidden.requires_grad and not torch.is_autocast_enabled("cpu"):
         return LossInParts.apply(hidden, model.decoder.embedding.weight, targets, label_smoothing)
@@ -36,7 +50,9 @@ class LossInParts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float) -> Tensor:
+    def forward(
+        ctx: FunctionCtx, hidden: Tensor, weight: Tensor, targets: Tensor, label_smoothing: float
+    ) -> Tensor:
         rows = max(64, _PART // len(weight))
         loss, share = hidden.new_zeros(()), label_smoothing / len(weight)
         of_hidden, of_weight = torch.empty_like(hidden), torch.zeros_like(weight)
@@ -53,6 +69,6 @@ class LossInParts(torch.autograd.Function):
         return loss
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        of_hidden, of_weight = ctx.saved_tensors
+    def backward(ctx: BackwardCFunction, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        of_hidden, of_weight = ctx.saved_tensors  # type: ignore[misc]
         return of_hidden * scale, of_weight * scale, None, None

@@ -1,11 +1,12 @@
 """The optimizer's parameter groups, its state by parameter name, and the learning rate as a function of the step."""
 
 import math
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from nanocaption.base.tensors import OptimizerState, check_fits, slots_by_name
 from nanocaption.train import sharding
 
 # Learned tables and tokens that pretrained towers keep as bare parameters.
@@ -28,7 +29,7 @@ def build_optimizer(
             continue
         part = "encoder" if name.startswith("encoder.") else "decoder"
         decays = parameter.ndim >= 2 and id(parameter) not in embeddings and not any(w in name for w in _NO_DECAY)
-        groups.setdefault((part, decays), []).append((name, sharding.own_part(parameter)))
+        groups.setdefault((part, decays), []).append((name, parameter))
     if not groups:
         raise ValueError("No parameter of the model trains.")
     return torch.optim.AdamW(
@@ -43,91 +44,83 @@ def build_optimizer(
     )
 
 
-def learning_rate(
-    step: int,
-    *,
-    peak: float,
-    schedule: str,
-    warmup_steps: int,
-    total_steps: int,
-    steps_per_epoch: int,
-    warmup_lr: float,
-    min_lr: float,
-    decay_rate: float,
-) -> float:
-    """The learning rate of optimizer step `step`, counted from 0. A pure function: a resume has nothing to restore.
+class Schedule(NamedTuple):
+    """The learning rate of every step, a pure function of its number: a resume has nothing to restore.
 
     Linear from `warmup_lr` at step 0 to `peak` at step `warmup_steps`; then "constant", "linear" or
     "cosine" down to `min_lr` at `total_steps`, or "step": times `decay_rate` after every epoch, not below `min_lr`.
     """
-    if step < warmup_steps:
-        return warmup_lr + (peak - warmup_lr) * step / warmup_steps
-    if schedule == "constant":
-        return peak
-    if schedule == "step":
-        return max(min_lr, peak * decay_rate ** (step // steps_per_epoch))
-    share = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))  # of the way down
-    if schedule == "linear":
-        return peak + (min_lr - peak) * share
-    if schedule == "cosine":
-        return min_lr + (peak - min_lr) * (1 + math.cos(math.pi * share)) / 2
-    raise ValueError(f"LR_SCHEDULE = {schedule!r}: must be constant, linear, cosine or step.")
+
+    peak: float
+    schedule: str
+    warmup_steps: int
+    total_steps: int
+    steps_per_epoch: int
+    warmup_lr: float
+    min_lr: float
+    decay_rate: float
+
+    def rate(self, step: int) -> float:
+        """That of optimizer step `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.warmup_lr + (self.peak - self.warmup_lr) * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.peak
+        if self.schedule == "step":
+            return max(self.min_lr, self.peak * self.decay_rate ** (step // self.steps_per_epoch))
+        share = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))  # of the way down
+        if self.schedule == "linear":
+            return self.peak + (self.min_lr - self.peak) * share
+        if self.schedule == "cosine":
+            return self.min_lr + (self.peak - self.min_lr) * (1 + math.cos(math.pi * share)) / 2
+        raise ValueError(f"LR_SCHEDULE = {self.schedule!r}: must be constant, linear, cosine or step.")
 
 
-def state_by_name(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """The optimizer's state as {"state": {parameter name: {slot: tensor}}, "param_groups": [settings, JSON-ready]}.
+def set_learning_rates(optimizer: torch.optim.Optimizer, rate: float, encoder_share: float) -> dict[str, float]:
+    """Set them for the next step, the encoder's as a share of `rate`; returns them as the log names them."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * (encoder_share if group["part"] == "encoder" else 1.0)
+    return {"lr": rate} if encoder_share == 1 else {"lr": rate, "encoder_lr": rate * encoder_share}
 
-    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed.
+
+def parameters_by_name(optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """In the order in which torch numbers them."""
+    return {n: p for g in optimizer.param_groups for n, p in zip(g["param_names"], g["params"], strict=True)}
+
+
+def state_by_name(optimizer: torch.optim.Optimizer) -> OptimizerState:
+    """The optimizer's state, its tensors as the optimizer has them.
+
+    Torch's own state is by position, where two swapped parameters of one shape would go unnoticed. With names it has
+    torch.distributed.checkpoint, whose import takes a second of every start and which checks neither shapes nor slots.
     """
-    state = optimizer.state_dict()
-    names = {i: n for g in state["param_groups"] for i, n in zip(g["params"], g["param_names"], strict=True)}
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in state["param_groups"]]
-    by_name = {names[i]: slots for i, slots in state["state"].items()}
+    state = {n: dict(optimizer.state[p]) for n, p in parameters_by_name(optimizer).items() if p in optimizer.state}
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     for group in groups:  # parameters that got no gradient yet have no state; told, so that none is lost unnoticed
-        group["without_state"] = [name for name in group["param_names"] if name not in by_name]
-    return {"state": by_name, "param_groups": groups}
+        group["without_state"] = [name for name in group["param_names"] if name not in state]
+    return {"state": state, "param_groups": groups}
 
 
-def positional_state(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> dict[str, Any]:
+def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) -> dict[str, object]:
     """What `state_by_name` gave, whole, for optimizer.load_state_dict; spread as the optimizer's parameters are.
 
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
-    current = optimizer.state_dict()
-    groups = current["param_groups"]
-    saved_names = [list(group["param_names"]) for group in saved["param_groups"]]
-    if saved_names != [list(group["param_names"]) for group in groups]:
+    groups = optimizer.state_dict()["param_groups"]
+    if [group["param_names"] for group in saved["param_groups"]] != [group["param_names"] for group in groups]:
         raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
-    position = {n: i for g in groups for i, n in zip(g["params"], g["param_names"], strict=True)}
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = parameters_by_name(optimizer)
     without = {name for group in saved["param_groups"] for name in group["without_state"]}
-    lost = position.keys() - without - saved["state"].keys()
-    if lost:
-        raise ValueError(f"The checkpoint's optimizer has lost the state of {', '.join(sorted(lost)[:5])}.")
-    for name, slots in saved["state"].items():
-        if name not in position or set(slots) != {"step", "exp_avg", "exp_avg_sq"}:
-            raise ValueError(f"The checkpoint's optimizer holds {', '.join(slots)} of {name}, which is not AdamW's.")
-        parameter = sharding.layout(parameters[position[name]])
-        for slot, tensor in slots.items():
-            shape, dtype = ((), torch.float32) if slot == "step" else (parameter.shape, parameter.dtype)
-            if tensor.shape != shape or tensor.dtype != dtype:
-                raise ValueError(
-                    f"The optimizer's {slot} of {name} is {tuple(tensor.shape)} {tensor.dtype}, must be "
-                    f"{tuple(shape)} {dtype}."
-                )
-    merged = [
-        {
-            **{key: value for key, value in group.items() if key != "without_state"},
-            "betas": tuple(group["betas"]),
-            "params": now["params"],
-        }
-        for group, now in zip(saved["param_groups"], groups, strict=True)
-    ]
+    expected = {name: parameter for name, parameter in parameters.items() if name not in without}
+    slots = {name: {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like} for name, like in expected.items()}
+    check_fits(slots_by_name({"state": slots, "param_groups": []}), slots_by_name(saved), "The checkpoint's optimizer")
     state = {
-        position[name]: {
-            slot: tensor if slot == "step" else sharding.own_part_like(tensor, parameters[position[name]])
-            for slot, tensor in slots.items()
+        number: {
+            slot: tensor if slot == "step" else sharding.spread_like(tensor, parameter)
+            for slot, tensor in saved["state"][name].items()
         }
-        for name, slots in saved["state"].items()
+        for number, (name, parameter) in enumerate(parameters.items())
+        if name in expected
     }
+    merged = [{**group, "params": now["params"]} for group, now in zip(saved["param_groups"], groups, strict=True)]
     return {"state": state, "param_groups": merged}

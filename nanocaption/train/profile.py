@@ -1,37 +1,45 @@
 """PROFILE = True: where the time of a training step goes, and what share of the machine's arithmetic it uses."""
 
 import contextlib
+import itertools
 import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from nanocaption.base import devices
-from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import Batch
 from nanocaption.data.loader import make_loader
+from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.runs import signals
 from nanocaption.runs.log import write_row
-from nanocaption.train.losses import hidden_loss
+from nanocaption.runs.resume import Start
+from nanocaption.train.losses import caption_objective
 from nanocaption.train.setup import Run, prepare, steps_of_epoch
-from nanocaption.train.step import accumulate_gradients, read_found, take_update
+from nanocaption.train.step import Mark, accumulate_gradients, read_found, take_update
+
+if TYPE_CHECKING:
+    from torch.utils.flop_counter import FlopCounterMode
 
 STEPS, WARMUP = 20, 4
-PARTS = (
-    "input", "copy to device", "encoder", "decoder", "loss", "loss backward", "decoder backward", "encoder backward",
-    "gradients", "optimizer", "log",
-)  # fmt: skip
-MEANING = {
+PARTS = {  # in the order in which a step takes them -> what it says of one in the table
     "input": "reading and collating; a GPU's training overlaps it",
+    "copy to device": "",
     "encoder": "and the map of its features to the decoder's width",
+    "decoder": "",
     "loss": "map to the vocabulary, cross-entropy; on a CPU their backward pass as well",
+    "loss backward": "",
+    "decoder backward": "",
+    "encoder backward": "",
     "gradients": "sum over processes, norm, clipping",
+    "optimizer": "",
+    "log": "",
 }
 
 
@@ -39,7 +47,8 @@ class Clock:
     """Seconds per part and step; `mark(part)` ends the part that ran since the last mark, when the device is done."""
 
     def __init__(self, device: torch.device):
-        self.device, self.steps, self.last = device, [], 0.0
+        self.device, self.last = device, 0.0
+        self.steps: list[dict[str, float]] = []
 
     def start(self) -> None:
         self.steps.append(defaultdict(float))
@@ -59,22 +68,21 @@ class Clock:
         return time.perf_counter()
 
 
-def main(settings: Settings, device: torch.device, requests: signals.Requests, initial: dict[str, Any] | None) -> None:
+def main(start: Start, device: torch.device, requests: signals.Requests) -> None:
     """Make ready what would be trained, in a folder that nobody keeps, profile it, and leave no run behind."""
     with tempfile.TemporaryDirectory() as folder:
-        run, _ = prepare(settings, Path(folder), device, requests, None, initial)
+        run, _ = prepare(start._replace(state=None), Path(folder), device, requests)
         for group in run.optimizer.param_groups:
-            group["lr"] = settings.LEARNING_RATE
+            group["lr"] = start.settings.LEARNING_RATE
         with run.log or contextlib.nullcontext():
             profile(run)
 
 
-def profile(run: Run, steps: int = STEPS) -> dict[str, Any]:
+def profile(run: Run, steps: int = STEPS) -> None:
     """Train `steps` steps of the first epoch part by part, and print the table; the run's weights change.
 
     Every part waits for the device, so that the sum is somewhat above a step's time in training, which is measured
-    apart, every other step. Medians. Returns {"seconds": by part, "step": seconds, "captions": per step, "flops": per
-    step, "rate": of a large matrix product, 1/s, "mfu"}.
+    apart, every other step. Medians.
     """
     plan = steps_of_epoch(run.settings, run.train_set, epoch=0)[: WARMUP + steps]
     while len(plan) < WARMUP + 2:  # one step in parts and one whole, at least
@@ -85,96 +93,71 @@ def profile(run: Run, steps: int = STEPS) -> dict[str, Any]:
     run.model.train()
     clock, whole, captions, flops = Clock(run.device), [], 0, 0
     for number, groups in enumerate(plan):
+        reading = itertools.islice(loader, len(groups))
         if number < WARMUP:  # counting costs time, and the first steps are not typical
             with flop_counter() as counter:
-                _step(run, loader, len(groups), pictures.resident, number, Clock(run.device))
+                step(run, reading, pictures.resident, number)
             flops = counter.get_total_flops()
         elif number % 2:
-            captions += _step(run, loader, len(groups), pictures.resident, number, clock)
+            with watched(run.model, clock):
+                captions += step(run, reading, pictures.resident, number, clock.mark)
         else:
             start = clock.now()
-            captions += _plain_step(run, loader, len(groups), pictures.resident, number)
+            captions += step(run, reading, pictures.resident, number)
             whole.append(clock.now() - start)
     rate = matmul_rate(run.device, devices.pick_dtype(run.settings.PRECISION, run.device))
-    step = statistics.median(whole)
-    found = {
-        "seconds": clock.medians(), "step": step, "captions": captions / (len(plan) - WARMUP), "flops": flops,
-        "rate": rate, "mfu": flops / step / rate,
-    }  # fmt: skip
-    if devices.rank() == 0:
-        print(table(found, run.device))
-    return found
+    text = table(clock.medians(), statistics.median(whole), captions / (len(plan) - WARMUP), flops, rate)
+    devices.console(f"On {run.device}: {text}")
 
 
-def _plain_step(run: Run, loader: Iterator, number: int, resident: Tensor | None, step: int) -> int:
-    """A step as training does it; returns its captions."""
-    begun = accumulate_gradients(
-        run.model, run.optimizer, run.scaler, [next(loader) for _ in range(number)], run.settings, run.device, resident
-    )
-    found = read_found(begun)
+def step(
+    run: Run, reading: Iterable[Batch], resident: Tensor | None, number: int, mark: Mark = lambda part: None
+) -> int:
+    """A step as training does it, told to `mark` part by part; returns its captions."""
+    batches = list(reading)
+    mark("input")
+    objective = caption_objective(run.settings.LABEL_SMOOTHING)
+    found = read_found(accumulate_gradients(run, objective, batches, resident, mark))
     take_update(run.optimizer, run.scaler, skip=not found.finite(run.scaler.is_enabled()))
-    write_row(run.log, {"type": "train", "step": step, "loss": found.loss})
+    mark("optimizer")
+    write_row(run.log, {"type": "train", "step": number, "loss": found.loss})
+    mark("log")
     return found.captions
 
 
-def _step(
-    run: Run, loader: Iterator, number: int, resident: Tensor | None, step: int, clock: Clock
-) -> int:
-    """The same in parts, each with its time; one after the other of micro-batches. Returns its captions."""
+@contextlib.contextmanager
+def watched(model: ImageToTextModel, clock: Clock) -> Iterator[None]:
+    """Inside, the clock runs for one more step, and the model marks where its own parts end, forwards and backwards."""
+
+    def marking(plain: Callable[..., Tensor], part: str, backward: str) -> Callable[..., Tensor]:
+        def passed(*arguments: object) -> Tensor:
+            result = plain(*arguments)
+            clock.mark(part)
+            if result.requires_grad:  # the gradient of a part's result is there when the part after it is behind
+                result.register_hook(lambda _: clock.mark(backward))
+            return result
+
+        return passed
+
+    memory, hidden = model.memory, model.hidden
+    model.memory = marking(memory, "encoder", "decoder backward")  # type: ignore[method-assign]
+    model.hidden = marking(hidden, "decoder", "loss backward")  # type: ignore[method-assign]
     clock.start()
-    run.optimizer.zero_grad(set_to_none=True)
-    captions, loss = 0, torch.zeros(())
-    for _ in range(number):
-        batch = next(loader)
-        captions += len(batch.image_index)
-        clock.mark("input")
-        batch = batch.to(run.device, resident)
-        clock.mark("copy to device")
-        loss = _passes(run, batch, clock)
-    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
-    devices.sum_gradients(parameters)
-    run.scaler.unscale_(run.optimizer)
-    nn.utils.clip_grad_norm_(parameters, run.settings.GRAD_CLIP_VALUE or float("inf"))
-    clock.mark("gradients")
-    take_update(run.optimizer, run.scaler, skip=False)
-    clock.mark("optimizer")
-    write_row(run.log, {"type": "train", "step": step, "loss": loss.item()})
-    clock.mark("log")
-    return captions * devices.world_size()
+    try:
+        yield
+    finally:
+        model.memory, model.hidden = memory, hidden  # type: ignore[method-assign]
 
 
-def _passes(run: Run, batch: Batch, clock: Clock) -> Tensor:
-    """Forward and backward pass of a batch, as step.caption_loss; the loss per token."""
-    model, settings = run.model, run.settings
-    with devices.autocast(run.device, devices.pick_dtype(settings.PRECISION, run.device)):
-        memory = model.memory(batch.images)
-        clock.mark("encoder")
-        hidden = model.decoder(batch.decoder_input_tokens, memory, batch.places)
-        clock.mark("decoder")
-        loss = hidden_loss(model, hidden, batch, settings.LABEL_SMOOTHING) / len(hidden)
-        clock.mark("loss")
-    # The gradient of `hidden` is there when the loss is behind, that of `memory` when the decoder is.
-    hidden.register_hook(lambda _: clock.mark("loss backward"))
-    memory.register_hook(lambda _: clock.mark("decoder backward"))
-    run.scaler.scale(loss).backward()
-    clock.mark("encoder backward")
-    return loss.detach()
-
-
-def flop_counter() -> Any:
+def flop_counter() -> "FlopCounterMode":
     """A FlopCounterMode that counts the CPU's fused attention as well, for which torch has no formula."""
     from torch.utils import flop_counter as counting  # its import takes 0.7 s of every start
 
-    def forward(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return counting.sdpa_flop_count(q, k, v)
-
-    def backward(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-        return counting.sdpa_backward_flop_count(gradient, q, k, v)
-
-    aten = torch.ops.aten
+    forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
     formulas = {
-        aten._scaled_dot_product_flash_attention_for_cpu: forward,
-        aten._scaled_dot_product_flash_attention_for_cpu_backward: backward,
+        forward: lambda q, k, v, *_, **__: counting.sdpa_flop_count(q, k, v),
+        backward: lambda gradient, q, k, v, *_, **__: counting.sdpa_backward_flop_count(gradient, q, k, v),
     }
     return counting.FlopCounterMode(display=False, custom_mapping=formulas)
 
@@ -191,19 +174,17 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / statistics.median(times[2:])
 
 
-def table(found: dict[str, Any], device: torch.device) -> str:
-    """What `profile` found, as lines to print."""
-    total = sum(found["seconds"].values())
-    lines = [f"A step of {found['captions']:.0f} captions on {device}, part by part:"]
-    lines += [
-        f"  {part:<17}{1e3 * seconds:9.2f} ms {seconds / total:6.1%}   {MEANING.get(part, '')}".rstrip()
-        for part, seconds in found["seconds"].items()
+def table(seconds: dict[str, float], step_seconds: float, captions: float, flops: int, rate: float) -> str:
+    """Lines to print: the seconds of each part, and of the whole step; its captions and operations; `matmul_rate`."""
+    total = sum(seconds.values())
+    parts = [
+        f"  {part:<17}{1e3 * own:9.2f} ms {own / total:6.1%}   {PARTS[part]}".rstrip() for part, own in seconds.items()
     ]
-    floor = found["flops"] / found["rate"]
     return "\n".join([
-        *lines,
-        f"  {'sum':<17}{1e3 * total:9.2f} ms; undivided, as in training: {1e3 * found['step']:.2f} ms, "
-        f"{found['captions'] / found['step']:,.0f} captions/s",
-        f"  arithmetic: {found['flops'] / 1e9:.1f} GFLOP a step; a large matrix product does "
-        f"{found['rate'] / 1e12:.3g} TFLOP/s here, so {1e3 * floor:.2f} ms is the floor: MFU {found['mfu']:.0%}",
+        f"a step of {captions:.0f} captions, part by part:",
+        *parts,
+        f"  {'sum':<17}{1e3 * total:9.2f} ms; undivided, as in training: {1e3 * step_seconds:.2f} ms, "
+        f"{captions / step_seconds:,.0f} captions/s",
+        f"  arithmetic: {flops / 1e9:.1f} GFLOP a step; a large matrix product does {rate / 1e12:.3g} TFLOP/s here, "
+        f"so {1e3 * flops / rate:.2f} ms is the floor: MFU {flops / step_seconds / rate:.0%}",
     ])  # fmt: skip

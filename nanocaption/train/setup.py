@@ -1,34 +1,46 @@
 """What a training run consists of, and how it is made ready: fresh, from given weights, or as a checkpoint left it."""
 
+import contextlib
 import dataclasses
-import functools
+import math
 import os
-import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 
 from nanocaption.base import devices
+from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import check_fits
+from nanocaption.base.tensors import State, check_fits
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
-from nanocaption.data.prepared import load_records, sample_places, verify
+from nanocaption.data.prepared import Record, load_records, sample_places, verify
 from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.model.encoder import check_available
 from nanocaption.prepare.make import prepare_from
 from nanocaption.runs import checkpoint, signals
-from nanocaption.runs.folder import check_space, remove_strays, set_aside
-from nanocaption.runs.log import REPLACED, Copy, open_log, rewind_log, write_row
+from nanocaption.runs.folder import (
+    BEST_CIDER,
+    best_name,
+    check_space,
+    check_still_newest,
+    check_writable,
+    lock,
+    new_folder,
+    remove_strays,
+    set_aside,
+)
+from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
+from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
 from nanocaption.train import batch_size, optim, sharding
-from nanocaption.train.state import environment, environment_changes, restore_state
+from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,9 +57,9 @@ class Run:
     train_set: ImageTextDataset
     val_set: ImageTextDataset
     val_images: ImageTextDataset  # VALIDATION_SCORE_IMAGES of val_set (prepared.sample_places), with their val_records
-    val_records: list[dict[str, Any]]
+    val_records: list[Record]
     plan: "Plan"
-    about: dict[str, Any]  # what every checkpoint of the run says of it
+    about: State  # what every checkpoint of the run says of it
     saver: Saver
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
@@ -58,9 +70,8 @@ class Plan(NamedTuple):
     """How the pictures make up steps, and the learning rate of each."""
 
     groups_per_step: int
-    steps_per_epoch: int
-    total_steps: int
-    learning_rate: functools.partial[float]  # of an optimizer step; `keywords`: what it depends on
+    schedule: optim.Schedule
+    encoder_share: float  # of its learning rate
 
 
 class Progress(NamedTuple):
@@ -74,58 +85,98 @@ class Progress(NamedTuple):
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
 
+    def after_step(self, finite: bool) -> "Progress":
+        return self._replace(
+            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
+            nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
+        )  # fmt: skip
+
+    def after_validation(self, val_loss: float, cider: float | None) -> tuple["Progress", list[str]]:
+        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored."""
+        done, names = self._replace(validations_without_gain=self.validations_without_gain + 1), []
+        if math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
+            done = self._replace(best_val_loss=val_loss, validations_without_gain=0)
+            names.append(best_name(self.epoch, val_loss))
+        if cider is not None and (self.best_cider is None or cider > self.best_cider):
+            done = done._replace(best_cider=cider)
+            names.append(BEST_CIDER)
+        return done, names
+
+
+def find_start(settings: Settings) -> Start:
+    """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
+
+    Raises as resume.find_resume, resume.load_initial and encoder.check_available.
+    """
+    start = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else Start(settings)
+    if start.path is None and settings.INIT_CHECKPOINT_PATH is not None:
+        return start._replace(initial=load_initial(settings))
+    if start.path is None and settings.ENCODER_MODEL_NAME is not None:
+        check_available(settings.ENCODER_MODEL_NAME)
+    return start
+
+
+@contextlib.contextmanager
+def own_folder(start: Start) -> Iterator[Path]:
+    """The folder of the run, a new one or that of the checkpoint to resume, held against a second process.
+
+    SystemExit where it cannot be written, is held already, or has gone on since the checkpoint was read.
+    """
+    folder = start.path.parent if start.path else new_folder(start.settings)
+    check_writable(folder)
+    with lock(folder):
+        if start.state and start.settings.RESUME_CHECKPOINT_PATH == "last":
+            check_still_newest(folder, start.state)
+        yield folder
+
 
 def prepare(
-    settings: Settings,
-    folder: Path,
-    device: torch.device,
-    requests: signals.Requests,
-    saved: dict[str, Any] | None = None,
-    initial: dict[str, Any] | None = None,
+    start: Start, folder: Path, device: torch.device, requests: signals.Requests
 ) -> tuple[Run, Progress]:
-    """Data, tokenizer, model and optimizer: fresh, with the weights of the checkpoint `initial`, or all as `saved`."""
+    """Data, tokenizer, model and optimizer: fresh, with the weights that `start` has for it, or all as it was saved."""
+    settings, saved, source = start.settings, start.state, start.state or start.initial
     precision = devices.pick_dtype(settings.PRECISION, device)
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
-    source = saved or initial
     data_folder, records = load_splits(settings)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
-    origin = "The checkpoint" if saved else settings.INIT_CHECKPOINT_PATH
+    origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device)
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
-    settings = settle_batch_size(settings, model, sets["train"], scaler, device)
+    if settings.BATCH_SIZE == "auto":
+        settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
     optimizer = make_optimizer(settings, model, folder, device)
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
     scored = sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
+    about = {
+        "groups_per_step": plan.groups_per_step,
+        "steps_per_epoch": plan.schedule.steps_per_epoch,
+        "scheduler_state_dict": plan.schedule._asdict(),
+        "config": dict(settings.values),
+        "config_constants": dict(settings.constants),
+        "tokenizer": tokenizer.to_str(),
+        "model_arguments": model.arguments(),
+        "captions_sha256": captions_sha256,
+        "environment": now,
+        "wandb_run_id": saved.get("wandb_run_id") if saved else None,
+    }
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
         val_records=[records["val"][place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
-        requests=requests, log=begin_log(folder, progress, resumed=saved is not None),
-        about={
-            "groups_per_step": plan.groups_per_step,
-            "steps_per_epoch": plan.steps_per_epoch,
-            "scheduler_state_dict": plan.learning_rate.keywords,  # a pure function of the step: nothing to restore
-            "config": dict(settings.values),
-            "config_constants": dict(settings.constants),
-            "tokenizer": tokenizer.to_str(),
-            "model_arguments": model.arguments(),
-            "captions_sha256": captions_sha256,
-            "environment": now,
-            "wandb_run_id": saved.get("wandb_run_id") if saved else None,
-        },
+        requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
 
 
-def load_splits(settings: Settings) -> tuple[Path, dict[str, list[dict[str, Any]]]]:
+def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
@@ -133,7 +184,7 @@ def load_splits(settings: Settings) -> tuple[Path, dict[str, list[dict[str, Any]
 
 
 def make_tokenizer(
-    settings: Settings, data_folder: Path, records: list[dict[str, Any]], source: dict[str, Any] | None
+    settings: Settings, data_folder: Path, records: list[Record], source: State | None
 ) -> Tokenizer:
     """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
     if source:
@@ -150,14 +201,13 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: dict[str, Any] | None, origin: str | None, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    for seed_generator in (random.seed, np.random.seed, torch.manual_seed):
-        seed_generator(seed_of(settings.SEED, "initial weights") % 2**32)
+    seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
     arguments = source["model_arguments"] if source else None
     model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
     if source:
@@ -172,25 +222,6 @@ def make_model(
     if settings.COMPILE:
         model.compile_parts()
     return model
-
-
-def settle_batch_size(
-    settings: Settings,
-    model: ImageToTextModel,
-    train_set: ImageTextDataset,
-    scaler: torch.amp.GradScaler,
-    device: torch.device,
-) -> Settings:
-    """The settings with a number for BATCH_SIZE = "auto"."""
-    if settings.BATCH_SIZE != "auto":
-        return settings
-    found = batch_size.choose(settings, model, train_set, scaler, device)
-    bound = "fit" if device.type == "cuda" else f"pay here ({batch_size.CPU_CAPTIONS})"
-    devices.console(
-        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch "
-        f"{batch_size.STEPS_AN_EPOCH} steps"
-    )
-    return settings.replace(BATCH_SIZE=found)
 
 
 def make_optimizer(
@@ -210,48 +241,51 @@ def make_optimizer(
     return optimizer
 
 
-def make_plan(settings: Settings, train_set: ImageTextDataset, saved: dict[str, Any] | None) -> Plan:
+def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | None) -> Plan:
     """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
     steps_per_epoch = len(steps_of_epoch(settings, train_set, epoch=0))
     total_steps = settings.NUM_EPOCHS * steps_per_epoch
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
         warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
-    learning_rate = functools.partial(
-        optim.learning_rate, peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup,
-        total_steps=total_steps, steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR,
-        min_lr=settings.MIN_LR, decay_rate=settings.LR_DECAY_RATE,
+    schedule = optim.Schedule(
+        peak=settings.LEARNING_RATE, schedule=settings.LR_SCHEDULE, warmup_steps=warmup, total_steps=total_steps,
+        steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR, min_lr=settings.MIN_LR,
+        decay_rate=settings.LR_DECAY_RATE,
     )  # fmt: skip
     groups_per_step = images_per_batch(settings, train_set) * settings.GRAD_ACCUM_STEPS * devices.world_size()
-    return Plan(groups_per_step, steps_per_epoch, total_steps, learning_rate)
+    own = settings.ENCODER_LEARNING_RATE
+    encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
+    return Plan(groups_per_step, schedule, encoder_share)
 
 
 def restore(
-    saved: dict[str, Any],
+    saved: State,
     settings: Settings,
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     plan: Plan,
-    now: dict[str, Any],
+    now: Mapping[str, object],
 ) -> Progress:
     """Put back all but the weights; SystemExit, before anything is, where its steps are not those of this start.
 
     now: the environment, whose differences from the saved one are told.
     """
-    progress = Progress(**{name: saved.get(name, default) for name, default in Progress._field_defaults.items()})
-    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.steps_per_epoch}
+    fields: dict[str, Any] = {name: saved.get(name, default) for name, default in Progress._field_defaults.items()}
+    progress = Progress(**fields)
+    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.schedule.steps_per_epoch}
     changed = [f"{name} {saved.get(name)} -> {value}" for name, value in steps.items() if saved.get(name) != value]
     if changed:
         raise SystemExit(
             f"The steps would hold other pictures ({', '.join(changed)}): with these BATCH_SIZE, GRAD_ACCUM_STEPS and "
             "number of processes the pictures cannot be dealt out as before. Use those of the run."
         )
-    if progress.epoch * plan.steps_per_epoch + progress.step_in_epoch != progress.step:
+    if progress.epoch * plan.schedule.steps_per_epoch + progress.step_in_epoch != progress.step:
         raise SystemExit(
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
-            f"{progress.step_in_epoch} steps; with {plan.steps_per_epoch} steps an epoch that cannot be."
+            f"{progress.step_in_epoch} steps; with {plan.schedule.steps_per_epoch} steps an epoch that cannot be."
         )
-    restore_state(saved, optimizer, scaler, "The checkpoint")
+    restore_state(saved, optimizer, scaler)
     for change in environment_changes(saved["environment"], now):
         devices.console(f"Note: {change}: equality to the uninterrupted run is not promised.")
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
@@ -270,7 +304,7 @@ def begin_log(folder: Path, progress: Progress, resumed: bool) -> FileIO | None:
         devices.console(f"Going on from step {progress.step}; what was beyond is kept as {', '.join(names)}.")
     if moved:
         devices.console(f"{moved} rows of log.jsonl beyond step {progress.step} are kept in {REPLACED}.")
-    return open_log(folder / "log.jsonl")
+    return open_to_append(folder / "log.jsonl")
 
 
 def be_deterministic(threads: int | None) -> None:
@@ -287,7 +321,8 @@ def be_deterministic(threads: int | None) -> None:
 
 def describe(run: Run, progress: Progress, resumed: bool) -> None:
     """Print what was derived, and begin the log with the settings."""
-    settings, plan, warmup = run.settings, run.plan, run.plan.learning_rate.keywords["warmup_steps"]
+    settings, schedule = run.settings, run.plan.schedule
+    warmup = schedule.warmup_steps
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     captions = sum(len(ids) for ids in run.train_set.token_ids)
@@ -296,9 +331,9 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
-        f"{plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, {warmup} of warmup"
+        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup"
     )
-    if warmup >= plan.total_steps:
+    if warmup >= schedule.total_steps:
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
     devices.console(f"run: {run.folder}{where}")

@@ -1,20 +1,22 @@
 """One optimizer step: the loss, its gradients over all micro-batches and processes, and the update.
 
-B captions, T tokens of the longest caption of a batch.
+What it minimizes is an objective of losses.py.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from nanocaption.base import devices
-from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import Batch
-from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.train import sharding
-from nanocaption.train.losses import caption_loss
+from nanocaption.train.losses import Objective
+from nanocaption.train.setup import Run
+
+Mark = Callable[[str], object]  # told the name of each part of a step that has ended
 
 
 class HalfUpdate(RuntimeError):
@@ -24,7 +26,7 @@ class HalfUpdate(RuntimeError):
 class Found(NamedTuple):
     """What a step's forward and backward passes gave."""
 
-    loss: float  # mean per real token of the whole batch, in nats
+    loss: float  # the objective's mean over the whole batch; of captions per real token, in nats
     norm: float  # of the whole gradient, before clipping
     captions: int  # over all ranks
 
@@ -34,54 +36,59 @@ class Found(NamedTuple):
 
 
 def accumulate_gradients(
-    model: ImageToTextModel,
-    optimizer: torch.optim.Optimizer,
-    scaler: torch.amp.GradScaler,
+    run: Run,
+    objective: Objective,
     micro_batches: list[Batch],
-    settings: Settings,
-    device: torch.device,
     resident: Tensor | None = None,
+    mark: Mark = lambda part: None,
 ) -> Tensor:
     """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters.
 
-    resident: the images on the device, where batches hold their numbers (Batch.to). Returns what `read` turns into
-    Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP one thing: how many passes
-    the other ranks make).
+    resident: the images on the device, where batches hold their numbers (Batch.to). mark: for the profile. Returns
+    what `read_found` turns into Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP
+    one thing: how many passes the other ranks make).
     """
-    counts = [[len(batch.places.in_captions), len(batch.image_index)] for batch in micro_batches]
-    counts = devices.sum_(torch.tensor(counts).sum(0).to(device, non_blocking=True))  # (2,) tokens, captions
-    optimizer.zero_grad(set_to_none=True)
+    model, scaler, settings, device = run.model, run.scaler, run.settings, run.device
+    counts = torch.tensor([[objective.number(batch), len(batch.image_index)] for batch in micro_batches])
+    counts = devices.sum_(counts.sum(0).to(device, non_blocking=True))  # (2,) of the objective, captions
+    run.optimizer.zero_grad(set_to_none=True)
     total = torch.zeros((), device=device)
     own = len(micro_batches)
     for number in range(sharding.passes(model, own)):
-        batch = micro_batches[min(number, own - 1)]
+        batch = micro_batches[min(number, own - 1)].to(device, resident)
+        mark("copy to device")
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
-            loss = caption_loss(model, batch.to(device, resident), settings.LABEL_SMOOTHING)
+            loss = objective.total(model, batch)
         if number >= own:
             loss = 0 * loss  # only to take part in what the others gather and sum
+        mark("loss")
         scaler.scale(loss / counts[0].clamp(min=1)).backward()
+        mark("encoder backward")
         total += loss.detach()
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    limit = settings.GRAD_CLIP_VALUE or math.inf
-    if sharding.is_spread(model):
-        sharding.take_gradients(parameters, scaler.is_enabled())
-        scaler.unscale_(optimizer)
-        norm = sharding.clip_gradients(parameters, limit)
-    else:
-        devices.sum_gradients(parameters)
-        scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(parameters, limit)
+    norm = _clip_gradients(run)
+    mark("gradients")
     return torch.stack([devices.sum_(total), norm, *counts.float()])
 
 
+def _clip_gradients(run: Run) -> Tensor:
+    """Sum the gradients over the processes, take the loss scale out, clip; their norm () before that."""
+    parameters = [p for group in run.optimizer.param_groups for p in group["params"]]
+    spread = sharding.is_spread(run.model)
+    if not spread:  # there the backward passes have summed them
+        devices.sum_gradients(parameters)
+    run.scaler.unscale_(run.optimizer)
+    clip = sharding.clip_gradients if spread else nn.utils.clip_grad_norm_
+    return clip(parameters, run.settings.GRAD_CLIP_VALUE or math.inf)
+
+
 def read_found(begun: Tensor) -> Found:
-    """What `gradients` began. The one place where a step waits for the GPU."""
-    loss, norm, tokens, captions = begun.tolist()
-    return Found(loss / max(tokens, 1), norm, int(captions))
+    """What `accumulate_gradients` began. The one place where a step waits for the GPU."""
+    loss, norm, counted, captions = begun.tolist()
+    return Found(loss / max(counted, 1), norm, int(captions))
 
 
 def take_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, skip: bool) -> None:
-    """Take the step that `gradients` prepared, or `skip` it. Raises HalfUpdate where it failed in the middle."""
+    """Take the step that was prepared, or `skip` it. Raises HalfUpdate where it failed in the middle."""
     try:
         if not skip:
             scaler.step(optimizer)  # skips the update by itself where fp16 gradients overflowed
