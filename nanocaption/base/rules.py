@@ -4,7 +4,7 @@ import itertools
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 _AT_LEAST_ONE = (
@@ -68,9 +68,9 @@ def _type_text(kind: Any) -> str:
     return names[kind]
 
 
-def range_problems(values: dict[str, Any]) -> list[str]:
+def range_problems(values: Mapping[str, object]) -> list[str]:
     """What is wrong with each value by itself."""
-    rules = (
+    rules: tuple[tuple[tuple[str, ...], Callable[[Any], bool], str], ...] = (
         (_AT_LEAST_ONE, lambda v: v >= 1, "must be 1 or more"),
         (_NOT_NEGATIVE, lambda v: 0 <= v < float("inf"), "must be 0 or more, and finite"),
         (_ABOVE_ZERO, lambda v: 0 < v < float("inf"), "must be above 0, and finite"),
@@ -87,7 +87,7 @@ def range_problems(values: dict[str, Any]) -> list[str]:
 Rules = Iterator[tuple[bool, str]]  # (whether it holds, what to say where it does not)
 
 
-def cross_problems(values: dict[str, Any]) -> list[str]:
+def cross_problems(values: Mapping[str, object]) -> list[str]:
     """What is wrong with values beside each other."""
     v = types.SimpleNamespace(**values)
     rules = (_decoder_rules(v), _encoder_rules(v), _training_rules(v), _data_rules(v), _run_rules(v))

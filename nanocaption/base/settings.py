@@ -53,9 +53,10 @@ class ModelSettings:
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
 
     @classmethod
-    def of(cls, values: Mapping[str, Any]) -> "ModelSettings":
+    def of(cls, values: Mapping[str, object]) -> "ModelSettings":
         """Those among all settings by name. Raises TypeError where one is missing."""
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls) if field.name in values})
+        own: dict[str, Any] = {field.name: values.get(field.name) for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in own.items() if name in values})
 
 
 # Taken from the checkpoint when one is used; may not change on a resume.
