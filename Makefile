@@ -1,29 +1,37 @@
 # Everything runs in .venv, made here from requirements.txt.
 PYTHON = .venv/bin/python
+# One thread each: the models are so small that a second one only waits.
+PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo test bench clean
+.PHONY: help setup demo quick test test-all bench clean
 
 help:            ## this list
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
 
-setup: .venv/installed   ## make .venv and install requirements.txt
+setup: .venv/installed   ## make .venv, install requirements.txt and this checkout into it
 
-.venv/installed: requirements.txt
+.venv/installed: requirements.txt pyproject.toml
 	python3 -m venv .venv
 	$(PYTHON) -m pip install --disable-pip-version-check -q -r requirements.txt
+	$(PYTHON) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	touch .venv/installed
 
 demo: setup      ## train on the built-in pictures, score, caption a few held-out ones
 	$(PYTHON) train.py
 	$(PYTHON) evaluate.py
 	@echo
-	$(PYTHON) caption.py data/demo/images/scene_02200.jpg data/demo/images/scene_02201.jpg data/demo/images/scene_02202.jpg
+	$(PYTHON) -m nanocaption caption data/demo/images/scene_02200.jpg data/demo/images/scene_02201.jpg data/demo/images/scene_02202.jpg
 	@echo "The pictures: data/demo/images. The run with its curves, scores.json and report.html: the newest in runs."
+
+quick: setup     ## the tests of single modules, in less than a minute
+	$(PYTEST) tests/unit
 
 test: setup      ## lint, then all tests that need no GPU and no network
 	$(PYTHON) -m ruff check .
-	# One thread each: the models are so small that a second one only waits.
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(PYTEST)
+
+test-all: test   ## and the long forms: many kills, ranks, fresh interpreters, the notebook, a browser
+	$(PYTEST) -m "long and not gpu"
 
 bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
 	$(PYTHON) benchmarks/run.py

@@ -7,13 +7,15 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 from PIL import Image
 
 from nanocaption.prepare import layouts
+from tests import processes
+from tests.conftest import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 NAMES = [f"{number}_{number * 7919:010x}.jpg" for number in range(1000092795, 1000092801)]
 SPLITS = ["train", "train", "train", "train", "val", "test"]
 # commas, quotes, umlauts, an apostrophe: what the CSV readers must not stumble over
@@ -127,9 +129,20 @@ def listing(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def run_script(tmp_path: Path, *argv: str, **environment: str) -> subprocess.CompletedProcess:
-    """prepare_dataset.py in a process of its own: huggingface_hub reads its variables when it is imported."""
+def run_script(tmp_path: Path, *argv: str | Path, anew: bool = False, **environment: str) -> processes.Done:
+    """prepare_dataset.py in a process of its own, with warnings as errors; `anew`: with another interpreter."""
     clean = {key: value for key, value in os.environ.items() if not re.match("HF_|.*PROXY", key.upper())}
     clean |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "NO_PROXY": "*", **environment}
-    command = [sys.executable, "-W", "error", ROOT / "prepare_dataset.py", "--data-dir", tmp_path / "data", *argv]
-    return subprocess.run(command, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    words = ["--data-dir", str(tmp_path / "data"), *map(str, argv)]
+    if anew:
+        program = [sys.executable, "-W", "error", ROOT / "prepare_dataset.py", *words]
+        done = subprocess.run(program, env=clean, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        return processes.Done(done.returncode, done.stdout, done.stderr)
+
+    def prelude() -> None:
+        os.environ.clear()
+        os.environ.update(clean)
+        processes.forget_modules("huggingface_hub", "nanocaption.prepare")  # the first reads the environment
+        warnings.simplefilter("error")
+
+    return processes.command(tmp_path, "prepare_dataset.py", *words, prelude=prelude)

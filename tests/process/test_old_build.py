@@ -6,10 +6,7 @@ export of the run that went on from there, and what that build itself then logge
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,13 +16,12 @@ from safetensors.torch import load_file, save_file
 import nanocaption
 from nanocaption.prepare.make import prepare
 from nanocaption.runs import checkpoint
+from tests.processes import command
 
-ROOT = Path(nanocaption.__file__).resolve().parents[1]
 OLD = Path(__file__).with_name("old_build")
 EXPECTED = json.loads((OLD / "expected.json").read_text(encoding="utf-8"))
 # Other sums may round otherwise: there the numbers are compared, not their bits.
 EXACT = (EXPECTED["torch"], EXPECTED["cpu"]) == (torch.__version__, torch.backends.cpu.get_cpu_capability())
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +36,8 @@ def place(tmp_path_factory) -> Path:
 
 def resumed(place: Path, run: str) -> tuple[list[dict], str]:
     """The rows that a resume of `run` logs, and the digest of its last weights and moments."""
-    command = [sys.executable, str(ROOT / "train.py"), "--resume-checkpoint-path", f"runs/{run}/last.safetensors"]
-    done = subprocess.run(command, cwd=place, env=ENVIRONMENT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    done = command(place, "train.py", "--resume-checkpoint-path", f"runs/{run}/last.safetensors")
+    assert done.code == 0, done.err
     lines = (place / "runs" / run / "log.jsonl").read_text().splitlines()
     keys = ("type", "step", "loss", "val_loss", "lr", "grad_norm", "CIDEr")
     rows = [{key: row[key] for key in keys if key in row} for row in map(json.loads, lines)
@@ -78,12 +73,9 @@ def test_an_export_and_a_checkpoint_of_the_old_build_caption_the_same(place, kin
     source = OLD / "export" if kind == "captions" else OLD / "checkpoint.safetensors"
     number = ["--num-captions", "2"] if kind == "sampled" else []
     pictures = [f"data/demo/images/{name}" for name, _ in EXPECTED[kind]]
-    command = [sys.executable, "-m", "nanocaption", "caption", *pictures, "--checkpoint", str(source), "--json",
-               *flags, *number]  # fmt: skip
-    environment = ENVIRONMENT | {"PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, cwd=place, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    found = [[Path(row["file_name"]).name, row["captions"]] for row in json.loads(done.stdout)]
+    done = command(place, "nanocaption", "caption", *pictures, "--checkpoint", source, "--json", *flags, *number)
+    assert done.code == 0, done.err
+    found = [[Path(row["file_name"]).name, row["captions"]] for row in json.loads(done.out)]
     if EXACT:
         assert found == EXPECTED[kind]
     texts = [[caption["caption"] for caption in captions] for _, captions in found]

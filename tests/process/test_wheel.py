@@ -9,6 +9,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import nanocaption
 
@@ -58,20 +59,27 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_score_caption_and_a_training_of_three_steps_from_a_folder_of_ones_own(environment, folder):
-    nanocaption_ = environment / "nanocaption"
+def test_score_and_caption_from_a_folder_of_ones_own(environment, folder):
     (folder / "references.json").write_text(json.dumps({"1": ["a dog runs", "the dog"], "2": ["a cat", "one cat"]}))
     (folder / "predictions.json").write_text(json.dumps({"1": "a dog runs", "2": "a cat"}))
-    assert "CIDEr" in run(nanocaption_, "score", "references.json", "predictions.json")
-    printed = run(nanocaption_, "train", *TINY)
+    assert "CIDEr" in run(environment / "nanocaption", "score", "references.json", "predictions.json")
+    picture = folder / "picture.png"
+    Image.new("RGB", (40, 30), "red").save(picture)
+    # The rest in one process, as each imports torch: `python -m nanocaption caption`, and what is imported.
+    code = "import nanocaption, runpy, sys; picture = sys.argv[2]; "
+    code += "print(nanocaption.__file__, nanocaption.load(sys.argv[1]).caption(picture))"
+    code += "; sys.argv = ['nanocaption', 'caption', picture, '--checkpoint', sys.argv[1]]"
+    code += "; runpy.run_module('nanocaption', run_name='__main__')"
+    loaded, by_module = run(environment / "python", "-P", "-c", code, OLD / "export", picture).splitlines()
+    assert str(environment.parent) in loaded and by_module.startswith(f"{picture}: ")
+
+
+@pytest.mark.long
+def test_a_training_of_three_steps_from_a_folder_of_ones_own(environment, folder):
+    printed = run(environment / "nanocaption", "train", *TINY)
     assert "3 steps per epoch, 3 in all" in printed and (folder / "runs/tiny/last.safetensors").is_file()
     picture = next((folder / "data/demo/images").iterdir())
-    assert run(nanocaption_, "caption", picture).startswith(f"{picture}: ")
-    words = ("-P", "-m", "nanocaption", "caption", picture, "--checkpoint", OLD / "export")
-    by_module = run(environment / "python", *words)
-    assert by_module.startswith(f"{picture}: ")
-    code = "import nanocaption, sys; print(nanocaption.__file__, nanocaption.load(sys.argv[1]).caption(sys.argv[2]))"
-    assert str(environment.parent) in run(environment / "python", "-P", "-c", code, OLD / "export", picture)
+    assert run(environment / "nanocaption", "caption", picture).startswith(f"{picture}: ")
 
 
 def test_an_own_config_py_comes_first_and_recipes_are_found(environment, folder):
