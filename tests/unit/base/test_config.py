@@ -297,7 +297,8 @@ def test_unchanged_since_and_differences_see_through_json(monkeypatch):
 
 
 def test_the_short_name_of_a_flag_serves_wherever_the_long_one_does():
-    assert load_settings(["--lr", "2e-3"]).LEARNING_RATE == load_settings(["--learning-rate", "2e-3"]).LEARNING_RATE == 2e-3
+    for flag in ("--lr", "--learning-rate"):
+        assert load_settings([flag, "2e-3"]).LEARNING_RATE == 2e-3
     assert take_settings(["a.jpg", "--lr", "2e-3", "--lr=1", "--json"]) == (
         ["--lr", "2e-3", "--lr=1"], ["a.jpg", "--json"],
     )  # fmt: skip

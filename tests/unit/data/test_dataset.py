@@ -321,7 +321,9 @@ def test_a_broken_picture_is_named_in_one_line(tmp_path, name):
 def test_a_crop_keeps_its_share_of_the_area(monkeypatch, area):
     """Shapes that do not fit must not be cut off."""
     seen = []
-    monkeypatch.setattr("nanocaption.data.transform.resized", lambda pixels, height, width, mode: seen.append(pixels.shape[1:]) or pixels)
+    monkeypatch.setattr(
+        "nanocaption.data.transform.resized", lambda pixels, *_: seen.append(pixels.shape[1:]) or pixels
+    )
     for seed in range(300):
         augmented(torch.zeros(3, 200, 200, dtype=torch.uint8), Augment(area, False, 1), random.Random(seed))
     shares = [height * width / 200**2 for height, width in seen]

@@ -42,7 +42,8 @@ def test_first_layout_in_the_order_is_read_and_the_others_are_named(tmp_path):
         writer(tmp_path)
     layout = layouts.read_layout(tmp_path, seed=1)
     assert layout.source.name == "Karpathy JSON"
-    assert "results.csv" in layout.source.why and "Flickr8k.token.txt" in layout.source.why and "lemma" not in layout.source.why
+    why = layout.source.why
+    assert "results.csv" in why and "Flickr8k.token.txt" in why and "lemma" not in why
 
 
 def test_broken_row_of_results_csv_is_repaired_and_reported(tmp_path, monkeypatch):
