@@ -35,6 +35,7 @@ from nanocaption.metrics.scores import (
     cider_rewards,
     leave_one_out,
     measure,
+    part_of,
     prepare_references,
     score,
     score_per_image,
