@@ -50,15 +50,23 @@ def read_references(path: Path) -> list[Reference]:
     elif isinstance(content, dict) and all(isinstance(captions, list) for captions in content.values()):
         references = [Reference(image, image, captions) for image, captions in content.items()]
     else:
-        texts = content.values() if isinstance(content, dict) else content if isinstance(content, list) else []
-        one_each = any(isinstance(text, str) or isinstance(text, dict) and "caption" in text for text in texts)
-        swapped = "; it has one caption for each image, as predictions have: name the references first" * one_each
         raise ValueError(f'{path} is no reference file: expected {{"annotations": [...]}} or {{image id: [captions]}}'
-                         + swapped)  # fmt: skip
+                         + _what_it_is(content))  # fmt: skip
     if bare := [one.image_id for one in references if not one.captions]:
         warnings.warn(f"{path}: {len(bare)} of {len(references)} images have no caption and are not scored, the first "
                       f"{bare[0]!r}", stacklevel=2)  # fmt: skip
     return references
+
+
+def _what_it_is(content: object) -> str:
+    """The likely mistake: predictions in the place of references, or a caption in the place of a list of them."""
+    if isinstance(content, list) and all(isinstance(entry, dict) and "caption" in entry for entry in content):
+        return "; a list of captions is a file of predictions: name the references first, then the predictions"
+    if not isinstance(content, dict):
+        return ""
+    image, value = next((image, value) for image, value in content.items() if not isinstance(value, list))
+    alone = all(isinstance(value, str) for value in content.values())
+    return f", but {image!r} has {value!r:.60}" + "; if these are predictions, name the references first" * alone
 
 
 def _coco_references(content: dict, path: Path) -> list[Reference]:
@@ -110,7 +118,7 @@ def _unlisted_images(ids: Sequence[int | str], path: Path) -> list[Reference]:
 def _listed_images(content: dict, path: Path) -> list[Reference]:
     """COCO's "images", without captions yet."""
     try:
-        images = [Reference(entry["id"], str(entry.get("file_name", entry["id"])), [], _text(entry.get("domain")))
+        images = [Reference(entry["id"], str(entry.get("file_name") or entry["id"]), [], _text(entry.get("domain")))
                   for entry in content.get("images", [])]  # fmt: skip
     except (AttributeError, KeyError, TypeError):
         raise ValueError(f'{path}: "images" must be a list of {{"id": ...}}, or left out') from None
