@@ -16,6 +16,7 @@ EPILOG = """
 references:  a COCO captions file {"annotations": [{"image_id": 1, "caption": "..."}, ...]},
              or a mapping {"1": ["...", "..."], ...}
 predictions: a COCO results list [{"image_id": 1, "caption": "..."}, ...], or a mapping {"1": "...", ...}
+             images by id (1, "1" and "0001" are one) or by file name, where the references list these
 
 Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java, except for --meteor and
 --spice. Beside each score stands the 95 % bootstrap interval over images; it does not hold other training seeds.

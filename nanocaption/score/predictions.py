@@ -1,8 +1,9 @@
 """Anyone's captions matched to the pictures they are of, and two sets of captions compared."""
 
+import posixpath
 import re
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import NamedTuple
 
 from nanocaption import metrics
@@ -26,7 +27,7 @@ class Way(NamedTuple):
     form: Callable[[int | str], str]
 
 
-COCO_NAME = re.compile(r"(?:COCO_[A-Za-z]+\d*_)?(\d+)(?:\.[A-Za-z]+)?", re.ASCII)
+COCO_NAME = re.compile(r"(?:COCO_[A-Za-z]+\d*_)?(\d{12})(?:\.[A-Za-z]+)?", re.ASCII)
 
 
 def read_predictions(path: Path, records: Sequence[Record], only_predicted: bool = False) -> list[str | None]:
@@ -86,18 +87,17 @@ def _named(
     """What names the picture of each prediction, and the ways of naming that know all of these."""
     groups, last = _ways(file_names, ids)
     names = [one.image_id if one.file_name is None else one.file_name for one in predictions]
-    own = [one.image_id for one in predictions]
+    if fitting := _fitting(groups, names) or _fitting([last], names):
+        return names, fitting
     known = [[way.form(name) in way.places for name in names] for group in [*groups, last] for way in group]
-    if not any(map(any, known)) and None not in own and _fitting(groups, own):
-        names = own  # theirs are the file names of another copy of the pictures
-    fitting = _fitting(groups, names) or _fitting([last], names)
-    if not fitting:
-        best = max(known, key=sum)
-        unknown = [name for name, there in zip(names, best, strict=True) if not there]
-        raise ValueError(f"{path}: {len(unknown)} of {len(names)} predictions are for images without references, the "
-                         f"first {unknown[0]!r} (there is {file_names[0]!r}): check the data set, its split and the "
-                         "names")  # fmt: skip
-    return names, fitting
+    own = [one.image_id for one in predictions]
+    if not any(map(any, known)) and None not in own and (fitting := _fitting(groups, own)):
+        return own, fitting  # the names are those of another copy of the pictures
+    unknown = [name for name, there in zip(names, max(known, key=sum), strict=True) if not there]
+    raise ValueError(
+        f"{path}: {len(unknown)} of {len(names)} predictions are for images without references, the first "
+        f"{unknown[0]!r} (there is {file_names[0]!r}): check the data set, its split and the names"
+    )
 
 
 BY_NAME, BY_ID, BY_NUMBER, IN_ORDER = "by name", "by id", "by the number in its name", "place in the split"
@@ -105,23 +105,25 @@ BY_NAME, BY_ID, BY_NUMBER, IN_ORDER = "by name", "by id", "by the number in its 
 
 def _ways(file_names: Sequence[str], ids: Sequence[int | str | None]) -> tuple[list[list[Way]], list[Way]]:
     """Ways of naming the pictures, in groups whose first that fits counts; and those to try where no group has one."""
-    paths = list(map(PurePosixPath, file_names))
+    base_names = list(map(posixpath.basename, file_names))
+    stems = [posixpath.splitext(name)[0] for name in base_names]
     known = [None if image is None else str(image) for image in ids]
     keys = _index([id_key(image) if image else None for image in known])
-    numbers = _index([_number(name) or None for name in file_names])
+    numbers = _index([_coco_number(name) or (id_key(stem) if stem.isdigit() else None)
+                      for name, stem in zip(file_names, stems, strict=True)])  # fmt: skip
     groups = [
-        [Way(BY_NAME, _index(way), str) for way in (file_names, [p.name for p in paths], [p.stem for p in paths])],
+        [Way(BY_NAME, _index(way), str) for way in (file_names, base_names, stems)],
         [Way(BY_ID, _index(known), str), Way(BY_ID, keys, id_key)],
         [Way(BY_NUMBER, numbers, id_key)],
     ]
     if not any(known):
         groups.append([Way(IN_ORDER, _index([str(place) for place in range(len(file_names))]), str)])
-    return groups, [Way(BY_ID, keys, _number), Way(BY_NUMBER, numbers, _number)]
+    return groups, [Way(BY_ID, keys, _coco_number), Way(BY_NUMBER, numbers, _coco_number)]
 
 
-def _number(name: int | str) -> str:
-    """The number in a name that is one, or COCO's; empty for others: "COCO_val2014_000000000042.jpg" -> "42"."""
-    match = COCO_NAME.fullmatch(PurePosixPath(str(name)).name)
+def _coco_number(name: int | str) -> str:
+    """The number in a file name of COCO's; empty for others: "COCO_val2014_000000000042.jpg" -> "42"."""
+    match = COCO_NAME.fullmatch(posixpath.basename(str(name)))
     return id_key(match[1]) if match else ""
 
 
@@ -134,8 +136,11 @@ def _index(names: Sequence[str | None]) -> dict[str, list[int]]:
 
 
 def _fitting(groups: list[list[Way]], names: Sequence[int | str]) -> list[Way]:
-    fitting = [[way for way in group if all(way.form(name) in way.places for name in names)] for group in groups]
-    return [ways[0] for ways in fitting if ways]
+    """The first way of each group that knows all names."""
+    fitting = []
+    for group in groups:
+        fitting += [way for way in group if all(way.form(name) in way.places for name in names)][:1]
+    return fitting
 
 
 def _require_all(path: Path, images: Mapping[int, int | str], found: Mapping[int, str]) -> None:

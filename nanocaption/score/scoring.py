@@ -45,9 +45,8 @@ def score_captions(
 ) -> tuple[Scores, list[dict[str, float]]]:
     """Scores of one caption per record against its references: (content of scores.json, values per image in order).
 
-    "domains" is there where records have one.
-    "leave_one_out" is there with `people`, "truth" and "confusions" for drawn scenes; `training` gives the share of
-    captions that stand in it. Raises ValueError as `metrics.measure` does.
+    "domains" is there where records have one, "leave_one_out" with `people`, "truth" and "confusions" for drawn scenes;
+    `training` gives the share of captions that stand in it. Raises ValueError as `metrics.measure` does.
     """
     references = {record["file_name"]: record["captions"] for record in records}
     candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}

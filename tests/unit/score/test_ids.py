@@ -104,6 +104,9 @@ def test_two_readings_are_refused_and_both_are_told(tmp_path, capsys):
     folders = [{"file_name": f"{folder}/1.jpg", "captions": ["a"]} for folder in "ab"]
     with pytest.raises(ValueError, match=r"'1.jpg' may mean a/1.jpg \(by name\) or b/1.jpg \(by name\)"):
         read_predictions(Path(write(path, [{"file_name": "1.jpg", "caption": "x"}])), folders)
+    records = [{"file_name": f"{name}.jpg", "image_id": n, "captions": ["a"]} for n, name in enumerate("xyz")]
+    with pytest.raises(ValueError, match="3 of 3 predictions are for images without .* the first '0.jpg' .there is 'x"):
+        read_predictions(Path(write(path, {f"{n}.jpg": "a" for n in range(3)})), records)  # whose numbers?
     two = {"annotations": [{"image_id": image, "caption": "a b"} for image in ("042", 42)]}
     assert "image_id '042' and 42 may be one image or two" in message(tmp_path, capsys, two, {"42": "a"})
 
