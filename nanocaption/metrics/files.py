@@ -41,8 +41,8 @@ def read_references(path: Path) -> list[Reference]:
 
     They come in the order of COCO's "images", in which pycocoevalcap reads the captions: tokens depend on neighbours.
     Captions that VizWiz marks as rejected or precanned are left out, as its own evaluator does. Both these and images
-    without a caption are warned of. Raises ValueError for a file that is neither of the two, ids that may mean two
-    images, and captions of images that "images" does not list.
+    without a caption are warned of. Raises ValueError for a file that is neither of the two or empty, ids that may mean
+    two images, and captions of images that "images" does not list.
     """
     content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
@@ -52,6 +52,8 @@ def read_references(path: Path) -> list[Reference]:
     else:
         raise ValueError(f'{path} is no reference file: expected {{"annotations": [...]}} or {{image id: [captions]}}'
                          + _what_it_is(content))  # fmt: skip
+    if not references:
+        raise ValueError(f"{path} has no images: give at least one with a caption")
     if bare := [one.image_id for one in references if not one.captions]:
         warnings.warn(f"{path}: {len(bare)} of {len(references)} images have no caption and are not scored, the first "
                       f"{bare[0]!r}", stacklevel=2)  # fmt: skip
