@@ -36,6 +36,9 @@ _PARSER.add_argument("--split", help="train, val, test (as TEST_SPLITS says), or
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
 _PARSER.add_argument("--compare", nargs=2, metavar=("A", "B"), help="test B minus A over the same images")
+_PARSER.add_argument(
+    "--only-predicted", action="store_true", help="with files: score the images that have a prediction alone"
+)
 _PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
 _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
@@ -65,7 +68,7 @@ from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
 from nanocaption.score import results
-from nanocaption.score.predictions import captions_by_id, compare_sides, read_predictions, read_side
+from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report
 from nanocaption.score.report_html import GalleryRow
 from nanocaption.score.scoring import Scores, score_captions
@@ -105,6 +108,8 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
          "--split is for checkpoints: both sides of --compare are captions already"),
         (not captioned or not decoding_flags.used(a),
          "--sample, --max-length and their like are for checkpoints: here all is captioned already"),
+        (not a.only_predicted or a.predictions or a.compare,
+         "--only-predicted goes with --predictions FILE or --compare A B: a checkpoint captions all"),
         (not a.json or Path(a.json).absolute().parent.is_dir(),
          f"--json {a.json}: its folder does not exist; make it first"),
     ]  # fmt: skip
@@ -155,28 +160,34 @@ def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
     if devices.rank() != 0:
         return  # there is nothing to share
     split = load_split(settings, arguments.split, settings.values)
-    captions = read_predictions(path, split.records)
+    found = read_predictions(path, split.records, arguments.only_predicted)
+    captions = [caption for caption in found if caption is not None]
+    ids = [name for name, caption in zip(image_ids(split.records), found, strict=True) if caption is not None]
+    split = split._replace(records=[r for r, caption in zip(split.records, found, strict=True) if caption is not None])
     key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records))
     place = path.parent / f"eval_{split.name}_{path.stem}"
     output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     made_by = f"captions of {path.name} {results.digest(path)}"
-    finish(arguments, split, captions, output, made_by, {"key": key}, path.parent)
+    finish(arguments, split, captions, output, made_by, {"key": key}, path.parent, ids=ids, out_of=len(found))
 
 
 def finish(
     arguments: argparse.Namespace, split: Split, captions: Sequence[str], output: Path, made_by: str,
     facts: Mapping[str, object], folder: Path, loaded: Loaded | None = None,
+    ids: Sequence[int | str] | None = None, out_of: int = 0,
 ) -> None:  # fmt: skip
     """Score the captions, print the table, write the results folder `output`.
 
     made_by: the end of the signature. facts: what scores.json says besides. folder: what the page is called after.
-    loaded: what captioned; the page then has the curves of its run, and where it looked.
+    loaded: what captioned; the page then has the curves of its run, and where it looked. ids, out_of: of the records
+    in the files, and how many the split has, where these are a part of it.
     """
     scores, per_image = score_captions(
         split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
     )
     references = {record["file_name"]: record["captions"] for record in split.records}
-    line = f"{split.folder.name}/{split.name} | {metrics.signature(references, scores['corpus'])} | {made_by}"
+    measured = metrics.signature(references, scores["corpus"], out_of, "domains" in scores)
+    line = f"{split.folder.name}/{split.name} | {measured} | {made_by}"
     said = {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
     scores = cast(Scores, {**scores, **said})
     rows: list[GalleryRow] = [
@@ -185,7 +196,7 @@ def finish(
     ]
     if loaded and len(loaded.models) == 1:
         _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
-    results.write_results(output, split.records, captions, scores)
+    results.write_results(output, split.records, captions, scores, ids)
     print(results.scores_table(scores), flush=True)
     write_report(
         output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
@@ -204,8 +215,10 @@ def compare(arguments: argparse.Namespace, settings: Settings) -> None:
     if devices.rank() != 0:
         return
     first, second = map(read_side, places)
-    differences, references = compare_sides(first, second, arguments.meteor, arguments.spice)
-    signature = metrics.signature(captions_by_id(references), differences)
+    differences, references, images = compare_sides(
+        first, second, arguments.meteor, arguments.spice, arguments.only_predicted
+    )
+    signature = metrics.signature(captions_by_id(references), differences, images)
     origins = [results.origin(place) for place in places]
     for name, place, made_by in zip(("first: ", "second:"), places, origins, strict=True):
         print(f"\n{name} {place}\n        {made_by}")

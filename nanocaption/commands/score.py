@@ -3,17 +3,20 @@
 import argparse
 import json
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanocaption import metrics
 from nanocaption.base.files import write_atomically
-from nanocaption.metrics.files import FEW_IMAGES, read_references
+from nanocaption.metrics.files import FEW_IMAGES, Reference, read_references
 from nanocaption.score.predictions import captions_by_id, compare_files, match_references
+from nanocaption.score.scoring import domain_lines, domain_scores
 
 EPILOG = """
 references:  a COCO captions file {"annotations": [{"image_id": 1, "caption": "..."}, ...]},
              or a mapping {"1": ["...", "..."], ...}
 predictions: a COCO results list [{"image_id": 1, "caption": "..."}, ...], or a mapping {"1": "...", ...}
+             images by id (1, "1" and "0001" are one) or by file name, where the references list these
 
 Scores are fractions, equal to those of pycocoevalcap; CIDEr is CIDEr-D. Without Java, except for --meteor and
 --spice. Beside each score stands the 95 % bootstrap interval over images; it does not hold other training seeds.
@@ -31,6 +34,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("references", type=Path, help="JSON file of the reference captions")
     parser.add_argument("predictions", type=Path, help="JSON file with one caption for each image")
     parser.add_argument("--compare", type=Path, metavar="OTHER", help="a second predictions file: test the difference")
+    parser.add_argument("--only-predicted", action="store_true", help="score the images that have a prediction alone")
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
     parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
     parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
@@ -44,38 +48,51 @@ def main(argv: list[str]) -> None:
 
 
 def report(arguments: argparse.Namespace) -> dict[str, object]:
-    """Print the scores; returns {"Bleu_1": ..., ..., "images": n, "intervals": ..., "signature": ...}."""
+    """Print the scores; returns {"Bleu_1": ..., ..., "images": n, "intervals": ..., "signature": ...}.
+
+    Where images of the references have a "domain", there is also "domains": {name: `DomainScores`}.
+    """
     read = read_references(arguments.references)
-    references, predictions = captions_by_id(read), match_references(arguments.predictions, read)
+    used, (predictions,) = match_references([arguments.predictions], read, arguments.only_predicted)
+    references, there = captions_by_id(used), _with_captions(read)
     measured = metrics.measure(
         metrics.prepare_references(references), predictions, arguments.meteor, arguments.spice
     )
     scores, spread = metrics.total(measured).corpus, metrics.intervals(measured)
-    line = metrics.signature(references, scores)
+    domains = domain_scores(measured, [one.domain for one in used])
+    line = metrics.signature(references, scores, there, bool(domains))
+    chosen = f" of {there}" if len(used) < there else ""
     print(
-        f"{len(references)} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
+        f"{len(references)}{chosen} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
         "document frequencies are those of these references"
     )
     for name, value in scores.items():
         print(f"{name:<12}{value:8.4f}   {spread[name][0]:.4f} to {spread[name][1]:.4f}")
+    for text in domain_lines(domains):
+        print(text)
     for name, value in metrics.text_statistics(list(predictions.values()))._asdict().items():
         if value is not None:
             print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
     print(line)
     _warn_of_few(len(references))
-    return {**scores, "images": len(references), "intervals": spread, "signature": line}
+    result = {**scores, "images": len(references), "intervals": spread, "signature": line}
+    return {**result, "domains": domains} if domains else result
 
 
 def compare(arguments: argparse.Namespace) -> dict[str, object]:
     """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
     read = read_references(arguments.references)
     paths = arguments.predictions, arguments.compare
-    differences = compare_files(read, *paths, arguments.meteor, arguments.spice)
-    line = metrics.signature(captions_by_id(read), differences)
+    differences, used = compare_files(read, *paths, arguments.meteor, arguments.spice, arguments.only_predicted)
+    line = metrics.signature(captions_by_id(used), differences, _with_captions(read))
     print(f"first:  {paths[0]}\nsecond: {paths[1]}\n{metrics.differences_table(differences)}\n{line}")
-    _warn_of_few(len(read))
+    _warn_of_few(len(used))
     rows = {name: row._asdict() for name, row in differences.items()}
-    return {**rows, "images": len(read), "signature": line}
+    return {**rows, "images": len(used), "signature": line}
+
+
+def _with_captions(references: Sequence[Reference]) -> int:
+    return sum(bool(one.captions) for one in references)
 
 
 def _warn_of_few(images: int) -> None:

@@ -10,6 +10,7 @@
   times; `cider_rewards(prepared, images, captions)` for any captions of any of its images.
 - `measure(prepared, candidates)` holds what each image adds: `total(measured)` makes `Scores` of it,
   `intervals(measured)` their bootstrap intervals, `compare(first, second)` a paired test of two models' captions.
+  `part_of(measured, places)` has some of the images, their CIDEr with the document frequencies of all.
   `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs; `require_java(meteor, spice)`
   raises first where these are missing.
 - `leave_one_out(references)`: how well the people who wrote the references agree.
@@ -35,6 +36,7 @@ from nanocaption.metrics.scores import (
     cider_rewards,
     leave_one_out,
     measure,
+    part_of,
     prepare_references,
     score,
     score_per_image,

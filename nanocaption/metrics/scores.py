@@ -88,13 +88,14 @@ def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokeniz
             _require_text(text, "a reference", image)
         captions.extend(texts)
         counts.append(len(texts))
-    if blank := sum(not text.strip() for text in captions):
+    tokens = tokenize(captions)
+    if blank := sum(not text.strip() for text in tokens):
+        signs = " or signs alone" if blank > sum(not text.strip() for text in captions) else ""
         warnings.warn(
-            f"{blank} of {len(captions)} references are empty texts, which count as captions of no words, as in "
+            f"{blank} of {len(captions)} references are empty texts{signs}, which count as captions of no words, as in "
             "pycocoevalcap: take them out",
             stacklevel=2,
         )
-    tokens = tokenize(captions)
     first = np.concatenate(([0], np.cumsum(counts)))
     words = [caption.split(" ") for caption in tokens]
     grouped = [words[start:end] for start, end in zip(first[:-1].tolist(), first[1:].tolist(), strict=True)]
@@ -150,6 +151,12 @@ def total(measured: Measured) -> Scores:
     rows = zip(measured.images, scores_of(columns, 1, names).tolist(), strict=True)
     per_image = {image: dict(zip(names, row, strict=True)) for image, row in rows}
     return Scores(dict(zip(names, corpus, strict=True)), per_image)
+
+
+def part_of(measured: Measured, places: Sequence[int]) -> Measured:
+    """Some of the images; the document frequencies of their CIDEr stay those of all that were measured."""
+    parts = [None if part is None else part[list(places)] for part in measured[1:]]
+    return Measured([measured.images[place] for place in places], *parts)
 
 
 def columns_of(measured: Measured) -> np.ndarray:

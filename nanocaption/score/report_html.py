@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict
 
 from nanocaption.score.charts import Chart, draw_histogram, svg
 from nanocaption.score.curves import Rows, curve_charts, extract_curves
-from nanocaption.score.scoring import Scores
+from nanocaption.score.scoring import DomainScores, Scores
 
 METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "METEOR", "ROUGE_L": "ROUGE-L",
                  "CIDEr": "CIDEr", "SPICE": "SPICE"}
@@ -121,6 +121,8 @@ def format_value(value: float, key: str = "") -> str:
 def scores_html(scores: Scores) -> str:
     """The scores beside those of the references as a table, true claims as bars, statistics of the text as a list."""
     panels = [_panel("Scores", _metrics_table(scores))]
+    if domains := scores.get("domains"):
+        panels.append(_domains_html(domains))
     if truth := scores.get("truth"):
         rates = [(kind, n["true"], n["claims"]) for kind, n in truth.items()]
         bars = [fill("truth", kind=kind.capitalize(), true=f"{true:,}", claims=f"{claims:,}",
@@ -132,6 +134,19 @@ def scores_html(scores: Scores) -> str:
                 for key, value in text.items()]  # fmt: skip
         panels.append(_panel("Text", f"<dl>{''.join(rows)}</dl>"))
     return "".join(panels)
+
+
+def _domains_html(domains: Mapping[str, DomainScores]) -> str:
+    """A row for each domain, with the interval of its CIDEr."""
+    names = [key for key in METRIC_LABELS if key in next(iter(domains.values()))["corpus"]]
+    rows = ""
+    for domain, part in domains.items():
+        cells = [f"{part['images']:,}", *(format_score(part["corpus"][key]) for key in names)]
+        cells[1 + names.index("CIDEr")] += f"<small>{'–'.join(map(format_score, part['intervals']['CIDEr']))}</small>"
+        rows += fill("score", key="domain", label=domain, cells="</td><td>".join(cells))
+    heads = "".join(fill("head", text=text) for text in ["Pictures", *map(METRIC_LABELS.__getitem__, names)])
+    note = "The document frequencies of CIDEr are those of all pictures together."
+    return _panel("Domains", fill("table", kind="scores", heads=heads, rows=rows), note)
 
 
 def _metrics_table(scores: Scores) -> str:

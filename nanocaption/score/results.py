@@ -11,7 +11,7 @@ from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.prepared import Record
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.score.predictions import image_ids
-from nanocaption.score.scoring import Scores
+from nanocaption.score.scoring import Scores, domain_lines
 
 
 def digest(*parts: object) -> str:
@@ -73,20 +73,27 @@ def origin(path: Path) -> str:
     return f"captions of {path.name} {digest(path / 'predictions.json' if path.is_dir() else path)}"
 
 
-def write_results(output: Path, records: Sequence[Record], captions: Sequence[str], scores: Scores) -> None:
+def write_results(
+    output: Path, records: Sequence[Record], captions: Sequence[str], scores: Scores,
+    ids: Sequence[int | str] | None = None,
+) -> None:  # fmt: skip
     """predictions.json, references.json and scores.json in `output`.
 
-    predictions.json is the COCO results layout; its readers ignore the file name beside each caption.
+    predictions.json is the COCO results layout; its readers ignore the file name beside each caption. ids: of the
+    records, where these are a part of their set; else as `image_ids` finds them.
     """
     output.mkdir(parents=True, exist_ok=True)
-    ids = image_ids(records)
+    ids = ids or image_ids(records)
     names = [record["file_name"] for record in records]
     predictions = [
         {"image_id": i, "caption": caption, "file_name": name}
         for i, caption, name in zip(ids, captions, names, strict=True)
     ]
     references = {
-        "images": [{"id": i, "file_name": name} for i, name in zip(ids, names, strict=True)],
+        "images": [
+            {"id": i, "file_name": record["file_name"]} | ({"domain": record["domain"]} if "domain" in record else {})
+            for i, record in zip(ids, records, strict=True)
+        ],
         "annotations": [
             {"id": len(records) * n + place, "image_id": ids[place], "caption": text}
             for place, record in enumerate(records)
@@ -108,6 +115,7 @@ def scores_table(scores: Scores) -> str:
         lines.append((line + (f"{100 * humans[name]:8.1f}" if humans and name in humans else "")).rstrip())
     if humans and humans["CIDEr"] > 0:
         lines.append(f"CIDEr is {scores['corpus']['CIDEr'] / humans['CIDEr']:.0%} of what people reach")
+    lines += domain_lines(scores.get("domains", {}), factor=100)
     for kind, count in scores.get("truth", {}).items():
         share = f"{count['true'] / count['claims']:.1%}" if count["claims"] else "none named"
         lines.append(f"true {kind:10} {share} of {count['claims']} named")

@@ -318,7 +318,7 @@ def test_numbers_that_may_mean_two_pictures_are_refused(demo_data):
     entries = [{"image_id": number, "caption": f"about {number}"} for number in range(12)]
     path = demo_data / "numbers.json"
     path.write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match="image_id '2' may mean 10.jpg or 2.jpg, by name or by number"):
+    with pytest.raises(ValueError, match=r"'2' may mean 10.jpg \(place in the split\) or 2.jpg \(by name\)"):
         read_predictions(path, records)
     named = [{"file_name": f"{entry['image_id']}.jpg", "caption": entry["caption"]} for entry in entries]
     for rows in ([entry | row for entry, row in zip(entries, named, strict=True)], named):

@@ -255,7 +255,7 @@ def test_empty_caption_scores_zero():
 
 
 def test_captions_without_any_word_score_zero():
-    with pytest.warns(UserWarning, match="2 of 3 references are empty texts, which count as captions of no words"):
+    with pytest.warns(UserWarning, match="3 of 3 references are empty texts or signs alone, which count as captions of"):
         corpus = score({1: [""], 2: ["", "."]}, {1: "", 2: "!"})
     assert corpus["CIDEr"] == 0 and corpus["ROUGE_L"] == 1.0
 
@@ -404,7 +404,7 @@ def test_command_line_takes_plain_mappings_and_mixed_id_types(tmp_path: Path):
         ({"1": ["a"]}, [{"image_id": 5, "caption": "a"}], "images without references, the first 5"),
         ({"1": ["a"]}, [{"image_id": [1], "caption": "a"}], "image_id must be a number or a string"),
         ({"1": ["a"]}, [{"image_id": 1, "caption": None}], "must be a string, got None"),
-        ({"1": ["a"]}, {"1": ["a"]}, "has no predictions"),
+        ({"1": ["a"]}, {"1": ["a", "b"]}, "keep one for each image; a file of references is named first"),
         ([1], {"1": "a"}, "is no reference file"),
         ({"1": ["a"]}, [{"image_id": i, "caption": "a"} for i in (1, "1")], "two captions for image '1'"),
     ],
