@@ -131,7 +131,7 @@ def test_every_flag_the_readme_names_is_one():
             [sys.executable, "-m", "nanocaption", name, "--help"],
             capture_output=True, text=True, timeout=60, check=True, cwd=ROOT,
         ).stdout
-        for name in ("train", "evaluate", "caption", "export", "demo", "score")
+        for name in ("train", "evaluate", "prepare", "caption", "export", "demo", "score")
     )  # fmt: skip
     others = {"--nproc-per-node", "--flag", "--signals-to-handle"}
     flags = set(re.findall(r"--[a-z][a-z-]+", README)) - others

@@ -38,20 +38,27 @@ def altered(paths: Mapping[str, Path], log: Path) -> list[str]:
     """
     lines: dict[str, list[Examined]] = {}
     for _, line in json_lines(log) if log.exists() else ():
-        if line and "sha256" in line:
-            lines.setdefault(str(line.get("name")), []).append(cast(Examined, line))
+        if line and {"name", "bytes", "time", "sha256", "refused"} <= line.keys():
+            lines.setdefault(str(line["name"]), []).append(cast(Examined, line))
     other, again = [], []
     for name in paths.keys() & lines.keys():
         size, time = check.size_and_time(paths[name])
         of_size = [line for line in lines[name] if line["bytes"] == size]
         if all(line["time"] != time for line in of_size):
-            same = [line for line in of_size if line["sha256"] == _digest(paths[name])]
+            same = [line for line in of_size if _is_of(line, paths[name])]
             again += [line | {"time": time} for line in same[-1:]]
             other += [name] * (not same)
     if again:
         with contextlib.suppress(OSError), open_to_append(log) as file:  # a set may lie where nothing can be written
             file.write(b"".join(json.dumps(line).encode() + b"\n" for line in again))
     return sorted(other)
+
+
+def _is_of(line: Examined, path: Path) -> bool:
+    """Whether a line of the log is of the content of a file; one that could not be read then is tried again."""
+    if line["refused"]:
+        return check.examine(str(path))["refused"] == line["refused"]
+    return line["sha256"] == _digest(path)
 
 
 def _digest(path: Path) -> str:

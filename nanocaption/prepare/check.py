@@ -100,7 +100,7 @@ def check(
         "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
         "sizes": check_report.sizes(kept, found),
     }
-    lost = _lost_split(records, kept, folder, drawn=draw is not None)
+    lost = _lost_split(records, kept, folder) if draw is None else _not_drawn(kept, groups, folder)
     if problem := check_report.problem(report, rules.max_bad_fraction, folder) or lost:
         check_report.write_report(folder, report)
         raise ValueError(problem)
@@ -119,14 +119,21 @@ def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[s
     return refused | {name: {"reason": "no caption left", "detail": ""} for name in bare if name not in refused}
 
 
-def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path, drawn: bool) -> str | None:
-    there = {record["split"] for record in kept}
-    if drawn and not {"train", "val", "test"} <= there:
-        return (f"{len(kept)} pictures can be used: too few to draw train, val and test, for which {splits.LEAST} are "
-                "needed that are no copies of each other; add pictures, or a split column to the captions")  # fmt: skip
-    lost = sorted({record["split"] for record in records} - there)
+def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path) -> str | None:
+    lost = sorted({record["split"] for record in records} - {record["split"] for record in kept})
     return (f"no picture of the split {lost[0]} can be used: mend or replace its pictures and captions; "
             f"{folder / 'report.json'} says what is wrong with each, and which are copies") if lost else None
+
+
+def _not_drawn(kept: Sequence[Record], copies: Sequence[Sequence[Record]], folder: Path) -> str | None:
+    lacking = sorted({"train", "val", "test"} - {record["split"] for record in kept})
+    if not lacking:
+        return None
+    if len(kept) - sum(len(group) - 1 for group in copies) < splits.LEAST:
+        return (f"{len(kept)} pictures can be used: too few to draw train, val and test, for which {splits.LEAST} are "
+                "needed that are no copies of each other; add pictures, or a split column to the captions")  # fmt: skip
+    return (f"no picture is left for the split {lacking[0]}, because those that the set had keep theirs: add pictures, "
+            f"or delete {folder / 'captions*.json'}, all of them, to draw all anew")
 
 
 def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:

@@ -63,7 +63,7 @@ def test_known_pictures_stay_and_new_ones_fill_up():
     assert {name: grown[name] for name in known} == known
     assert counts(grown) == (450, 25, 25)
     assert splits.draw(names(500), 1, (), grown) == grown
-    few = splits.draw(names(61), 1, (), {name: "train" for name in names(60)})
+    few = splits.draw(names(61), 1, (), dict.fromkeys(names(60), "train"))
     assert counts(few)[0] == 60  # what is known does not move, however little is left to draw from
 
 
