@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -286,6 +287,47 @@ def test_an_archive_that_changed_is_told_and_unpacked_again(tmp_path, raw):
         again(tmp_path, archive)
     again(tmp_path, archive, remake=True)
     assert (folder / "images" / "2.png").read_bytes() == (raw / "2.png").read_bytes() != content
+
+
+def test_shards_that_changed_are_told_and_unpacked_again(tmp_path, raw):
+    def pack(number: int) -> None:
+        for n, (name, text) in enumerate(rows(number)):
+            (raw / f"{n}.txt").write_text(text)
+            assert (raw / name).exists()
+        with tarfile.open(tmp_path / "shards" / "0.tar", "w") as tar:
+            for n in range(number):
+                for suffix in (".png", ".txt"):
+                    tar.add(raw / f"{n}{suffix}", f"{n}{suffix}")
+
+    (tmp_path / "shards").mkdir()
+    shards = tmp_path / "shards"
+    pack(40)
+    folder = again(tmp_path, shards)
+    old = split_of(folder)
+    assert again(tmp_path, shards) == folder and len(old) == 40
+    content = (raw / "2.png").read_bytes()
+    replace(raw / "2.png", 1)
+    assert len((raw / "2.png").read_bytes()) == len(content)
+    pack(40)
+    with pytest.raises(ValueError, match="the files are others"):
+        again(tmp_path, shards)
+    pack(45)
+    with pytest.raises(ValueError, match=r"5 pictures \(40.png, 41.png, 42.png, ...\) more"):
+        again(tmp_path, shards)
+    again(tmp_path, shards, remake=True)
+    assert (folder / "images" / "2.png").read_bytes() == (raw / "2.png").read_bytes() != content
+    assert old.items() <= split_of(folder).items() and len(split_of(folder)) == 45
+    assert again(tmp_path, shards) == folder
+
+
+def test_a_changed_part_of_a_mix_is_told(tmp_path, raw, made):
+    prepare("demo", tmp_path, cutoff=2)
+    prepare("mine,demo", tmp_path, rules=RULES, cutoff=2)
+    save(raw, 9, 77)
+    with pytest.raises(ValueError, match=r"mine was made from other files than 1 picture \(9.png\)"):
+        prepare("mine,demo", tmp_path, rules=RULES, cutoff=2)
+    with pytest.raises(ValueError, match="name of one set"):
+        prepare("mine,demo", tmp_path, rules=RULES, cutoff=2, remake=True)
 
 
 # --- the command, and what is told first ---
