@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from nanocaption.prepare import layouts
+from nanocaption.prepare import splits
 from tests import processes
 from tests.conftest import ROOT
 
@@ -114,8 +114,8 @@ def prepared_records() -> list[dict]:
 
 
 def fix_splits(monkeypatch) -> None:
-    """Six pictures are too few to draw from: the hash is replaced by SPLITS in order."""
-    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: dict(zip(NAMES, SPLITS, strict=True))[name])
+    """Instead of being drawn the six pictures get SPLITS in order."""
+    monkeypatch.setattr(splits, "draw", lambda names, *_: dict(zip(NAMES, SPLITS, strict=True)))
 
 
 def make_raw(folder: Path, pictures: str = "flickr30k-images") -> Path:

@@ -157,6 +157,11 @@ def verify(folder: Path) -> Manifest:
     return cast(Manifest, manifest)
 
 
+def kept_captions(folder: Path, digest: str) -> Path:
+    """Where the captions.json of this sha256 is kept once the set in `folder` has been made anew with others."""
+    return folder / f"captions.replaced-{digest[:12]}.json"
+
+
 def is_whole(folder: Path) -> bool:
     """Whether `verify` accepts the set."""
     try:

@@ -9,8 +9,8 @@ Refused pictures and captions are left out of the set; the files themselves are 
 MAX_BAD_FRACTION of the pictures or of the captions would be left out, no set is made.
 
 Copies: the same picture under several names, as the same file or with the same pixels in another. One that lies in
-several splits is kept in test, else in val, and left out of the others, because training on a picture of the test set
-is the worse fault. Copies within a split stay.
+several splits of a source is kept in test, else in val, and left out of the others, because training on a picture of
+the test set is the worse fault. Copies within a split stay. Splits that are drawn here are drawn once copies are known.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ import signal
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -33,7 +33,7 @@ from tqdm import tqdm
 from nanocaption.base import cli
 from nanocaption.base.files import json_lines, open_to_append
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import check_report
+from nanocaption.prepare import check_report, splits
 from nanocaption.prepare.caption_text import TEXT_VERSION, clean, normalise
 from nanocaption.prepare.check_report import Examined, Report
 
@@ -41,6 +41,7 @@ SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
 PER_WORKER = 100  # pictures that are worth a process of its own, which takes 0.3 s to start
 AT_ONCE = 8  # paths given to a process in one go, so that it need not wait for each; few enough for a pipe
+Draw = Callable[[list[str], list[list[str]]], Mapping[str, str]]  # (names, groups of copies) -> name -> split
 PASSING = ("cannot be opened", "missing", "link to nothing")  # reasons that the next run may not find again
 
 
@@ -71,32 +72,44 @@ class Checked(NamedTuple):
         return {"caption_text": {key: text[key] for key in ("version", "case")}, "pictures_sha256": digest}
 
 
-def check(folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules) -> Checked:
+def check(
+    folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules, draw: Draw | None = None
+) -> Checked:
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
-    paths: file_name -> picture; None: pictures drawn here, which are not opened. Raises ValueError with the first cases
-    where more than rules.max_bad_fraction is bad, or a split would lose all it had; report.json is written then, too.
+    paths: file_name -> picture; None: pictures drawn here, which are not opened. draw: gives the splits of those that
+    can be used. Raises ValueError with the first cases where more than rules.max_bad_fraction is bad, a split would
+    lose all it had, or too few are left to draw from; report.json is written then, too.
     """
-    cleaned, captions_report = _check_captions(records, rules.caption_case)
+    cleaned, captions_report = clean_captions(records, rules.caption_case)
     captioned = [record for record in cleaned if record["captions"]]
     if paths is None:
         return Checked(captioned, {"captions": captions_report}, {})
-    names = [record["file_name"] for record in records]
-    found = scan({name: paths[name] for name in names}, folder / "scan.jsonl", rules.workers)
+    found = scan({name: paths[name] for name in _names(records)}, folder / "scan.jsonl", rules.workers)
     refused = _refused(found, cleaned)
     good = [record for record in captioned if record["file_name"] not in refused]
-    copies, leaving = find_copies(good, found, paths)
+    groups = _groups_of_copies(good, found, paths)
+    if draw is not None:
+        drawn = draw(_names(good), list(map(_names, groups)))
+        for record in good:  # which the groups hold as well
+            record["split"] = drawn[record["file_name"]]
+    copies, leaving = _left_out(groups)
     kept = [record for record in good if record["file_name"] not in leaving]
     report: Report = {
         "captions": captions_report,
         "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
         "sizes": check_report.sizes(kept, found),
     }
-    if problem := check_report.problem(report, rules.max_bad_fraction, folder) or _lost_split(records, kept, folder):
+    lost = _lost_split(records, kept, folder) if draw is None else _not_drawn(kept, groups, folder)
+    if problem := check_report.problem(report, rules.max_bad_fraction, folder) or lost:
         check_report.write_report(folder, report)
         raise ValueError(problem)
     print("\n".join(check_report.summary(report)))
     return Checked(kept, report, found)
+
+
+def _names(records: Sequence[Record]) -> list[str]:
+    return [record["file_name"] for record in records]
 
 
 def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
@@ -112,7 +125,18 @@ def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path)
             f"{folder / 'report.json'} says what is wrong with each, and which are copies") if lost else None
 
 
-def _check_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
+def _not_drawn(kept: Sequence[Record], copies: Sequence[Sequence[Record]], folder: Path) -> str | None:
+    lacking = sorted({"train", "val", "test"} - {record["split"] for record in kept})
+    if not lacking:
+        return None
+    if len(kept) - sum(len(group) - 1 for group in copies) < splits.LEAST:
+        return (f"{len(kept)} pictures can be used: too few to draw train, val and test, for which {splits.LEAST} are "
+                "needed that are no copies of each other; add pictures, or a split column to the captions")  # fmt: skip
+    return (f"no picture is left for the split {lacking[0]}, because those that the set had keep theirs: add pictures, "
+            f"or delete {folder / 'captions*.json'}, all of them, to draw all anew")
+
+
+def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
     """The records with clean captions, or with none, and what the report says of captions."""
     repaired, refused = [], []
     cleaned: list[Record] = []
@@ -141,7 +165,7 @@ def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examin
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
     known = _read_scan(log)
-    files = {name: _size_and_time(path) for name, path in paths.items()}
+    files = {name: size_and_time(path) for name, path in paths.items()}
     found = {name: known[name] for name, file in files.items()
              if name in known and (known[name]["bytes"], known[name]["time"]) == file}  # fmt: skip
     todo = [name for name in paths if name not in found]
@@ -165,7 +189,8 @@ def _read_scan(log: Path) -> dict[str, Examined]:
     return {line.get("name", ""): line for line in lines if line.get("version") == SCAN_VERSION}
 
 
-def _size_and_time(path: Path) -> tuple[int, int]:
+def size_and_time(path: Path) -> tuple[int, int]:
+    """Bytes, and time of change in ns; 0 and 0 where the file cannot be asked."""
     try:
         about = path.stat()
     except OSError:
@@ -263,12 +288,15 @@ def find_copies(
     records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
 ) -> tuple[dict[str, Any], set[str]]:
     """(what the report says of pictures with the same pixels, the names to leave out because another split has them)"""
-    groups = _groups_of_copies(records, found, paths)
+    return _left_out(_groups_of_copies(records, found, paths))
+
+
+def _left_out(groups: Sequence[Sequence[Record]]) -> tuple[dict[str, Any], set[str]]:
     across, leaving = [], set()
     for group in groups:
-        splits = {record["split"] for record in group}
-        if len(splits) > 1:
-            stays = next((split for split in ("test", "val") if split in splits), None) or min(splits)
+        lying_in = {record["split"] for record in group}
+        if len(lying_in) > 1:
+            stays = splits.first_of(lying_in)
             leaving |= {record["file_name"] for record in group if record["split"] != stays}
             across.append([f"{record['file_name']} ({record['split']})" for record in group])
     return {

@@ -29,12 +29,11 @@ from typing import NamedTuple
 
 from nanocaption.base.files import is_junk
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import archives, caption_files, packed
+from nanocaption.prepare import archives, caption_files, packed, splits
 from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
-TRAIN_SHARE, VAL_SHARE = 0.90, 0.05  # of a set that brings no split of its own; the rest is test
 
 
 class Layout(NamedTuple):
@@ -75,7 +74,7 @@ def read_layout(raw_dir: Path, seed: int) -> Contents:
 
 
 def read(source: Source, seed: int) -> Contents:
-    """The records of a source. Splits are its own, otherwise drawn picture by picture (`hashed_split`).
+    """The records of a source. Splits are its own, otherwise drawn from names and seed alone (splits.py).
 
     Raises ValueError with one line for faults that a reader must not guess about: duplicate ids, unsafe file names,
     unknown or contradicting splits, a split list that would leave its split empty. Captions are given as they stand,
@@ -177,45 +176,38 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     caption_files.refuse_duplicates(names, source)
-    splits, notes = splits_of(names, rows, seed, source)
+    of_rows, notes = splits_of(names, rows, seed, source)
     records: list[Record] = []
-    for name, row, split in zip(names, rows, splits, strict=True):
+    for name, row, split in zip(names, rows, of_rows, strict=True):
         records.append({"file_name": name, "split": split, "captions": list(row.captions)})
         if row.image_id is not None:
             records[-1]["image_id"] = row.image_id
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
-    absent = [split for split in SPLITS if split not in splits]
+    absent = [split for split in SPLITS if split not in of_rows]
     if absent:
         notes.append(f"the source has no {' and no '.join(absent)} pictures, kept as it is")
     return records, notes
 
 
 def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str) -> tuple[list[str], list[str]]:
-    """The split of each row and notes: its own, or by hash where no row has one."""
+    """The split of each row and notes: its own, or a drawn one where no row has one."""
     without = [name for name, row in zip(names, rows, strict=True) if not row.split]
     if len(without) < len(rows):
         refuse(without, "picture", source, "without a split, others have one; give all or none")
     if without:
-        splits = [hashed_split(name, seed) for name in names]
-        if not {"train", "val"} <= set(splits):
-            raise ValueError(f"{source}: {len(names)} pictures are too few to draw train and val by hash; "
-                             "add pictures, or a split column with train, val and test")
-        return splits, [f"no split given: drawn by a hash of the file name, 90 / 5 / 5 (seed {seed})"]
-    splits = [caption_files.plain_split(row.split) for row in rows]
-    unfit = sorted({repr(split) for split in splits if not re.fullmatch(SPLIT_NAME, split)})
+        if len(names) < splits.LEAST:
+            raise ValueError(f"{source}: {len(names)} pictures are too few to draw train, val and test: "
+                             f"{splits.LEAST} are needed; add pictures, or a split column")
+        drawn = splits.draw(names, seed)
+        return [drawn[name] for name in names], [f"no split given: drawn with DATA_SEED = {seed}, {splits.RULE}"]
+    own = [caption_files.plain_split(row.split) for row in rows]
+    unfit = sorted({repr(split) for split in own if not re.fullmatch(SPLIT_NAME, split)})
     refuse(unfit, "split name", source, "not a plain word; use train, val and test, or words of your own that "
            "TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")  # fmt: skip
-    own = [f"{split} ({count:,})" for split, count in Counter(splits).items() if split not in SPLITS]
-    return splits, [
-        f"pictures in use only where TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: {', '.join(own)}"] * bool(own)
-
-
-def hashed_split(file_name: str, seed: int) -> str:
-    """train, val or test (90 / 5 / 5) from the seed and the file name alone, so that adding pictures moves none."""
-    digest = hashlib.sha256(f"{seed}:{file_name}".encode()).digest()
-    number = int.from_bytes(digest[:8], "big") / 2**64
-    return "train" if number < TRAIN_SHARE else "val" if number < TRAIN_SHARE + VAL_SHARE else "test"
+    others = [f"{split} ({count:,})" for split, count in Counter(own).items() if split not in SPLITS]
+    return own, [f"pictures in use only where TRAIN_SPLITS, VAL_SPLITS or TEST_SPLITS name them: {', '.join(others)}"
+                 ] * bool(others)  # fmt: skip
 
 
 def is_safe_name(name: object) -> bool:

@@ -13,6 +13,7 @@ Several names with commas between are mixed (mix.py).
 """
 
 import filecmp
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,28 +25,83 @@ from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
-from nanocaption.prepare import archives, check, flickr30k, layouts
+from nanocaption.prepare import archives, changes, check, flickr30k, layouts, splits
 from nanocaption.prepare.caption_files import NotThereError, refuse
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
+UNKNOWN = ("is not in {} and not a set that can be made here (demo, flickr30k): to read your own pictures and captions "
+           "under that name, set RAW_DATA_DIR to their folder")  # fmt: skip
 FOLDER_LICENCE = "not known: the terms of whoever owns the pictures and captions"
 
 
-def prepare_from(settings: Settings) -> Path:
+def prepare_from(settings: Settings, *, compare: bool = True, remake: bool = False) -> Path:
     """`prepare` as the settings of config.py ask for it."""
     return prepare(
         settings.DATASET,
         Path(settings.DATA_DIR),
-        raw_dir=Path(settings.RAW_DATA_DIR) if settings.RAW_DATA_DIR else None,
+        raw_dir=raw_dir_of(settings),
         seed=settings.DATA_SEED,
         cutoff=settings.DATA_CUTOFF,
         hf_dataset_id=settings.HF_DATASET_ID,
         hf_revision=settings.HF_DATASET_REVISION,
-        rules=check.Rules(settings.CAPTION_CASE, settings.MAX_BAD_FRACTION, settings.NUM_WORKERS),
+        rules=rules_of(settings),
+        compare=compare,
+        remake=remake,
     )
+
+
+def raw_dir_of(settings: Settings) -> Path | None:
+    return Path(settings.RAW_DATA_DIR) if settings.RAW_DATA_DIR else None
+
+
+def rules_of(settings: Settings) -> check.Rules:
+    return check.Rules(settings.CAPTION_CASE, settings.MAX_BAD_FRACTION, settings.NUM_WORKERS)
+
+
+def look_first(settings: Settings) -> None:
+    """What `prepare_from` would refuse of names, folders and caption files, before anything is made or downloaded.
+
+    It takes seconds and opens no picture. Raises ValueError with one line, also where RAW_DATA_DIR is no longer what a
+    whole set was made from.
+    """
+    data_dir, raw_dir = Path(settings.DATA_DIR), raw_dir_of(settings)
+    for name in check_names(settings.DATASET, data_dir, raw_dir):
+        folder = folder_of(name, data_dir)
+        if prepared.is_whole(folder):
+            if problem := changed_since(folder, prepared.verify(folder), raw_dir, rules_of(settings)):
+                raise ValueError(problem)
+        elif raw_dir is not None:
+            look_at_raw(raw_dir, settings.DATA_SEED)
+
+
+def look_at_raw(raw_dir: Path, seed: int) -> None:
+    """Read the captions of a folder and find their pictures; of packed ones only see what they are."""
+    try:
+        source = layouts.find(raw_dir)
+        if source.unpack is None:
+            find_pictures(raw_dir, [record["file_name"] for record in layouts.read(source, seed).records])
+    except NotThereError:
+        if not archives.find(raw_dir):
+            raise
+
+
+def check_names(dataset: str, data_dir: Path, raw_dir: Path | None) -> list[str]:
+    """The sets that DATASET names. Raises ValueError where one is neither there nor can be made."""
+    names = [part.name for part in prepared.parse_mix(dataset)] if prepared.is_mix(dataset) else [dataset]
+    if raw_dir is not None and prepared.is_mix(dataset):
+        raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {dataset!r} names several sets: prepare the "
+                         "one in that folder by itself first, then name it without RAW_DATA_DIR")
+    if raw_dir is not None and dataset == "demo":
+        raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
+                         "in that folder a name of its own (DATASET = mine), or set RAW_DATA_DIR to none")
+    for name in names:
+        made_here = name in ("demo", "flickr30k") or raw_dir is not None
+        if not folder_of(name, data_dir).exists() and not made_here:
+            raise ValueError(f"DATASET = {name!r} {UNKNOWN.format(data_dir)}")
+    return names
 
 
 def prepare(
@@ -58,6 +114,8 @@ def prepare(
     hf_dataset_id: str = flickr30k.OFFICIAL_ID,
     hf_revision: str = "main",
     rules: check.Rules = check.DEFAULT_RULES,
+    compare: bool = True,
+    remake: bool = False,
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
@@ -66,34 +124,32 @@ def prepare(
     seed: draws the demo set, and the splits of a folder that brings none (DATA_SEED).
     cutoff: only the first `cutoff` pictures of each split; None = all.
     rules: how pictures and captions are checked and cleaned (check.py).
+    compare: whether a whole set must be what raw_dir holds now; False: it is taken as it is (a resume needs no more).
+    remake: make a set that is whole anew from raw_dir. Pictures keep the splits that were drawn for them.
     Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
     whole set made from something else.
     """
+    check_names(name, data_dir, raw_dir)
+    if remake and raw_dir is None:
+        raise ValueError("--remake makes a set of your own anew from RAW_DATA_DIR, which is none (DATASET = "
+                         f"{name!r}): give the folder with its pictures and captions, and the name of one set")
     if prepared.is_mix(name):
-        if raw_dir is not None:
-            raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET = {name!r} names several sets: prepare the "
-                             "one in that folder by itself first, then name it without RAW_DATA_DIR")
         parts = prepared.parse_mix(name)
         for part in sorted(parts, key=lambda part: part.name in ("demo", "flickr30k")):  # a missing one is told first
             prepare(part.name, data_dir, seed=seed, cutoff=cutoff, hf_dataset_id=hf_dataset_id,
-                    hf_revision=hf_revision, rules=rules)  # fmt: skip
+                    hf_revision=hf_revision, rules=rules, compare=compare)  # fmt: skip
         return prepare_mix(folder_of(prepared.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
-    if name == "demo" and raw_dir is not None:
-        raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
-                         "in that folder a name of its own (DATASET = mine), or set RAW_DATA_DIR to none")
-    if name == "flickr30k" and raw_dir is None:
-        return prepare_flickr30k(data_dir, hf_dataset_id, hf_revision, cutoff=cutoff, rules=rules)
-    if manifest := whole_manifest(folder, cutoff, seed, rules.caption_case):
-        if raw_dir is not None:
-            check_raw_unchanged(folder, manifest, raw_dir)
+    if (manifest := whole_manifest(folder, cutoff, seed, rules.caption_case)) and not remake:
+        take_whole(folder, manifest, raw_dir, rules, compare)
         return folder
     if name == "demo":
         return prepare_demo(folder, seed, cutoff, rules)
     if raw_dir is not None:
-        return prepare_folder(folder, raw_dir, seed, cutoff, rules)
-    raise ValueError(f"DATASET = {name!r} is not in {data_dir} and not a set that can be made here (demo, flickr30k): "
-                     "to read your own pictures and captions under that name, set RAW_DATA_DIR to their folder")
+        return prepare_folder(folder, raw_dir, seed, cutoff, rules, remake)
+    if name == "flickr30k":
+        return download_flickr30k(folder, hf_dataset_id, hf_revision, cutoff, rules)
+    raise ValueError(f"DATASET = {name!r} {UNKNOWN.format(data_dir)}")
 
 
 def prepare_flickr30k(
@@ -114,6 +170,13 @@ def prepare_flickr30k(
     folder = folder_of("flickr30k", data_dir)
     if whole_manifest(folder, cutoff, None, rules.caption_case):
         return folder
+    return download_flickr30k(folder, hf_dataset_id, revision, cutoff, rules)
+
+
+def download_flickr30k(
+    folder: Path, hf_dataset_id: str, revision: str, cutoff: int | None, rules: check.Rules
+) -> Path:  # fmt: skip
+    """What `prepare_flickr30k` does where the set is not whole."""
     print(f"note: {flickr30k.LICENCE}")
     copy = flickr30k.find(hf_dataset_id, revision, folder / "download")
     contents = layouts.read(flickr30k.source(copy), 0)  # the copy gives every split: nothing to draw
@@ -140,9 +203,20 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules
                      source="demo_set", seed=seed)  # fmt: skip
 
 
-def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
-    """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`."""
+def prepare_folder(
+    folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules, remake: bool = False
+) -> Path:  # fmt: skip
+    """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`.
+
+    remake: what was unpacked before may be of another archive, and is unpacked again.
+    """
+    if remake and (folder / "unpacked").is_dir():
+        shutil.rmtree(folder / "unpacked")
     contents, pictures = read_raw(raw_dir, seed, folder / "unpacked")
+    if remake and contents.source.unpack:
+        begin(folder)
+        for path in in_images(folder, contents.records).values():
+            path.unlink(missing_ok=True)
     make_set(folder, contents, pictures, cutoff, rules, seed=seed if contents.drawn else None,
              licence=flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE,
              source=str(raw_dir.resolve()), source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
@@ -153,22 +227,51 @@ def prepare_folder(folder: Path, raw_dir: Path, seed: int, cutoff: int | None, r
 
 def make_set(
     folder: Path, contents: layouts.Contents, pictures: dict[str, Path], cutoff: int | None, rules: check.Rules,
-    **about: object,
+    *, seed: int | None = None, **about: object,
 ) -> None:  # fmt: skip
     """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
 
-    pictures: file_name -> where it lies; not used where the source unpacks them. about: more for the manifest.
+    pictures: file_name -> where it lies; not used where the source unpacks them. seed: draws the splits, None where
+    they are the source's own. about: more for the manifest.
     """
-    records, unpack = prepared.first_of_each(contents.records, cutoff), contents.source.unpack
-    begin(folder)
+    records, unpack = contents.records, contents.source.unpack
+    draw = None
+    if seed is not None:
+        records, draw = draw_first(folder, records, seed, cutoff)
+    records = prepared.first_of_each(records, cutoff)
     if unpack:
+        begin(folder)
         unpack([record["file_name"] for record in records], folder / "images")
         pictures = in_images(folder, records)
-    checked = check.check(folder, records, pictures, rules)
+    checked = check.check(folder, records, pictures, rules, draw)
+    begin(folder)
     if not unpack:
         for record in tqdm(checked.records, desc="pictures", unit="picture"):
             bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
-    write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, **about)
+    write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, seed=seed,
+              **about)  # fmt: skip
+
+
+def draw_first(
+    folder: Path, records: list[Record], seed: int, cutoff: int | None
+) -> tuple[list[Record], check.Draw]:  # fmt: skip
+    """The records with splits by names and earlier splits, and what draws again once bad ones and copies are known.
+
+    With a cutoff, pictures that are not looked at take part as if they were sound.
+    """
+    names = [record["file_name"] for record in records]
+    known = splits.splits_before(folder)
+    if kept := sum(name in known for name in names):
+        print(f"note: {kept:,} pictures keep the split that they had in {folder}; {len(names) - kept:,} are drawn")
+    drawn = splits.draw(names, seed, (), known)
+    first: list[Record] = [record | {"split": drawn[record["file_name"]]} for record in records]
+    looked_at = {record["file_name"] for record in prepared.first_of_each(first, cutoff)}
+
+    def again(good: list[str], copies: list[list[str]]) -> dict[str, str]:
+        bad = looked_at - set(good)
+        return splits.draw([name for name in names if name not in bad], seed, copies, known)
+
+    return first, again
 
 
 def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path]]:
@@ -255,8 +358,9 @@ def whole_manifest(
     of_seed = ("DATA_SEED", drawn_with, drawn_with if seed is None or drawn_with is None else seed)  # None: not drawn
     for setting, then, now in (of_seed, ("CAPTION_CASE", made_case, caption_case)):
         if then != now:
+            what = "captions*.json, all of them," if setting == "DATA_SEED" else "manifest.json"
             raise ValueError(f"{folder} was made with {setting} = {then}, now it is {now}: set it back, take another "
-                             f"DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+                             f"DATASET or DATA_DIR, or delete {folder / what} to make the set again")
     if made_with is not None and (cutoff is None or cutoff > made_with):
         print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
         return None
@@ -264,13 +368,70 @@ def whole_manifest(
     return manifest
 
 
-def check_raw_unchanged(folder: Path, manifest: Manifest, raw_dir: Path) -> None:
-    """Raises ValueError when `raw_dir` holds other captions than the set was made from; tells of a missing one."""
-    if not raw_dir.exists():
+def take_whole(folder: Path, manifest: Manifest, raw_dir: Path | None, rules: check.Rules, compare: bool) -> None:
+    """Raises ValueError where a whole set is no longer what `raw_dir` holds (see `changed_since`).
+
+    Without `compare` only the set's own pictures are looked at, and what has changed is told.
+    """
+    if compare and raw_dir is not None and not raw_dir.exists():
         print(f"Note: RAW_DATA_DIR = {str(raw_dir)!r} is not there; the set that was made before is used: {folder}")
-    elif layouts.captions_digest(raw_dir) != manifest.get("source_sha256"):
-        raise ValueError(f"{folder} was made from other captions than RAW_DATA_DIR = {str(raw_dir)!r} holds now: take "
-                         f"another DATASET or DATA_DIR, or delete {folder / 'manifest.json'} to make the set again")
+    problem = changed_since(folder, manifest, raw_dir if compare else None, rules)
+    if problem and compare:
+        raise ValueError(problem)
+    if problem:
+        print(f"Note: {problem}")
+
+
+def changed_since(folder: Path, manifest: Manifest, raw_dir: Path | None, rules: check.Rules) -> str | None:
+    """What has changed since a whole set was made, and how to go on: in its pictures, and in `raw_dir` if it is there.
+
+    Pictures are compared by size and time of their files.
+    """
+    records = changes.read_records(folder)
+    edited = changes.altered(in_images(folder, records), folder / "scan.jsonl")
+    if raw_dir is None or not raw_dir.exists():
+        return (f"{folder} was made from other files than {cases(edited, 'picture')} in its images/ are now (perhaps "
+                f"hard links to what was edited): put the old ones back. {changes.ANEW}") if edited else None
+    told = captions_changed(folder, manifest, raw_dir, rules)
+    what = "captions" if told else "pictures"
+    if not told:
+        try:
+            edited = sorted({*edited, *changes.replaced(folder, pictures_still_there(folder, raw_dir))})
+        except ValueError as error:
+            told = [str(error)]
+    told += [f"{cases(edited, 'picture')} replaced by other files"] * bool(edited)
+    return (f"{folder} was made from other {what} than RAW_DATA_DIR = {str(raw_dir)!r} holds now: {'; '.join(told)}. "
+            f"{changes.ANEW}. To use the set as it is, set RAW_DATA_DIR to none") if told else None  # fmt: skip
+
+
+def captions_changed(folder: Path, manifest: Manifest, raw_dir: Path, rules: check.Rules) -> list[str]:
+    """How the captions of `raw_dir` differ from those of the set, [] where they do not; packed ones with pictures."""
+    if layouts.captions_digest(raw_dir) == manifest.get("source_sha256"):
+        return []
+    drawn = manifest.get("seed") is not None
+    try:
+        contents = layouts.read_layout(raw_dir, manifest.get("seed") or 0)
+    except ValueError as error:
+        return ["the archives are others" if archives.find(raw_dir) else str(error)]
+    cutoff = manifest.get("cutoff")
+    comparable = manifest.get("caption_text", {}).get("version") == check.TEXT_VERSION
+    records = contents.records if drawn else prepared.first_of_each(contents.records, cutoff)
+    found = changes.of_captions(folder, records, rules.caption_case if comparable else None, drawn,
+                                all_of_it=cutoff is None or not drawn)  # fmt: skip
+    return found or ["the files are others"] * (contents.source.unpack is not None or not comparable)
+
+
+def pictures_still_there(folder: Path, raw_dir: Path) -> dict[str, Path]:
+    """file_name -> path below `raw_dir`, of what a set holds or left out; {} of packed pictures.
+
+    Raises as `find_pictures`.
+    """
+    held = {path.rpartition("/")[2] for path in walk_files(raw_dir)}
+    names = [*(record["file_name"] for record in changes.read_records(folder)), *changes.left_out(folder)]
+    try:
+        return find_pictures(raw_dir, [name for name in names if name.rpartition("/")[2] in held])[0]
+    except NotThereError:  # in part: the set has its own
+        return {}
 
 
 def folder_of(name: str, data_dir: Path) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from nanocaption.base.files import link_or_copy, write_atomically
-from nanocaption.data.prepared import Record
+from nanocaption.data.prepared import Record, kept_captions
 from nanocaption.prepare import check, check_report, layouts
 
 
@@ -30,6 +30,17 @@ def bring(source: Path, target: Path) -> None:
             return
     target.parent.mkdir(parents=True, exist_ok=True)
     link_or_copy(source, target)
+
+
+def keep_replaced(folder: Path, text: str) -> None:
+    """Keep the captions.json that `text` is to replace, if it is another: runs know it, and splits stand in it."""
+    old = folder / "captions.json"
+    content = old.read_bytes() if old.exists() else text.encode()
+    if content != text.encode():
+        kept = kept_captions(folder, hashlib.sha256(content).hexdigest())
+        link_or_copy(old, kept)
+        print(f"note: other captions than before: the old ones are kept in {kept}; runs that were trained on them "
+              "cannot be resumed")  # fmt: skip
 
 
 def write_set(
@@ -55,6 +66,7 @@ def write_set(
     counts = {split: {"images": images[split], "captions": pairs[split]} for split in splits}
     manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
                 "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    keep_replaced(folder, text)
     write_atomically(folder / "captions.json", text)
     if checked is not None and checked.found:  # not: pictures drawn here
         check_report.write_report(folder, {**manifest, **checked.report})

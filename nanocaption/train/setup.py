@@ -19,11 +19,11 @@ from nanocaption.base.tensors import State, check_fits
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
-from nanocaption.data.prepared import Record, load_records, sample_places, verify
+from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
 from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
-from nanocaption.prepare.make import prepare_from
+from nanocaption.prepare.make import look_first, prepare_from
 from nanocaption.runs import checkpoint, signals
 from nanocaption.runs.folder import (
     BEST_CIDER,
@@ -106,12 +106,16 @@ class Progress(NamedTuple):
 def find_start(settings: Settings) -> Start:
     """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
 
-    Raises as resume.find_resume, resume.load_initial and encoder.check_available.
+    A fresh start looks at the raw data before the network; a resume needs the prepared set alone. Raises as
+    resume.find_resume, make.look_first, resume.load_initial and encoder.check_available.
     """
     start = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else Start(settings)
-    if start.path is None and settings.INIT_CHECKPOINT_PATH is not None:
+    if start.path is not None:
+        return start
+    look_first(settings)
+    if settings.INIT_CHECKPOINT_PATH is not None:
         return start._replace(initial=load_initial(settings))
-    if start.path is None and settings.ENCODER_MODEL_NAME is not None:
+    if settings.ENCODER_MODEL_NAME is not None:
         check_available(settings.ENCODER_MODEL_NAME)
     return start
 
@@ -141,7 +145,7 @@ def prepare(
     data_folder, records = load_splits(settings)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
-        raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
+        raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device)
@@ -176,9 +180,19 @@ def prepare(
     return run, progress
 
 
+def told_of_others(data_folder: Path, digest: str) -> str:
+    """Why a run on the captions.json of this digest cannot go on with the set in data_folder, and what to do."""
+    told = f"The captions in {data_folder} are not those of this run: a resume needs the same data."
+    kept = kept_captions(data_folder, digest)
+    if not kept.exists():
+        return told
+    return (f"{told} The set was made anew since (--remake, or a larger DATA_CUTOFF); those of this run are kept in "
+            f"{kept}. Start a fresh run on the new set, with --init-checkpoint-path to begin with the weights of this.")
+
+
 def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
-    folder = devices.first_rank_first(lambda: prepare_from(settings))
+    folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
 

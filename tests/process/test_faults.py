@@ -153,7 +153,7 @@ def test_sigterm_in_the_captioning_of_the_validation_is_served_there(argv, tmp_p
 
 def test_sigterm_before_the_training_ends_at_once_and_leaves_nothing(argv, tmp_path):
     def prelude():
-        def forever(settings):
+        def forever(settings, compare):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(100)
 

@@ -7,14 +7,14 @@ from functools import partial
 
 import numpy as np
 import pytest
-from coco_scores import coco_scores
-from conftest import CUTOFF, run_command
 
 import evaluate
 from nanocaption import metrics
 from nanocaption.commands.score import main as score_main
 from nanocaption.data.prepared import load_records
 from nanocaption.score.scoring import domain_lines, domain_scores, score_captions
+from tests.coco_scores import coco_scores
+from tests.conftest import CUTOFF, run_command
 
 score = partial(run_command, score_main)
 pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from conftest import run_command
 
 from nanocaption.commands.score import main as score_main
 from nanocaption.metrics import files
 from nanocaption.score import results
 from nanocaption.score.predictions import compare_sides, image_ids, match_references, read_predictions, read_side
 from nanocaption.score.scoring import score_captions
+from tests.conftest import run_command
 
 score = partial(run_command, score_main)
 IDS = [123456, 4, 391895, 2, 829718, 0]  # three of them could be places

@@ -7,13 +7,13 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from coco_scores import coco_scores
-from conftest import CUTOFF, run_command
 
 import evaluate
 from nanocaption.commands.score import main as score_main
 from nanocaption.data.prepared import load_records
 from nanocaption.metrics.scores import NAMES
+from tests.coco_scores import coco_scores
+from tests.conftest import CUTOFF, run_command
 
 score = partial(run_command, score_main)
 pytestmark = pytest.mark.filterwarnings("ignore:.*images are few")
