@@ -1,7 +1,6 @@
 """Real commands on a raw folder that grows: a resume needs the prepared set alone, a fresh start says what changed."""
 
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -14,17 +13,13 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 import nanocaption
+from nanocaption.train import setup
+from tests import processes
 from tests.conftest import TINY_MODEL
 from tests.raw_sets import write_csv
 
 ROOT = Path(nanocaption.__file__).resolve().parents[1]
 FLAGS = [*TINY_MODEL.split(), "--num-epochs", "2", "--decoder-dropout", "0.1", "--random-flip", "--keep-best", "9"]
-
-
-def run(script: str, place: Path, *words: str, **environment: str) -> subprocess.CompletedProcess:
-    clean = {key: value for key, value in os.environ.items() if "PROXY" not in key.upper()}
-    clean |= {"OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "HF_HUB_OFFLINE": "1", **environment}
-    return subprocess.run([sys.executable, ROOT / script, *words], cwd=place, env=clean, capture_output=True, text=True)
 
 
 def grow(raw: Path, pictures: range) -> None:
@@ -40,8 +35,9 @@ def place(tmp_path_factory) -> Path:
     """A folder in which two epochs were trained on raw/, and the checkpoint after the first one lies in runs/again."""
     folder = tmp_path_factory.mktemp("grows")
     grow(folder / "raw", range(60))
-    done = run("train.py", folder, "--dataset", "mine", "--raw-data-dir", "raw", "--run-name", "first", *FLAGS)
-    assert done.returncode == 0, done.stderr
+    flags = ("--dataset", "mine", "--raw-data-dir", "raw", "--run-name", "first", *FLAGS)
+    done = processes.command(folder, "train.py", *flags)
+    assert done.code == 0, done.err
     (folder / "runs" / "again").mkdir()
     first = next((folder / "runs" / "first").glob("checkpoint_epoch_1_*"))
     shutil.copy(first, folder / "runs" / "again" / "last.safetensors")
@@ -58,30 +54,30 @@ def test_a_set_that_grew(place):
     captions = (place / "data" / "mine" / "captions.json").read_bytes()
     grow(place / "raw", range(63))
     resume = ("--resume-checkpoint-path", "runs/again/last.safetensors")
-    done = run("train.py", place, *resume)
-    assert done.returncode == 0, done.stderr
+    done = processes.command(place, "train.py", *resume)
+    assert done.code == 0, done.err
     assert weights(place, "again") == weights(place, "first") and len(weights(place, "first")) > 20
-    assert run("evaluate.py", place, "--checkpoint", "runs/again/last.safetensors").returncode == 0
+    assert processes.command(place, "evaluate.py", "--checkpoint", "runs/again/last.safetensors").code == 0
 
     fresh = ("--dataset", "mine", "--raw-data-dir", "raw", "--run-name", "fresh", *FLAGS)
-    done = run("train.py", place, *fresh)
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert "3 pictures (60.png, 61.png, 62.png) more" in done.stderr and "--remake" in done.stderr
+    done = processes.command(place, "train.py", *fresh)
+    assert done.code == 1 and len(done.err.strip().splitlines()) == 1, done.err
+    assert "3 pictures (60.png, 61.png, 62.png) more" in done.err and "--remake" in done.err
     assert not (place / "runs" / "fresh").exists()
     assert (place / "data" / "mine" / "captions.json").read_bytes() == captions
 
-    done = run("prepare_dataset.py", place, "--remake", *fresh)
-    assert done.returncode == 0, done.stderr
-    assert "60 pictures keep the split that they had" in done.stdout
+    done = processes.command(place, "prepare_dataset.py", "--remake", *fresh)
+    assert done.code == 0, done.err
+    assert "60 pictures keep the split that they had" in done.out
     old, new = (splits(text) for text in (captions, (place / "data" / "mine" / "captions.json").read_bytes()))
     assert old.items() <= new.items() and len(new) == 63
 
-    done = run("train.py", place, *resume, "--num-epochs", "3")
-    assert done.returncode == 1 and "not those of this run" in done.stderr and "--init-checkpoint-path" in done.stderr
+    done = processes.command(place, "train.py", *resume, "--num-epochs", "3")
+    assert done.code == 1 and "not those of this run" in done.err and "--init-checkpoint-path" in done.err
     (kept,) = (place / "data" / "mine").glob("captions.replaced-*.json")
-    assert kept.read_bytes() == captions and kept.name in done.stderr
-    done = run("train.py", place, *fresh)
-    assert done.returncode == 0, done.stderr
+    assert kept.read_bytes() == captions and kept.name in done.err
+    done = processes.command(place, "train.py", *fresh)
+    assert done.code == 0, done.err
 
 
 def test_a_drawn_set_with_copies_killed_at_random_is_the_same_set(tmp_path):
@@ -90,7 +86,7 @@ def test_a_drawn_set_with_copies_killed_at_random_is_the_same_set(tmp_path):
         shutil.copy(tmp_path / "raw" / f"{number}.png", tmp_path / "raw" / f"{(number + 40) % 80}.png")
     flags = ["--dataset", "mine", "--raw-data-dir", "raw", "--data-dir"]
     start = time.monotonic()
-    assert run("prepare_dataset.py", tmp_path, *flags, "whole").returncode == 0
+    assert processes.command(tmp_path, "prepare_dataset.py", *flags, "whole").code == 0
     took, seed = time.monotonic() - start, random.randrange(10**6)
     print(f"seed {seed}")
     for part in sorted(random.Random(seed).sample(range(30, 100), 3)):
@@ -98,7 +94,7 @@ def test_a_drawn_set_with_copies_killed_at_random_is_the_same_set(tmp_path):
                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:  # fmt: skip
             time.sleep(took * part / 100)
             process.kill()
-    assert run("prepare_dataset.py", tmp_path, *flags, "killed").returncode == 0
+    assert processes.command(tmp_path, "prepare_dataset.py", *flags, "killed").code == 0
     for name in ("captions.json", "manifest.json", "report.json"):
         assert (tmp_path / "killed" / "mine" / name).read_bytes() == (tmp_path / "whole" / "mine" / name).read_bytes()
     assert not list((tmp_path / "killed" / "mine").glob("captions.replaced*"))
@@ -111,13 +107,17 @@ def splits(text: bytes) -> dict[str, str]:
 
 
 def test_a_wrong_raw_folder_is_told_before_the_hub_is_asked(place):
-    """The Hub is a port at which nothing answers: an attempt to reach it would be told instead."""
-    hub = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(place / "hf"), "NO_PROXY": "*"}
+    def asked() -> None:
+        def refuse(name: str) -> None:
+            raise ValueError(f"the Hub was asked for {name}")
+
+        setup.check_available = refuse
+
     flags = ("--dataset", "other", "--encoder-model-name", "someone/vit", *FLAGS)
     (place / "empty").mkdir()
     for raw, message in (("nowhere", "no such folder"), ("empty", "no captions in a known layout")):
-        done = run("train.py", place, *flags, "--raw-data-dir", raw, **hub)
-        assert done.returncode == 1 and message in done.stderr, done.stderr
-    done = run("train.py", place, *flags, "--raw-data-dir", "raw", **hub)  # the control
-    assert done.returncode == 1 and "someone/vit" in done.stderr, done.stderr
+        done = processes.command(place, "train.py", *flags, "--raw-data-dir", raw, prelude=asked)
+        assert done.code == 1 and message in done.err, done.err
+    done = processes.command(place, "train.py", *flags, "--raw-data-dir", "raw", prelude=asked)  # the control
+    assert done.code == 1 and "the Hub was asked for someone/vit" in done.err, done.err
     assert not (place / "data" / "other").exists()

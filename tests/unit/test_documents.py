@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 import evaluate
+import prepare_dataset
 from nanocaption.__main__ import COMMANDS as NANOCAPTION
 from nanocaption.base.settings import declared_settings, load_settings
 from nanocaption.commands import caption, demo, export
@@ -31,7 +32,8 @@ def test_settings_flags_and_commands_that_are_named_exist(text):
     assert len(settings) > 10
     names = {name for name in settings if not name.startswith(("HF_", "WANDB_", "OMP_", "CHECKPOINT_OR_"))}
     assert names <= set(CONSTANTS)
-    own = "".join(module._PARSER.format_help() for module in (caption, evaluate, export, demo))
+    helps = [module._PARSER.format_help() for module in (caption, evaluate, export, demo)]
+    own = "".join([*helps, prepare_dataset.__doc__])
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text)) - OF_OTHERS
     assert len(flags) > 2
     for flag in flags:

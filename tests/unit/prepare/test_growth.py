@@ -335,16 +335,16 @@ def test_a_changed_part_of_a_mix_is_told(tmp_path, raw, made):
 
 def test_the_command_remakes_and_says_when_it_cannot(tmp_path, raw):
     flags = ["--dataset", "mine", "--raw-data-dir", str(raw), "--max-bad-fraction", "0.5"]
-    assert run_script(tmp_path, *flags).returncode == 0
+    assert run_script(tmp_path, *flags).code == 0
     grow(raw)
     done = run_script(tmp_path, *flags)
-    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 1
-    assert "1 picture (60.png) more" in done.stderr and "--remake" in done.stderr
+    assert done.code == 1 and len(done.err.strip().splitlines()) == 1
+    assert "1 picture (60.png) more" in done.err and "--remake" in done.err
     done = run_script(tmp_path, "--remake", *flags)
-    assert done.returncode == 0, done.stderr
-    assert "60.png" in split_of(tmp_path / "data" / "mine") and "59 pictures keep the split" in done.stdout
+    assert done.code == 0, done.err
+    assert "60.png" in split_of(tmp_path / "data" / "mine") and "59 pictures keep the split" in done.out
     done = run_script(tmp_path, "--remake", "--dataset", "mine")
-    assert done.returncode == 1 and "--remake makes a set of your own anew from RAW_DATA_DIR" in done.stderr
+    assert done.code == 1 and "--remake makes a set of your own anew from RAW_DATA_DIR" in done.err
     assert is_whole(tmp_path / "data" / "mine")
 
 
