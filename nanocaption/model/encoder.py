@@ -38,7 +38,7 @@ _HINT = (
     "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
     "False needs none."
 )
-_OF_A_LAYER = re.compile(r"^(?!text_model\.).*\blayers?\.\d+\.")
+_OF_A_LAYER = re.compile(r"^(?!.*\btext_model\.).*\blayers?\.\d+\.")  # a weight of the tower's blocks
 SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
 
 
@@ -126,6 +126,7 @@ class PretrainedTower(nn.Module):
     def __init__(self, tower: "PreTrainedModel"):
         super().__init__()
         self.tower = tower
+        tower.config.return_dict = True  # a config may ask for tuples
         self.width, self.patch_size = tower.config.hidden_size, _side(tower.config.patch_size)
 
     @property
@@ -142,8 +143,7 @@ class PretrainedTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # A side other than the tower's own needs its position embeddings resized.
         resized = images.shape[-1] != _side(self.tower.config.image_size)
-        # Whatever the config's return_dict says.
-        return self.tower(images, interpolate_pos_encoding=resized, return_dict=True).last_hidden_state  # (N, P, E)
+        return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
 
 
 def make_encoder(
@@ -311,7 +311,9 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ImportError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
     finally:
