@@ -97,7 +97,7 @@ def _image_spec(keys: Mapping[str, object]) -> ImageSpec:
 
 
 def _lengths(keys: Mapping[str, object]) -> tuple[int, int | list[int]]:
-    """"size" and "resize" of an image_spec."""
+    """The size and the resize of an image_spec."""
     size = _edges(keys["size"])
     if set(size) not in ({"height", "width"}, {"shortest_edge"}) or min(size.values()) < 1:
         raise _refusal(keys, "size", "is not followed, only height and width, or shortest_edge with do_center_crop")

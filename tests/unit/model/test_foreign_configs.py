@@ -248,6 +248,15 @@ def test_features_are_those_of_transformers_at_any_size(tmp_path, kind, side):
     assert not torch.allclose(ours, theirs.roll(1, 1), atol=0.1)  # control: the tokens differ from each other
 
 
+def test_a_tower_whose_own_side_its_patches_do_not_divide_is_taken_as_it_is(tmp_path):
+    """As SigLIP's of 384 pixels and patches of 14: the last pixels are not seen, by transformers neither."""
+    tower = save(tmp_path, "SiglipVision", {"image_size": 30}, VIT | {"size": {"height": 30, "width": 30}})
+    found, spec = load_pretrained(str(tmp_path))
+    with torch.no_grad():
+        torch.testing.assert_close(found.eval()(images(30)), tower(images(30)).last_hidden_state)
+    assert spec["size"] == 30 and found(images(30)).shape[1] == 9
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "keys",
