@@ -40,7 +40,7 @@ class ImageTextDataset(Dataset):
     """Pictures with their captions as token ids. Items are chosen by Group, see `epoch_groups`.
 
     records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
-    image_spec: how the encoder wants its pictures (encoder.read_image_spec).
+    image_spec: how the encoder wants its pictures (preprocessor.read_image_spec).
     cached: features (images, P, E) or pictures uint8 (images, 3, S, S), taken instead of the files.
     augment: changes a picture at random, see `Augment`; only what `at_epoch` gives is changed.
     """

@@ -19,14 +19,16 @@ from nanocaption.data.pictures import THUMBNAIL_SIZE, check_shape, plain_jpeg_si
 
 
 class ImageSpec(TypedDict):
-    """How an encoder wants its pictures: encoder.read_image_spec."""
+    """How an encoder wants its pictures: preprocessor.read_image_spec."""
 
     size: int  # side of the input, pixels
-    resize: int  # with crop the shorter side gets this length; without, the whole picture is squashed to `size`
-    crop: bool
+    # With crop the shorter side gets this length, or a list squashes the picture to [height, width] before it is cut;
+    # without, the whole picture is squashed to `size`.
+    resize: int | list[int]
+    crop: bool  # to `size` from the middle; what is shorter than that gets black borders
     mean: list[float]  # per channel of values 0..1
     std: list[float]
-    interpolation: str  # "nearest", "bilinear" or "bicubic"
+    interpolation: str  # "bilinear", "bicubic" or "nearest-exact"; "nearest" in files of before
 
 
 def load_image(path: Path | str, image_spec: ImageSpec) -> Tensor:
@@ -38,35 +40,57 @@ def load_image(path: Path | str, image_spec: ImageSpec) -> Tensor:
         pixels = _decoded(path)
     except (OSError, ValueError) as error:
         raise ValueError(f"The picture {path} cannot be read: {error}") from error
-    mode = image_spec["interpolation"]
-    side = image_spec["resize"]
-    # Resizing a tensor of bytes is about three times as fast as PIL's resize, and differs by one grey level at most.
+    return fitted(pixels, image_spec)
+
+
+def fitted(pixels: Tensor, image_spec: ImageSpec) -> Tensor:
+    """uint8 (3, H, W) resized and cropped as an encoder wants it -> (3, S, S)."""
+    # Resizing a tensor of bytes is about three times as fast as PIL's resize, and differs from it by one grey level at
+    # most, with "bicubic" by two (in noise of black and white).
+    height, width = _resized_shape(pixels, image_spec)
+    pixels = resized(pixels, height, width, image_spec["interpolation"])
     if not image_spec["crop"]:
-        return resized(pixels, side, side, mode).contiguous()
-    height, width = pixels.shape[-2:]
-    shorter = min(height, width)  # gets the length `side`, and the picture keeps its shape
-    pixels = resized(pixels, side * height // shorter, side * width // shorter, mode)
+        return pixels.contiguous()
     cut = image_spec["size"]
+    if min(height, width) < cut:
+        across, down = max(0, cut - width), max(0, cut - height)
+        pixels = F.pad(pixels, (across // 2, across - across // 2, down // 2, down - down // 2))
     # An odd rest is halved downwards, as the encoders' own processors do.
     top, left = ((length - cut) // 2 for length in pixels.shape[-2:])
     return pixels[:, top : top + cut, left : left + cut].contiguous()
 
 
+def _resized_shape(pixels: Tensor, image_spec: ImageSpec) -> tuple[int, int]:
+    side = image_spec["resize"]
+    if isinstance(side, list):
+        return side[0], side[1]
+    if not image_spec["crop"]:
+        return side, side
+    height, width = pixels.shape[-2:]
+    shorter = min(height, width)  # gets the length `side`, and the picture keeps its shape
+    return side * height // shorter, side * width // shorter
+
+
 def seen_part(path: Path, image_spec: ImageSpec) -> list[float]:
-    """[left, top, right, bottom] of what `load_image` leaves of a picture, as fractions, for the "box" of its maps."""
+    """[left, top, right, bottom] of what `load_image` leaves of a picture, as fractions, for the "box" of its maps.
+
+    With black borders it is more than the picture: below 0 and above 1.
+    """
     if not image_spec["crop"]:
         return [0.0, 0.0, 1.0, 1.0]
     height, width, _ = read_picture(path, 2 * THUMBNAIL_SIZE).pixels.shape
-    across, down = (image_spec["size"] / (side / min(width, height) * image_spec["resize"]) for side in (width, height))
+    side, shorter = image_spec["resize"], min(width, height)
+    lengths = side[::-1] if isinstance(side, list) else [length / shorter * side for length in (width, height)]
+    across, down = (image_spec["size"] / length for length in lengths)
     return [(1 - across) / 2, (1 - down) / 2, (1 + across) / 2, (1 + down) / 2]
 
 
 def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
-    """uint8 (3, H, W) -> (3, height, width); mode: "bilinear" or "bicubic", antialiased, or "nearest".
+    """uint8 (3, H, W) -> (3, height, width); mode: "bilinear" or "bicubic", antialiased, "nearest-exact" or "nearest".
 
     The same kernels as torchvision's, whose import takes three seconds of every start.
     """
-    return F.interpolate(pixels[None], (height, width), mode=mode, antialias=mode != "nearest")[0]
+    return F.interpolate(pixels[None], (height, width), mode=mode, antialias=not mode.startswith("nearest"))[0]
 
 
 def _decoded(path: Path | str) -> Tensor:

@@ -4,7 +4,6 @@ Shapes: N images, B captions (each belongs to one image), T tokens, R real token
 P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
 """
 
-import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import cast
@@ -34,7 +33,7 @@ class ImageToTextModel(nn.Module):
 
     settings: sizes, and ENCODER_MODEL_NAME: None is a ViT from scratch of the VIT_* sizes. dropout: of the decoder.
     tower: `arguments` of a checkpoint, to rebuild a pretrained tower without loading it anew.
-    Raises ValueError with one line where the encoder cannot be loaded, or its patches are wider than the images.
+    Raises ValueError with one line where the encoder cannot be loaded.
     """
 
     encoder: VisionTransformer | PretrainedTower
@@ -45,9 +44,6 @@ class ImageToTextModel(nn.Module):
     def __init__(self, settings: ModelSettings, vocab_size: int, dropout: float = 0.0, tower: Tower | None = None):
         super().__init__()
         self.encoder, self.image_spec = make_encoder(settings, tower)
-        side, patch = self.image_spec["size"], self.encoder.patch_size
-        if side < patch:
-            raise ValueError(f"IMAGE_SIZE = {side}: less than one patch of the encoder. Give {patch} or more, or None.")
         self.freeze_encoder = settings.FREEZE_ENCODER
         if self.freeze_encoder:
             self.encoder.requires_grad_(False)
@@ -196,8 +192,8 @@ class ImageToTextModel(nn.Module):
         self.decoder(tokens, memory, places, weights)
         heads, patches = self.decoder.layers[0].heads, memory.shape[1]
         stacked = torch.stack([unpack(layer, places.in_captions, places.captions) for layer in weights])
-        # A grid of `side` with e extra tokens is side^2 + e < (side + 1)^2, as long as e <= 2 * side.
-        return stacked.view(*stacked.shape[:3], heads, patches), math.isqrt(patches)
+        pixels = images.shape[-1] if images.ndim == 4 else self.image_spec["size"]
+        return stacked.view(*stacked.shape[:3], heads, patches), pixels // self.encoder.patch_size
 
     def arguments(self) -> Tower:
         """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""

@@ -5,9 +5,10 @@ N images, S side in pixels, P patch tokens (class token included where the tower
 """
 
 import contextlib
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,17 @@ from torch.utils.checkpoint import checkpoint
 
 from nanocaption.base.settings import ModelSettings
 from nanocaption.data.transform import ImageSpec
+from nanocaption.model.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel  # takes seconds, and only a pretrained tower needs it
+    from transformers import PreTrainedConfig, PreTrainedModel  # takes seconds, and only a pretrained tower needs it
 
 # model_type of the tower or of the full model -> (tower class, arguments that leave unused heads out)
 _TOWERS = {
     "vit": ("ViTModel", {"add_pooling_layer": False}),
     "deit": ("DeiTModel", {"add_pooling_layer": False}),
     "dinov2": ("Dinov2Model", {}),
+    "dinov2_with_registers": ("Dinov2WithRegistersModel", {}),
     "clip": ("CLIPVisionModel", {}),
     "clip_vision_model": ("CLIPVisionModel", {}),
     "siglip": ("SiglipVisionModel", {}),
@@ -35,14 +38,22 @@ _HINT = (
     "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
     "False needs none."
 )
+_OF_A_LAYER = re.compile(r"^(?!.*\btext_model\.).*\blayers?\.\d+\.")  # a weight of the tower's blocks
 SCRATCH_SIZE = 64  # side of the input in pixels, from scratch, where IMAGE_SIZE is None
-INTERPOLATIONS = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # PIL's numbers, as preprocessor files write them
 
 
 class Tower(TypedDict, total=False):
     """What rebuilds a pretrained tower without loading it anew, JSON-ready; empty for an encoder from scratch."""
 
     encoder_config: dict[str, object]  # of transformers
+    image_spec: ImageSpec
+
+
+class Available(NamedTuple):
+    """A pretrained tower that can be loaded, and how."""
+
+    path: str  # a folder or Hub id
+    local: bool  # only this machine is to be asked: a folder, or no network
     image_spec: ImageSpec
 
 
@@ -115,8 +126,8 @@ class PretrainedTower(nn.Module):
     def __init__(self, tower: "PreTrainedModel"):
         super().__init__()
         self.tower = tower
-        patch = tower.config.patch_size
-        self.width, self.patch_size = tower.config.hidden_size, patch if isinstance(patch, int) else patch[0]
+        tower.config.return_dict = True  # a config may ask for tuples
+        self.width, self.patch_size = tower.config.hidden_size, _side(tower.config.patch_size)
 
     @property
     def config(self) -> dict[str, object]:
@@ -131,7 +142,7 @@ class PretrainedTower(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # A side other than the tower's own needs its position embeddings resized.
-        resized = images.shape[-1] != self.tower.config.image_size
+        resized = images.shape[-1] != _side(self.tower.config.image_size)
         return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
 
 
@@ -149,11 +160,11 @@ def make_encoder(
     return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
 
 
-def check_available(name: str) -> tuple[str, bool]:
-    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded.
+def check_available(name: str, image_size: int | None = None) -> Available:
+    """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded and given its pictures.
 
-    Returns (folder or Hub id, whether only this machine is to be asked: a folder, or no network). Cheap, it reads the
-    config only, so that a mistake shows before a data set is made.
+    image_size: side of the input in pixels; None = the tower's own. Cheap, it reads the config and the preprocessor
+    file and runs a tower without weights, so that a mistake shows before a data set is made.
     """
     import transformers
 
@@ -164,10 +175,66 @@ def check_available(name: str) -> tuple[str, bool]:
     path = path if local else name
     with _told_in_one_line(name):
         local = local or not _hub_answers(name)
-        model_type = transformers.AutoConfig.from_pretrained(path, local_files_only=local).model_type
-    if model_type not in _TOWERS:
-        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {model_type!r} model. {_HINT}")
-    return path, local
+        config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
+    if config.model_type not in _TOWERS:
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} is a {config.model_type!r} model. {_HINT}")
+    with _told_in_one_line(name):
+        tower_config = getattr(config, "vision_config", config)
+        for key in ("image_size", "patch_size", "num_channels"):
+            _check_shape(key, getattr(tower_config, key))
+        spec = read_image_spec(path, local)
+    patch = _side(tower_config.patch_size)
+    if image_size is not None:
+        spec = at_size(spec, image_size)
+    _check_side(spec["size"], image_size, patch)
+    with _told_in_one_line(name):
+        _try(_TOWERS[config.model_type], tower_config, spec["size"])
+    return Available(path, local, spec)
+
+
+def at_size(spec: ImageSpec, side: int) -> ImageSpec:
+    """The image_spec for another side of the input: nothing is cut off any more but what makes a picture square."""
+    resize = spec["resize"]
+    if isinstance(resize, list):
+        return {**spec, "size": side, "resize": [round(each * side / min(resize)) for each in resize]}
+    return {**spec, "size": side, "resize": side}
+
+
+def _side(size: int | list[int]) -> int:
+    return size if isinstance(size, int) else size[0]
+
+
+def _check_shape(key: str, value: int | list[int]) -> None:
+    sides = value if isinstance(value, list | tuple) else [value]
+    if key == "num_channels" and value != 3:
+        raise ValueError(f"its config's num_channels = {value}, and pictures have 3.")
+    if len({*sides}) != 1 or len(sides) > 2:
+        raise ValueError(f"its config's {key} = {value} is not followed, only a square is.")
+
+
+def _check_side(side: int, image_size: int | None, patch: int) -> None:
+    if side < patch:
+        raise ValueError(f"IMAGE_SIZE = {side}: less than one patch of the encoder. Give {patch} or more, or None.")
+    if image_size is not None and image_size % patch:
+        lower = image_size // patch * patch
+        raise ValueError(
+            f"IMAGE_SIZE = {image_size}: must be a multiple of the encoder's patch of {patch}, or the last pixels are "
+            f"not seen. Give {lower} or {lower + patch}."
+        )
+
+
+def _try(kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int) -> None:
+    """Run one picture through the tower on the meta device, which computes shapes only."""
+    with torch.device("meta"), torch.no_grad():
+        tower = PretrainedTower(_empty_tower(kind, config))
+        tower(torch.empty(1, 3, side, side))
+
+
+def _empty_tower(kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig") -> "PreTrainedModel":
+    import transformers
+
+    class_name, arguments = kind
+    return getattr(transformers, class_name)(config, **arguments)
 
 
 def _hub_answers(name: str) -> bool:
@@ -193,7 +260,7 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
     """
     import transformers
 
-    path, local = check_available(name)
+    path, local, spec = check_available(name, image_size)
     with _told_in_one_line(name):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
         class_name, arguments = _TOWERS[config.model_type]
@@ -205,15 +272,11 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
         lacking = sorted([*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])])
         if lacking:
             raise ValueError(f"{len(lacking)} of its weights are missing or of another size, e.g. {lacking[0]}.")
-        encoder, spec = PretrainedTower(tower), read_image_spec(path, tower.config.image_size, local)
-    patch = encoder.patch_size
-    if image_size is not None and image_size > patch and image_size % patch:
-        lower = image_size // patch * patch
-        raise ValueError(
-            f"IMAGE_SIZE = {image_size}: must be a multiple of the encoder's patch of {patch}, or the last pixels are "
-            f"not seen. Give {lower} or {lower + patch}."
-        )
-    return encoder, spec if image_size is None else {**spec, "size": image_size, "resize": image_size}
+        # Heads and text models may be left out, and these as well, without a word: a config of fewer layers.
+        unused = sorted(key for key in report["unexpected_keys"] if _OF_A_LAYER.search(key))
+        if unused:
+            raise ValueError(f"{len(unused)} of its weights have no place in a tower of its config, e.g. {unused[0]}.")
+    return PretrainedTower(tower), spec
 
 
 def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
@@ -226,33 +289,8 @@ def rebuild_pretrained(config: dict[str, object]) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
-    class_name, arguments = _TOWERS[str(config["model_type"])]
-    tower_class = getattr(transformers, class_name)
-    return PretrainedTower(tower_class(tower_class.config_class.from_dict(config), **arguments))
-
-
-def read_image_spec(path: str, image_size: int, local: bool = True) -> ImageSpec:
-    """How an encoder wants its pictures, from its preprocessor file: of CLIP's kind with crop, of ViT's without.
-
-    image_size: side in pixels, where the file does not say. ValueError for a resize filter that is not known.
-    """
-    from transformers import AutoImageProcessor
-
-    processor = AutoImageProcessor.from_pretrained(path, local_files_only=local)
-    crop = bool(getattr(processor, "do_center_crop", False))
-    size = _get(processor.crop_size if crop else processor.size, "height") or image_size
-    shortest = _get(processor.size, "shortest_edge")
-    interpolation = INTERPOLATIONS.get(int(processor.resample))
-    if interpolation is None:
-        raise ValueError(f"The encoder {path!r} wants the resize filter {processor.resample}; only 0, 2, 3 are known.")
-    return {
-        "size": size,
-        "resize": shortest if crop and shortest else size,
-        "crop": crop,
-        "mean": [float(m) for m in processor.image_mean],
-        "std": [float(s) for s in processor.image_std],
-        "interpolation": interpolation,
-    }
+    kind = _TOWERS[str(config["model_type"])]
+    return PretrainedTower(_empty_tower(kind, getattr(transformers, kind[0]).config_class.from_dict(config)))
 
 
 def scratch_image_spec(image_size: int) -> ImageSpec:
@@ -261,10 +299,6 @@ def scratch_image_spec(image_size: int) -> ImageSpec:
         "size": image_size, "resize": image_size, "crop": False,
         "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear",
     }  # fmt: skip
-
-
-def _get(size: Any, key: str) -> int | None:
-    return size.get(key) if isinstance(size, dict) else getattr(size, key, None)
 
 
 @contextlib.contextmanager
@@ -277,7 +311,9 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ImportError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+    except (
+        OSError, ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
     finally:

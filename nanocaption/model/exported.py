@@ -32,7 +32,8 @@ from nanocaption.base.tensors import State, write_tensors
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
-from nanocaption.model.encoder import INTERPOLATIONS, SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.model.preprocessor import preprocessor
 
 MODEL_TYPE = "nanocaption"
 FORMAT_VERSION = 1
@@ -139,26 +140,6 @@ def describe(state: State) -> dict[str, object]:
 def is_hub_id(name: str) -> bool:
     """Whether an ENCODER_MODEL_NAME is an id of the Hub, not a folder of this machine."""
     return not (name.startswith((".", "/", "~")) or Path(name).is_dir() or name.count("/") > 1 or "\\" in name)
-
-
-def preprocessor(image_spec: ImageSpec) -> dict[str, object]:
-    """The image_spec as transformers' image processors write it; encoder.read_image_spec reads it back."""
-    size, crop = image_spec["size"], image_spec["crop"]
-    kind = "CLIPImageProcessor" if crop else "ViTImageProcessor"
-    return {
-        "image_processor_type": kind,
-        "do_convert_rgb": True,
-        "do_resize": True,
-        "size": {"shortest_edge": image_spec["resize"]} if crop else {"height": size, "width": size},
-        "resample": next(n for n, name in INTERPOLATIONS.items() if name == image_spec["interpolation"]),
-        "do_center_crop": crop,
-        **({"crop_size": {"height": size, "width": size}} if crop else {}),
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-        "do_normalize": True,
-        "image_mean": image_spec["mean"],
-        "image_std": image_spec["std"],
-    }
 
 
 def read(name: str | Path, revision: str | None = None) -> State:

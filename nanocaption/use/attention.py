@@ -114,12 +114,14 @@ def draw_picture(model: ImageToTextModel, tokenizer: Tokenizer, path: Path, capt
     spec = model.image_spec
     (maps,) = attend_maps(model, tokenizer, load_image(path, spec)[None], [caption.ids])
     # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
-    factor = _SHOWN_SIDE / spec["size"]
-    larger: ImageSpec = {**spec, "size": _SHOWN_SIDE, "resize": round(spec["resize"] * factor)}
+    factor, side = _SHOWN_SIDE / spec["size"], spec["resize"]
+    resize = [round(each * factor) for each in side] if isinstance(side, list) else round(side * factor)
+    larger: ImageSpec = {**spec, "size": _SHOWN_SIDE, "resize": resize}
     drawing = Image.fromarray(load_image(path, larger).permute(1, 2, 0).numpy())
-    if not spec["crop"]:
+    if isinstance(side, list) or not spec["crop"]:
         height, width, _ = read_picture(path).pixels.shape
-        drawing = drawing.resize((_SHOWN_SIDE, max(1, round(_SHOWN_SIDE * height / width))))
+        squashed = side[0] / side[1] if isinstance(side, list) else 1
+        drawing = drawing.resize((_SHOWN_SIDE, max(1, round(_SHOWN_SIDE * height / width / squashed))))
     return draw_words(drawing, caption.text, maps)
 
 

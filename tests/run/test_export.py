@@ -215,7 +215,7 @@ def test_transformers_prepares_pictures_as_the_model_does(exports, photos, kind,
 
     _, folder = exports[kind]
     model = ImageToTextModel.from_pretrained(folder)
-    found = read_image_spec(str(folder), 32)
+    found = read_image_spec(str(folder))
     assert found == model.image_spec == (spec or scratch_image_spec(32))
     with Image.open(photos[0]) as picture:
         theirs = AutoImageProcessor.from_pretrained(folder)(picture, return_tensors="pt")["pixel_values"]

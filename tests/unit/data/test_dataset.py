@@ -221,7 +221,7 @@ def test_transform_equals_the_image_processor_of_transformers(tmp_path, kind):
     from transformers import AutoImageProcessor
 
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(PREPROCESSORS[kind]))
-    spec = read_image_spec(str(tmp_path), 32)
+    spec = read_image_spec(str(tmp_path))
     processor = AutoImageProcessor.from_pretrained(tmp_path)
     for width, height in [(83, 61), (50, 75), (21, 30)]:  # wide, tall, to be enlarged
         for name in ("a.png", "a.jpg"):
