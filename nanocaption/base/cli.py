@@ -93,10 +93,14 @@ def parse(own: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Names
     return arguments, load_settings(flags)
 
 
+class MissingExtra(ImportError, ValueError):
+    """Something is not installed; told in one line, as every mistake is."""
+
+
 def require(module: str, extra: str, who: str) -> None:
-    """ImportError of one line, with the command that mends it, where `module` is not installed."""
+    """MissingExtra, with the command that mends it, where `module` is not installed."""
     if find_spec(module) is None:
-        raise ImportError(f"{who} needs {module}: pip install 'nanocaption[{extra}]'")
+        raise MissingExtra(f"{who} needs {module}: pip install 'nanocaption[{extra}]'")
 
 
 def own_process(module: str) -> tuple[list[str], dict[str, str]]:

@@ -10,7 +10,9 @@ import ast
 import dataclasses
 import difflib
 import functools
+import re
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
@@ -223,24 +225,35 @@ def _lost(namespace: Mapping[str, Any], kinds: Collection[str], bare: list[str])
 def own_constants(kinds: Mapping[str, object]) -> dict[str, object]:
     """What a config.py in the present folder sets; nothing where there is none, or where it is of another program.
 
-    It may hold all settings or a few. SystemExit where a name in it is no setting.
+    It may hold all settings or a few, and counts as ours where most of the names in capitals that it sets are settings
+    or nearly so. SystemExit where one of its names is no setting, or where it is no Python.
     """
     path = Path("config.py").absolute()
     if not path.is_file() or path == ROOT / "config.py":
         return {}
-    try:
-        nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    except (SyntaxError, ValueError):
+    text = path.read_text(encoding="utf-8", errors="replace")
+    names = set(re.findall(r"^([A-Z][A-Z0-9_]*)\s*[:=]", text, re.MULTILINE))
+    strange = [name for name in sorted(names) if not difflib.get_close_matches(name, kinds, n=1, cutoff=0.8)]
+    if 2 * len(strange) >= len(names):  # of another program: not even run
+        if names & kinds.keys():
+            _say_once(f"Note: {path} is taken for another program's ({', '.join(strange[:3])}): not used")
         return {}
-    targets = [t for node in nodes if isinstance(node, ast.Assign | ast.AnnAssign)
-               for t in (node.targets if isinstance(node, ast.Assign) else [node.target])]  # fmt: skip
-    if not any(isinstance(target, ast.Name) and target.id in kinds for target in targets):
-        return {}  # of another program: not even run
+    try:
+        ast.parse(text)
+    except (SyntaxError, ValueError) as error:
+        where = f", line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise SystemExit(f"{path}{where}: {error.args[0]}. It is read for its settings, as it stands here") from error
     values, problems = {}, []
     for name, value in _read_recipe(str(path), kinds).items():
         problems += _assign(values, name, value, kinds, "")
-    _refuse(problems, f"{path} is not right")
+    _refuse(problems, f"{path} is read because it stands here and sets {min(names & kinds.keys())}; it is not right")
+    _say_once(f"settings: {path} comes before the one in {ROOT}")
     return values
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _read_recipe(path: str, kinds: Mapping[str, Any]) -> dict[str, Any]:

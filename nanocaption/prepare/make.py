@@ -21,6 +21,7 @@ from typing import cast
 
 from tqdm import tqdm
 
+from nanocaption.base import cli
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
@@ -170,6 +171,7 @@ def prepare_flickr30k(
     folder = folder_of("flickr30k", data_dir)
     if whole_manifest(folder, cutoff, None, rules.caption_case):
         return folder
+    cli.require("huggingface_hub", "caption", "downloading Flickr30k")
     return download_flickr30k(folder, hf_dataset_id, revision, cutoff, rules)
 
 

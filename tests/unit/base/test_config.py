@@ -138,11 +138,23 @@ def test_an_own_config_py_in_the_present_folder_comes_before_the_installed_one(t
         load_settings([])
 
 
-def test_a_config_py_of_another_program_is_not_even_run(tmp_path, monkeypatch):
+def test_a_config_py_of_another_program_is_not_even_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    for text in ("raise SystemExit('run')\nDEBUG = True\n", "this is no Python", "import nowhere_to_be_found\n"):
+    for text in ("raise SystemExit('run')\nDEBUG = True\nSEED = 3\n", "this is no Python", "import nowhere_there\n"):
         (tmp_path / "config.py").write_text(text)
         assert dict(load_settings([]).values) == CONSTANTS
+    assert capsys.readouterr().err.endswith("config.py is taken for another program's (DEBUG): not used\n")
+
+
+def test_an_own_config_py_is_named_and_one_that_is_no_python_is_refused(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "config.py"
+    own.write_text("NUM_EPOCHS = 3\n")
+    assert load_settings([]).NUM_EPOCHS == load_settings([]).NUM_EPOCHS == 3
+    assert capsys.readouterr().err == f"settings: {own} comes before the one in {settings.ROOT}\n"
+    own.write_text("DATASET = 'mine'\nNUM_EPOCHS = 1 epoch\n")
+    with pytest.raises(SystemExit, match=r"config.py, line 2: invalid syntax. It is read for its settings"):
+        load_settings([])
 
 
 def test_all_problems_are_told_at_once(tmp_path):
