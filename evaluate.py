@@ -60,6 +60,7 @@ from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
+from nanocaption.data.prepared import repaired_notes
 from nanocaption.data.tokenizer import encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
@@ -186,7 +187,7 @@ def finish(
     if loaded and len(loaded.models) == 1:
         _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
     results.write_results(output, split.records, captions, scores)
-    print(results.scores_table(scores), flush=True)
+    print("\n".join([*repaired_notes(split.folder), results.scores_table(scores)]), flush=True)
     write_report(
         output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
         predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (),

@@ -119,7 +119,7 @@ class Manifest(TypedDict, total=False):
     source_sha256: str  # of its captions, see prepare/layouts.captions_digest
     cutoff: int | None
     seed: int | None  # None: nothing was drawn
-    caption_text: dict[str, Any]  # version and case of the normalisation
+    caption_text: dict[str, Any]  # version, see caption_text.TEXT_VERSION; of version 1 the case, too
     parts: dict[str, Any]  # of a mix: name -> weight and captions_sha256
     copies_left_out: list[str]  # of a mix
     notes: list[str]
@@ -154,6 +154,24 @@ def verify(folder: Path) -> Manifest:
     if missing:
         raise ValueError(f"{folder} is not whole: {cases(missing, 'picture')} missing in images/")
     return cast(Manifest, manifest)
+
+
+def repaired_notes(folder: Path) -> list[str]:
+    """What to tell of a whole set, or of the parts of a mix, whose references an earlier version changed."""
+    manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
+    if "parts" in manifest:
+        there = [folder.parent / name for name in manifest["parts"] if (folder.parent / name / "manifest.json").exists()]
+        return [note for part in there for note in repaired_notes(part)]
+    if manifest.get("caption_text", {}).get("version") != 1:
+        return []
+    try:
+        repaired = json.loads((folder / "report.json").read_bytes())["captions"]["repaired"]
+        number = sum(kind["count"] for kind in repaired.values())
+    except (OSError, ValueError, KeyError, TypeError):
+        number = 0  # the demo set has no report, and nothing to repair
+    return [f"Note: {folder} was prepared by an earlier version, which repaired {number:,} captions or left them out as "
+            "said twice, references too: scores differ from those against the raw captions. To have them as written "
+            f"delete {folder / 'manifest.json'} and prepare the set again."] if number else []  # fmt: skip
 
 
 def is_whole(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State, check_fits
+from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
@@ -139,6 +140,8 @@ def prepare(
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder, records = load_splits(settings)
+    references = records["val"]
+    records = learnt_from(settings, records)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(f"The captions in {data_folder} are not those of this run: a resume needs the same data.")
@@ -153,7 +156,7 @@ def prepare(
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
-    scored = sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
+    scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "groups_per_step": plan.groups_per_step,
         "steps_per_epoch": plan.schedule.steps_per_epoch,
@@ -169,7 +172,7 @@ def prepare(
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
-        val_records=[records["val"][place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
+        val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
         requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
@@ -181,6 +184,19 @@ def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
     folder = devices.first_rank_first(lambda: prepare_from(settings))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+
+
+def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """What a model learns from, and its validation loss is over: captions normalised, in training none of them twice.
+
+    Only here: references stay as they are. What is left out is told.
+    """
+    train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
+    if repeats:
+        total = sum(len(record["captions"]) for record in records["train"])
+        devices.console(f"captions, train: {repeats:,} of {total:,} say what another one of their picture says; each is "
+                        "trained on once (references keep them)")  # fmt: skip
+    return {"train": train, "val": as_read(records["val"], settings.CAPTION_CASE)}
 
 
 def make_tokenizer(
