@@ -31,7 +31,7 @@ CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work 
 
 # --- Text ---
 VOCAB_SIZE: int = 1000  # byte-level BPE trained on the training captions; 256 bytes and 4 special tokens included
-MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut
+MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut, and told
 PAD_TOKEN_ID: int = 0  # fills up the shorter captions of a batch; these four are fixed, the tokenizer's own
 START_TOKEN_ID: int = 1  # the first token of every caption
 END_TOKEN_ID: int = 2  # the last token of every caption

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from nanocaption import metrics
+from nanocaption.data.caption_text import clean, fault, normalise
 from nanocaption.demo_set.captions import describe_scene
 from nanocaption.demo_set.scenes import sample_scenes
-from nanocaption.data.caption_text import clean, fault, normalise
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared" / "data"
 

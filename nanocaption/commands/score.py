@@ -34,6 +34,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
     parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
     parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
+    parser.add_argument(
+        "--tokenize", choices=metrics.TOKENIZERS, default="ptb",
+        help="words as PTB cuts them, which is what the field does, or characters: for languages without spaces [ptb]",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise ValueError(f"--json {arguments.json}: its folder does not exist; make it first")
@@ -47,18 +51,18 @@ def report(arguments: argparse.Namespace) -> dict[str, object]:
     """Print the scores; returns {"Bleu_1": ..., ..., "images": n, "intervals": ..., "signature": ...}."""
     read = read_references(arguments.references)
     references, predictions = captions_by_id(read), match_references(arguments.predictions, read)
-    measured = metrics.measure(
-        metrics.prepare_references(references), predictions, arguments.meteor, arguments.spice
-    )
+    tokenize = metrics.TOKENIZERS[arguments.tokenize]
+    prepared = metrics.prepare_references(references, tokenize)
+    measured = metrics.measure(prepared, predictions, arguments.meteor, arguments.spice)
     scores, spread = metrics.total(measured).corpus, metrics.intervals(measured)
-    line = metrics.signature(references, scores)
+    line = metrics.signature(references, scores, arguments.tokenize)
     print(
         f"{len(references)} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
         "document frequencies are those of these references"
     )
     for name, value in scores.items():
         print(f"{name:<12}{value:8.4f}   {spread[name][0]:.4f} to {spread[name][1]:.4f}")
-    for name, value in metrics.text_statistics(list(predictions.values()))._asdict().items():
+    for name, value in metrics.text_statistics(list(predictions.values()), tokenize)._asdict().items():
         if value is not None:
             print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
     print(line)
@@ -70,8 +74,10 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
     read = read_references(arguments.references)
     paths = arguments.predictions, arguments.compare
-    differences = compare_files(read, *paths, arguments.meteor, arguments.spice)
-    line = metrics.signature(captions_by_id(read), differences)
+    differences = compare_files(
+        read, *paths, arguments.meteor, arguments.spice, metrics.TOKENIZERS[arguments.tokenize]
+    )
+    line = metrics.signature(captions_by_id(read), differences, arguments.tokenize)
     print(f"first:  {paths[0]}\nsecond: {paths[1]}\n{metrics.differences_table(differences)}\n{line}")
     _warn_of_few(len(read))
     rows = {name: row._asdict() for name, row in differences.items()}

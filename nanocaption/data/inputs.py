@@ -16,12 +16,14 @@ from nanocaption.data.dataset import Batch, ImageTextDataset, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
-from nanocaption.data.tokenizer import PAD, encode_batch, tokenizer_digest
+from nanocaption.data.tokenizer import PAD, cut_lengths, encode_batch, tokenizer_digest
 from nanocaption.data.transform import Augment, ImageSpec
 
 READ_AT_ONCE = 32  # pictures; divides caches.CHUNK
 KEPT_FROM = 20_000  # captions of a split; fewer are encoded in a second
 ENCODED_AT_ONCE = 8192  # captions
+ENCODING = 2  # goes up when `encode_batch` gives other ids; 1: captions that were cut had an <end>
+MANY_CUT = 0.01  # of a split's captions
 
 
 class Captioner(Protocol):
@@ -51,7 +53,10 @@ def make_inputs(
     sets = {}
     for split, rows in records.items():
         captions = [caption for row in rows for caption in row["captions"]]
-        ids = iter(encoded_captions(settings, folder, split, captions, tokenizer))
+        encoded = encoded_captions(settings, folder, split, captions, tokenizer)
+        for line in cut_notes(split, cut_lengths(tokenizer, captions, encoded), len(captions), settings.MAX_SEQ_LEN):
+            devices.console(line)
+        ids = iter(encoded)
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
@@ -68,6 +73,21 @@ def make_inputs(
     return sets
 
 
+def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> list[str]:
+    """What to tell of captions that are cut to `longest`, MAX_SEQ_LEN. cut: how many ids each of them would have."""
+    if not cut:
+        return []
+    need = max(cut)
+    share = len(cut) / captions
+    lines = [f"captions, {split}: {len(cut):,} of {captions:,} ({share:.2%}) are cut to MAX_SEQ_LEN = {longest} tokens "
+             f"and teach no end; the longest has {need:,}: MAX_SEQ_LEN = {need} would hold all"]  # fmt: skip
+    if share > MANY_CUT:
+        most = sorted(cut)[-1 - int(MANY_CUT * captions)]
+        lines.append(f"WARNING: {share:.1%} of the captions of {split} are cut; the model cannot write longer ones. "
+                     f"Set MAX_SEQ_LEN = {most} to hold 99 %, or a larger VOCAB_SIZE for fewer tokens a caption.")
+    return lines
+
+
 def encoded_captions(
     settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer
 ) -> Sequence[Sequence[int]]:
@@ -81,7 +101,7 @@ def encoded_captions(
 
     found = None
     if len(captions) >= KEPT_FROM:
-        key = key_of((), folder, ["tokens", tokenizer_digest(tokenizer), length, captions])
+        key = key_of((), folder, ["tokens", ENCODING, tokenizer_digest(tokenizer), length, captions])
         source = Source(len(captions), make, f"captions, {split}", "caption", ENCODED_AT_ONCE)
         found = _kept(settings, folder, f"tokens_{split}", key, source)
     if found is None:

@@ -160,8 +160,8 @@ def repaired_notes(folder: Path) -> list[str]:
     """What to tell of a whole set, or of the parts of a mix, whose references an earlier version changed."""
     manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
     if "parts" in manifest:
-        there = [folder.parent / name for name in manifest["parts"] if (folder.parent / name / "manifest.json").exists()]
-        return [note for part in there for note in repaired_notes(part)]
+        parts = [folder.parent / name for name in manifest["parts"]]
+        return [note for part in parts if (part / "manifest.json").exists() for note in repaired_notes(part)]
     if manifest.get("caption_text", {}).get("version") != 1:
         return []
     try:
@@ -169,8 +169,8 @@ def repaired_notes(folder: Path) -> list[str]:
         number = sum(kind["count"] for kind in repaired.values())
     except (OSError, ValueError, KeyError, TypeError):
         number = 0  # the demo set has no report, and nothing to repair
-    return [f"Note: {folder} was prepared by an earlier version, which repaired {number:,} captions or left them out as "
-            "said twice, references too: scores differ from those against the raw captions. To have them as written "
+    return [f"Note: {folder} was prepared by an earlier version, which repaired {number:,} captions or dropped them as "
+            "said twice, references too: scores differ from those against the raw captions. To have all as written "
             f"delete {folder / 'manifest.json'} and prepare the set again."] if number else []  # fmt: skip
 
 

@@ -115,12 +115,19 @@ def references_digest(references: Mapping[Hashable, Sequence[str]]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def signature(references: Mapping[Hashable, Sequence[str]], names: Collection[str]) -> str:
-    """What must be equal for two numbers to compare: the metrics, the references and their number."""
+def signature(
+    references: Mapping[Hashable, Sequence[str]], names: Collection[str], tokenizer: str = "ptb"
+) -> str:
+    """What must be equal for two numbers to compare: the metrics, the references and their number.
+
+    tokenizer: "ptb" or "characters".
+    """
+    tokens = {"ptb": "PTB tokens", "characters": "characters as tokens"}
     java = "".join(text for name, text in JAVA_PROGRAMS.items() if name in names)
     return (
-        f"metrics {VERSION} (as pycocoevalcap 1.2: PTB tokens, CIDEr = CIDEr-D{java}) | {len(references)} images | "
-        f"references {references_digest(references)} | 95 % bootstrap over images, 1000 resamples, seed 0"
+        f"metrics {VERSION} (as pycocoevalcap 1.2: {tokens[tokenizer]}, CIDEr = CIDEr-D{java}) | "
+        f"{len(references)} images | references {references_digest(references)} | "
+        "95 % bootstrap over images, 1000 resamples, seed 0"
     )
 
 

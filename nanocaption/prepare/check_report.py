@@ -110,7 +110,7 @@ def summary(report: Report) -> list[str]:
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in texts["refused"].items()]
     if texts["refused_in"]:
         where = ", ".join(f"{split} {count:,}" for split, count in texts["refused_in"].items())
-        lines.append(f"    by split: {where}; they are no references, as they are where scores are made of the raw file")
+        lines.append(f"    by split: {where}; no references here, where scores of the raw file would count them")
     lines += [f"    training repairs, {what}: {kind['count']:,}" for what, kind in texts["repaired"].items()]
     lines += [f"      {before[:100]!r} -> {after[:100]!r}" for before, after in texts["text"]["examples"]]
     lines.append(f"  case of captions in training: {texts['text']['case']} (CAPTION_CASE); references stay as written")

@@ -238,8 +238,8 @@ def whole_manifest(
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
     A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
-    with another seed, or in lower case by an earlier version, or whose captions.json was edited: making it again would take from others what
-    they rely on.
+    with another seed, or in lower case by an earlier version, or whose captions.json was edited: making it again would
+    take from others what they rely on.
     """
     if not folder.exists():
         return None

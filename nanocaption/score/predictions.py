@@ -8,6 +8,7 @@ from nanocaption import metrics
 from nanocaption.data.prepared import Record
 from nanocaption.metrics import files
 from nanocaption.metrics.files import Prediction, Reference
+from nanocaption.metrics.ptb import Tokenize
 
 
 class Side(NamedTuple):
@@ -98,7 +99,7 @@ def read_side(path: Path) -> Side:
 
 
 def compare_sides(
-    first: Side, second: Side, meteor: bool, spice: bool
+    first: Side, second: Side, meteor: bool, spice: bool, tokenize: Tokenize = metrics.ptb_tokenize
 ) -> tuple[dict[str, metrics.Difference], list[Reference]]:
     """The paired test of two sides, and the references of both. ValueError where images or references differ."""
     there = [side.references for side in (first, second) if side.references]
@@ -109,14 +110,16 @@ def compare_sides(
         metrics.require_same_references(*map(captions_by_id, there))
     # Those that know file names, which the other side may use.
     references = max(there, key=lambda side: side[0].file_name != str(side[0].image_id))
-    return compare_files(references, first.predictions, second.predictions, meteor, spice), references
+    files_of_both = first.predictions, second.predictions
+    return compare_files(references, *files_of_both, meteor, spice, tokenize), references
 
 
 def compare_files(
-    references: Sequence[Reference], first: Path, second: Path, meteor: bool, spice: bool
+    references: Sequence[Reference], first: Path, second: Path, meteor: bool, spice: bool,
+    tokenize: Tokenize = metrics.ptb_tokenize,
 ) -> dict[str, metrics.Difference]:
     """The paired test of two predictions files over all images of `references`, whose captions are matched to them."""
-    prepared = metrics.prepare_references(captions_by_id(references))
+    prepared = metrics.prepare_references(captions_by_id(references), tokenize)
     one, other = (
         metrics.measure(prepared, match_references(path, references), meteor, spice) for path in (first, second)
     )

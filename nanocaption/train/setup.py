@@ -194,8 +194,8 @@ def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict
     train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
     if repeats:
         total = sum(len(record["captions"]) for record in records["train"])
-        devices.console(f"captions, train: {repeats:,} of {total:,} say what another one of their picture says; each is "
-                        "trained on once (references keep them)")  # fmt: skip
+        devices.console(f"captions, train: {repeats:,} of {total:,} say the same as another one of their picture and "
+                        "are left out of training")  # fmt: skip
     return {"train": train, "val": as_read(records["val"], settings.CAPTION_CASE)}
 
 
