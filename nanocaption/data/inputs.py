@@ -16,13 +16,12 @@ from nanocaption.data.dataset import Batch, ImageTextDataset, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
-from nanocaption.data.tokenizer import PAD, cut_lengths, encode_batch, tokenizer_digest
+from nanocaption.data.tokenizer import ENCODING, PAD, cut_lengths, encode_batch, tokenizer_digest
 from nanocaption.data.transform import Augment, ImageSpec
 
 READ_AT_ONCE = 32  # pictures; divides caches.CHUNK
 KEPT_FROM = 20_000  # captions of a split; fewer are encoded in a second
 ENCODED_AT_ONCE = 8192  # captions
-ENCODING = 2  # goes up when `encode_batch` gives other ids; 1: captions that were cut had an <end>
 MANY_CUT = 0.01  # of a split's captions
 
 
@@ -44,19 +43,18 @@ def make_inputs(
     tokenizer: Tokenizer,
     model: Captioner,
     device: torch.device,
+    encoding: int = ENCODING,
 ) -> dict[str, ImageTextDataset]:
     """A data set per split of `records`, made from the prepared data in `folder`.
 
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
     needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them. On a GPU with room features stay there.
+    encoding: of the captions, as `encode_batch` takes it.
     """
     sets = {}
     for split, rows in records.items():
         captions = [caption for row in rows for caption in row["captions"]]
-        encoded = encoded_captions(settings, folder, split, captions, tokenizer)
-        for line in cut_notes(split, cut_lengths(tokenizer, captions, encoded), len(captions), settings.MAX_SEQ_LEN):
-            devices.console(line)
-        ids = iter(encoded)
+        ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
@@ -89,23 +87,36 @@ def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> li
 
 
 def encoded_captions(
-    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int = ENCODING
 ) -> Sequence[Sequence[int]]:
-    """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each."""
+    """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each.
+
+    Tells how many MAX_SEQ_LEN cuts.
+    """
+    length = settings.MAX_SEQ_LEN
+    rows = _kept_or_encoded(settings, folder, split, captions, tokenizer, encoding)
+    for line in cut_notes(split, cut_lengths(tokenizer, captions, rows, length), len(captions), length):
+        devices.console(line)
+    return rows
+
+
+def _kept_or_encoded(
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int
+) -> Sequence[Sequence[int]]:
     length = settings.MAX_SEQ_LEN
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
         for some in chunks(places, ENCODED_AT_ONCE):
-            ids = encode_batch(tokenizer, [captions[place] for place in some], length)
+            ids = encode_batch(tokenizer, [captions[place] for place in some], length, encoding)
             yield padded(ids, PAD, length).astype(np.int32)
 
     found = None
     if len(captions) >= KEPT_FROM:
-        key = key_of((), folder, ["tokens", ENCODING, tokenizer_digest(tokenizer), length, captions])
+        key = key_of((), folder, ["tokens", encoding, tokenizer_digest(tokenizer), length, captions])
         source = Source(len(captions), make, f"captions, {split}", "caption", ENCODED_AT_ONCE)
         found = _kept(settings, folder, f"tokens_{split}", key, source)
     if found is None:
-        return encode_batch(tokenizer, captions, length)
+        return encode_batch(tokenizer, captions, length, encoding)
     rows = np.concatenate(found.chunks)  # (captions, MAX_SEQ_LEN); in memory, as memory-mapped ones are slow to cut up
     lengths = (rows != PAD).sum(1)  # no caption's text gives <pad>
     return [row[:number] for row, number in zip(rows, lengths.tolist(), strict=True)]

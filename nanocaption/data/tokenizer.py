@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
+ENCODING = 2  # goes up when `encode_batch` gives other ids; runs keep theirs. 1: cut captions had an <end>
 FOR_TRANSFORMERS = {  # tokenizer_config.json
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
@@ -112,12 +113,16 @@ def encode(tokenizer: Tokenizer, caption: str, max_length: int) -> list[int]:
     return encode_batch(tokenizer, [caption], max_length)[0]
 
 
-def encode_batch(tokenizer: Tokenizer, captions: Sequence[str], max_length: int) -> list[list[int]]:
-    """`encode` for many captions at once, in order."""
+def encode_batch(
+    tokenizer: Tokenizer, captions: Sequence[str], max_length: int, encoding: int = ENCODING
+) -> list[list[int]]:
+    """`encode` for many captions at once, in order. encoding: that of a run that was begun with an earlier one."""
     # The text "<end>" in a caption is text: encode_special_tokens keeps it from becoming the control token.
     tokenizer.encode_special_tokens = True
     encodings = tokenizer.encode_batch_fast([_with_space(caption) for caption in captions], add_special_tokens=False)
-    found = [encoding.ids for encoding in encodings]
+    found = [one.ids for one in encodings]
+    if encoding == 1:
+        return [[START, *ids[: max_length - 2], END] for ids in found]
     return [[START, *ids, END] if len(ids) <= max_length - 2 else
             [START, *whole_characters(tokenizer, ids[: max_length - 1])] for ids in found]  # fmt: skip
 
@@ -129,12 +134,14 @@ def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> Sequence[int]:
     return ids
 
 
-def cut_lengths(tokenizer: Tokenizer, captions: Sequence[str], rows: Sequence[Sequence[int]]) -> list[int]:
+def cut_lengths(
+    tokenizer: Tokenizer, captions: Sequence[str], rows: Sequence[Sequence[int]], max_length: int
+) -> list[int]:
     """How many ids each caption would have that is cut in `rows`, what `encode_batch` made of them."""
-    cut = [caption for caption, ids in zip(captions, rows, strict=True) if ids[-1] != END]
+    perhaps = [text for text, ids in zip(captions, rows, strict=True) if ids[-1] != END or len(ids) == max_length]
     tokenizer.encode_special_tokens = True
-    encodings = tokenizer.encode_batch_fast([_with_space(caption) for caption in cut], add_special_tokens=False)
-    return [len(encoding.ids) + 2 for encoding in encodings]
+    encodings = tokenizer.encode_batch_fast([_with_space(text) for text in perhaps], add_special_tokens=False)
+    return [length for one in encodings if (length := len(one.ids) + 2) > max_length]
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
 from nanocaption.data.prepared import Record, load_records, sample_places, verify
-from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
+from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
 from nanocaption.prepare.make import prepare_from
@@ -148,7 +148,8 @@ def prepare(
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device)
-    sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
+    encoding = saved.get("encoding", 1) if saved else ENCODING
+    sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
@@ -166,6 +167,7 @@ def prepare(
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
+        "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
     }

@@ -80,10 +80,10 @@ def test_cached_rows_are_the_rows_and_those_of_before_do_not_serve(tokenizer, fl
     for _ in range(2):
         assert [list(row) for row in encoded_captions(settings, tmp_path, "train", texts, tokenizer)] == expected
     assert len(list((tmp_path / "cache").iterdir())) == 1
-    monkeypatch.setattr(inputs, "ENCODING", 1)
     before = {path.name for path in (tmp_path / "cache").iterdir()}
-    encoded_captions(settings, tmp_path, "train", texts, tokenizer)
-    assert {path.name for path in (tmp_path / "cache").iterdir()} != before
+    old = [list(row) for row in encoded_captions(settings, tmp_path, "train", texts, tokenizer, encoding=1)]
+    assert {path.name for path in (tmp_path / "cache").iterdir()} != before and old != expected
+    assert old == [ids if len(ids) <= 9 else [*ids[:8], END] for ids in encode_batch(tokenizer, texts, 1000)]
 
 
 def test_cuts_are_counted_with_the_longest_and_what_would_hold_all(tokenizer):
@@ -91,13 +91,13 @@ def test_cuts_are_counted_with_the_longest_and_what_would_hold_all(tokenizer):
     lengths = [len(encode(tokenizer, text, 1000)) for text in texts]
     limit = sorted(lengths)[-2]
     rows = encode_batch(tokenizer, texts, limit)
-    cut = cut_lengths(tokenizer, texts, rows)
-    assert cut == [max(lengths)]
+    cut = cut_lengths(tokenizer, texts, rows, limit)
+    assert cut == [max(lengths)] == cut_lengths(tokenizer, texts, encode_batch(tokenizer, texts, limit, 1), limit)
     line, loud = cut_notes("train", cut, len(texts), limit)
     assert f"train: 1 of 6 (16.67%) are cut to MAX_SEQ_LEN = {limit}" in line
     assert f"MAX_SEQ_LEN = {max(lengths)} would hold all" in line
     assert loud.startswith("WARNING") and f"Set MAX_SEQ_LEN = {max(lengths)} to hold 99 %" in loud
-    assert cut_lengths(tokenizer, texts, encode_batch(tokenizer, texts, max(lengths))) == []
+    assert cut_lengths(tokenizer, texts, encode_batch(tokenizer, texts, max(lengths)), max(lengths)) == []
     assert cut_notes("val", [], 6, 9) == []
 
 
