@@ -21,7 +21,7 @@ VAL_SPLITS: tuple[str, ...] = ("val",)  # to validate on after each epoch; choos
 TEST_SPLITS: tuple[str, ...] = ("test",)  # evaluate.py's --split test
 DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
 MAX_BAD_FRACTION: float = 0.01  # largest share of pictures, or captions, that may be unusable and are left out
-CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of prepared captions; the other rules: prepare/caption_text.py
+CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of captions trained on; the other rules: data/caption_text.py
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process, and checks new data on every core
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
 RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
@@ -31,7 +31,7 @@ CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work 
 
 # --- Text ---
 VOCAB_SIZE: int = 1000  # byte-level BPE trained on the training captions; 256 bytes and 4 special tokens included
-MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut
+MAX_SEQ_LEN: int = 40  # longest caption in tokens, <start> and <end> included; longer ones are cut, and told
 PAD_TOKEN_ID: int = 0  # fills up the shorter captions of a batch; these four are fixed, the tokenizer's own
 START_TOKEN_ID: int = 1  # the first token of every caption
 END_TOKEN_ID: int = 2  # the last token of every caption

@@ -42,6 +42,10 @@ _PARSER.add_argument(
 _PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
 _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
+_PARSER.add_argument(
+    "--tokenize", choices=("ptb", "characters"), default="ptb",
+    help="words as PTB cuts them, or characters: for languages without spaces between words [ptb]",
+)  # fmt: skip
 decoding_flags.add(_PARSER)
 
 
@@ -63,7 +67,8 @@ from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
-from nanocaption.data.tokenizer import encode
+from nanocaption.data.prepared import repaired_notes
+from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
@@ -129,7 +134,8 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
     decoding = decoding_facts(loaded, options)
-    key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records))
+    key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records),
+                         *_tokens_named(arguments))  # fmt: skip
     metrics.require_java(arguments.meteor, arguments.spice)
     decided: list[tuple[Path, bool]] = []
     if devices.rank() == 0:  # the others would look while this one writes
@@ -145,11 +151,11 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
-    captions = caption_split(loaded, options, split, output, key)
+    captions, broken = caption_split(loaded, options, split, output, key)
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
         facts = {"decoding": decoding, "checkpoints": digests, "key": key}
-        finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded)
+        finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded, broken)
     return output
 
 
@@ -164,7 +170,8 @@ def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
     captions = [caption for caption in found if caption is not None]
     ids = [name for name, caption in zip(image_ids(split.records), found, strict=True) if caption is not None]
     split = split._replace(records=[r for r, caption in zip(split.records, found, strict=True) if caption is not None])
-    key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records))
+    key = results.digest(path, split.folder / "captions.json", split.folder.name, split.name, len(split.records),
+                         *_tokens_named(arguments))  # fmt: skip
     place = path.parent / f"eval_{split.name}_{path.stem}"
     output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
     made_by = f"captions of {path.name} {results.digest(path)}"
@@ -173,20 +180,21 @@ def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
 
 def finish(
     arguments: argparse.Namespace, split: Split, captions: Sequence[str], output: Path, made_by: str,
-    facts: Mapping[str, object], folder: Path, loaded: Loaded | None = None,
+    facts: Mapping[str, object], folder: Path, loaded: Loaded | None = None, broken: int = 0,
     ids: Sequence[int | str] | None = None, out_of: int = 0,
 ) -> None:  # fmt: skip
     """Score the captions, print the table, write the results folder `output`.
 
     made_by: the end of the signature. facts: what scores.json says besides. folder: what the page is called after.
-    loaded: what captioned; the page then has the curves of its run, and where it looked. ids, out_of: of the records
-    in the files, and how many the split has, where these are a part of it.
+    loaded: what captioned; the page then has the curves of its run, and where it looked. broken: of its captions.
+    ids, out_of: of the records in the files, and how many the split has, where these are a part of it.
     """
     scores, per_image = score_captions(
-        split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice
-    )
+        split.records, captions, training=split.training, meteor=arguments.meteor, spice=arguments.spice,
+        tokenize=metrics.TOKENIZERS[arguments.tokenize], broken=broken,
+    )  # fmt: skip
     references = {record["file_name"]: record["captions"] for record in split.records}
-    measured = metrics.signature(references, scores["corpus"], out_of, "domains" in scores)
+    measured = metrics.signature(references, scores["corpus"], arguments.tokenize, out_of, "domains" in scores)
     line = f"{split.folder.name}/{split.name} | {measured} | {made_by}"
     said = {"dataset": split.folder.name, "split": split.name, **facts, "signature": line}
     scores = cast(Scores, {**scores, **said})
@@ -197,7 +205,7 @@ def finish(
     if loaded and len(loaded.models) == 1:
         _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
     results.write_results(output, split.records, captions, scores, ids)
-    print(results.scores_table(scores), flush=True)
+    print("\n".join([*repaired_notes(split.folder), results.scores_table(scores)]), flush=True)
     write_report(
         output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
         predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (),
@@ -216,9 +224,10 @@ def compare(arguments: argparse.Namespace, settings: Settings) -> None:
         return
     first, second = map(read_side, places)
     differences, references, images = compare_sides(
-        first, second, arguments.meteor, arguments.spice, arguments.only_predicted
-    )
-    signature = metrics.signature(captions_by_id(references), differences, images)
+        first, second, arguments.meteor, arguments.spice, metrics.TOKENIZERS[arguments.tokenize],
+        arguments.only_predicted,
+    )  # fmt: skip
+    signature = metrics.signature(captions_by_id(references), differences, arguments.tokenize, images)
     origins = [results.origin(place) for place in places]
     for name, place, made_by in zip(("first: ", "second:"), places, origins, strict=True):
         print(f"\n{name} {place}\n        {made_by}")
@@ -230,6 +239,11 @@ def compare(arguments: argparse.Namespace, settings: Settings) -> None:
         content = {"first": str(places[0]), "second": str(places[1]), "made_by": origins, "differences": rows,
                    "signature": signature}  # fmt: skip
         write_atomically(Path(arguments.json), json.dumps(content, indent=1) + "\n")
+
+
+def _tokens_named(arguments: argparse.Namespace) -> list[str]:
+    """For the key of results: what other tokens than the field's give belongs into a folder of its own."""
+    return [] if arguments.tokenize == "ptb" else [arguments.tokenize]
 
 
 def _join_processes(settings: Settings) -> torch.device:
@@ -255,7 +269,8 @@ def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> N
         part = rows[start : start + settings.EVAL_BATCH_SIZE]
         paths = [images_dir / row["file_name"] for row in part]
         pixels = torch.stack([load_image(path, model.image_spec) for path in paths])
-        ids = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN)[1:-1] for row in part]
+        tokens = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN) for row in part]
+        ids = [[token for token in row if token > UNK] for row in tokens]  # a cut one has no <end>
         with devices.autocast(loaded.device, devices.pick_dtype(settings.PRECISION, loaded.device)):
             maps = attend(model, loaded.tokenizer, pixels, ids)
         for row, one, path in zip(part, maps, paths, strict=True):

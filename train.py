@@ -253,14 +253,16 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
     if not run.val_records:
         return {}, []
     texts: list[str] = []
+    broken = 0
     for captions in caption_batches(
         run.model, run.tokenizer, run.val_images, batch_size=run.settings.EVAL_BATCH_SIZE, options=GREEDY,
         device=run.device, precision=run.settings.PRECISION, workers=run.settings.NUM_WORKERS,
     ):  # fmt: skip
         texts += [found[0].text for found in captions]
+        broken += sum(found[0].broken for found in captions)
         if run.requests.stop:
             return {}, []  # on this rank alone: the others wait at the next stop_if_asked
-    scores, _ = score_captions(run.val_records, texts, people=False)
+    scores, _ = score_captions(run.val_records, texts, people=False, broken=broken)
     truth = {f"true_{kind}": n["true"] / n["claims"] for kind, n in scores.get("truth", {}).items() if n["claims"]}
     samples = [
         {"file_name": record["file_name"], "caption": text}

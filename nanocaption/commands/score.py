@@ -38,6 +38,10 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--json", type=Path, metavar="OUT", help="also write the result to this file")
     parser.add_argument("--meteor", action="store_true", help="METEOR as well, with your Java and pycocoevalcap's jar")
     parser.add_argument("--spice", action="store_true", help="SPICE as well, the same way")
+    parser.add_argument(
+        "--tokenize", choices=metrics.TOKENIZERS, default="ptb",
+        help="words as PTB cuts them, which is what the field does, or characters: for languages without spaces [ptb]",
+    )  # fmt: skip
     arguments = parser.parse_args(argv)
     if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
         raise ValueError(f"--json {arguments.json}: its folder does not exist; make it first")
@@ -55,12 +59,12 @@ def report(arguments: argparse.Namespace) -> dict[str, object]:
     read = read_references(arguments.references)
     used, (predictions,) = match_references([arguments.predictions], read, arguments.only_predicted)
     references, there = captions_by_id(used), _with_captions(read)
-    measured = metrics.measure(
-        metrics.prepare_references(references), predictions, arguments.meteor, arguments.spice
-    )
+    tokenize = metrics.TOKENIZERS[arguments.tokenize]
+    prepared = metrics.prepare_references(references, tokenize)
+    measured = metrics.measure(prepared, predictions, arguments.meteor, arguments.spice)
     scores, spread = metrics.total(measured).corpus, metrics.intervals(measured)
     domains = domain_scores(measured, [one.domain for one in used])
-    line = metrics.signature(references, scores, there, bool(domains))
+    line = metrics.signature(references, scores, arguments.tokenize, there, bool(domains))
     chosen = f" of {there}" if len(used) < there else ""
     print(
         f"{len(references)}{chosen} images, {sum(map(len, references.values()))} references; CIDEr is CIDEr-D, its "
@@ -70,7 +74,7 @@ def report(arguments: argparse.Namespace) -> dict[str, object]:
         print(f"{name:<12}{value:8.4f}   {spread[name][0]:.4f} to {spread[name][1]:.4f}")
     for text in domain_lines(domains):
         print(text)
-    for name, value in metrics.text_statistics(list(predictions.values()))._asdict().items():
+    for name, value in metrics.text_statistics(list(predictions.values()), tokenize)._asdict().items():
         if value is not None:
             print(f"{name:<12}{value:8.4f}" if isinstance(value, float) else f"{name:<12}{value:8d}")
     print(line)
@@ -83,8 +87,11 @@ def compare(arguments: argparse.Namespace) -> dict[str, object]:
     """Print how the second predictions differ from the first; returns {score: {"difference", "low", "p", ...}}."""
     read = read_references(arguments.references)
     paths = arguments.predictions, arguments.compare
-    differences, used = compare_files(read, *paths, arguments.meteor, arguments.spice, arguments.only_predicted)
-    line = metrics.signature(captions_by_id(used), differences, _with_captions(read))
+    differences, used = compare_files(
+        read, *paths, arguments.meteor, arguments.spice, metrics.TOKENIZERS[arguments.tokenize],
+        arguments.only_predicted,
+    )  # fmt: skip
+    line = metrics.signature(captions_by_id(used), differences, arguments.tokenize, _with_captions(read))
     print(f"first:  {paths[0]}\nsecond: {paths[1]}\n{metrics.differences_table(differences)}\n{line}")
     _warn_of_few(len(used))
     rows = {name: row._asdict() for name, row in differences.items()}

@@ -25,7 +25,7 @@ class Batch(NamedTuple):
 
     images: Tensor  # uint8 (N, 3, S, S); features float16 (N, P, E) of a cache; numbers int64 (N,) of resident ones
     decoder_input_tokens: Tensor  # int64 (B, T), <start> first
-    target_tokens: Tensor  # int64 (B, T), <end> last, then padding
+    target_tokens: Tensor  # int64 (B, T), <end> last unless the caption was cut, then padding
     image_index: Tensor  # int64 (B,), which image each caption belongs to
     places: Places  # where the real tokens stand
 
@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 class ImageTextDataset(Dataset):
     """Pictures with their captions as token ids. Items are chosen by Group, see `epoch_groups`.
 
-    records: as load_records gives them. token_ids: per image its captions, each [<start>, ..., <end>].
+    records: as load_records gives them. token_ids: per image its captions, each as `tokenizer.encode` gives it.
     image_spec: how the encoder wants its pictures (preprocessor.read_image_spec).
     cached: features (images, P, E) or pictures uint8 (images, 3, S, S), taken instead of the files.
     augment: changes a picture at random, see `Augment`; only what `at_epoch` gives is changed.

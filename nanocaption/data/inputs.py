@@ -16,12 +16,13 @@ from nanocaption.data.dataset import Batch, ImageTextDataset, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
-from nanocaption.data.tokenizer import PAD, encode_batch, tokenizer_digest
+from nanocaption.data.tokenizer import ENCODING, PAD, cut_lengths, encode_batch, tokenizer_digest
 from nanocaption.data.transform import Augment, ImageSpec
 
 READ_AT_ONCE = 32  # pictures; divides caches.CHUNK
 KEPT_FROM = 20_000  # captions of a split; fewer are encoded in a second
 ENCODED_AT_ONCE = 8192  # captions
+MANY_CUT = 0.01  # of a split's captions
 
 
 class Captioner(Protocol):
@@ -42,16 +43,18 @@ def make_inputs(
     tokenizer: Tokenizer,
     model: Captioner,
     device: torch.device,
+    encoding: int = ENCODING,
 ) -> dict[str, ImageTextDataset]:
     """A data set per split of `records`, made from the prepared data in `folder`.
 
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
     needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them. On a GPU with room features stay there.
+    encoding: of the captions, as `encode_batch` takes it.
     """
     sets = {}
     for split, rows in records.items():
         captions = [caption for row in rows for caption in row["captions"]]
-        ids = iter(encoded_captions(settings, folder, split, captions, tokenizer))
+        ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
@@ -68,24 +71,52 @@ def make_inputs(
     return sets
 
 
+def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> list[str]:
+    """What to tell of captions that are cut to `longest`, MAX_SEQ_LEN. cut: how many ids each of them would have."""
+    if not cut:
+        return []
+    need = max(cut)
+    share = len(cut) / captions
+    lines = [f"captions, {split}: {len(cut):,} of {captions:,} ({share:.2%}) are cut to MAX_SEQ_LEN = {longest} tokens "
+             f"and teach no end; the longest has {need:,}: MAX_SEQ_LEN = {need} would hold all"]  # fmt: skip
+    if share > MANY_CUT:
+        most = sorted(cut)[-1 - int(MANY_CUT * captions)]
+        lines.append(f"WARNING: {share:.1%} of the captions of {split} are cut; the model cannot write longer ones. "
+                     f"Set MAX_SEQ_LEN = {most} to hold 99 %, or a larger VOCAB_SIZE for fewer tokens a caption.")
+    return lines
+
+
 def encoded_captions(
-    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int = ENCODING
 ) -> Sequence[Sequence[int]]:
-    """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each."""
+    """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each.
+
+    Tells how many MAX_SEQ_LEN cuts.
+    """
+    length = settings.MAX_SEQ_LEN
+    rows = _kept_or_encoded(settings, folder, split, captions, tokenizer, encoding)
+    for line in cut_notes(split, cut_lengths(tokenizer, captions, rows, length), len(captions), length):
+        devices.console(line)
+    return rows
+
+
+def _kept_or_encoded(
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int
+) -> Sequence[Sequence[int]]:
     length = settings.MAX_SEQ_LEN
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
         for some in chunks(places, ENCODED_AT_ONCE):
-            ids = encode_batch(tokenizer, [captions[place] for place in some], length)
+            ids = encode_batch(tokenizer, [captions[place] for place in some], length, encoding)
             yield padded(ids, PAD, length).astype(np.int32)
 
     found = None
     if len(captions) >= KEPT_FROM:
-        key = key_of((), folder, ["tokens", tokenizer_digest(tokenizer), length, captions])
+        key = key_of((), folder, ["tokens", encoding, tokenizer_digest(tokenizer), length, captions])
         source = Source(len(captions), make, f"captions, {split}", "caption", ENCODED_AT_ONCE)
         found = _kept(settings, folder, f"tokens_{split}", key, source)
     if found is None:
-        return encode_batch(tokenizer, captions, length)
+        return encode_batch(tokenizer, captions, length, encoding)
     rows = np.concatenate(found.chunks)  # (captions, MAX_SEQ_LEN); in memory, as memory-mapped ones are slow to cut up
     lengths = (rows != PAD).sum(1)  # no caption's text gives <pad>
     return [row[:number] for row, number in zip(rows, lengths.tolist(), strict=True)]

@@ -120,7 +120,7 @@ class Manifest(TypedDict, total=False):
     source_sha256: str  # of its captions, see prepare/layouts.captions_digest
     cutoff: int | None
     seed: int | None  # None: nothing was drawn
-    caption_text: dict[str, Any]  # version and case of the normalisation
+    caption_text: dict[str, Any]  # version, see caption_text.TEXT_VERSION; of version 1 the case, too
     parts: dict[str, Any]  # of a mix: name -> weight and captions_sha256
     copies_left_out: list[str]  # of a mix
     notes: list[str]
@@ -160,6 +160,24 @@ def verify(folder: Path) -> Manifest:
 def kept_captions(folder: Path, digest: str) -> Path:
     """Where the captions.json of this sha256 is kept once the set in `folder` has been made anew with others."""
     return folder / f"captions.replaced-{digest[:12]}.json"
+
+
+def repaired_notes(folder: Path) -> list[str]:
+    """What to tell of a whole set, or of the parts of a mix, whose references an earlier version changed."""
+    manifest: Manifest = json.loads((folder / "manifest.json").read_bytes())
+    if "parts" in manifest:
+        parts = [folder.parent / name for name in manifest["parts"]]
+        return [note for part in parts if (part / "manifest.json").exists() for note in repaired_notes(part)]
+    if manifest.get("caption_text", {}).get("version") != 1:
+        return []
+    try:
+        repaired = json.loads((folder / "report.json").read_bytes())["captions"]["repaired"]
+        number = sum(kind["count"] for kind in repaired.values())
+    except (OSError, ValueError, KeyError, TypeError):
+        number = 0  # the demo set has no report, and nothing to repair
+    return [f"Note: {folder} was prepared by an earlier version, which repaired {number:,} captions or dropped them as "
+            "said twice, references too: scores differ from those against the raw captions. To have all as written "
+            f"delete {folder / 'manifest.json'} and prepare the set again."] if number else []  # fmt: skip
 
 
 def is_whole(folder: Path) -> bool:

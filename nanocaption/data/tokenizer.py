@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
+ENCODING = 2  # goes up when `encode_batch` gives other ids; runs keep theirs. 1: cut captions had an <end>
 FOR_TRANSFORMERS = {  # tokenizer_config.json
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
@@ -100,30 +101,85 @@ def check_tokenizer(tokenizer: Tokenizer, origin: str = "the tokenizer") -> None
         if back != text:
             raise ValueError(f"{origin}: {text!r} comes back as {back!r}; the round trip must lose nothing.")
     cut = encode(tokenizer, "a long caption about a dog", max_length=4)
-    if len(cut) != 4 or cut[0] != START or cut[-1] != END:
-        raise ValueError(f"{origin}: a cut caption gives {cut}, must begin with <start> and end in <end>.")
+    if len(cut) != 4 or cut[0] != START or END in cut:
+        raise ValueError(f"{origin}: a cut caption gives {cut}, must be <start> and three tokens of its text.")
 
 
 def encode(tokenizer: Tokenizer, caption: str, max_length: int) -> list[int]:
-    """`caption` as [<start>, ..., <end>], at most `max_length` ids; a longer caption is cut before its <end>."""
+    """`caption` as [<start>, ..., <end>], at most `max_length` ids.
+
+    A longer caption is cut behind a whole character and has no <end>: nothing ends there.
+    """
     return encode_batch(tokenizer, [caption], max_length)[0]
 
 
-def encode_batch(tokenizer: Tokenizer, captions: Sequence[str], max_length: int) -> list[list[int]]:
-    """`encode` for many captions at once, in order."""
+def encode_batch(
+    tokenizer: Tokenizer, captions: Sequence[str], max_length: int, encoding: int = ENCODING
+) -> list[list[int]]:
+    """`encode` for many captions at once, in order. encoding: that of a run that was begun with an earlier one."""
     # The text "<end>" in a caption is text: encode_special_tokens keeps it from becoming the control token.
     tokenizer.encode_special_tokens = True
     encodings = tokenizer.encode_batch_fast([_with_space(caption) for caption in captions], add_special_tokens=False)
-    return [[START, *encoding.ids[: max_length - 2], END] for encoding in encodings]
+    found = [one.ids for one in encodings]
+    if encoding == 1:
+        return [[START, *ids[: max_length - 2], END] for ids in found]
+    return [[START, *ids, END] if len(ids) <= max_length - 2 else
+            [START, *whole_characters(tokenizer, ids[: max_length - 1])] for ids in found]  # fmt: skip
+
+
+def whole_characters(tokenizer: Tokenizer, ids: Sequence[int]) -> Sequence[int]:
+    """`ids`, the first ones of a text's, without the last of them where these only begin a character."""
+    while not _is_utf8(_bytes_of(tokenizer, ids)):
+        ids = ids[:-1]
+    return ids
+
+
+def cut_lengths(
+    tokenizer: Tokenizer, captions: Sequence[str], rows: Sequence[Sequence[int]], max_length: int
+) -> list[int]:
+    """How many ids each caption would have that is cut in `rows`, what `encode_batch` made of them."""
+    perhaps = [text for text, ids in zip(captions, rows, strict=True) if ids[-1] != END or len(ids) == max_length]
+    tokenizer.encode_special_tokens = True
+    encodings = tokenizer.encode_batch_fast([_with_space(text) for text in perhaps], add_special_tokens=False)
+    return [length for one in encodings if (length := len(one.ids) + 2) > max_length]
 
 
 def text_of(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of `ids`, up to the first <end>; <start> and <pad> are left out."""
+    """The text of `ids`, up to the first <end>; <start>, <pad> and bytes that make no whole character are left out."""
+    return read_text(tokenizer, ids)[0]
+
+
+def read_text(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, bool]:
+    """(`text_of`, whether bytes had to be left out: the ids end within a character, or are no UTF-8)"""
     ids = list(ids)
     if END in ids:
         ids = ids[: ids.index(END)]
-    text = tokenizer.decode([i for i in ids if i > UNK], skip_special_tokens=False)
-    return text[1:] if text.startswith(" ") else text
+    ids = [i for i in ids if i > UNK]
+    text = tokenizer.decode(ids, skip_special_tokens=False)
+    broken = False
+    if "\ufffd" in text:  # the decoder's mark for such bytes; a text may hold one of its own
+        data = _bytes_of(tokenizer, ids)
+        text, broken = data.decode(errors="ignore"), not _is_utf8(data)
+    return text[1:] if text.startswith(" ") else text, broken
+
+
+def _bytes_of(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
+    return bytes(_BYTE_OF[letter] for i in ids for letter in tokenizer.id_to_token(i) or "")
+
+
+def _is_utf8(data: bytes) -> bool:
+    return data.decode(errors="ignore").encode() == data
+
+
+def _byte_letters() -> dict[str, int]:
+    """The letter by which a byte-level BPE writes each byte: its own where it can be seen, else one above 255."""
+    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    return {chr(byte): byte for byte in seen} | {
+        chr(0x100 + number): byte for number, byte in enumerate(sorted(set(range(0x100)) - set(seen)))
+    }
+
+
+_BYTE_OF = _byte_letters()
 
 
 def _digests(captions: Sequence[str], vocab_size: int, tokenizer: Tokenizer) -> dict[str, str]:

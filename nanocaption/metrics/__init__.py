@@ -14,6 +14,8 @@
   `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs; `require_java(meteor, spice)`
   raises first where these are missing.
 - `leave_one_out(references)`: how well the people who wrote the references agree.
+- All of these take `tokenize`: `ptb_tokenize` as the field does, or `character_tokenize` for languages without spaces
+  between words (`TOKENIZERS` has them by name).
 - `text_statistics(captions)`: distinct n-grams, lengths, vocabulary, repetition; needs no references.
 - `nanocaption score references.json predictions.json [--compare other.json] [--json out.json]`: for files of
   anyone's model.
@@ -25,6 +27,7 @@ it, so order matters, rarely.
 """
 
 from nanocaption.metrics.bootstrap import Difference, compare, differences_table, intervals
+from nanocaption.metrics.characters import character_tokenize
 from nanocaption.metrics.diversity import TextStatistics, text_statistics
 from nanocaption.metrics.files import references_digest, require_same_references, signature
 from nanocaption.metrics.java import require_java
@@ -43,3 +46,5 @@ from nanocaption.metrics.scores import (
     score_prepared,
     total,
 )
+
+TOKENIZERS = {"ptb": ptb_tokenize, "characters": character_tokenize}

@@ -14,6 +14,7 @@ class TextStatistics(NamedTuple):
     vocabulary: int  # different words
     repetition: float  # share of captions with a word twice in a row, or three words in a row that come again
     empty: int  # captions without any word
+    broken: int  # captions with U+FFFD, which stands for bytes that are no character
     seen: float | None  # share of captions that stand word for word in the training captions, where these are given
 
 
@@ -44,6 +45,7 @@ def text_statistics(
         vocabulary=len(set(words)),
         repetition=sum(map(repeats, sentences)) / len(sentences),
         empty=sum(not sentence for sentence in sentences),
+        broken=sum("\ufffd" in caption for caption in captions),
         seen=None if known is None else sum(caption in known for caption in tokens) / len(tokens),
     )
 

@@ -214,19 +214,22 @@ def references_digest(references: Mapping[Hashable, Sequence[str]]) -> str:
 
 
 def signature(
-    references: Mapping[Hashable, Sequence[str]], names: Collection[str], out_of: int = 0, domains: bool = False
-) -> str:
+    references: Mapping[Hashable, Sequence[str]], names: Collection[str], tokenizer: str = "ptb", out_of: int = 0,
+    domains: bool = False,
+) -> str:  # fmt: skip
     """What must be equal for two numbers to compare: the metrics, the references and their number.
 
-    out_of: how many images there are, where only those with a prediction are scored. domains: each has its scores.
+    tokenizer: "ptb" or "characters". out_of: how many images there are, where only those with a prediction are scored.
+    domains: whether each of these has its scores.
     """
+    tokens = {"ptb": "PTB tokens", "characters": "characters as tokens"}
     java = "".join(text for name, text in JAVA_PROGRAMS.items() if name in names)
     chosen = f" of {out_of}, those with a prediction" if out_of > len(references) else ""
     whole = " | domains: document frequencies of all these images" if domains else ""
     return (
-        f"metrics {VERSION} (as pycocoevalcap 1.2: PTB tokens, CIDEr = CIDEr-D{java}) | {len(references)} images"
-        f"{chosen} | references {references_digest(references)} | 95 % bootstrap over images, 1000 resamples, "
-        f"seed 0{whole}"
+        f"metrics {VERSION} (as pycocoevalcap 1.2: {tokens[tokenizer]}, CIDEr = CIDEr-D{java}) | "
+        f"{len(references)} images{chosen} | references {references_digest(references)} | "
+        f"95 % bootstrap over images, 1000 resamples, seed 0{whole}"
     )
 
 

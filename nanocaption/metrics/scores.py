@@ -7,12 +7,14 @@ from typing import NamedTuple
 import numpy as np
 
 from nanocaption.metrics import java
+from nanocaption.metrics.characters import without_spaces
 from nanocaption.metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_lengths, index_references, overlap_of
 from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
 
 Id = Hashable
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L")
 ROUGE_BETA = 1.2
+MANY_UNSPACED = 0.05  # share of the references from which they are warned of
 
 
 class References(NamedTuple):
@@ -94,6 +96,13 @@ def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokeniz
         warnings.warn(
             f"{blank} of {len(captions)} references are empty texts{signs}, which count as captions of no words, as in "
             "pycocoevalcap: take them out",
+            stacklevel=2,
+        )
+    if tokenize is ptb_tokenize and (share := without_spaces(captions) / len(captions)) > MANY_UNSPACED:
+        warnings.warn(
+            f"{share:.0%} of the references are written without spaces between words, and PTB takes each for one "
+            "word: captions score 0 unless they are equal, so that these scores say nothing. Characters as words: "
+            "nanocaption score or evaluate.py with --tokenize characters",
             stacklevel=2,
         )
     first = np.concatenate(([0], np.cumsum(counts)))

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanocaption.base.tensors import State
-from nanocaption.data.tokenizer import END, START, text_of
+from nanocaption.data.tokenizer import END, START, read_text
 from nanocaption.data.transform import ImageSpec, load_image
 from nanocaption.model import decode
 from nanocaption.model.decoder import Decoder
@@ -24,6 +24,7 @@ class CaptionText(NamedTuple):
     log_prob: float  # sum over its tokens
     score: float  # log_prob / length ** length_penalty, see decode.py
     ids: list[int]  # its tokens without <start> and <end>
+    broken: bool = False  # whether they ended within a character or were no UTF-8; `text` is what was whole
 
 
 class Captioner(Protocol):
@@ -74,7 +75,12 @@ def decode_pictures(
     longest = min(model.decoder.max_seq_len for model in models) - 1
     limits = decode.Limits(START, END, longest, pixels[0].device)
     results = decode.decode(decode.ensemble(steps), len(pixels[0]), options, limits, seeds)
-    return [[CaptionText(text_of(tokenizer, c.ids), c.log_prob, c.score, c.ids) for c in found] for found in results]
+    return [[_with_text(tokenizer, caption) for caption in found] for found in results]
+
+
+def _with_text(tokenizer: Tokenizer, caption: decode.Caption) -> CaptionText:
+    text, broken = read_text(tokenizer, caption.ids)
+    return CaptionText(text, caption.log_prob, caption.score, caption.ids, broken)
 
 
 def search_options(settings: Mapping[str, object]) -> Options:

@@ -1,4 +1,4 @@
-"""The check before a data set is made: every picture is decoded once, every caption is cleaned, and a report says so.
+"""The check before a data set is made: every picture is decoded once, every caption is read, and a report says so.
 
     data/<name>/scan.jsonl    what was found in each picture, one line each, written as it is found: a run that was
                               killed goes on from there, and nothing is decoded twice while size and time stay the same
@@ -6,7 +6,8 @@
     data/<name>/report.png    histograms of picture sizes, file sizes and caption lengths
 
 Refused pictures and captions are left out of the set; the files themselves are never touched. Where more than
-MAX_BAD_FRACTION of the pictures or of the captions would be left out, no set is made.
+MAX_BAD_FRACTION of the pictures or of the captions would be left out, no set is made. Captions that are kept are kept
+as they were written, see data/caption_text.py.
 
 Copies: the same picture under several names, as the same file or with the same pixels in another. One that lies in
 several splits of a source is kept in test, else in val, and left out of the others, because training on a picture of
@@ -14,7 +15,6 @@ the test set is the worse fault. Copies within a split stay. Splits that are dra
 """
 
 import contextlib
-import functools
 import hashlib
 import json
 import os
@@ -23,6 +23,7 @@ import signal
 import subprocess
 import sys
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -32,9 +33,9 @@ from tqdm import tqdm
 
 from nanocaption.base import cli
 from nanocaption.base.files import json_lines, open_to_append
+from nanocaption.data.caption_text import TEXT_VERSION, clean
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import check_report, splits
-from nanocaption.prepare.caption_text import TEXT_VERSION, clean, normalise
 from nanocaption.prepare.check_report import Examined, Report
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
@@ -59,17 +60,16 @@ DEFAULT_RULES = Rules()
 class Checked(NamedTuple):
     """What `check` found."""
 
-    records: list[Record]  # those that can be used, with clean captions
+    records: list[Record]  # those that can be used, with the captions that can
     report: Report
     found: dict[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
     def facts(self) -> dict[str, object]:
-        """For the manifest: how captions were normalised, and a digest over the names and files of opened pictures."""
-        text = self.report["captions"]["text"]
+        """For the manifest: which text its captions are, and a digest over the names and files of opened pictures."""
         lines = [json.dumps([record["file_name"], self.found[record["file_name"]]["sha256"]])
                  for record in self.records if record["file_name"] in self.found]  # fmt: skip
         digest = hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
-        return {"caption_text": {key: text[key] for key in ("version", "case")}, "pictures_sha256": digest}
+        return {"caption_text": {"version": TEXT_VERSION}, "pictures_sha256": digest}
 
 
 def check(
@@ -137,14 +137,16 @@ def _not_drawn(kept: Sequence[Record], copies: Sequence[Sequence[Record]], folde
 
 
 def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
-    """The records with clean captions, or with none, and what the report says of captions."""
+    """The records with the captions that are some, or with none, and what the report says of captions."""
     repaired, refused = [], []
+    refused_in: Counter[str] = Counter()
     cleaned: list[Record] = []
     for record in tqdm(records, desc="checking captions", unit="picture", disable=len(records) < 5000):
-        of_picture = clean(record["captions"], functools.partial(normalise, case=case))
+        of_picture = clean(record["captions"], case)
         name = record["file_name"]
         cleaned.append(record | {"captions": of_picture.kept})
         refused += [(reason, f"{name}: {shown}") for reason, shown in of_picture.refused]
+        refused_in[record["split"]] += len(of_picture.refused)
         repaired += [(what, name, before, after) for what, before, after in of_picture.changed]
     changed = [entry for entry in repaired if entry[2] != entry[3]]
     first = list({entry[0]: entry for entry in reversed(changed)}.values())[::-1]  # one of each kind, then others
@@ -153,6 +155,7 @@ def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], 
         "checked": sum(len(record["captions"]) for record in records),
         "kept": sum(len(record["captions"]) for record in cleaned),
         "refused": check_report.by_reason(refused),
+        "refused_in": dict(+refused_in),
         "repaired": check_report.by_reason((what, f"{name}: {before[:200]!r}") for what, name, before, _ in repaired),
         "text": {"version": TEXT_VERSION, "case": case, "changed": len(changed), "examples": examples},
     }

@@ -40,7 +40,7 @@ class Cases(TypedDict):
 class Report(TypedDict, total=False):
     """What report.json says, with the set's manifest where one was made."""
 
-    captions: dict[str, Any]  # checked, kept, refused, repaired, text
+    captions: dict[str, Any]  # checked, kept, refused, refused_in, repaired, text
     pictures: dict[str, Any]  # checked, kept, refused, converted, refused_pictures, copies
     sizes: dict[str, dict[str, float]]  # width, height, kB, words -> least, median, mean, most
 
@@ -108,9 +108,12 @@ def summary(report: Report) -> list[str]:
                      f"{len(copies['left_out']):,} left out, so that nothing of test or val is trained on")
     lines.append(f"  captions  {texts['kept']:,} kept")
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in texts["refused"].items()]
-    lines += [f"    repaired, {what}: {kind['count']:,}" for what, kind in texts["repaired"].items()]
+    if texts["refused_in"]:
+        where = ", ".join(f"{split} {count:,}" for split, count in texts["refused_in"].items())
+        lines.append(f"    by split: {where}; no references here, where scores of the raw file would count them")
+    lines += [f"    training repairs, {what}: {kind['count']:,}" for what, kind in texts["repaired"].items()]
     lines += [f"      {before[:100]!r} -> {after[:100]!r}" for before, after in texts["text"]["examples"]]
-    lines.append(f"  case of captions: {texts['text']['case']} (CAPTION_CASE)")
+    lines.append(f"  case of captions in training: {texts['text']['case']} (CAPTION_CASE); references stay as written")
     spreads = [f"{what} {of['least']:g} / {of['median']:g} / {of['most']:g}" for what, of in report["sizes"].items()]
     return [*lines, f"  least / median / most: {', '.join(spreads)}"]
 

@@ -343,8 +343,8 @@ def whole_manifest(
     """The manifest of a whole set, None where the set must be made; prints which it is.
 
     A set made with a larger cutoff serves: load_records takes its first pictures. Raises ValueError for a set drawn
-    with another seed or caption case, or whose captions.json was edited: making it again would take from others what
-    they rely on.
+    with another seed, or in lower case by an earlier version, or whose captions.json was edited: making it again would
+    take from others what they rely on.
     """
     if not folder.exists():
         return None
@@ -356,9 +356,10 @@ def whole_manifest(
         print(f"{error}; making it now")
         return None
     made_with, drawn_with = manifest.get("cutoff"), manifest.get("seed")
-    made_case = manifest.get("caption_text", {}).get("case", "keep")  # sets of earlier versions do not say
+    made_case = manifest.get("caption_text", {}).get("case", "keep")  # only sets of an earlier version say
+    of_case = ("CAPTION_CASE", made_case, caption_case if made_case == "lower" else made_case)  # lower is for good
     of_seed = ("DATA_SEED", drawn_with, drawn_with if seed is None or drawn_with is None else seed)  # None: not drawn
-    for setting, then, now in (of_seed, ("CAPTION_CASE", made_case, caption_case)):
+    for setting, then, now in (of_seed, of_case):
         if then != now:
             what = "captions*.json, all of them," if setting == "DATA_SEED" else "manifest.json"
             raise ValueError(f"{folder} was made with {setting} = {then}, now it is {now}: set it back, take another "
@@ -367,6 +368,8 @@ def whole_manifest(
         print(f"{folder} holds only the first {made_with} pictures of each split; making it again with more")
         return None
     print(f"{folder} is whole: {counts_line(manifest['counts'])}")
+    for note in prepared.repaired_notes(folder):
+        print(note)
     return manifest
 
 

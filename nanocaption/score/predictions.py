@@ -10,6 +10,7 @@ from nanocaption import metrics
 from nanocaption.data.prepared import Record
 from nanocaption.metrics import files
 from nanocaption.metrics.files import Prediction, Reference, by_key, id_key
+from nanocaption.metrics.ptb import Tokenize
 
 
 class Side(NamedTuple):
@@ -161,8 +162,9 @@ def read_side(path: Path) -> Side:
 
 
 def compare_sides(
-    first: Side, second: Side, meteor: bool, spice: bool, only_predicted: bool = False
-) -> tuple[dict[str, metrics.Difference], list[Reference], int]:
+    first: Side, second: Side, meteor: bool, spice: bool, tokenize: Tokenize = metrics.ptb_tokenize,
+    only_predicted: bool = False,
+) -> tuple[dict[str, metrics.Difference], list[Reference], int]:  # fmt: skip
     """The paired test of two sides, the references of both, and how many there would be with captions of them all.
 
     only_predicted: over the images that both have. Raises ValueError where images or references differ.
@@ -180,16 +182,17 @@ def compare_sides(
              if not only_predicted or all(key in other for other in known)} for side in known))  # fmt: skip
     references = list({**known[-1], **known[0]}.values())
     paths = first.predictions, second.predictions
-    found = compare_files(references, *paths, meteor, spice, only_predicted)
+    found = compare_files(references, *paths, meteor, spice, tokenize, only_predicted)
     return *found, sum(bool(one.captions) for one in references)
 
 
 def compare_files(
-    references: Sequence[Reference], first: Path, second: Path, meteor: bool, spice: bool, only_predicted: bool = False
-) -> tuple[dict[str, metrics.Difference], list[Reference]]:
+    references: Sequence[Reference], first: Path, second: Path, meteor: bool, spice: bool,
+    tokenize: Tokenize = metrics.ptb_tokenize, only_predicted: bool = False,
+) -> tuple[dict[str, metrics.Difference], list[Reference]]:  # fmt: skip
     """The paired test of two predictions files, whose captions are matched to `references`; and those of them used."""
     used, captions = match_references((first, second), references, only_predicted)
-    prepared = metrics.prepare_references(captions_by_id(used))
+    prepared = metrics.prepare_references(captions_by_id(used), tokenize)
     one, other = (metrics.measure(prepared, side, meteor, spice) for side in captions)
     return metrics.compare(one, other), used
 

@@ -21,7 +21,8 @@ METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "
                  "CIDEr": "CIDEr", "SPICE": "SPICE"}
 TEXT_LABELS = {"distinct_1": "Distinct words per word", "distinct_2": "Distinct pairs per pair",
                "mean_length": "Words per caption", "vocabulary": "Different words", "repetition": "Repeat themselves",
-               "empty": "Empty captions", "seen": "In the training captions, word for word"}
+               "empty": "Empty captions", "broken": "Broken captions",
+               "seen": "In the training captions, word for word"}
 
 
 class Maps(TypedDict):

@@ -45,10 +45,11 @@ def kept_file(folder: Path, key: str, rank: int) -> Path:
     return folder / f"captions-{key}-{number}-{rank}.jsonl"
 
 
-def read_kept(folder: Path, key: str) -> dict[int, str]:
-    """{place in the split: caption} of finished batches with this key; a torn last line is left out."""
+def read_kept(folder: Path, key: str) -> dict[int, tuple[str, bool]]:
+    """{place in the split: (caption, whether it was broken)} of finished batches with this
+    key; a torn last line is left out."""
     rows = [row for path in sorted(folder.glob(f"captions-{key}-*.jsonl")) for row in read_log(path)]
-    return {row["image"]: row["caption"] for row in rows
+    return {row["image"]: (row["caption"], row.get("broken") is True) for row in rows
             if type(row.get("image")) is int and isinstance(row.get("caption"), str)}  # fmt: skip
 
 
@@ -125,6 +126,8 @@ def scores_table(scores: Scores) -> str:
         f"{text['distinct_1']:.3f}, distinct-2 {text['distinct_2']:.3f}; {text['repetition']:.1%} repeat themselves"
         + (f"; {text['seen']:.1%} stand in the training captions" if "seen" in text else "")
     )
+    if text.get("broken"):
+        lines.append(f"{text['broken']} captions are broken: they end within a character, or are no Unicode text.")
     if text["empty"]:
         lines.append(f"{text['empty']} captions are empty and score 0.")
     if scores["images"] < FEW_IMAGES:

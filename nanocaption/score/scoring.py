@@ -5,6 +5,7 @@ from typing import Any, NotRequired, TypedDict
 
 from nanocaption import demo_set, metrics
 from nanocaption.data.prepared import Record
+from nanocaption.metrics.ptb import Tokenize
 
 
 class DomainScores(TypedDict):
@@ -42,17 +43,21 @@ def score_captions(
     training: Sequence[str] | None = None,
     meteor: bool = False,
     spice: bool = False,
+    tokenize: Tokenize = metrics.ptb_tokenize,
+    broken: int = 0,
 ) -> tuple[Scores, list[dict[str, float]]]:
     """Scores of one caption per record against its references: (content of scores.json, values per image in order).
 
     "domains" is there where records have one, "leave_one_out" with `people`, "truth" and "confusions" for drawn scenes;
-    `training` gives the share of captions that stand in it. Raises ValueError as `metrics.measure` does.
+    `training` gives the share of captions that stand in it; `broken` of them were cut back to whole characters. Raises
+    ValueError as `metrics.measure` does.
     """
     references = {record["file_name"]: record["captions"] for record in records}
     candidates = {record["file_name"]: caption for record, caption in zip(records, captions, strict=True)}
-    measured = metrics.measure(metrics.prepare_references(references), candidates, meteor, spice)
+    measured = metrics.measure(metrics.prepare_references(references, tokenize), candidates, meteor, spice)
     corpus, per_image = metrics.total(measured)
-    text = metrics.text_statistics(captions, training=training)._asdict()
+    text = metrics.text_statistics(captions, tokenize, training)._asdict()
+    text["broken"] += broken
     scores: Scores = {
         "corpus": corpus, "intervals": metrics.intervals(measured), "images": len(records),
         "text": {name: value for name, value in text.items() if value is not None},
@@ -60,7 +65,7 @@ def score_captions(
     if domains := domain_scores(measured, [record.get("domain") for record in records]):
         scores["domains"] = domains
     if people and all(len(captions) > 1 for captions in references.values()):
-        scores["leave_one_out"] = metrics.leave_one_out(references)
+        scores["leave_one_out"] = metrics.leave_one_out(references, tokenize)
     scenes = [record["scene"] for record in records if "scene" in record]
     if len(scenes) == len(records):
         scores["truth"] = demo_set.total_truth(captions, scenes)

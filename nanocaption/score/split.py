@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanocaption.base.settings import Settings
+from nanocaption.data.caption_text import as_read
 from nanocaption.data.prepared import Record, folder_name, load_records, verify
 from nanocaption.score.results import read_object
 
@@ -51,4 +52,4 @@ def _training_captions(data_dir: Path, trained: Mapping[str, Any]) -> list[str]:
     there = {row["split"] for row in read_object(origin / "captions.json").get("images", [])}
     seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
     records = load_records(origin, seen, trained["DATA_CUTOFF"]) if seen else []
-    return [caption for record in records for caption in record["captions"]]
+    return [caption for record in as_read(records, "keep") for caption in record["captions"]]  # tokens have no case

@@ -16,11 +16,12 @@ from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State, check_fits
+from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
 from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
-from nanocaption.data.tokenizer import check_tokenizer, load_or_train, tokenizer_from_json
+from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
 from nanocaption.prepare.make import look_first, prepare_from
@@ -143,13 +144,16 @@ def prepare(
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder, records = load_splits(settings)
+    references = records["val"]
+    records = learnt_from(settings, records)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device)
-    sets = make_inputs(settings, data_folder, records, tokenizer, model, device)
+    encoding = saved.get("encoding", 1) if saved else ENCODING
+    sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
@@ -157,7 +161,7 @@ def prepare(
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
-    scored = sample_places(records["val"], settings.VALIDATION_SCORE_IMAGES)
+    scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "groups_per_step": plan.groups_per_step,
         "steps_per_epoch": plan.schedule.steps_per_epoch,
@@ -167,13 +171,14 @@ def prepare(
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
+        "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
     }
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
-        val_records=[records["val"][place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
+        val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
         requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
@@ -195,6 +200,19 @@ def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+
+
+def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+    """What a model learns from, and its validation loss is over: captions normalised, in training none of them twice.
+
+    Only here: references stay as they are. What is left out is told.
+    """
+    train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
+    if repeats:
+        total = sum(len(record["captions"]) for record in records["train"])
+        devices.console(f"captions, train: {repeats:,} of {total:,} say the same as another one of their picture and "
+                        "are left out of training")  # fmt: skip
+    return {"train": train, "val": as_read(records["val"], settings.CAPTION_CASE)}
 
 
 def make_tokenizer(

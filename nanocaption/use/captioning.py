@@ -77,8 +77,12 @@ def caption_images(
     return list(itertools.chain.from_iterable(caption_batches(model, tokenizer, images, **how)))
 
 
-def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, key: str) -> list[str]:
-    """The best caption of every image of the split, in order; on every process, each of which captions its share.
+def caption_split(
+    loaded: Loaded, options: Options, split: Split, output: Path, key: str
+) -> tuple[list[str], int]:
+    """The best caption of every image of the split, in order, and how many of them were broken (see CaptionText).
+
+    On every process, each of which captions its share.
 
     Captions are written to `output` batch by batch under `key`, and taken from there if they are there already.
     """
@@ -95,17 +99,19 @@ def caption_split(loaded: Loaded, options: Options, split: Split, output: Path, 
     bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
     how = How(batch_size=settings.EVAL_BATCH_SIZE, options=options, device=loaded.device,
               precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED)  # fmt: skip
-    rows: list[tuple[int, str]] = []
+    rows: list[tuple[int, tuple[str, bool]]] = []
     with file_name.open("w", encoding="utf-8") as file, bar:
         for captions in caption_batches(loaded.models, loaded.tokenizer, images, **how) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
-            batch = [(i, row[0].text) for i, row in zip(places, captions, strict=True)]
-            file.write("".join(json.dumps({"image": i, "caption": text}) + "\n" for i, text in batch))
+            batch = [(i, (row[0].text, row[0].broken)) for i, row in zip(places, captions, strict=True)]
+            lines = ({"image": i, "caption": text, "broken": broken} for i, (text, broken) in batch)
+            file.write("".join(json.dumps(line) + "\n" for line in lines))
             file.flush()
             rows += batch
             bar.update(len(batch))
     found |= dict(devices.gather(rows))
-    return [found[i] for i in range(len(split.records))]
+    texts, broken = zip(*(found[i] for i in range(len(split.records))), strict=True)
+    return list(texts), sum(broken)
 
 
 def split_images(loaded: Loaded, split: Split, cached: bool = False) -> ImageTextDataset:

@@ -45,7 +45,7 @@ def told_by_name(*given, batch_size: int, **how) -> Iterator[list[list[SimpleNam
     for path in given[2].paths:
         n = int(path.stem.removeprefix("scene_"))
         text = f"A {('red', 'blue', 'green')[n % 3]} {('car', 'dog', 'boat', 'kite', 'house')[n % 5]} number {n}."
-        captions.append([SimpleNamespace(text=text, ids=[])])
+        captions.append([SimpleNamespace(text=text, ids=[], broken=False)])
     yield from (captions[i : i + batch_size] for i in range(0, len(captions), batch_size))
 
 
@@ -133,7 +133,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
 
     def captioned(loaded: Loaded, name: str) -> list[str]:
         (tmp_path / name).mkdir()
-        return caption_split(loaded, GREEDY, split, tmp_path / name, "key")
+        return caption_split(loaded, GREEDY, split, tmp_path / name, "key")[0]
 
     expected = captioned(live, "live")
     assert sum(seen) == CUTOFF and len(set(expected)) > 3
@@ -143,7 +143,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
     with (tmp_path / "part" / "captions-key-0-0.jsonl").open("w") as file:  # half of it is there already
         rows = [{"image": i, "caption": expected[i]} for i in range(0, CUTOFF, 2)]
         file.write("".join(json.dumps(row) + "\n" for row in rows))
-    assert caption_split(frozen, GREEDY, split, tmp_path / "part", "key") == expected
+    assert caption_split(frozen, GREEDY, split, tmp_path / "part", "key")[0] == expected
     with torch.no_grad():
         live.models[0].encoder.norm.weight.mul_(2)  # another encoder has features of its own
     captioned(frozen, "changed")
@@ -287,9 +287,9 @@ def test_what_lies_in_a_results_folder_is_no_reason_to_stop(content, trained, tm
     assert (own / "scores.json").read_text() == content and read(other / "predictions.json")
     (other / "scores.json").unlink()
     rows = [{"image": 3}, {"image": [1], "caption": "a"}, {"image": 4, "caption": 5},
-            {"image": 5, "caption": "kept"}]  # fmt: skip
+            {"image": 5, "caption": "kept"}, {"image": 6, "caption": "cut", "broken": True}]  # fmt: skip
     (other / "captions-k-0-0.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert results.read_kept(other, "k") == {5: "kept"}
+    assert results.read_kept(other, "k") == {5: ("kept", False), 6: ("cut", True)}
     evaluate.main(["--compare", str(own), str(own)])
 
 

@@ -17,7 +17,7 @@ FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room i
 HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
 LIGHT = ("metrics", "demo_set", "prepare", "score")
 LIGHT_HALF = {
-    "base": ("cli", "files", "hub", "rules", "settings", "version"), "data": ("pictures", "prepared"),
+    "base": ("cli", "files", "hub", "rules", "settings", "version"), "data": ("caption_text", "pictures", "prepared"),
 }  # fmt: skip
 FACES = {"config", "train", "evaluate", "model", "dataset", "tokenizer", "prepare_dataset"}
 PACKAGE = sorted(path for path in (ROOT / "nanocaption").rglob("*.py") if "root" not in path.parts)

@@ -8,9 +8,9 @@ import unicodedata
 import pytest
 
 from nanocaption import metrics
+from nanocaption.data.caption_text import clean, fault, normalise
 from nanocaption.demo_set.captions import describe_scene
 from nanocaption.demo_set.scenes import sample_scenes
-from nanocaption.prepare.caption_text import clean, fault, normalise
 from tests.conftest import ROOT
 
 SHARED = ROOT.parent / "shared" / "data"
@@ -98,14 +98,15 @@ def test_bad_captions_are_refused_with_the_reason():
 
 
 def test_repairs_are_told_apart_and_repeats_dropped():
-    cleaned = clean(["A dog .", "A dog.", "a\ndog", "a\0 cat", "A  cow", "fine"])
-    assert cleaned.kept == ["A dog.", "a dog", "a cat", "A cow", "fine"] and not cleaned.refused
+    given = ["A dog .", "A dog.", "a\ndog", "a\0 cat", "A  cow", "fine"]
+    cleaned = clean(given)
+    assert cleaned.kept == given and not cleaned.refused
+    assert [text for _, _, text in cleaned.changed] == ["A dog.", "A dog.", "a dog", "a cat", "A cow"]
     assert [what for what, _, _ in cleaned.changed] == [
         "spaces and punctuation", "said twice, one dropped", "line ends inside", "control characters",
         "spaces and punctuation",
     ]  # fmt: skip
-    lower = clean(["A dog.", "a dog."], lambda text: normalise(text, "lower"))
-    assert lower.kept == ["a dog."]
+    lower = clean(["A dog.", "a dog."], "lower")
     assert [what for what, _, _ in lower.changed] == ["case only", "said twice, one dropped"]
 
 

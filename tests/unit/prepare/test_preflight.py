@@ -127,10 +127,11 @@ def test_captions_are_repaired_or_refused_and_bare_pictures_left_out(tmp_path, c
     assert {what: kind["count"] for what, kind in report["captions"]["repaired"].items()} == {
         "spaces and punctuation": 3, "line ends inside": 1, "said twice, one dropped": 1,
     }  # fmt: skip
-    assert report["captions"]["text"] == {"version": 1, "case": "keep", "changed": 4, "examples": [
+    assert report["captions"]["text"] == {"version": 2, "case": "keep", "changed": 4, "examples": [
         ["A dog\u2028runs .", "A dog runs."], ["A dog .", "A dog."], ["A dog .", "A dog."]]}  # fmt: skip
     assert report["pictures"]["refused"] == {"no caption left": {"count": 1, "cases": ["003.jpg"]}}
-    assert load_records(folder, "val")[0]["captions"] == ["A dog runs.", "a dog runs"]
+    assert load_records(folder, "val")[0]["captions"] == ["A dog\u2028runs .", "a dog runs"]
+    assert report["captions"]["refused_in"] == {"val": 2, "train": 3}
     assert "'A dog\\u2028runs .' -> 'A dog runs.'" in capsys.readouterr().out
 
 
@@ -141,30 +142,29 @@ def test_a_split_that_loses_all_its_pictures_stops_the_run(tmp_path):
     assert not is_whole(tmp_path / "mine")
 
 
-def test_the_case_of_captions_is_a_setting_and_part_of_the_set(tmp_path):
+def test_the_case_of_captions_is_a_setting_and_part_of_sets_of_earlier_versions(tmp_path):
     raw = raw_set(tmp_path / "raw")
     lower = check.Rules(caption_case="lower")
     folder = prepare("mine", tmp_path, raw_dir=raw, rules=lower)
-    assert load_records(folder, "val")[0]["captions"] == ["a dog.", "two dogs"]
-    assert verify(folder)["caption_text"] == {"version": 1, "case": "lower"}
+    assert load_records(folder, "val")[0]["captions"] == ["A dog .", "two dogs"]  # only what is trained on is lower
+    assert prepare("mine", tmp_path, raw_dir=raw) == folder
+    manifest = json.loads((folder / "manifest.json").read_text())
+    del manifest["caption_text"]
+    for about in ({}, {"caption_text": {"version": 1, "case": "keep"}}):  # as earlier versions wrote it
+        (folder / "manifest.json").write_text(json.dumps(manifest | about))
+        assert prepare("mine", tmp_path, raw_dir=raw, rules=lower) == prepare("mine", tmp_path, raw_dir=raw) == folder
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"caption_text": {"version": 1, "case": "lower"}}))
     assert prepare("mine", tmp_path, raw_dir=raw, rules=lower) == folder
     with pytest.raises(ValueError, match="was made with CAPTION_CASE = lower, now it is keep"):
         prepare("mine", tmp_path, raw_dir=raw)
-    old = prepare("old", tmp_path, raw_dir=raw)
-    manifest = json.loads((old / "manifest.json").read_text())
-    del manifest["caption_text"]  # as earlier versions wrote it
-    (old / "manifest.json").write_text(json.dumps(manifest))
-    assert prepare("old", tmp_path, raw_dir=raw) == old
-    with pytest.raises(ValueError, match="was made with CAPTION_CASE = keep"):
-        prepare("old", tmp_path, raw_dir=raw, rules=lower)
 
 
 def test_the_demo_set_is_not_scanned_and_its_captions_stay(demo_data, tmp_path):
     assert not (demo_data / "demo" / "report.json").exists() and not (demo_data / "demo" / "scan.jsonl").exists()
-    assert verify(demo_data / "demo")["caption_text"] == {"version": 1, "case": "keep"}
+    assert verify(demo_data / "demo")["caption_text"] == {"version": 2}
     folder = prepare("demo", tmp_path, cutoff=2, rules=check.Rules(caption_case="lower"))
     texts = [text for record in load_records(folder, "train") for text in record["captions"]]
-    assert texts == [text.lower() for text in texts]
+    assert texts == [t for r in load_records(demo_data / "demo", "train", 2) for t in r["captions"]]
 
 
 # --- copies ---
@@ -326,7 +326,7 @@ def test_the_command_line_tells_faults_in_one_line_and_draws_the_report(tmp_path
     )
     done = run_script(tmp_path, *flags, "--max-bad-fraction", "0.2", "--caption-case", "lower", anew=True)
     assert done.code == 0, done.err
-    assert "refused, empty file: 1 (empty.jpg)" in done.out and "case of captions: lower" in done.out
+    assert "refused, empty file: 1 (empty.jpg)" in done.out and "case of captions in training: lower" in done.out
     with Image.open(tmp_path / "data" / "mine" / "report.png") as drawn:
         assert drawn.size == (1200, 370)
 
@@ -358,4 +358,4 @@ def test_odd_rows_reach_the_report(tmp_path):
     write_csv(raw / "captions.csv", ["image", "caption", "split"], [*rows, ["002.jpg", "x", "test"]])
     folder = prepare("mine", tmp_path, raw_dir=raw, rules=check.Rules(max_bad_fraction=0.3))
     assert report_of(folder)["captions"]["refused"] == {"empty": {"count": 1, "cases": ["000.jpg: ''"]}}
-    assert load_records(folder, "val")[0]["captions"] == ["a cat"]
+    assert load_records(folder, "val")[0]["captions"] == ["a\ncat"]

@@ -1,6 +1,8 @@
 """The one normalisation of caption text, and what is done about captions that are no text.
 
-Captions pass through `normalise` once, when a set is prepared; training, references and scores read the result. Rules:
+captions.json holds captions as they were written, and scores read them so: any repair would change the yardstick, as
+would leaving out a reference that says the same again. What a model learns from goes through `normalise` when a run
+reads the set (`as_trained`, `as_read`). Rules:
 
 1. HTML's &amp; &quot; &apos; &lt; &gt; &nbsp; become characters; Unicode is composed (NFC)
 2. control characters and invisible marks go (not the joiners of emoji and of some scripts)
@@ -15,10 +17,12 @@ What stays: words, spelling, dashes with spaces, numbers, quotes without a partn
 import html
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
-TEXT_VERSION = 1  # goes up when a rule changes what comes out; stands in the manifest
+from nanocaption.data.prepared import Record
+
+TEXT_VERSION = 2  # goes up when other text stands in captions.json; in the manifest. 1: the captions were normalised
 MAX_WORDS, MAX_CHARACTERS = 500, 5000  # of a caption; more is a document that slipped in
 _ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#34|#39);")
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
@@ -80,31 +84,41 @@ def _is_control(letter: str) -> bool:
 class Cleaned(NamedTuple):
     """The captions of one picture after `clean`."""
 
-    kept: list[str]
-    changed: list[tuple[str, str, str]]  # (what was repaired, before, after)
+    kept: list[str]  # as written
+    changed: list[tuple[str, str, str]]  # what training will find else: (what is repaired, before, after)
     refused: list[tuple[str, str]]  # (reason, the caption as far as it can be shown)
 
 
-def clean(captions: Sequence[str], normal: Callable[[str], str] = normalise) -> Cleaned:
-    """The captions of one picture, normalised; a caption that is none is refused, one that says the same again dropped.
-
-    normal: `normalise` with the case wanted.
-    """
-    kept, changed, refused = [], [], []
+def clean(captions: Sequence[str], case: str = "keep") -> Cleaned:
+    """Refuse what is no caption, and tell what training will repair or leave out of the others."""
+    kept, changed, refused, trained = [], [], [], set()
     for caption in captions:
         reason = fault(caption)
-        text = "" if reason else normal(caption)
+        text = "" if reason else normalise(caption, case)
         if not reason and not any(letter.isalnum() for letter in text):
             reason = "no word in it" if text else "empty"
         if reason:
             refused.append((reason, ascii(caption)[:80]))
-        elif text in kept:
+            continue
+        kept.append(caption)
+        if text in trained:
             changed.append(("said twice, one dropped", caption, text))
-        else:
-            kept.append(text)
-            if text != caption:
-                changed.append((_repair(caption, text), caption, text))
+        elif text != caption:
+            changed.append((_repair(caption, text), caption, text))
+        trained.add(text)
     return Cleaned(kept, changed, refused)
+
+
+def as_read(records: Sequence[Record], case: str) -> list[Record]:
+    """The records with their captions normalised, none left out: for the validation loss."""
+    return [record | {"captions": [normalise(text, case) for text in record["captions"]]} for record in records]
+
+
+def as_trained(records: Sequence[Record], case: str) -> tuple[list[Record], int]:
+    """`as_read`, each caption of a picture once, and how many that leaves out."""
+    read = as_read(records, case)
+    once: list[Record] = [record | {"captions": list(dict.fromkeys(record["captions"]))} for record in read]
+    return once, sum(len(record["captions"]) for record in read) - sum(len(record["captions"]) for record in once)
 
 
 def fault(caption: object) -> str | None:
