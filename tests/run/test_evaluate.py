@@ -136,7 +136,7 @@ def test_a_frozen_encoder_sees_each_picture_once_and_the_captions_stay(trained, 
         return caption_split(loaded, GREEDY, split, tmp_path / name, "key")[0]
 
     expected = captioned(live, "live")
-    assert sum(seen) == CUTOFF and len(set(expected)) > 3
+    assert sum(seen) == CUTOFF and len(set(expected)) > 2
     assert captioned(frozen, "filling") == expected and sum(seen) == 2 * CUTOFF
     assert captioned(frozen, "filled") == expected and sum(seen) == 2 * CUTOFF
     (tmp_path / "part").mkdir()

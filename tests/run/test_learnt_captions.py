@@ -56,6 +56,7 @@ def test_training_drops_repeats_and_says_so_and_references_keep_them(tmp_path, r
     assert [entry["caption"] for entry in json.loads(references.read_text())["annotations"]] == TEXTS * 3
 
 
+@pytest.mark.filterwarnings("ignore:.*line separator")  # what an untrained model says
 def test_a_case_set_for_training_leaves_references_alone(tmp_path, runs):
     train.main([*raw_set(tmp_path, ["A Dog.", "a dog."]), "--caption-case", "lower"])
     (run,) = runs
