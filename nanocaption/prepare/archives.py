@@ -12,13 +12,13 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from nanocaption.base.files import PICTURE_SUFFIXES, is_junk, require_space, size_of, write_file
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 
 TARS = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (".zip", *TARS)
@@ -47,6 +47,22 @@ def find(raw_dir: Path) -> list[Path]:
     if raw_dir.is_file():
         return [raw_dir] if is_archive(raw_dir) else []
     return sorted(path for path in raw_dir.iterdir() if is_archive(path)) if raw_dir.is_dir() else []
+
+
+def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
+    """`raw_dir` itself, or the files in it and directly below it, that end so."""
+    if raw_dir.is_file():
+        return [raw_dir] if raw_dir.name.lower().endswith(endings) else []
+    paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
+    return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
+                  and not is_junk(path.relative_to(raw_dir).as_posix()))
+
+
+def unread(raw_dir: Path, read: Collection[Path]) -> list[str]:
+    """A note of packed files that lie beside those that are read, if there are any."""
+    beside = [path.name for path in find_shards(raw_dir, (".parquet", *SUFFIXES)) if path not in read]
+    return [f"{cases(beside, 'packed file')} beside what is read, not read (of img2dataset, a list without pictures)"
+            ] * bool(beside)
 
 
 def entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
