@@ -12,7 +12,9 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from os.path import commonpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
@@ -56,6 +58,18 @@ def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
     paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
     return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
                   and not is_junk(path.relative_to(raw_dir).as_posix()))
+
+
+def labels_of(packed: Sequence[Path]) -> dict[Path, str]:
+    """What packed files are called in the names of their pictures: no ending, no folder, where they are told apart."""
+    top = commonpath([path.parent for path in packed]) if packed else ""
+    places = {path: path.relative_to(top) for path in packed}
+    stems = {path: place.with_name(place.name.partition(".")[0]) for path, place in places.items()}
+    names = {path: stem.name for path, stem in stems.items()}
+    for labels in (names, {path: stem.as_posix() for path, stem in stems.items()}):
+        if len({*labels.values()}) == len(packed):
+            return labels
+    return {path: place.as_posix() for path, place in places.items()}
 
 
 def unread(raw_dir: Path, read: Collection[Path]) -> list[str]:
@@ -183,20 +197,20 @@ def unpack(archive: Path, members: Mapping[str, Member], place: Callable[[str], 
 def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_file: Callable[[str], bool]) -> Path:
     """`folder`, or its only one, filled as if `raw_dir` had been unpacked in it: pictures and caption files only.
 
-    What else lies in `raw_dir` is linked there. All listings are checked before anything is written; a rerun goes on.
+    Where archives share a name, each is filled into a folder of its own name. What else lies in `raw_dir` is linked
+    there. All listings are checked before anything is written; a rerun goes on.
     """
-    chosen: dict[str, Path] = {}
-    plans = []
-    for archive in packed:
-        members = checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name))
-        twice = sorted(members.keys() & chosen.keys())
-        if twice:
-            raise ValueError(f"{archive} and {chosen[twice[0]]} both hold {twice[0]}: refused, nothing was unpacked")
-        chosen |= dict.fromkeys(members, archive)
-        plans.append((archive, members))
-        print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
+    plans = [(archive, checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name)))
+             for archive in packed]  # fmt: skip
+    times = Counter(name for _, members in plans for name in members)
+    apart, labels = max(times.values(), default=0) > 1, labels_of(packed)
     for archive, members in plans:
-        unpack(archive, members, folder.joinpath)
+        print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
+    if apart:
+        shared = [name for name, count in times.items() if count > 1]
+        print(f"{cases(shared, 'name')} in several archives, so each is unpacked to a folder of its own name")
+    for archive, members in plans:
+        unpack(archive, members, (folder / labels[archive] if apart else folder).joinpath)
     folder.mkdir(parents=True, exist_ok=True)
     for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
         link = folder / path.name

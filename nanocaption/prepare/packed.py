@@ -12,7 +12,6 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
-from os.path import commonpath
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, NamedTuple
@@ -51,7 +50,7 @@ class Columns(NamedTuple):
 class Content(NamedTuple):
     """A picture of a shard, as far as names need it."""
 
-    shard: str  # of labels_of
+    shard: str  # of archives.labels_of
     name: str
     digest: str  # of its bytes; "" where no other picture has the name
     split: str | None  # that the shard's name tells
@@ -91,15 +90,6 @@ def packed_source(
 
 def split_of(raw_dir: Path, shard: Path) -> str | None:
     return split_in_name(shard.relative_to(raw_dir).as_posix() if raw_dir in shard.parents else shard.name)
-
-
-def labels_of(shards: Sequence[Path]) -> dict[Path, str]:
-    """What each shard is called in the names of its pictures: its name without ending, below the folder of all."""
-    top = commonpath([shard.parent for shard in shards]) if shards else "."
-    stems = {shard: shard.name.partition(".")[0] or shard.name for shard in shards}
-    times = Counter(stems.values())
-    return {shard: stem if times[stem] == 1 else (shard.parent.relative_to(top) / shard.name).as_posix()
-            for shard, stem in stems.items()}  # fmt: skip
 
 
 def qualified(contents: Sequence[Content]) -> tuple[list[str], list[str]]:
@@ -145,7 +135,7 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
     empty: list[str] = []
     failed: list[str] = []
     split_named: dict[str, Any] = {}  # of pictures named by content: one that comes again keeps its first split
-    labels = labels_of(shards)
+    labels = archives.labels_of(shards)
     for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
         columns, by_name = parquet_columns(shard), split_of(raw_dir, shard)
         others = f", not of {', '.join(columns.others)}" if columns.others else ""
@@ -157,7 +147,7 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
             if why:
                 failed.append(f"{shard.name} row {number}: {why}")
                 continue
-            if columns.gaps and not data:
+            if not data and (columns.gaps or columns.name is None):
                 empty.append(f"{shard.name} row {number}")
             row = row if columns.split else row._replace(split=by_name)
             if columns.name is None:
@@ -181,7 +171,7 @@ def with_contents(shards: list[Path], contents: list[Content]) -> list[Content]:
     """`contents`, which stand in the order of the shards, with the digest of each picture whose name comes again."""
     times = Counter(content.name for content in contents)
     found = []
-    for shard, label in labels_of(shards).items():
+    for shard, label in archives.labels_of(shards).items():
         mine = [content for content in contents if content.shard == label]
         if any(times[content.name] > 1 for content in mine):
             rows = (packed for packed in parquet_rows(shard, parquet_columns(shard), label, pictures=True)
@@ -198,7 +188,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
     there = sum(size_of(folder / name) or 0 for name in wanted)
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
     with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
-        for shard, label in labels_of(shards).items():
+        for shard, label in archives.labels_of(shards).items():
             for _, row, data, _ in parquet_rows(shard, parquet_columns(shard), label, pictures=True):
                 name = _name_in_set(row.file_name, label, data, wanted)
                 if name is not None and name not in written:

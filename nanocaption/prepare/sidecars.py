@@ -54,7 +54,9 @@ def parse_text(data: bytes, ending: str, where: str) -> Text:
     if ending != ".json":
         text = text.replace("\r\n", "\n")
         text = text if "\n" in text else text.replace("\r", "\n")
-        return Text([part.strip() for part in re.split(r"\n[^\S\n]*\n", text) if part.strip()])
+        # Numbers alone are boxes or classes, as labels of other tasks have them.
+        parts = re.split(r"\n[^\S\n]*\n", text) if any(map(str.isalpha, text)) else []
+        return Text([part.strip() for part in parts if part.strip()])
     if not isinstance(about, dict):
         return Text(texts_of(about) if isinstance(about, str | list) else [])
     said = next((about[key] for key in JSON_KEYS if about.get(key) is not None), None)

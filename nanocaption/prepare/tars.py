@@ -18,7 +18,6 @@ from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source
 from nanocaption.prepare.packed import (
     Content,
-    labels_of,
     merged_by_name,
     packed_source,
     qualified,
@@ -95,7 +94,7 @@ def _members(raw_dir: Path, shards: list[Path]) -> Members:
     found = Members([], {}, [], [])
     listed = {shard: archives.checked(shard, is_sample) for shard in shards}
     times = Counter(name for names in listed.values() for name in names)
-    for shard, label in tqdm(labels_of(shards).items(), desc="captions", unit="shard", disable=len(shards) < 2):
+    for shard, label in tqdm(archives.labels_of(shards).items(), desc="captions", unit="shard", disable=len(shards) < 2):
         keys = {key_of(name) for name in listed[shard] if is_picture(name)}
         for member, open_member in archives.entries(shard):
             name = PurePosixPath(member.name).as_posix()
@@ -141,7 +140,7 @@ def _pointed(names: list[str]) -> list[str]:
 def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`; those already there are kept."""
     wanted = set(file_names)
-    for shard, label in labels_of(shards).items():
+    for shard, label in archives.labels_of(shards).items():
         def name_in_set(name: str, label: str = label) -> str | None:
             return next((name for name in (name, f"{label}/{name}") if name in wanted), None)
 
