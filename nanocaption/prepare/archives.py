@@ -200,23 +200,34 @@ def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_fi
     Where archives share a name, each is filled into a folder of its own name. What else lies in `raw_dir` is linked
     there. All listings are checked before anything is written; a rerun goes on.
     """
-    plans = [(archive, checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name)))
-             for archive in packed]  # fmt: skip
-    times = Counter(name for _, members in plans for name in members)
-    apart, labels = max(times.values(), default=0) > 1, labels_of(packed)
-    for archive, members in plans:
+    plans = {archive: checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name))
+             for archive in packed}  # fmt: skip
+    for archive, members in plans.items():
         print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
-    if apart:
-        shared = [name for name, count in times.items() if count > 1]
+    times = Counter(name for members in plans.values() for name in members)
+    places = dict.fromkeys(packed, folder)
+    if shared := [name for name, count in times.items() if count > 1]:
         print(f"{cases(shared, 'name')} in several archives, so each is unpacked to a folder of its own name")
-    for archive, members in plans:
-        unpack(archive, members, (folder / labels[archive] if apart else folder).joinpath)
+        places = own_places(packed, raw_dir, folder)
+    for archive, members in plans.items():
+        unpack(archive, members, places[archive].joinpath)
     folder.mkdir(parents=True, exist_ok=True)
+    link_others(packed, raw_dir, folder)
+    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
+        folder = inside[0]  # the one top folder that archives like to have
+    return folder
+
+
+def own_places(packed: list[Path], raw_dir: Path, folder: Path) -> dict[Path, Path]:
+    """A folder in `folder` for each archive, which nothing else in `raw_dir` has the name of."""
+    return {archive: folder / (archive.name if (raw_dir / label).exists() else label)
+            for archive, label in labels_of(packed).items()}  # fmt: skip
+
+
+def link_others(packed: list[Path], raw_dir: Path, folder: Path) -> None:
+    """Link to `folder` what lies in `raw_dir` beside the archives."""
     for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
         link = folder / path.name
         if path not in packed and not is_junk(path.name) and not link.exists():
             link.unlink(missing_ok=True)  # a link to a place that is no more
             link.symlink_to(path.resolve())
-    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
-        folder = inside[0]  # the one top folder that archives like to have
-    return folder

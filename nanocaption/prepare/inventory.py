@@ -23,11 +23,11 @@ def describe(raw_dir: Path) -> str:
     counts = Counter(PurePosixPath(path).suffix.lower() for path in paths if path not in set(pictures))
     kinds = sorted({PurePosixPath(path).suffix.lower() for path in pictures})
     told = [f"{len(pictures):,} pictures ({', '.join(kinds)})" if pictures else "no pictures"]
-    for ending, count in counts.most_common(6):
+    shown = counts.most_common(6)
+    for ending, count in shown:
         its = [path for path in paths if PurePosixPath(path).suffix.lower() == ending]
         told.append(f"{count:,} {ending or 'other'} file{'s' * (count > 1)}{_about(raw_dir, its, ending, stems)}")
-    if len(counts) > 6:
-        told.append(f"{sum(counts.values()) - sum(count for _, count in counts.most_common(6)):,} others")
+    told += [f"{counts.total() - sum(count for _, count in shown):,} others"] * (len(counts) > 6)
     return f"It holds {'; '.join(told)}"
 
 

@@ -61,28 +61,39 @@ def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> Found:
     name, and for one that two names mean.
     """
     paths = [*walk_files(raw_dir)]
-    by_name: dict[str, list[str]] = {}
-    for path in paths:
-        by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    found: dict[str, str] = {}
-    copies: set[str] = set()
-    for name in file_names:
-        if same := _literal(raw_dir, name, by_name.get(name.rpartition("/")[2], [])):
-            found[name] = same[0]
-            copies.update(same)
+    by_name = _grouped(paths, last_part)
+    same = {name: _literal(raw_dir, name, by_name.get(last_part(name), [])) for name in file_names}
+    found = {name: its[0] for name, its in same.items() if its}
     strangers = [name for name in file_names if name not in found]
-    left = [path for path in paths if path not in copies and path.lower().endswith(PICTURE_SUFFIXES)]
+    left = _without([*filter(is_picture, paths)], [path for its in same.values() for path in its])
     near = _near(raw_dir, strangers, left, foreign=not found) if strangers else {}
-    if missing := [name for name in strangers if name not in near]:
-        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing"
-                            f"{_hint(missing, by_name)}; add the pictures or delete their captions")
+    _refuse_missing(raw_dir, [name for name in strangers if name not in near], by_name)
     found |= {name: match.path for name, match in near.items()}
-    shared = [str(raw_dir / path) for path, count in Counter(found.values()).items() if count > 1]
+    used = Counter(found.values())
+    shared = [str(raw_dir / path) for path, count in used.items() if count > 1]
     refuse(shared, "picture", raw_dir, "under two file names in the captions; keep one name")
-    copies.update(found.values())
-    unused = [path for path in left if path not in copies]
-    names = _names_in_set(found, near)
-    return Found({name: raw_dir / found[name] for name in file_names}, unused, names, _notes(near))
+    pictures = {name: raw_dir / found[name] for name in file_names}
+    return Found(pictures, _without(left, used), _names_in_set(found, near), _notes(near))
+
+
+def last_part(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def is_picture(path: str) -> bool:
+    return path.lower().endswith(PICTURE_SUFFIXES)
+
+
+def _without(paths: Sequence[str], used: Collection[str]) -> list[str]:
+    used = {*used}
+    return [path for path in paths if path not in used]
+
+
+def _grouped(paths: Sequence[str], key: Callable[[str], str]) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for path in paths:
+        groups.setdefault(key(path), []).append(path)
+    return groups
 
 
 def _literal(raw_dir: Path, file_name: str, same_name: Sequence[str]) -> list[str]:
@@ -138,13 +149,13 @@ def _near(raw_dir: Path, names: Sequence[str], paths: Sequence[str], foreign: bo
     foreign: no name of the captions is that of a file, so the folders in them are those of another machine.
     Raises ValueError where two files fit equally well and differ.
     """
-    coarse = KINDS[-1][1]
-    by_key: dict[str, list[str]] = {}
-    for path in paths:
-        by_key.setdefault(coarse(path.rpartition("/")[2]), []).append(path)
+    def coarse(path: str) -> str:
+        return KINDS[-1][1](last_part(path))
+
+    by_key = _grouped(paths, coarse)
     found = {}
     for name in names:
-        matches = [_match(name, path) for path in by_key.get(coarse(name.rpartition("/")[2]), [])]
+        matches = [_match(name, path) for path in by_key.get(coarse(name), [])]
         fitting = sorted((match for match in matches if _may_mean(name, match, foreign)), key=_rank)
         best = [match.path for match in fitting if _rank(match)[:2] == _rank(fitting[0])[:2]]
         if best and _only_one(raw_dir, name, best):
@@ -197,10 +208,16 @@ def _notes(near: dict[str, Match]) -> list[str]:
     return notes
 
 
+def _refuse_missing(raw_dir: Path, missing: Sequence[str], there: Collection[str]) -> None:
+    if missing:
+        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing"
+                            f"{_hint(missing, there)}; add the pictures or delete their captions")
+
+
 def _hint(missing: Sequence[str], there: Collection[str]) -> str:
     """The nearest name on the disk for the first missing one that has any."""
-    pictures = [name for name in there if name.lower().endswith(PICTURE_SUFFIXES)]
-    for name in (path.rpartition("/")[2] for path in missing[:3]):
+    pictures = [*filter(is_picture, there)]
+    for name in map(last_part, missing[:3]):
         pool = pictures if len(pictures) < 2000 else [other for other in pictures if other[:3] == name[:3]][:2000]
         if close := difflib.get_close_matches(name, pool, 1, 0.7):
             return f" (nearest to {name}: {close[0]})"

@@ -46,6 +46,11 @@ class Columns(NamedTuple):
     status: str | None  # of img2dataset: whether the picture could be fetched
     gaps: bool  # whether cells without a picture are possible
 
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether names and empty cells cannot be told without reading the bytes."""
+        return self.gaps or self.name is None
+
 
 class Content(NamedTuple):
     """A picture of a shard, as far as names need it."""
@@ -129,47 +134,56 @@ def merged_by_name(rows: list[Row], raw_dir: Path) -> list[Row]:
 
 def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
     """One row per picture. Pictures without a name are named by their content, cells without one by their row."""
-    notes: set[str] = set()
     rows: list[Row] = []
     contents: list[Content] = []
+    notes: set[str] = set()
     empty: list[str] = []
     failed: list[str] = []
     split_named: dict[str, Any] = {}  # of pictures named by content: one that comes again keeps its first split
     labels = archives.labels_of(shards)
-    for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
-        columns, by_name = parquet_columns(shard), split_of(raw_dir, shard)
-        others = f", not of {', '.join(columns.others)}" if columns.others else ""
-        notes.add(f"captions are of the column{'s' * (len(columns.captions) > 1)} "
-                  f"{', '.join(map(repr, columns.captions))}{others}")
-        if columns.name is None:
-            notes.add("pictures without a name are called by the first digits of their sha256")
-        for number, row, data, why in parquet_rows(shard, columns, labels[shard], pictures=False):
+    for shard, label in tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2):
+        columns = parquet_columns(shard)
+        by_shard = None if columns.split else split_of(raw_dir, shard)
+        notes.update(_column_notes(columns))
+        for number, row, data, why in parquet_rows(shard, columns, label, pictures=False):
             if why:
                 failed.append(f"{shard.name} row {number}: {why}")
                 continue
-            if not data and (columns.gaps or columns.name is None):
+            if columns.reads_pictures and not data:
                 empty.append(f"{shard.name} row {number}")
-            row = row if columns.split else row._replace(split=by_name)
+            row = row._replace(split=row.split or by_shard)
             if columns.name is None:
                 row = row._replace(split=split_named.setdefault(row.file_name, row.split))
             rows.append(row)
-            by_shard = by_name if columns.name and not columns.split else None
-            contents.append(Content(labels[shard], row.file_name, "", by_shard))
+            known = (row.file_name, None) if columns.name is None else ("", by_shard)
+            contents.append(Content(label, row.file_name, *known))
     if not len(rows) > len(empty):
         raise ValueError(_no_pictures(shards[0]))
     if empty:
         notes.add(f"{cases(empty, 'row')} with an empty picture cell, bad pictures")
     if failed:
         notes.add(f"{cases(failed, 'row')} whose picture could not be fetched, left out")
-    names, more = qualified(with_contents(shards, [content for content in contents if isinstance(content.name, str)]))
-    given = iter(names)
-    rows = [row._replace(file_name=next(given)) if isinstance(row.file_name, str) else row for row in rows]
+    rows, more = _told_apart(shards, rows, contents)
     return merged_by_name(rows, raw_dir), [*sorted(notes), *more, *archives.unread(raw_dir, shards)]
+
+
+def _told_apart(shards: list[Path], rows: Sequence[Row], contents: Sequence[Content]) -> Rows:
+    """The rows with the names that `qualified` gives them, where they have any."""
+    names, notes = qualified(with_contents(shards, [content for content in contents if isinstance(content.name, str)]))
+    given = iter(names)
+    return [row._replace(file_name=next(given)) if isinstance(row.file_name, str) else row for row in rows], notes
+
+
+def _column_notes(columns: Columns) -> list[str]:
+    others = f", not of {', '.join(columns.others)}" if columns.others else ""
+    columns_ = f"column{'s' * (len(columns.captions) > 1)} {', '.join(map(repr, columns.captions))}"
+    named = ["pictures without a name are called by the first digits of their sha256"] * (columns.name is None)
+    return [f"captions are of the {columns_}{others}", *named]
 
 
 def with_contents(shards: list[Path], contents: list[Content]) -> list[Content]:
     """`contents`, which stand in the order of the shards, with the digest of each picture whose name comes again."""
-    times = Counter(content.name for content in contents)
+    times = Counter(content.name for content in contents if not content.digest)
     found = []
     for shard, label in archives.labels_of(shards).items():
         mine = [content for content in contents if content.shard == label]
@@ -230,20 +244,25 @@ def parquet_columns(shard: Path) -> Columns:
     """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
     with _open_parquet(shard) as file:
         schema = file.schema_arrow
-        image = _image_column(schema)
-        captions = [name for name in CAPTION_COLUMNS if name in schema.names]
-        numbered = sorted((name for name in schema.names if NUMBERED_CAPTION.fullmatch(name)), key=_number_in)
-        if image is None or not (captions or numbered):
+        image, (captions, several, others) = _image_column(schema), _caption_columns(schema)
+        if image is None or not captions:
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...")
         data = f"{image}.bytes" if _bytes_part(schema.field(image)) else image
         gaps = _may_be_empty(file.metadata, data)
         name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, image, gaps)
-        several = bool(captions) and any(word in str(schema.field(captions[0]).type).partition("<")[0]
-                                         for word in ("list", "struct"))  # fmt: skip
-    known = {key: key if key in schema.names else None for key in ("split", "status")}
-    return Columns(image, data, captions[:1] or numbered, several or not captions, captions[1:], name, known["split"],
-                   known["status"], gaps)  # fmt: skip
+    split, status = (key if key in schema.names else None for key in ("split", "status"))
+    return Columns(image, data, captions, several, others, name, split, status, gaps)
+
+
+def _caption_columns(schema: Any) -> tuple[list[str], bool, list[str]]:
+    """The columns with the captions, whether a row has all of its picture, and columns that might have been them."""
+    captions = [name for name in CAPTION_COLUMNS if name in schema.names]
+    numbered = [name for name in schema.names if NUMBERED_CAPTION.fullmatch(name)]
+    if not captions:
+        return sorted(numbered, key=_number_in), True, []
+    kind = str(schema.field(captions[0]).type).partition("<")[0]
+    return captions[:1], "list" in kind or "struct" in kind, [*captions[1:], *numbered]
 
 
 def _number_in(name: str) -> int:
@@ -303,20 +322,27 @@ def parquet_rows(shard: Path, columns: Columns, label: str, pictures: bool) -> I
 
     pictures: whether the bytes are wanted; without, they are read only where names or empty cells depend on them.
     """
-    pictures = pictures or columns.name is None or columns.gaps
+    pictures = pictures or columns.reads_pictures
     read = [*columns.captions, columns.name, columns.split, columns.status, columns.data if pictures else None]
     with _open_parquet(shard) as file:
         batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             image = row.get(columns.image)
             data = (image.get("bytes") if isinstance(image, dict) else image) or b""
-            status = row.get(columns.status) if columns.status else None
-            failed = str(status) if pictures and not data and status not in (None, "success") else None
-            name = _name_of(row, columns, data) or (f"{label}-row-{number}" if pictures and not data else None)
-            captions = [text for column in columns.captions for text in texts_of(row[column])]
-            if len(columns.captions) > 1:
-                captions = [text for text in captions if text is not None]  # a picture with fewer than others
-            yield PackedRow(number, Row(name, row.get("split"), captions), data, failed)
+            name = _name_of(row, columns, data)
+            failed = None
+            if pictures and not data:
+                name = name or f"{label}-row-{number}"
+                status = row.get(columns.status or "")
+                failed = None if status in (None, "success") else str(status)
+            yield PackedRow(number, Row(name, row.get("split"), _captions_of(row, columns)), data, failed)
+
+
+def _captions_of(row: dict[str, Any], columns: Columns) -> list[object]:
+    captions = [text for column in columns.captions for text in texts_of(row[column])]
+    if len(columns.captions) > 1:
+        return [text for text in captions if text is not None]  # a picture with fewer than others
+    return captions
 
 
 def _name_of(row: dict[str, Any], columns: Columns, data: bytes) -> Any:

@@ -13,16 +13,16 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
+from nanocaption.base.files import cases, walk_files
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, plain_split
-from nanocaption.prepare.names import folded
+from nanocaption.prepare.names import folded, is_picture
 
 # A .caption is written by captioners, where the .txt beside it may hold tags.
 TEXT_ENDINGS = (".json", ".caption", ".txt")
@@ -73,65 +73,79 @@ def texts_of(cell: object) -> list[object]:
 
 def choose(texts: Mapping[Key, Mapping[str, Text]]) -> tuple[dict[Key, Text], list[str]]:
     """Of the texts of each picture, by their endings, the one that counts, its lines made captions; and notes."""
-    chosen: dict[Key, Text] = {}
-    lined: set[Key] = set()  # whose captions are still lines
-    both, differ, silent = [], [], []
-    for key, by_ending in texts.items():
-        saying = [ending for ending in TEXT_ENDINGS if ending in by_ending and by_ending[ending].captions]
-        split = next((text.split for text in by_ending.values() if text.split), None)
-        taken = saying[0] if saying else min(by_ending, key=TEXT_ENDINGS.index)
-        if taken == ".json" and not saying:
-            silent.append(f"{key[1]}.json")
-            continue
-        chosen[key] = Text(by_ending[taken].captions, split)
-        if taken != ".json":
-            lined.add(key)
-        if len(saying) > 1:
-            both.append(f"{key[1]}{taken}")
-            if len({" ".join(" ".join(map(str, by_ending[ending].captions)).split()) for ending in saying}) > 1:
-                differ.append(key[1])
-    notes = []
-    if both:
-        notes.append(f"{cases(both, 'picture')} with several texts: .json goes before .caption before .txt; "
-                     + (f"in {cases(differ, 'picture')} they differ" if differ else "all say the same"))
+    taken = {key: next((ending for ending in TEXT_ENDINGS if ending in its and its[ending].captions),
+                       max(its, key=TEXT_ENDINGS.index)) for key, its in texts.items()}  # fmt: skip
+    silent = [key for key, ending in taken.items() if ending == ".json" and not texts[key][ending].captions]
+    for key in silent:
+        del taken[key]
+    lined = {key: texts[key][ending].captions for key, ending in taken.items() if ending != ".json"}
+    lines, notes = captions_of_lines(lined)
+    chosen = {key: Text(lines.get(key, texts[key][ending].captions), _split_in(texts[key]))
+              for key, ending in taken.items()}  # fmt: skip
     if silent:
-        notes.append(f"{cases(silent, '.json file')} without any of the keys {', '.join(JSON_KEYS)}")
-    lines, more = captions_of_lines({key: chosen[key].captions for key in chosen if key in lined})
-    return {key: text._replace(captions=lines.get(key, text.captions)) for key, text in chosen.items()}, notes + more
+        files = [f"{name}.json" for _, name in silent]
+        notes.append(f"{cases(files, '.json file')} without any of the keys {', '.join(JSON_KEYS)}")
+    return chosen, _several_texts(texts, taken) + notes
+
+
+def _split_in(texts: Mapping[str, Text]) -> object:
+    return next((text.split for text in texts.values() if text.split), None)
+
+
+def _several_texts(texts: Mapping[Key, Mapping[str, Text]], taken: Mapping[Key, str]) -> list[str]:
+    """A note of pictures with more than one text that says something, and of those where they do not say the same."""
+    both, differ = [], []
+    for key, ending in taken.items():
+        said = [" ".join(" ".join(map(str, text.captions)).split()) for text in texts[key].values() if text.captions]
+        if len(said) > 1:
+            both.append(f"{key[1]}{ending}")
+        if len({*said}) > 1:
+            differ.append(key[1])
+    how = f"in {cases(differ, 'picture')} they differ" if differ else "all say the same"
+    return [f"{cases(both, 'picture')} with several texts: .json goes before .caption before .txt; {how}"] * bool(both)
 
 
 def captions_of_lines(texts: Mapping[Key, list[str]]) -> tuple[dict[Key, list[str]], list[str]]:
     """Paragraphs -> captions by the rule above, and notes with the first case."""
-    paragraphs_of_all = [paragraph for paragraphs in texts.values() for paragraph in paragraphs]
-    open_breaks = [line for paragraph in paragraphs_of_all for before, line in itertools.pairwise(_lines(paragraph))
-                   if _goes_on(paragraph, before, line) is None]  # fmt: skip
+    apart = _starts_captions([paragraph for paragraphs in texts.values() for paragraph in paragraphs])
     even = _one_a_line(texts)
-    starts = {_start(paragraph) for paragraph in paragraphs_of_all}
-    apart = 2 * sum(_start(line) in starts for line in open_breaks) > len(open_breaks)
     captions: dict[Key, list[str]] = {}
     joined, several = [], []
     for key, paragraphs in texts.items():
-        captions[key] = []
-        for paragraph in paragraphs:
-            lines = _lines(paragraph)
-            captions[key].append(lines[0])
-            for before, line in itertools.pairwise(lines):
-                goes_on = _goes_on(paragraph, before, line)
-                if not even and (goes_on or (goes_on is None and not apart)):
-                    captions[key][-1] += f" {line}"
-                    joined.append(key[1])
-                else:
-                    captions[key].append(line)
+        lines = [_lines(paragraph) for paragraph in paragraphs]
+        captions[key] = [caption for its in lines for caption in (its if even else _joined(its, apart))]
+        if len(captions[key]) < sum(map(len, lines)):
+            joined.append(key)
         if len(captions[key]) > 1:
             several.append(key[1])
     notes = []
     if joined:
-        first = next(key for key in captions if key[1] == joined[0])
-        notes.append(f"{cases([*dict.fromkeys(joined)], 'text')} with a caption wrapped over several lines, joined; "
-                     f"the first: {captions[first][0][:80]!r}")
+        names = [name for _, name in joined]
+        notes.append(f"{cases(names, 'text')} with a caption wrapped over several lines, joined; the first: "
+                     f"{captions[joined[0]][0][:80]!r}")  # fmt: skip
     if several:
         notes.append(f"{cases(several, 'text')} with several captions, one a line")
     return captions, notes
+
+
+def _starts_captions(paragraphs: Sequence[str]) -> bool:
+    """Whether lines of which the line before does not tell mostly begin as texts do, so with another caption."""
+    starts = {_start(paragraph) for paragraph in paragraphs}
+    pairs = [(lines[0], pair) for lines in map(_lines, paragraphs) for pair in itertools.pairwise(lines)]
+    open_ = [line for first, (before, line) in pairs if _goes_on(first, before, line) is None]
+    return 2 * sum(_start(line) in starts for line in open_) > len(open_)
+
+
+def _joined(lines: Sequence[str], apart: bool) -> list[str]:
+    """The captions in the lines of a paragraph. apart: whether a line that may be either is another one."""
+    captions = [*lines[:1]]
+    for before, line in itertools.pairwise(lines):
+        goes_on = _goes_on(lines[0], before, line)
+        if goes_on or (goes_on is None and not apart):
+            captions[-1] += f" {line}"
+        else:
+            captions.append(line)
+    return captions
 
 
 def _one_a_line(texts: Mapping[Key, list[str]]) -> bool:
@@ -147,11 +161,11 @@ def _lines(paragraph: str) -> list[str]:
     return [line.strip() for line in paragraph.split("\n") if line.strip()]
 
 
-def _goes_on(paragraph: str, before: str, line: str) -> bool | None:
-    """Whether `line` goes on with the one before it; None where the two do not tell."""
+def _goes_on(first: str, before: str, line: str) -> bool | None:
+    """Whether `line` goes on with the one before it, in a paragraph that begins so; None where these do not tell."""
     if END_MARK.search(before):
         return False
-    if GOES_ON.search(before) or (line[0].islower() and paragraph[0].isupper()):
+    if GOES_ON.search(before) or (line[0].islower() and first[0].isupper()):
         return True
     return None
 
@@ -179,25 +193,30 @@ def find_sidecars(raw_dir: Path) -> Source | None:
 
 def pair_up(paths: Sequence[str]) -> dict[str, list[str]]:
     """picture -> its texts: of the same path but for the ending, case and Unicode, else in a sibling folder."""
-    pictures = [path for path in paths if path.lower().endswith(PICTURE_SUFFIXES)]
+    pictures = [*filter(is_picture, paths)]
     left: dict[str, list[str]] = {}
     for path in paths:
         if path.lower().endswith(TEXT_ENDINGS):
             left.setdefault(stem_of(path), []).append(path)
     pairs: dict[str, list[str]] = {}
     for key in (str, folded, lambda stem: _without_folder(folded(stem))):
-        stems: dict[str, set[str]] = {}
-        for stem in left:
-            stems.setdefault(key(stem), set()).add(stem)
-        bare = [picture for picture in pictures if picture not in pairs]
-        alike = Counter(key(stem) for stem in {stem_of(picture) for picture in bare})
-        for picture in bare:
-            mine = key(stem_of(picture))
-            if alike[mine] == 1 and len(stems.get(mine, ())) == 1:
-                pairs[picture] = [text for stem in stems[mine] for text in left[stem]]
+        pairs |= _alike([picture for picture in pictures if picture not in pairs], left, key)
         for stem in {stem_of(text) for its in pairs.values() for text in its}:
             left.pop(stem, None)
     return pairs
+
+
+def _alike(
+    pictures: Sequence[str], texts: Mapping[str, list[str]], key: Callable[[str], str]
+) -> dict[str, list[str]]:
+    """picture -> its texts, where `key` makes of one picture's path and of one text's the same."""
+    stems: dict[str, set[str]] = {}
+    for stem in texts:
+        stems.setdefault(key(stem), set()).add(stem)
+    times = Counter(key(stem) for stem in {stem_of(picture) for picture in pictures})
+    found = {picture: stems.get(key(stem_of(picture)), set()) for picture in pictures}
+    return {picture: texts[next(iter(its))] for picture, its in found.items()
+            if len(its) == 1 and times[key(stem_of(picture))] == 1}  # fmt: skip
 
 
 def stem_of(path: str) -> str:
@@ -224,16 +243,23 @@ def read_sidecars(raw_dir: Path, pairs: Mapping[str, Sequence[str]]) -> Rows:
     chosen, notes = choose(texts)
     of_picture = {picture: chosen.get(("", stem_of(its[0]))) for picture, its in pairs.items()}
     rows = [Row(picture, text.split, text.captions) for picture, text in of_picture.items() if text]
-    served = Counter(its[0] for its in pairs.values())
-    if shared := [text for text, count in served.items() if count > 1]:
+    rows, more = with_folder_splits(rows)
+    lonely = [path for path in walk_files(raw_dir) if path.lower().endswith(TEXT_ENDINGS)]
+    return rows, [*notes, *more, *_pairing(pairs, lonely), *archives.unread(raw_dir, [])]
+
+
+def _pairing(pairs: Mapping[str, Sequence[str]], texts: Sequence[str]) -> list[str]:
+    """Notes of how pictures and texts were paired. texts: all there are."""
+    notes = []
+    times = Counter(its[0] for its in pairs.values())
+    if shared := [text for text, count in times.items() if count > 1]:
         notes.append(f"{cases(shared, 'text')} for several pictures of that name")
     if nearly := [f"{its[0]} of {path}" for path, its in pairs.items() if stem_of(path) != stem_of(its[0])]:
         notes.append(f"{cases(nearly, 'text')} in a folder beside the pictures', or in other case or Unicode")
     used = {path for its in pairs.values() for path in its}
-    if lonely := [path for path in walk_files(raw_dir) if path.lower().endswith(TEXT_ENDINGS) and path not in used]:
+    if lonely := [path for path in texts if path not in used]:
         notes.append(f"{cases(lonely, 'text')} without a picture of the same name, left out")
-    rows, more = with_folder_splits(rows)
-    return rows, [*notes, *more, *archives.unread(raw_dir, [])]
+    return notes
 
 
 def with_folder_splits(rows: Sequence[Row]) -> Rows:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source
+from nanocaption.prepare.names import is_picture
 from nanocaption.prepare.packed import (
     Content,
     merged_by_name,
@@ -46,10 +47,6 @@ def is_webdataset(path: Path) -> bool:
             if key_of(member.name) in others:
                 return True
     return False
-
-
-def is_picture(name: str) -> bool:
-    return name.lower().endswith(PICTURE_SUFFIXES)
 
 
 def is_sample(name: str) -> bool:
@@ -94,7 +91,8 @@ def _members(raw_dir: Path, shards: list[Path]) -> Members:
     found = Members([], {}, [], [])
     listed = {shard: archives.checked(shard, is_sample) for shard in shards}
     times = Counter(name for names in listed.values() for name in names)
-    for shard, label in tqdm(archives.labels_of(shards).items(), desc="captions", unit="shard", disable=len(shards) < 2):
+    labels = archives.labels_of(shards)
+    for shard, label in tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2):
         keys = {key_of(name) for name in listed[shard] if is_picture(name)}
         for member, open_member in archives.entries(shard):
             name = PurePosixPath(member.name).as_posix()
