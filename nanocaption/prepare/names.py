@@ -118,7 +118,8 @@ def composed(name: str) -> str:
 
 
 def folded(name: str) -> str:
-    return composed(composed(name).casefold())
+    """In lower case, composed, runs of spaces as one."""
+    return " ".join(composed(composed(name).casefold()).split())
 
 
 def same_format(name: str) -> str:
@@ -137,7 +138,7 @@ def without_ending(name: str) -> tuple[str, str]:
 KINDS: tuple[tuple[str, Callable[[str], str]], ...] = (
     ("in another folder", str),
     ("in other Unicode (NFC, NFD)", composed),
-    ("in other case", folded),
+    ("in other case or with other spaces", folded),
     ("with another ending", same_format),
     ("with another or no ending", lambda name: without_ending(folded(name))[0]),
 )

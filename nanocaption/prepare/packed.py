@@ -77,7 +77,7 @@ def find_parquet(raw_dir: Path) -> Source | None:
     """
     shards = archives.find_shards(raw_dir, (".parquet",))
     packed = [shard for shard in shards if holds_pictures(shard)]
-    if not packed and (archives.find_shards(raw_dir, archives.TARS) or find_sidecars(raw_dir)):
+    if shards and not packed and (archives.find_shards(raw_dir, archives.TARS) or find_sidecars(raw_dir)):
         return None
     shards = packed or shards  # reading them says what they lack
     why = f"{cases([path.name for path in shards], 'shard')} found"
@@ -101,10 +101,9 @@ def qualified(contents: Sequence[Content]) -> tuple[list[str], list[str]]:
     """The name of each picture in the set, and a note of those that share one. See the head of this file."""
     first: dict[str, dict[tuple[str, str | None], str]] = {}  # name -> content -> the first shard that has it
     in_shard: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
-    for shard, name, *content in contents:
-        key = (content[0], content[1])
-        first.setdefault(name, {}).setdefault(key, shard)
-        in_shard.setdefault((shard, name), set()).add(key)
+    for shard, name, digest, split in contents:
+        first.setdefault(name, {}).setdefault((digest, split), shard)
+        in_shard.setdefault((shard, name), set()).add((digest, split))
     names = []
     for _, name, digest, split in contents:
         if len(first[name]) == 1:

@@ -32,7 +32,8 @@ def put(folder, *paths):
     ("a.jpeg", "a.jpg", "a.jpg", "with another ending"),
     ("a.jpg", "a.JPEG", "a.JPEG", "with another ending"),
     ("a.jpg", "a.png", "a.png", "with another or no ending"),
-    ("home/bob/data/images/a.jpg", "images/a.jpg", "images/a.jpg", "in another folder"),
+    ("a  b.jpg ", "a b.jpg", "a b.jpg", "in other case or with other spaces"),
+        ("home/bob/data/images/a.jpg", "images/a.jpg", "images/a.jpg", "in another folder"),
     ("home/bob/data/images/a.jpg", "pictures/a.jpg", "a.jpg", "in another folder"),
     ("data/images/A.jpeg", "images/a.jpg", "images/a.jpg", "with another ending"),
 ])  # fmt: skip
