@@ -4,7 +4,8 @@
     python prepare_dataset.py --dataset flickr30k                 download it
     python prepare_dataset.py --dataset mine --raw-data-dir DIR   your own pictures and captions
 
-make.py decides what is made from what; layouts.py, caption_files.py, packed.py, tars.py, sidecars.py and archives.py read what people have, names.py finds the files;
+make.py decides what is made from what; layouts.py, caption_files.py, packed.py, tars.py, sidecars.py and archives.py
+read what people have, names.py finds the files;
 check.py looks at every picture and caption; mix.py joins prepared sets. Every flag: python train.py --help
 """
 

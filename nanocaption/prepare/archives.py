@@ -74,7 +74,8 @@ def labels_of(packed: Sequence[Path]) -> dict[Path, str]:
 
 def unread(raw_dir: Path, read: Collection[Path]) -> list[str]:
     """A note of packed files that lie beside those that are read, if there are any."""
-    beside = [path.name for path in find_shards(raw_dir, (".parquet", *SUFFIXES)) if path not in read]
+    there = find_shards(raw_dir, (".parquet", *SUFFIXES)) if raw_dir.exists() else []
+    beside = [path.name for path in there if path not in read]
     return [f"{cases(beside, 'packed file')} beside what is read, not read (of img2dataset, a list without pictures)"
             ] * bool(beside)
 

@@ -245,8 +245,10 @@ def parquet_columns(shard: Path) -> Columns:
         schema = file.schema_arrow
         image, (captions, several, others) = _image_column(schema), _caption_columns(schema)
         if image is None or not captions:
+            urls = [name for name in schema.names if "url" in name.lower()]
+            fetch = f" ({urls[0]} gives addresses: fetch the pictures with img2dataset first)" if urls else ""
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
-                             f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...")
+                             f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...{fetch}")
         data = f"{image}.bytes" if _bytes_part(schema.field(image)) else image
         gaps = _may_be_empty(file.metadata, data)
         name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, image, gaps)

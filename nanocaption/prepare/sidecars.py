@@ -2,14 +2,13 @@
 
 Of several texts of one picture the first of TEXT_ENDINGS that says something is taken. Lines of a .txt or .caption:
 after a blank line or an end mark (. ! ?) another caption begins; a line goes on with the one before where that ends in
-a comma, or where it begins in lower case in a text that begins with a capital; where none of this tells, the texts of
-the whole set do: do more than half of such lines begin with a word that texts begin with? And where all texts have the
-same number of lines, three or more, and half of the lines have end marks, each line is a caption. Notes say what was
-done.
+a comma, or where it begins in lower case in a text that begins with a capital or has its only end mark at the end;
+where none of this tells, the texts of the whole set do: do more than half of such lines begin with a word that texts
+begin with? And where all texts have the same number of lines, three or more, and half of the lines have end marks, each
+line is a caption. Notes say what was done.
 """
 
 import functools
-import itertools
 import json
 import re
 from collections import Counter
@@ -131,16 +130,16 @@ def captions_of_lines(texts: Mapping[Key, list[str]]) -> tuple[dict[Key, list[st
 def _starts_captions(paragraphs: Sequence[str]) -> bool:
     """Whether lines of which the line before does not tell mostly begin as texts do, so with another caption."""
     starts = {_start(paragraph) for paragraph in paragraphs}
-    pairs = [(lines[0], pair) for lines in map(_lines, paragraphs) for pair in itertools.pairwise(lines)]
-    open_ = [line for first, (before, line) in pairs if _goes_on(first, before, line) is None]
+    open_ = [lines[place] for lines in map(_lines, paragraphs) for place in range(1, len(lines))
+             if _goes_on(lines, place) is None]  # fmt: skip
     return 2 * sum(_start(line) in starts for line in open_) > len(open_)
 
 
 def _joined(lines: Sequence[str], apart: bool) -> list[str]:
     """The captions in the lines of a paragraph. apart: whether a line that may be either is another one."""
     captions = [*lines[:1]]
-    for before, line in itertools.pairwise(lines):
-        goes_on = _goes_on(lines[0], before, line)
+    for place, line in enumerate(lines[1:], start=1):
+        goes_on = _goes_on(lines, place)
         if goes_on or (goes_on is None and not apart):
             captions[-1] += f" {line}"
         else:
@@ -161,13 +160,15 @@ def _lines(paragraph: str) -> list[str]:
     return [line.strip() for line in paragraph.split("\n") if line.strip()]
 
 
-def _goes_on(first: str, before: str, line: str) -> bool | None:
-    """Whether `line` goes on with the one before it, in a paragraph that begins so; None where these do not tell."""
-    if END_MARK.search(before):
+def _goes_on(lines: Sequence[str], place: int) -> bool | None:
+    """Whether a line of a paragraph goes on with the one before it; None where they do not tell."""
+    if END_MARK.search(lines[place - 1]):
         return False
-    if GOES_ON.search(before) or (line[0].islower() and first[0].isupper()):
+    if GOES_ON.search(lines[place - 1]):
         return True
-    return None
+    marked = [number for number, line in enumerate(lines) if END_MARK.search(line)]
+    one_sentence = lines[0][0].isupper() or marked == [len(lines) - 1]
+    return True if one_sentence and lines[place][0].islower() else None
 
 
 def _start(text: str) -> str:
@@ -192,13 +193,13 @@ def find_sidecars(raw_dir: Path) -> Source | None:
 
 
 def pair_up(paths: Sequence[str]) -> dict[str, list[str]]:
-    """picture -> its texts: of the same path but for the ending, case and Unicode, else in a sibling folder."""
+    """picture -> its texts: of the same path but for the ending, case or Unicode, else in a sibling folder."""
     pictures = [*filter(is_picture, paths)]
     left: dict[str, list[str]] = {}
     for path in paths:
         if path.lower().endswith(TEXT_ENDINGS):
             left.setdefault(stem_of(path), []).append(path)
-    pairs: dict[str, list[str]] = {}
+    pairs = {picture: left[picture] for picture in pictures if picture in left}  # a.jpg.txt
     for key in (str, folded, lambda stem: _without_folder(folded(stem))):
         pairs |= _alike([picture for picture in pictures if picture not in pairs], left, key)
         for stem in {stem_of(text) for its in pairs.values() for text in its}:
@@ -243,6 +244,8 @@ def read_sidecars(raw_dir: Path, pairs: Mapping[str, Sequence[str]]) -> Rows:
     chosen, notes = choose(texts)
     of_picture = {picture: chosen.get(("", stem_of(its[0]))) for picture, its in pairs.items()}
     rows = [Row(picture, text.split, text.captions) for picture, text in of_picture.items() if text]
+    if not rows:
+        raise ValueError(f"{raw_dir}: no text says anything of its picture: {'; '.join(notes)}")
     rows, more = with_folder_splits(rows)
     lonely = [path for path in walk_files(raw_dir) if path.lower().endswith(TEXT_ENDINGS)]
     return rows, [*notes, *more, *_pairing(pairs, lonely), *archives.unread(raw_dir, [])]
@@ -255,7 +258,8 @@ def _pairing(pairs: Mapping[str, Sequence[str]], texts: Sequence[str]) -> list[s
     if shared := [text for text, count in times.items() if count > 1]:
         notes.append(f"{cases(shared, 'text')} for several pictures of that name")
     if nearly := [f"{its[0]} of {path}" for path, its in pairs.items() if stem_of(path) != stem_of(its[0])]:
-        notes.append(f"{cases(nearly, 'text')} in a folder beside the pictures', or in other case or Unicode")
+        notes.append(f"{cases(nearly, 'text')} of nearly the picture's name: in a folder beside, in other case or "
+                     "Unicode, or a.jpg.txt")  # fmt: skip
     used = {path for its in pairs.values() for path in its}
     if lonely := [path for path in texts if path not in used]:
         notes.append(f"{cases(lonely, 'text')} without a picture of the same name, left out")

@@ -76,10 +76,12 @@ def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
     texts = [chosen[_key(content)] for content in captioned]
     rows = [Row(name, text.split or content.split, text.captions)
             for content, name, text in zip(captioned, names, texts, strict=True)]  # fmt: skip
+    if not rows:
+        raise ValueError(f"{raw_dir}: no text says anything of its picture: {'; '.join(notes)}")
     rows, unsplit = with_folder_splits(merged_by_name(rows, raw_dir))
     wordless = [content.name for content in found.pictures if _key(content) not in chosen]
-    return rows, [*notes, *more, *unsplit, *_left_out(wordless, found.lonely, found.others),
-                  *_pointed([content.name for content in captioned]), *archives.unread(raw_dir, shards)]  # fmt: skip
+    return rows, [*notes, *more, *unsplit, *_left_out(wordless, found.lonely, found.others), *_how_paired(captioned),
+                  *archives.unread(raw_dir, shards)]  # fmt: skip
 
 
 def _key(content: Content) -> Key:
@@ -130,9 +132,11 @@ def _left_out(wordless: list[str], lonely: list[str], others: list[str]) -> list
     return notes
 
 
-def _pointed(names: list[str]) -> list[str]:
-    pointed = [name for name in names if "." in PurePosixPath(key_of(name)).name]
-    return [f"{cases(pointed, 'picture')} with several points in the name: {FIRST_POINT}"] if pointed else []
+def _how_paired(contents: list[Content]) -> list[str]:
+    pointed = [content.name for content in contents if "." in PurePosixPath(key_of(content.name)).name]
+    shared = [key for (_, key), count in Counter(map(_key, contents)).items() if count > 1]
+    return [*[f"{cases(pointed, 'picture')} with several points in the name: {FIRST_POINT}"] * bool(pointed),
+            *[f"{cases(shared, 'text')} for several pictures of that key"] * bool(shared)]  # fmt: skip
 
 
 def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -> None:

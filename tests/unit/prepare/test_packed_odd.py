@@ -405,3 +405,12 @@ def test_folders_in_a_tar_are_splits(tmp_path):
         ("train/1.jpg", "train"),
         ("validation/0.jpg", "val"),
     ]
+
+
+def test_two_pictures_of_a_key_and_a_list_of_addresses(tmp_path):
+    members = [("a.jpg", PICTURES[0]), ("a.png", PICTURES[1]), ("a.txt", b"a dog")]
+    found, notes = read_tar(tmp_path, members)
+    assert found == {"a.jpg": ["a dog"], "a.png": ["a dog"]} and "1 text (a) for several pictures of that key" in notes
+    write_table(tmp_path / "urls" / "x.parquet", {"url": ["http://x/a.jpg"], "caption": ["a dog"]})
+    with pytest.raises(ValueError, match=r"url gives addresses: fetch the pictures with img2dataset"):
+        layouts.read_layout(tmp_path / "urls", 1)

@@ -98,7 +98,7 @@ def test_texts_in_a_folder_beside_the_pictures(tmp_path, pictures, texts):
         write(tmp_path / texts / f"{stem}.txt", f"a dog {stem}")
     captions, notes = read(tmp_path)
     assert {name[-5:]: said for name, said in captions.items()} == {"a.jpg": ["a dog a"], "b.jpg": ["a dog b"]}
-    assert "2 texts (" in notes and "in a folder beside the pictures'" in notes
+    assert "2 texts (" in notes and "of nearly the picture's name: in a folder beside" in notes
 
 
 def test_a_text_that_could_belong_to_two_pictures_belongs_to_none(tmp_path):
@@ -139,6 +139,8 @@ def test_of_several_texts_one_is_taken_and_it_is_said_whether_they_differ(tmp_pa
     [
         ("A man in a blue shirt\nis standing on a ladder.", ["A man in a blue shirt is standing on a ladder."]),
         ("A man in\r\nNew York walks.", ["A man in New York walks."]),
+        ("a man and\na woman walk .", ["a man and a woman walk ."]),
+        ("a man walks .\na woman\nsits .", ["a man walks .", "a woman sits ."]),
         ("a brown dog runs\nacross the field", ["a brown dog runs across the field"]),
         ("a dog, a cat,\na bird", ["a dog, a cat, a bird"]),
         ("A dog runs.\nA cat sits.", ["A dog runs.", "A cat sits."]),
@@ -234,3 +236,20 @@ def test_labels_of_boxes_are_no_captions(tmp_path):
         write(tmp_path / f"{stem}.txt", "0 0.5 0.5 0.2 0.1\n")
     with pytest.raises(ValueError, match="2 texts .train/a.txt, val/b.txt. gives no picture with a caption"):
         prepare("mine", tmp_path / "data", raw_dir=tmp_path)
+
+
+def test_texts_named_after_the_whole_picture(tmp_path):
+    put(tmp_path, "a.jpg", "b.png")
+    write(tmp_path / "a.jpg.txt", "a dog")
+    write(tmp_path / "b.png.json", '{"text": "a cat"}')
+    captions, notes = read(tmp_path)
+    assert captions == {"a.jpg": ["a dog"], "b.png": ["a cat"]} and "or a.jpg.txt" in notes
+
+
+def test_json_beside_pictures_without_captions_is_told_by_its_keys(tmp_path):
+    put(tmp_path, "a.jpg")
+    write(tmp_path / "a.json", '{"shapes": [], "imagePath": "a.jpg"}')
+    with pytest.raises(
+        ValueError, match=r"no text says anything .* 1 .json file \(a.json\) without any of the keys captions"
+    ):
+        layouts.find(tmp_path).read()
