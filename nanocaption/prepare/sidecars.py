@@ -2,10 +2,10 @@
 
 Of several texts of one picture the first of TEXT_ENDINGS that says something is taken. Lines of a .txt or .caption:
 after a blank line or an end mark (. ! ?) another caption begins; a line goes on with the one before where that ends in
-a comma, or where it begins in lower case in a text that begins with a capital or has its only end mark at the end;
-where none of this tells, the texts of the whole set do: do more than half of such lines begin with a word that texts
-begin with? And where all texts have the same number of lines, three or more, and half of the lines have end marks, each
-line is a caption. Notes say what was done.
+a comma, or where it begins in lower case in a text that begins with a capital; where none of this tells, the texts of
+the whole set do: do more than half of such lines begin with a word that texts begin with (but for texts with one end
+mark, at their end)? And where all texts have the same number of lines, three or more, and half of the lines have end
+marks, each line is a caption. Notes say what was done.
 """
 
 import functools
@@ -130,9 +130,15 @@ def captions_of_lines(texts: Mapping[Key, list[str]]) -> tuple[dict[Key, list[st
 def _starts_captions(paragraphs: Sequence[str]) -> bool:
     """Whether lines of which the line before does not tell mostly begin as texts do, so with another caption."""
     starts = {_start(paragraph) for paragraph in paragraphs}
-    open_ = [lines[place] for lines in map(_lines, paragraphs) for place in range(1, len(lines))
-             if _goes_on(lines, place) is None]  # fmt: skip
-    return 2 * sum(_start(line) in starts for line in open_) > len(open_)
+    votes = [_start(lines[place]) in starts and not _one_sentence(lines) for lines in map(_lines, paragraphs)
+             for place in range(1, len(lines)) if _goes_on(lines, place) is None]  # fmt: skip
+    return 2 * sum(votes) > len(votes)
+
+
+def _one_sentence(lines: Sequence[str]) -> bool:
+    """Whether lines begin in lower case but the first, and only the last has an end mark."""
+    return [place for place, line in enumerate(lines) if END_MARK.search(line)] == [len(lines) - 1] and all(
+        line[0].islower() for line in lines[1:])
 
 
 def _joined(lines: Sequence[str], apart: bool) -> list[str]:
@@ -166,9 +172,7 @@ def _goes_on(lines: Sequence[str], place: int) -> bool | None:
         return False
     if GOES_ON.search(lines[place - 1]):
         return True
-    marked = [number for number, line in enumerate(lines) if END_MARK.search(line)]
-    one_sentence = lines[0][0].isupper() or marked == [len(lines) - 1]
-    return True if one_sentence and lines[place][0].islower() else None
+    return True if lines[0][0].isupper() and lines[place][0].islower() else None
 
 
 def _start(text: str) -> str:

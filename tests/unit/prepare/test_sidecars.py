@@ -212,22 +212,22 @@ def test_img2datasets_files_with_a_list_of_failed_rows_beside(tmp_path):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_a_zip_of_pictures_and_texts(tmp_path, monkeypatch, several):
-    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: "train" if "0" in name else "val")
+def test_a_zip_of_pictures_and_texts(tmp_path, several):
     for part in range(1 + several):
         with zipfile.ZipFile(tmp_path / f"part{part}.zip", "w") as opened:
-            for number in range(2):
-                opened.writestr(f"{number}.jpg", jpeg(20 + 3 * number + 50 * part))
-                opened.writestr(f"{number}.txt", f"a dog {number} of {part}")
+            for number, split in enumerate(("train", "val")):
+                opened.writestr(f"{split}/{number}.jpg", jpeg(20 + 3 * number + 50 * part))
+                opened.writestr(f"{split}/{number}.txt", f"a dog {number} of {part}")
     contents, pictures = read_raw(tmp_path, 1, tmp_path / "data")
-    said = {record["file_name"]: record["captions"] for record in contents.records}
+    said = {record["file_name"]: (record["split"], record["captions"]) for record in contents.records}
+    names = {
+        (part, number): f"{split}/{number}.jpg" for part in range(2) for number, split in ((0, "train"), (1, "val"))
+    }
     if several:  # the names are the same, so each archive has a folder
-        assert said == {
-            f"part{part}/{number}.jpg": [f"a dog {number} of {part}"] for part in range(2) for number in range(2)
-        }
-        assert pictures["part1/0.jpg"].read_bytes() == jpeg(70)
+        expected = {f"part{part}/{name}": (name[:-6], [f"a dog {n} of {part}"]) for (part, n), name in names.items()}
+        assert said == expected and pictures["part1/train/0.jpg"].read_bytes() == jpeg(70)
     else:
-        assert said == {"0.jpg": ["a dog 0 of 0"], "1.jpg": ["a dog 1 of 0"]}
+        assert said == {name: (name[:-6], [f"a dog {n} of 0"]) for (part, n), name in names.items() if part == 0}
 
 
 def test_labels_of_boxes_are_no_captions(tmp_path):
