@@ -26,7 +26,7 @@ from raw_sets import (
 from nanocaption.data.prepared import is_whole, verify
 from nanocaption.prepare import layouts, make
 from nanocaption.prepare.make import prepare
-from nanocaption.prepare.names import find_pictures
+from nanocaption.prepare.picture_files import find_pictures
 
 
 @pytest.mark.parametrize("place", [".", "images", "Images", "flickr30k-images", "flickr30k_images/flickr30k_images"])

@@ -32,7 +32,7 @@ from nanocaption.base.files import is_junk
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, caption_files, inventory, packed, sidecars, tars
 from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
-from nanocaption.prepare.names import plain_name
+from nanocaption.prepare.picture_files import plain_name
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"

@@ -21,7 +21,7 @@ from nanocaption.base.files import cases
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
-from nanocaption.prepare import archives, check, flickr30k, layouts, names
+from nanocaption.prepare import archives, check, flickr30k, layouts, picture_files
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
@@ -187,7 +187,7 @@ def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, P
     print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
     if contents.source.unpack:
         return contents, {}
-    found = names.find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+    found = picture_files.find_pictures(raw_dir, [record["file_name"] for record in contents.records])
     contents.notes.extend(found.notes)
     if found.unused:
         contents.notes.append(f"{cases(found.unused, 'picture')} below {raw_dir} without captions in use, left out")

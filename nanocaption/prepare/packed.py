@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nanocaption.base.files import cases, require_space, size_of, write_file
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
-from nanocaption.prepare.names import plain_name
+from nanocaption.prepare.picture_files import plain_name
 from nanocaption.prepare.sidecars import find_sidecars, texts_of
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")

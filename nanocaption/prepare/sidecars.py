@@ -21,7 +21,7 @@ from tqdm import tqdm
 from nanocaption.base.files import cases, walk_files
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, plain_split
-from nanocaption.prepare.names import folded, is_picture
+from nanocaption.prepare.picture_files import folded, is_picture
 
 # A .caption is written by captioners, where the .txt beside it may hold tags.
 TEXT_ENDINGS = (".json", ".caption", ".txt")

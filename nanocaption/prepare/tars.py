@@ -16,7 +16,6 @@ from tqdm import tqdm
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source
-from nanocaption.prepare.names import is_picture
 from nanocaption.prepare.packed import (
     Content,
     merged_by_name,
@@ -24,6 +23,7 @@ from nanocaption.prepare.packed import (
     qualified,
     split_of,
 )
+from nanocaption.prepare.picture_files import is_picture
 from nanocaption.prepare.sidecars import TEXT_ENDINGS, Key, Text, choose, parse_text, stem_of, with_folder_splits
 
 FIRST_POINT = "WebDataset ends a key at the first point of a name, here pictures and texts pair by all before the last"

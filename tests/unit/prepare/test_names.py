@@ -7,7 +7,7 @@ import pytest
 from nanocaption.prepare import layouts
 from nanocaption.prepare.caption_files import NotThereError, Row
 from nanocaption.prepare.make import read_folder
-from nanocaption.prepare.names import find_pictures, plain_name
+from nanocaption.prepare.picture_files import find_pictures, plain_name
 from tests.raw_sets import jpeg, write
 
 NFC = unicodedata.normalize("NFC", "café.jpg")
