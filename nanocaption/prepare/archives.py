@@ -12,13 +12,15 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from os.path import commonpath
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
-from nanocaption.base.files import PICTURE_SUFFIXES, is_junk, require_space, size_of, write_file
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 
 TARS = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (".zip", *TARS)
@@ -47,6 +49,35 @@ def find(raw_dir: Path) -> list[Path]:
     if raw_dir.is_file():
         return [raw_dir] if is_archive(raw_dir) else []
     return sorted(path for path in raw_dir.iterdir() if is_archive(path)) if raw_dir.is_dir() else []
+
+
+def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
+    """`raw_dir` itself, or the files in it and directly below it, that end so."""
+    if raw_dir.is_file():
+        return [raw_dir] if raw_dir.name.lower().endswith(endings) else []
+    paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
+    return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
+                  and not is_junk(path.relative_to(raw_dir).as_posix()))
+
+
+def labels_of(packed: Sequence[Path]) -> dict[Path, str]:
+    """What packed files are called in the names of their pictures: no ending, no folder, where they are told apart."""
+    top = commonpath([path.parent for path in packed]) if packed else ""
+    places = {path: path.relative_to(top) for path in packed}
+    stems = {path: place.with_name(place.name.partition(".")[0]) for path, place in places.items()}
+    names = {path: stem.name for path, stem in stems.items()}
+    for labels in (names, {path: stem.as_posix() for path, stem in stems.items()}):
+        if len({*labels.values()}) == len(packed):
+            return labels
+    return {path: place.as_posix() for path, place in places.items()}
+
+
+def unread(raw_dir: Path, read: Collection[Path]) -> list[str]:
+    """A note of packed files that lie beside those that are read, if there are any."""
+    there = find_shards(raw_dir, (".parquet", *SUFFIXES)) if raw_dir.exists() else []
+    beside = [path.name for path in there if path not in read]
+    return [f"{cases(beside, 'packed file')} beside what is read, not read (of img2dataset, a list without pictures)"
+            ] * bool(beside)
 
 
 def entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
@@ -167,26 +198,37 @@ def unpack(archive: Path, members: Mapping[str, Member], place: Callable[[str], 
 def unpack_beside(packed: list[Path], raw_dir: Path, folder: Path, is_caption_file: Callable[[str], bool]) -> Path:
     """`folder`, or its only one, filled as if `raw_dir` had been unpacked in it: pictures and caption files only.
 
-    What else lies in `raw_dir` is linked there. All listings are checked before anything is written; a rerun goes on.
+    Where archives share a name, each is filled into a folder of its own name. What else lies in `raw_dir` is linked
+    there. All listings are checked before anything is written; a rerun goes on.
     """
-    chosen: dict[str, Path] = {}
-    plans = []
-    for archive in packed:
-        members = checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name))
-        twice = sorted(members.keys() & chosen.keys())
-        if twice:
-            raise ValueError(f"{archive} and {chosen[twice[0]]} both hold {twice[0]}: refused, nothing was unpacked")
-        chosen |= dict.fromkeys(members, archive)
-        plans.append((archive, members))
+    plans = {archive: checked(archive, lambda name: name.lower().endswith(PICTURE_SUFFIXES) or is_caption_file(name))
+             for archive in packed}  # fmt: skip
+    for archive, members in plans.items():
         print(f"{archive}: an archive with {len(members):,} pictures and caption files, unpacked to {folder}")
-    for archive, members in plans:
-        unpack(archive, members, folder.joinpath)
+    times = Counter(name for members in plans.values() for name in members)
+    places = dict.fromkeys(packed, folder)
+    if shared := [name for name, count in times.items() if count > 1]:
+        print(f"{cases(shared, 'name')} in several archives, so each is unpacked to a folder of its own name")
+        places = own_places(packed, raw_dir, folder)
+    for archive, members in plans.items():
+        unpack(archive, members, places[archive].joinpath)
     folder.mkdir(parents=True, exist_ok=True)
+    link_others(packed, raw_dir, folder)
+    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
+        folder = inside[0]  # the one top folder that archives like to have
+    return folder
+
+
+def own_places(packed: list[Path], raw_dir: Path, folder: Path) -> dict[Path, Path]:
+    """A folder in `folder` for each archive, which nothing else in `raw_dir` has the name of."""
+    return {archive: folder / (archive.name if (raw_dir / label).exists() else label)
+            for archive, label in labels_of(packed).items()}  # fmt: skip
+
+
+def link_others(packed: list[Path], raw_dir: Path, folder: Path) -> None:
+    """Link to `folder` what lies in `raw_dir` beside the archives."""
     for path in sorted(raw_dir.iterdir()) if raw_dir.is_dir() else ():
         link = folder / path.name
         if path not in packed and not is_junk(path.name) and not link.exists():
             link.unlink(missing_ok=True)  # a link to a place that is no more
             link.symlink_to(path.resolve())
-    while len(inside := [path for path in folder.iterdir() if not is_junk(path.name)]) == 1 and inside[0].is_dir():
-        folder = inside[0]  # the one top folder that archives like to have
-    return folder

@@ -14,7 +14,8 @@ OTHERS. Recognised, in this order:
 7. Kaggle results.csv  image_name| comment_number| comment
 8. original .token     name#k<TAB>caption, optional lists *trainImages.txt, *devImages.txt, *testImages.txt
 9. parquet             rows with the pictures' bytes, as the Hub keeps them (packed.py)
-10. WebDataset         tar shards of name.jpg with name.txt or name.json (packed.py)
+10. WebDataset         tar shards of name.jpg with name.txt or name.json (tars.py)
+11. sidecars           name.txt, name.caption or name.json beside each picture (sidecars.py)
 
 Splits keep their own names, so that "restval" can be chosen with TRAIN_SPLITS; "dev" and "validation" become "val".
 """
@@ -29,8 +30,9 @@ from typing import NamedTuple
 
 from nanocaption.base.files import is_junk
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import archives, caption_files, packed, splits
+from nanocaption.prepare import archives, caption_files, inventory, packed, sidecars, splits, tars
 from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
+from nanocaption.prepare.picture_files import plain_name
 
 SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
@@ -56,7 +58,8 @@ LAYOUTS = (
     Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results),
     Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, lists=True),
 )
-OTHERS = (packed.find_parquet, packed.find_webdataset)  # (raw_dir) -> Source, or None where it is another layout
+# (raw_dir) -> Source, or None where it is another layout
+OTHERS = (packed.find_parquet, tars.find_webdataset, sidecars.find_sidecars)
 
 
 class Contents(NamedTuple):
@@ -92,9 +95,10 @@ def find(raw_dir: Path) -> Source:
     if source := next(filter(None, (find_other(raw_dir) for find_other in OTHERS)), None):
         return source
     raise NotThereError(
-        f"{raw_dir} holds no captions in a known layout; give it one of: captions.csv, captions.jsonl, dataset_*.json "
-        "(Karpathy), captions_train2014.json (COCO), captions.txt or results.csv (Kaggle), *.token[.txt] (original), "
-        "*.parquet with the pictures inside, a WebDataset *.tar, or a .zip or .tar of pictures and captions"
+        f"{raw_dir} holds no captions in a known layout. {inventory.describe(raw_dir)}. Give it one of: "
+        "captions.csv, captions.jsonl, dataset_*.json (Karpathy), captions_train2014.json (COCO), captions.txt or "
+        "results.csv (Kaggle), *.token[.txt] (original), *.parquet with the pictures inside, a WebDataset *.tar, a "
+        ".txt of the same name beside each picture, or a .zip or .tar of pictures and captions"
     )
 
 
@@ -137,7 +141,8 @@ def names_of(layout: Layout, folder: Path, names: Sequence[str]) -> list[str]:
 def is_caption_file(name: str) -> bool:
     """Whether a file of this name may be needed to read some layout."""
     last = PurePosixPath(name).name
-    return any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS) or SPLIT_LIST.search(last) is not None
+    known = any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS) or SPLIT_LIST.search(last) is not None
+    return known or last.lower().endswith(sidecars.TEXT_ENDINGS)
 
 
 def captions_digest(raw_dir: Path) -> str:
@@ -171,10 +176,10 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     File names become relative paths with "/"; captions stay as they are, text or not: check.py cleans them. Raises
     ValueError naming `source`, the first cases and their count.
     """
-    unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
-    refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
+    unsafe = [repr(row.file_name) for row in rows if not is_safe_name(plain_name(row.file_name))]
+    refuse(unsafe, "file name", source, "not a plain path below the picture folder (with '..' inside, empty or not "
            "text); mend them")  # fmt: skip
-    names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
+    names = [str(plain_name(row.file_name)) for row in rows]
     caption_files.refuse_duplicates(names, source)
     of_rows, notes = splits_of(names, rows, seed, source)
     records: list[Record] = []

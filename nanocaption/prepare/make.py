@@ -12,22 +12,19 @@ here, "flickr30k" is downloaded, and any name can be read from a folder of your 
 Several names with commas between are mixed (mix.py).
 """
 
-import filecmp
 import shutil
-from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
 from tqdm import tqdm
 
 from nanocaption.base import cli
-from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
+from nanocaption.base.files import cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
-from nanocaption.prepare import archives, changes, check, flickr30k, layouts, splits
-from nanocaption.prepare.caption_files import NotThereError, refuse
+from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits
+from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
 
@@ -83,7 +80,7 @@ def look_at_raw(raw_dir: Path, seed: int) -> None:
     try:
         source = layouts.find(raw_dir)
         if source.unpack is None:
-            find_pictures(raw_dir, [record["file_name"] for record in layouts.read(source, seed).records])
+            picture_files.find_pictures(raw_dir, [record["file_name"] for record in layouts.read(source, seed).records])
     except NotThereError:
         if not archives.find(raw_dir):
             raise
@@ -295,46 +292,14 @@ def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, P
     print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
     if contents.source.unpack:
         return contents, {}
-    pictures, unused = find_pictures(raw_dir, [record["file_name"] for record in contents.records])
-    if unused:
-        contents.notes.append(f"{cases(unused, 'picture')} below {raw_dir} without captions in use, left out")
+    found = picture_files.find_pictures(raw_dir, [record["file_name"] for record in contents.records])
+    contents.notes.extend(found.notes)
+    if found.unused:
+        contents.notes.append(f"{cases(found.unused, 'picture')} below {raw_dir} without captions in use, left out")
+    pictures = {found.names.get(name, name): path for name, path in found.pictures.items()}
+    for record in contents.records:
+        record["file_name"] = found.names.get(record["file_name"], record["file_name"])
     return contents, pictures
-
-
-def find_pictures(raw_dir: Path, file_names: Sequence[str]) -> tuple[dict[str, Path], list[str]]:
-    """file_name -> path below `raw_dir`, and the pictures that no file_name asks for.
-
-    A name matches the path that equals it or ends in it, so images/, Images/, flickr30k-images/ and doubled folders
-    need no setting. The same name in two folders is accepted when the files are equal byte for byte. Raises ValueError
-    for missing pictures, for two different ones of one name, and for one that two names mean.
-    """
-    by_name: dict[str, list[str]] = {}
-    for path in walk_files(raw_dir):
-        by_name.setdefault(path.rpartition("/")[2], []).append(path)
-    found = {name: _path_of(raw_dir, name, by_name.get(name.rpartition("/")[2], [])) for name in file_names}
-    pictures = {name: raw_dir / path for name, path in found.items() if path is not None}
-    if missing := [name for name in file_names if name not in pictures]:
-        raise NotThereError(f"{raw_dir}: {cases(missing, 'picture')} named by the captions but missing; add the "
-                            "pictures or delete their captions")
-    shared = [str(path) for path, count in Counter(pictures.values()).items() if count > 1]
-    refuse(shared, "picture", raw_dir, "under two file names in the captions; keep one name")
-    used = {path.name for path in pictures.values()}
-    unused = [path for name, paths in by_name.items() if name not in used and name.lower().endswith(PICTURE_SUFFIXES)
-              for path in paths]
-    return pictures, unused
-
-
-def _path_of(raw_dir: Path, file_name: str, same_name: Sequence[str]) -> str | None:
-    """Which of the paths that end in the same name `file_name` means; None where it is none of them."""
-    paths = [path for path in same_name if f"/{path}".endswith(f"/{file_name}")]
-    if not paths:
-        return None
-    first, *copies = [file_name] if file_name in paths else sorted(paths, key=lambda path: (path.count("/"), path))
-    different = [copy for copy in copies if not filecmp.cmp(raw_dir / first, raw_dir / copy, shallow=False)]
-    if different:
-        raise ValueError(f"{raw_dir}: two different pictures are called {file_name} ({first}, {different[0]}); "
-                         "name the folder in the captions, or keep one of them")
-    return first
 
 
 def whole_manifest(
@@ -434,7 +399,8 @@ def pictures_still_there(folder: Path, raw_dir: Path) -> dict[str, Path]:
     held = {path.rpartition("/")[2] for path in walk_files(raw_dir)}
     names = [*(record["file_name"] for record in changes.read_records(folder)), *changes.left_out(folder)]
     try:
-        return find_pictures(raw_dir, [name for name in names if name.rpartition("/")[2] in held])[0]
+        found = picture_files.find_pictures(raw_dir, [name for name in names if name.rpartition("/")[2] in held])
+        return found.pictures
     except NotThereError:  # in part: the set has its own
         return {}
 

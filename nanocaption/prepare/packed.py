@@ -1,33 +1,36 @@
-"""Sets whose pictures are packed together with their captions: parquet as the Hub keeps it, and WebDataset tars.
+"""Sets whose pictures are packed together with their captions: parquet as the Hub keeps it; tars.py has WebDataset.
 
 `find_*` say whether a folder holds one; `read_*` give the rows without keeping a picture, and `unpack_*` go over the
 shards again and write the pictures as files. A shard is never held in memory as a whole.
+
+A name that several different pictures have is told apart by its shard, SHARD/NAME, and where one shard has several of
+them by content as well, so that every run gives the same names. Equal bytes of one split and name are one picture.
 """
 
 import functools
 import hashlib
-import itertools
-import json
-from collections.abc import Callable, Collection, Iterator
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
+from nanocaption.base.files import cases, require_space, size_of, write_file
 from nanocaption.prepare import archives
-from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, merged, split_in_name
+from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
+from nanocaption.prepare.picture_files import plain_name
+from nanocaption.prepare.sidecars import find_sidecars, texts_of
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
 CAPTION_COLUMNS = ("original_alt_text", "captions", "caption", "sentences", "raw", "text", "alt_text")
+NUMBERED_CAPTION = re.compile(r"caption_?\d+")  # a column each, instead of these
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
-SENTENCE_KEYS = ("raw", *CAPTION_KEYS)  # of captions that are objects
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 ROWS_AT_ONCE = 32  # pictures in memory
-TEXT_SUFFIXES = (".txt", ".json")
-LOOKED_AT = 200  # members of a tar, until it is clear whether it is a WebDataset
 
 
 class Columns(NamedTuple):
@@ -35,25 +38,50 @@ class Columns(NamedTuple):
 
     image: str
     data: str  # the pictures' bytes
-    caption: str
+    captions: list[str]  # one, or several that hold a caption each
     several: bool  # whether a row has all captions of its picture
     others: list[str]  # that might have been the captions as well
     name: str | None
     split: str | None
+    status: str | None  # of img2dataset: whether the picture could be fetched
+    gaps: bool  # whether cells without a picture are possible
+
+    @property
+    def reads_pictures(self) -> bool:
+        """Whether names and empty cells cannot be told without reading the bytes."""
+        return self.gaps or self.name is None
+
+
+class Content(NamedTuple):
+    """A picture of a shard, as far as names need it."""
+
+    shard: str  # of archives.labels_of
+    name: str
+    digest: str  # of its bytes; "" where no other picture has the name
+    split: str | None  # that the shard's name tells
+
+
+class PackedRow(NamedTuple):
+    """A row of a shard: number from 1; data: its picture, b"" where it has none or it was not read."""
+
+    number: int
+    row: Row
+    data: bytes
+    failed: str | None  # why img2dataset has no picture of it
 
 
 def find_parquet(raw_dir: Path) -> Source | None:
-    """The parquet shards in `raw_dir`, or directly below it."""
-    shards = find_shards(raw_dir, (".parquet",))
+    """The parquet shards in `raw_dir`, or directly below it, that hold pictures.
+
+    Lists without pictures that img2dataset writes beside tars and pictures are not taken for a set.
+    """
+    shards = archives.find_shards(raw_dir, (".parquet",))
+    packed = [shard for shard in shards if holds_pictures(shard)]
+    if shards and not packed and (archives.find_shards(raw_dir, archives.TARS) or find_sidecars(raw_dir)):
+        return None
+    shards = packed or shards  # reading them says what they lack
     why = f"{cases([path.name for path in shards], 'shard')} found"
     return packed_source("parquet", why, raw_dir, shards, read_parquet, unpack_parquet)
-
-
-def find_webdataset(raw_dir: Path) -> Source | None:
-    """The tars in `raw_dir`, or directly below it, that are shards of a WebDataset."""
-    shards = [path for path in find_shards(raw_dir, archives.TARS) if is_webdataset(path)]
-    why = f"{cases([path.name for path in shards], 'tar')} with pairs of name.jpg and name.txt or name.json"
-    return packed_source("WebDataset", why, raw_dir, shards, read_tars, unpack_tars)
 
 
 def packed_source(
@@ -65,57 +93,133 @@ def packed_source(
     return Source(name, why, origin, shards, read, unpack) if shards else None
 
 
-def find_shards(raw_dir: Path, endings: tuple[str, ...]) -> list[Path]:
-    if raw_dir.is_file():
-        return [raw_dir] if raw_dir.name.lower().endswith(endings) else []
-    paths = [*raw_dir.iterdir(), *raw_dir.glob("*/*")]
-    return sorted(path for path in paths if path.name.lower().endswith(endings) and path.is_file()
-                  and not is_junk(path.relative_to(raw_dir).as_posix()))
-
-
 def split_of(raw_dir: Path, shard: Path) -> str | None:
     return split_in_name(shard.relative_to(raw_dir).as_posix() if raw_dir in shard.parents else shard.name)
 
 
+def qualified(contents: Sequence[Content]) -> tuple[list[str], list[str]]:
+    """The name of each picture in the set, and a note of those that share one. See the head of this file."""
+    first: dict[str, dict[tuple[str, str | None], str]] = {}  # name -> content -> the first shard that has it
+    in_shard: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
+    for shard, name, digest, split in contents:
+        first.setdefault(name, {}).setdefault((digest, split), shard)
+        in_shard.setdefault((shard, name), set()).add((digest, split))
+    names = []
+    for _, name, digest, split in contents:
+        if len(first[name]) == 1:
+            names.append(name)
+            continue
+        shard = first[name][digest, split]
+        apart = len(in_shard[shard, name]) == 1
+        names.append(f"{shard}/{name}" if apart else f"{shard}/{with_digest(name, digest)}")
+    shared = [name for name, its in first.items() if len(its) > 1]
+    made = {new for new, content in zip(names, contents, strict=True) if new != content.name}
+    if clash := sorted(made & first.keys()):
+        raise ValueError(f"{cases(clash, 'name')} given to a picture by its shard, and by the set to another: rename "
+                         "that shard")
+    return names, [f"{cases(shared, 'name')} of several different pictures, called SHARD/NAME "
+                   f"(first: {next(new for new in names if new in made)})"] if shared else []
+
+
+def with_digest(name: str, digest: str) -> str:
+    path = PurePosixPath(name)
+    return path.with_name(f"{path.stem}-{digest[:12]}{path.suffix}").as_posix()
+
+
+def merged_by_name(rows: list[Row], raw_dir: Path) -> list[Row]:
+    """One row per picture, where a name comes several times."""
+    return merged(rows, raw_dir) if len({str(row.file_name) for row in rows}) < len(rows) else rows
+
+
 def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
-    """One row per picture. Pictures without a name are named by their content."""
+    """One row per picture. Pictures without a name are named by their content, cells without one by their row."""
     rows: list[Row] = []
+    contents: list[Content] = []
     notes: set[str] = set()
+    empty: list[str] = []
+    failed: list[str] = []
     split_named: dict[str, Any] = {}  # of pictures named by content: one that comes again keeps its first split
-    grouped = False  # whether a picture may come in several rows
-    for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
-        columns, by_name = parquet_columns(shard), split_of(raw_dir, shard)
-        others = f", not of {', '.join(columns.others)}" if columns.others else ""
-        notes.add(f"captions are of the column {columns.caption!r}{others}")
-        if columns.name is None:
-            notes.add("pictures without a name are called by the first digits of their sha256")
-        grouped = grouped or columns.name is None or not columns.several
-        for row, _ in parquet_rows(shard, columns, pictures=False):
-            row = row if columns.split else row._replace(split=by_name)
+    labels = archives.labels_of(shards)
+    for shard, label in tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2):
+        columns = parquet_columns(shard)
+        by_shard = None if columns.split else split_of(raw_dir, shard)
+        notes.update(_column_notes(columns))
+        for number, row, data, why in parquet_rows(shard, columns, label, pictures=False):
+            if why:
+                failed.append(f"{shard.name} row {number}: {why}")
+                continue
+            if columns.reads_pictures and not data:
+                empty.append(f"{shard.name} row {number}")
+            row = row._replace(split=row.split or by_shard)
             if columns.name is None:
                 row = row._replace(split=split_named.setdefault(row.file_name, row.split))
             rows.append(row)
-    if grouped:
-        rows = merged(rows, raw_dir)
-    return rows, sorted(notes)
+            known = (row.file_name, None) if columns.name is None else ("", by_shard)
+            contents.append(Content(label, row.file_name, *known))
+    if not len(rows) > len(empty):
+        raise ValueError(_no_pictures(shards[0]))
+    if empty:
+        notes.add(f"{cases(empty, 'row')} with an empty picture cell, bad pictures")
+    if failed:
+        notes.add(f"{cases(failed, 'row')} whose picture could not be fetched, left out")
+    rows, more = _told_apart(shards, rows, contents)
+    return merged_by_name(rows, raw_dir), [*sorted(notes), *more, *archives.unread(raw_dir, shards)]
+
+
+def _told_apart(shards: list[Path], rows: Sequence[Row], contents: Sequence[Content]) -> Rows:
+    """The rows with the names that `qualified` gives them, where they have any."""
+    names, notes = qualified(with_contents(shards, [content for content in contents if isinstance(content.name, str)]))
+    given = iter(names)
+    return [row._replace(file_name=next(given)) if isinstance(row.file_name, str) else row for row in rows], notes
+
+
+def _column_notes(columns: Columns) -> list[str]:
+    others = f", not of {', '.join(columns.others)}" if columns.others else ""
+    columns_ = f"column{'s' * (len(columns.captions) > 1)} {', '.join(map(repr, columns.captions))}"
+    named = ["pictures without a name are called by the first digits of their sha256"] * (columns.name is None)
+    return [f"captions are of the {columns_}{others}", *named]
+
+
+def with_contents(shards: list[Path], contents: list[Content]) -> list[Content]:
+    """`contents`, which stand in the order of the shards, with the digest of each picture whose name comes again."""
+    times = Counter(content.name for content in contents if not content.digest)
+    found = []
+    for shard, label in archives.labels_of(shards).items():
+        mine = [content for content in contents if content.shard == label]
+        if any(times[content.name] > 1 for content in mine):
+            rows = (packed for packed in parquet_rows(shard, parquet_columns(shard), label, pictures=True)
+                    if not packed.failed and isinstance(packed.row.file_name, str))  # fmt: skip
+            mine = [content._replace(digest=hashlib.sha256(packed.data).hexdigest() if times[content.name] > 1 else "")
+                    for content, packed in zip(mine, rows, strict=True)]  # fmt: skip
+        found += mine
+    return found
 
 
 def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
-    """Write the pictures `file_names` to `folder`; those already there are kept."""
-    left, written = set(file_names), set()
-    there = sum(size_of(folder / name) or 0 for name in left)
+    """Write the pictures `file_names` to `folder`, of empty cells an empty file; those already there are kept."""
+    wanted, written = set(file_names), set()
+    there = sum(size_of(folder / name) or 0 for name in wanted)
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
-    with tqdm(total=len(left), desc="pictures", unit="picture", mininterval=0.5) as bar:
-        for shard in shards:
-            for (name, *_), data in parquet_rows(shard, parquet_columns(shard), pictures=True):
-                if name in written and (folder / name).read_bytes() != data:
-                    raise ValueError(f"{shard}: two different pictures are called {name}; rename one of them")
-                if name in left:
+    with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
+        for shard, label in archives.labels_of(shards).items():
+            for _, row, data, _ in parquet_rows(shard, parquet_columns(shard), label, pictures=True):
+                name = _name_in_set(row.file_name, label, data, wanted)
+                if name is not None and name not in written:
                     if size_of(folder / name) != len(data):
                         write_file(folder / name, data)
-                    left.remove(name)
                     written.add(name)
                     bar.update()
+
+
+def _name_in_set(name: str, label: str, data: bytes, wanted: Collection[str]) -> str | None:
+    """Which of the names that `qualified` gives a picture is wanted."""
+    for made in (name, f"{label}/{name}"):
+        if made in wanted:
+            return made
+    if not isinstance(name, str):
+        return None
+    made = f"{label}/{with_digest(name, hashlib.sha256(data).hexdigest())}"
+    return made if made in wanted else None
 
 
 def _open_parquet(shard: Path) -> Any:
@@ -126,71 +230,143 @@ def _open_parquet(shard: Path) -> Any:
         raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
 
 
+def holds_pictures(shard: Path) -> bool:
+    """Whether a shard has a column for pictures, or is broken, which reading it will tell."""
+    try:
+        with _open_parquet(shard) as file:
+            return _image_column(file.schema_arrow) is not None
+    except ValueError:
+        return True
+
+
 def parquet_columns(shard: Path) -> Columns:
     """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
     with _open_parquet(shard) as file:
         schema = file.schema_arrow
-        structs = [field.name for field in schema if _has_part(field, "bytes")]
-        plain = [field.name for field in schema if field.name in IMAGE_COLUMNS and str(field.type) == "binary"]
-        images = [*structs, *sorted(plain, key=IMAGE_COLUMNS.index)]
-        captions = [name for name in CAPTION_COLUMNS if name in schema.names]
-        if not images or not captions:
+        image, (captions, several, others) = _image_column(schema), _caption_columns(schema)
+        if image is None or not captions:
+            urls = [name for name in schema.names if "url" in name.lower()]
+            fetch = f" ({urls[0]} gives addresses: fetch the pictures with img2dataset first)" if urls else ""
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
-                             f"pictures, and one of {', '.join(CAPTION_COLUMNS)}")
-        name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, images[0])
-        several = "list" in str(schema.field(captions[0]).type).partition("<")[0]
-    return Columns(images[0], f"{images[0]}.bytes" if structs else images[0], captions[0], several, captions[1:], name,
-                   "split" if "split" in schema.names else None)  # fmt: skip
+                             f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...{fetch}")
+        data = f"{image}.bytes" if _bytes_part(schema.field(image)) else image
+        gaps = _may_be_empty(file.metadata, data)
+        name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, image, gaps)
+    split, status = (key if key in schema.names else None for key in ("split", "status"))
+    return Columns(image, data, captions, several, others, name, split, status, gaps)
 
 
-def _path_part(file: Any, image: str) -> str | None:
+def _caption_columns(schema: Any) -> tuple[list[str], bool, list[str]]:
+    """The columns with the captions, whether a row has all of its picture, and columns that might have been them."""
+    captions = [name for name in CAPTION_COLUMNS if name in schema.names]
+    numbered = [name for name in schema.names if NUMBERED_CAPTION.fullmatch(name)]
+    if not captions:
+        return sorted(numbered, key=_number_in), True, []
+    kind = str(schema.field(captions[0]).type).partition("<")[0]
+    return captions[:1], "list" in kind or "struct" in kind, [*captions[1:], *numbered]
+
+
+def _number_in(name: str) -> int:
+    return int("".join(filter(str.isdigit, name)))
+
+
+def _image_column(schema: Any) -> str | None:
+    """The column with the pictures: a struct with bytes, else bytes under a known name, else the only one of bytes."""
+    structs = [field.name for field in schema if _bytes_part(field)]
+    plain = [field.name for field in schema if _is_bytes(field.type)]
+    known = [name for names in (structs, plain) for name in IMAGE_COLUMNS if name in names]
+    return next(iter([*known, *structs, *plain[: len(plain) == 1]]), None)
+
+
+def _is_bytes(type_: Any) -> bool:
+    types = import_pyarrow()[0].types
+    if types.is_dictionary(type_):
+        return _is_bytes(type_.value_type)
+    return any(test(type_) for test in (types.is_binary, types.is_large_binary, types.is_binary_view))
+
+
+def _bytes_part(field: Any) -> bool:
+    """Whether a field of a schema is a struct {bytes, ...}, as `datasets` keeps pictures; without any they are null."""
+    types = import_pyarrow()[0].types
+    if not types.is_struct(field.type) or field.type.get_field_index("bytes") < 0:
+        return False
+    part = field.type.field("bytes").type
+    return _is_bytes(part) or types.is_null(part)
+
+
+def _may_be_empty(metadata: Any, data: str) -> bool:
+    """Whether a column may hold nulls: its statistics say so, or are not there."""
+    for group in range(metadata.num_row_groups):
+        for column in range(metadata.num_columns):
+            about = metadata.row_group(group).column(column)
+            if about.path_in_schema == data:
+                statistics = about.statistics
+                if statistics is None or not statistics.has_null_count or statistics.null_count:
+                    return True
+    return False
+
+
+def _path_part(file: Any, image: str, gaps: bool) -> str | None:
     """The part of the pictures' column that names each of them, if there is one."""
-    if not _has_part(file.schema_arrow.field(image), "path"):
+    field = file.schema_arrow.field(image)
+    if not _bytes_part(field) or field.type.get_field_index("path") < 0:
         return None
-    paths = file.read(columns=[f"{image}.path"]).column(0).combine_chunks()
-    return f"{image}.path" if len(paths) and all(paths.field("path").to_pylist()) else None
+    read = [f"{image}.path", f"{image}.bytes"] if gaps else [f"{image}.path"]
+    cells = (row[image] or {} for batch in file.iter_batches(ROWS_AT_ONCE, columns=read) for row in batch.to_pylist())
+    found = [(bool(cell.get("path")), bool(cell.get("bytes")) or not gaps) for cell in cells]
+    named = [path for path, data in found if data] or [path for path, _ in found]
+    return f"{image}.path" if named and all(named) else None
 
 
-def _has_part(field: Any, part: str) -> bool:
-    """Whether a field of a schema is a struct with this part."""
-    pyarrow, _ = import_pyarrow()
-    return pyarrow.types.is_struct(field.type) and field.type.get_field_index(part) >= 0
+def parquet_rows(shard: Path, columns: Columns, label: str, pictures: bool) -> Iterator[PackedRow]:
+    """Each row of a shard. label: what the shard is called in names.
 
-
-def parquet_rows(shard: Path, columns: Columns, pictures: bool) -> Iterator[tuple[Row, bytes]]:
-    """Each row of a shard, and its picture's bytes.
-
-    pictures: whether the bytes are wanted; without, they are read only where pictures are named by them, else b"".
+    pictures: whether the bytes are wanted; without, they are read only where names or empty cells depend on them.
     """
-    pictures = pictures or columns.name is None
-    read = [columns.caption, columns.name, columns.split, columns.data if pictures else None]
+    pictures = pictures or columns.reads_pictures
+    read = [*columns.captions, columns.name, columns.split, columns.status, columns.data if pictures else None]
     with _open_parquet(shard) as file:
         batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             image = row.get(columns.image)
-            data = image.get("bytes") if isinstance(image, dict) else image
-            if pictures and not isinstance(data, bytes):
-                raise ValueError(f"{shard}, row {number}: no bytes of a picture in the column {columns.image!r}")
-            yield Row(_name_of(row, columns, data), row.get("split"), texts_of(row[columns.caption])), data or b""
+            data = (image.get("bytes") if isinstance(image, dict) else image) or b""
+            name = _name_of(row, columns, data)
+            failed = None
+            if pictures and not data:
+                name = name or f"{label}-row-{number}"
+                status = row.get(columns.status or "")
+                failed = None if status in (None, "success") else str(status)
+            yield PackedRow(number, Row(name, row.get("split"), _captions_of(row, columns)), data, failed)
 
 
-def _name_of(row: dict[str, Any], columns: Columns, data: Any) -> Any:
+def _captions_of(row: dict[str, Any], columns: Columns) -> list[object]:
+    captions = [text for column in columns.captions for text in texts_of(row[column])]
+    if len(columns.captions) > 1:
+        return [text for text in captions if text is not None]  # a picture with fewer than others
+    return captions
+
+
+def _name_of(row: dict[str, Any], columns: Columns, data: bytes) -> Any:
     """As layouts.clean_records writes it; what is no text is left for it to refuse."""
     if columns.name is None:
-        return content_name(data)
-    name = row[columns.image]["path"] if columns.name.endswith(".path") else row[columns.name]
-    return PurePosixPath(name.replace("\\", "/")).as_posix() if isinstance(name, str) and name else name
+        return content_name(data) if data else None
+    name = (row[columns.image] or {}).get("path") if columns.name.endswith(".path") else row[columns.name]
+    if isinstance(name, str) and (archives.leads_out(name) or "://" in name):
+        return PurePosixPath(str(plain_name(name))).name  # the folders of another machine
+    return plain_name(name)
+
+
+def _no_pictures(shard: Path) -> str:
+    columns = parquet_columns(shard)
+    path = next((row.file_name for _, row, _, _ in parquet_rows(shard, columns, shard.stem, pictures=False)), None)
+    return (f"{shard}: no bytes of a picture in the column {columns.image!r}: this file holds no pictures, only their "
+            f"names (first: {path}); write it again with the bytes in it (datasets: push_to_hub or "
+            "table.embed_table_storage), or give the folder of pictures with a captions.csv of file_name,caption")
 
 
 def content_name(data: bytes) -> str:
     ending = next((ending for magic, ending in MAGIC.items() if data.startswith(magic)), ".img")
     return hashlib.sha256(data).hexdigest()[:24] + ending
-
-
-def texts_of(cell: object) -> list[object]:
-    """The captions in a cell: one or several, each as text or in {"raw": ...}; what is no text stays as it is."""
-    return [next((sentence[key] for key in SENTENCE_KEYS if key in sentence), None) if isinstance(sentence, dict)
-            else sentence for sentence in (cell if isinstance(cell, list) else [cell])]  # fmt: skip
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -200,77 +376,3 @@ def import_pyarrow() -> tuple[ModuleType, ModuleType]:
     except ImportError:
         raise ValueError("parquet files need pyarrow: pip install pyarrow") from None
     return pyarrow, pyarrow.parquet
-
-
-def is_webdataset(path: Path) -> bool:
-    """Whether one of the first members is a picture with a text of the same key."""
-    found = [key_of(member.name) for member, _ in itertools.islice(archives.entries(path), LOOKED_AT)]
-    pictures = {key for key, ending in found if ending in PICTURE_SUFFIXES}
-    return any(key in pictures for key, ending in found if ending in TEXT_SUFFIXES)
-
-
-def key_of(name: str) -> tuple[str, str]:
-    """'train/000.jpg' -> ('train/000', '.jpg'): in a WebDataset the ending begins at the first point."""
-    path = PurePosixPath(name)
-    stem, _, ending = path.name.partition(".")
-    return (path.parent / stem).as_posix(), f".{ending.lower()}"
-
-
-def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
-    """One row per picture, named key.jpg. Captions: "captions" or "caption" of key.json, else the lines of key.txt."""
-    rows: list[Row] = []
-    notes: list[str] = []
-    wordless: list[str] = []
-    lonely: list[str] = []
-    for shard in tqdm(shards, desc="captions", unit="shard", disable=len(shards) < 2):
-        archives.checked(shard, is_sample)
-        pictures: dict[str, list[str]] = {}
-        texts: dict[str, dict[str, Any]] = {}
-        for member, open_member in archives.entries(shard):
-            key, ending = key_of(member.name)
-            if member.kind != "file" or not is_sample(member.name):
-                continue
-            if ending in PICTURE_SUFFIXES:
-                pictures.setdefault(key, []).append(PurePosixPath(member.name).as_posix())
-            else:
-                with archives.damage_told(shard), open_member() as file:
-                    texts.setdefault(key, {}).update(sample_text(file.read(), ending, f"{shard}: {member.name}"))
-        lonely += texts.keys() - pictures.keys()
-        by_name = split_of(raw_dir, shard)
-        for key, names in pictures.items():
-            about = texts.get(key, {})
-            captions = about.get("captions", about.get("caption", about.get(".txt")))
-            if captions is None:
-                wordless += names
-                continue
-            rows += [Row(name, about.get("split", by_name), texts_of(captions)) for name in names]
-    if wordless:
-        notes.append(f"{cases(wordless, 'picture')} without a text of the same key, left out")
-    if lonely:
-        notes.append(f"{cases(sorted(lonely), 'text')} without a picture of the same key, left out")
-    return rows, notes
-
-
-def is_sample(name: str) -> bool:
-    return not is_junk(name) and key_of(name)[1] in (*TEXT_SUFFIXES, *PICTURE_SUFFIXES)
-
-
-def sample_text(data: bytes, ending: str, where: str) -> dict[str, object]:
-    """The object of a .json, or {".txt": the lines of a .txt}."""
-    try:
-        text = data.decode("utf-8-sig")
-        if ending == ".txt":
-            return {".txt": [line for line in text.splitlines() if line.strip()]}
-        about = json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{where} is no {'UTF-8' if ending == '.txt' else 'JSON'} ({error}); mend it") from None
-    if not isinstance(about, dict):
-        raise ValueError(f"{where} is no JSON object")
-    return about
-
-
-def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
-    """Write the pictures `file_names` to `folder`; those already there are kept."""
-    wanted = set(file_names)
-    for shard in shards:
-        archives.unpack(shard, archives.checked(shard, wanted.__contains__), folder.joinpath)

@@ -177,7 +177,7 @@ def test_captions_are_given_as_they_stand(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["../x.jpg", "/etc/x.jpg", "a/../../x.jpg", "C:\\x.jpg", "..\\x.jpg", "", " ", "a\0.jpg", "\ud800.jpg", 7]
+    "name", ["/", "../", "a/../../x.jpg", "C:\\", "..\\a\\..\\x.jpg", "", " ", "a\0.jpg", "\ud800.jpg", 7]
 )
 def test_unsafe_file_names_are_refused(name):
     rows = [layouts.Row("fine/a..b.jpg", "train", ["a dog"])]
@@ -234,7 +234,7 @@ def test_unknown_and_ambiguous_folders_are_refused(tmp_path):
         layouts.read_layout(tmp_path / "nowhere", 1)
     draw(tmp_path / "images")
     write(tmp_path / "dataset_infos.json", "{}")  # of another library, not Karpathy's
-    with pytest.raises(ValueError, match="no captions in a known layout; give it one of"):
+    with pytest.raises(ValueError, match="no captions in a known layout. It holds .*Give it one of"):
         layouts.read_layout(tmp_path, 1)
     write_karpathy(tmp_path)
     shutil.copy(tmp_path / "dataset_flickr30k.json", tmp_path / "dataset_flickr8k.json")

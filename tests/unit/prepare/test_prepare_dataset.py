@@ -11,7 +11,8 @@ import pytest
 
 from nanocaption.data.prepared import is_whole, verify
 from nanocaption.prepare import layouts, make
-from nanocaption.prepare.make import find_pictures, prepare
+from nanocaption.prepare.make import prepare
+from nanocaption.prepare.picture_files import find_pictures
 from tests.raw_sets import (
     NAMES,
     ROOT,
@@ -92,7 +93,7 @@ def test_missing_pictures_are_refused_with_cases_and_count(tmp_path):
 def test_two_different_pictures_of_one_name_are_refused_but_copies_are_fine(tmp_path):
     raw = make_raw(tmp_path / "raw", "a")
     shutil.copytree(raw / "a", raw / "b")
-    pictures, _ = find_pictures(raw, NAMES)
+    pictures = find_pictures(raw, NAMES).pictures
     assert pictures[NAMES[0]] == raw / "a" / NAMES[0]
     (raw / "b" / NAMES[0]).write_bytes(jpeg(200))
     with pytest.raises(ValueError, match=rf"two different pictures are called {NAMES[0]} \(a/{NAMES[0]}, b/"):
