@@ -23,7 +23,8 @@ class Record(TypedDict, total=False):
     file_name: Required[str]
     split: Required[str]
     captions: Required[list[str]]
-    image_id: int  # COCO's own number
+    image_id: int | str  # COCO's own number, as it came
+    domain: str  # of nocaps: in-domain, near-domain or out-domain
     scene: dict[str, Any]  # of drawn pictures: what is in it
     set: str  # of a mix: which of its sets, and how often an epoch visits its pairs where that is not once
     weight: float

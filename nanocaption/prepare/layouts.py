@@ -21,15 +21,16 @@ Splits keep their own names, so that "restval" can be chosen with TRAIN_SPLITS; 
 
 import functools
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from nanocaption.base.files import is_junk
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import archives, caption_files, packed
+from nanocaption.prepare import archives, caption_files, caption_json, caption_tables, joining, packed
 from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
 
 SPLITS = ("train", "val", "test")
@@ -37,25 +38,38 @@ SPLIT_NAME = r"[\w.-]{1,40}"
 TRAIN_SHARE, VAL_SHARE = 0.90, 0.05  # of a set that brings no split of its own; the rest is test
 
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
+DEPTH = 3  # folders below RAW_DATA_DIR in which captions are looked for
+MOST_LOOKED_AT = 200  # files under names of their own; more are one file a picture
+
+
 class Layout(NamedTuple):
     """A layout that is known by the name of its caption file."""
 
     name: str
     pattern: str  # of the file's name
-    read: Callable[..., Rows]  # (path, ...) -> rows and notes
-    by_split: bool = False  # whether several files belong together, one of each split
-    lists: bool = False  # whether the files of SPLIT_LIST beside it are given to `read` as well
+    read: Callable[..., Rows]  # (path, and where `lists` the files of SPLIT_LIST beside it) -> rows and notes
+    several: str = "all"  # how many files may belong together: "all", one "of each split", "one"
+    lists: bool = False
 
 
 LAYOUTS = (
-    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", caption_files.read_karpathy),
-    Layout("COCO captions JSON", r"captions_.*\.json", caption_files.read_coco, by_split=True),
-    Layout("captions.jsonl", r"captions\.jsonl", caption_files.read_jsonl),
-    Layout("captions.csv", r"captions\.csv", caption_files.read_csv),
-    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", caption_files.read_annotations),
-    Layout("Kaggle captions.txt", r"captions\.txt", caption_files.read_csv),
-    Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results),
-    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, lists=True),
+    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", caption_json.read_json, "one"),
+    Layout("COCO captions JSON", r"captions_.*\.json", caption_json.read_json, "of each split"),
+    Layout("captions.jsonl", r"(captions.*|metadata)\.jsonl", caption_json.read_jsonl),
+    Layout("captions.csv", r"(captions.*|metadata)\.(csv|tsv)", caption_tables.read_csv),
+    Layout("metadata.parquet", r"metadata\.parquet", caption_json.read_metadata_parquet),
+    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", caption_tables.read_annotations, "one"),
+    Layout("Kaggle captions.txt", r"captions.*\.txt", caption_tables.read_csv),
+    Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results, "one"),
+    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, "one", lists=True),
+)
+# Where no name is known: (layout, (path) -> what it is called, or ValueError with why it is none).
+BY_CONTENT = (
+    (Layout("JSON", r".*\.json", caption_json.read_json, "of each split"), caption_json.is_json),
+    (Layout("JSON lines", r".*\.jsonl", caption_json.read_jsonl), caption_json.is_jsonl),
+    (Layout("table", r".*\.(csv|tsv)", caption_tables.read_csv), caption_tables.is_table),
+    (Layout("spreadsheet", r".*\.(xlsx|xls|ods)", caption_tables.read_csv), caption_tables.is_spreadsheet),
 )
 OTHERS = (packed.find_parquet, packed.find_webdataset)  # (raw_dir) -> Source, or None where it is another layout
 
@@ -87,58 +101,110 @@ def read(source: Source, seed: int) -> Contents:
 
 
 def find(raw_dir: Path) -> Source:
-    """The captions that lie in `raw_dir`, or one folder below. Raises NotThereError for an unknown layout."""
-    if source := find_caption_files(raw_dir):
-        return source
-    if source := next(filter(None, (find_other(raw_dir) for find_other in OTHERS)), None):
+    """The captions that lie in `raw_dir` or below. Raises NotThereError for an unknown layout."""
+    source, why_not = find_caption_files(raw_dir)
+    if source := source or next(filter(None, (find_other(raw_dir) for find_other in OTHERS)), None):
         return source
     raise NotThereError(
         f"{raw_dir} holds no captions in a known layout; give it one of: captions.csv, captions.jsonl, dataset_*.json "
         "(Karpathy), captions_train2014.json (COCO), captions.txt or results.csv (Kaggle), *.token[.txt] (original), "
         "*.parquet with the pictures inside, a WebDataset *.tar, or a .zip or .tar of pictures and captions"
+        + "".join(f"; not read: {reason}" for reason in why_not[:3])
     )
 
 
-def find_caption_files(raw_dir: Path) -> Source | None:
-    """The first of LAYOUTS in `raw_dir`, or else in the first folder directly below it that has any."""
+def find_caption_files(raw_dir: Path) -> tuple[Source | None, list[str]]:
+    """All files of one layout in `raw_dir` and below, and where there are none why the others hold no captions.
+
+    The layout is the one whose files lie least deep, of several there the first of LAYOUTS.
+    """
     if raw_dir.is_file():
-        return None
+        return None, []
     if not raw_dir.is_dir():
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r}: no such folder; give the one with pictures and captions")
-    folders = sorted(path for path in raw_dir.iterdir() if path.is_dir() and not is_junk(path.name))
-    return next(filter(None, map(caption_files_in, [raw_dir, *folders])), None)
+    files = caption_candidates(raw_dir)
+    found: dict[Layout, list[str]] = {}
+    for layout in LAYOUTS:
+        if matching := [file for file in files if re.fullmatch(layout.pattern, file.rpartition("/")[2])]:
+            found[layout] = matching
+    if found:
+        depths = {layout: min(file.count("/") for file in its) for layout, its in found.items()}
+        layout = min(found, key=lambda layout: (depths[layout], LAYOUTS.index(layout)))
+        its = [file for file in found[layout] if layout.several == "all" or file.count("/") == depths[layout]]
+        chosen = (layout, layout.name)
+    else:
+        by_name, why_not = recognised(raw_dir, files)
+        if not by_name:
+            return None, why_not
+        chosen, its = next(iter(by_name.items()))
+    unread = [file for file in files if file not in set(its)]
+    return source_of(raw_dir, chosen[0], chosen[1], its, unread), []
 
 
-def caption_files_in(folder: Path) -> Source | None:
-    """The first of LAYOUTS directly in a folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_junk(path.name))
-    found = [(layout, its) for layout in LAYOUTS if (its := names_of(layout, folder, names))]
-    if not found:
-        return None
-    layout, its = found[0]
-    files = [folder / name for name in [*its, *(name for name in names if layout.lists and SPLIT_LIST.search(name))]]
-    why = f"{', '.join(its)} stands in {folder}"
-    if len(found) > 1:
-        unread = ", ".join(name for _, theirs in found[1:] for name in theirs)
-        why += f" (first of the known layouts; not read: {unread})"
-    return Source(layout.name, why, ", ".join(map(str, files)), files, functools.partial(layout.read, *files))
+def caption_candidates(raw_dir: Path) -> list[str]:
+    """The files in `raw_dir` and up to three folders below that may hold captions of many pictures, by name.
+
+    Not: what has a picture of the same name beside it, which is about that one.
+    """
+    found = []
+    for _, group in itertools.groupby(walk_files(raw_dir), key=lambda path: path.rpartition("/")[0]):
+        paths = [*group]
+        stems = {path.rpartition(".")[0] for path in paths if path.lower().endswith(PICTURE_SUFFIXES)}
+        found += [path for path in paths if may_hold_captions(path) and path.rpartition(".")[0] not in stems
+                  and path.count("/") <= DEPTH]  # fmt: skip
+    return found
 
 
-def names_of(layout: Layout, folder: Path, names: Sequence[str]) -> list[str]:
-    """The files of a layout among the `names` in a folder. Raises ValueError for several that are not of one set."""
-    matching = [name for name in names if re.fullmatch(layout.pattern, name)]
-    # Two files of one split are of different years.
-    allowed = len({caption_files.split_in_name(name) for name in matching}) if layout.by_split else 1
-    if len(matching) > allowed:
-        raise ValueError(f"{folder} holds {len(matching)} files of the layout {layout.name} "
-                         f"({', '.join(matching)}): keep the one that belongs to the pictures")
-    return matching
+def may_hold_captions(name: str) -> bool:
+    last = PurePosixPath(name).name
+    return last.lower().endswith(TABLE_SUFFIXES) or any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS)
+
+
+def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, str], list[str]], list[str]]:
+    """Files of captions under any name: (layout, what it is called) -> files, in the order of BY_CONTENT; why not."""
+    if len(files) > MOST_LOOKED_AT:
+        return {}, [f"{cases(files, 'file')}, more than are looked at one by one; put their captions into one file"]
+    found: dict[tuple[Layout, str], list[str]] = {}
+    why_not = []
+    for layout, is_one in BY_CONTENT:
+        for file in files:
+            if re.fullmatch(layout.pattern, file.rpartition("/")[2]):
+                try:
+                    found.setdefault((layout, is_one(raw_dir / file)), []).append(file)
+                except ValueError as error:
+                    why_not.append(str(error))
+    return found, why_not
+
+
+def source_of(raw_dir: Path, layout: Layout, name: str, files: Sequence[str], unread: Sequence[str]) -> Source:
+    """The source that these files are. Raises ValueError for several that are not of one set."""
+    splits = {caption_files.split_of_path(file) for file in files}
+    # Two files of one split are of different years, and the sets of Karpathy are three.
+    allowed = 1 if layout.several == "one" else len(splits) if layout.several == "of each split" else len(files)
+    if len(files) > allowed:
+        raise ValueError(f"{raw_dir} holds {len(files)} files of the layout {name} ({', '.join(files[:10])}): keep the "
+                         "one that belongs to the pictures")
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    place, shown = raw_dir, list(files)
+    if len(folders) == 1:
+        place, shown = raw_dir / folders[0], [file.rpartition("/")[2] for file in files]
+    why = f"{', '.join(shown) if len(shown) <= 10 else cases(shown, 'file')} stands in {place}"
+    if unread:
+        told = ", ".join(unread) if len(unread) <= 10 else cases(unread, "file")
+        why += f" (first of the known layouts; not read: {told})"
+    lists = {folder: sorted(path for path in (raw_dir / folder).iterdir() if SPLIT_LIST.search(path.name))
+             for folder in folders if layout.lists}  # fmt: skip
+    paths = [*(raw_dir / file for file in files), *(path for its in lists.values() for path in its)]
+    read_one = {file: functools.partial(layout.read, raw_dir / file, *lists.get(file.rpartition("/")[0], ()))
+                for file in files}  # fmt: skip
+    may_draw = not layout.pattern.startswith("captions_")  # COCO's files come one by one
+    origin = ", ".join(map(str, paths)) if len(paths) <= 10 else f"{raw_dir}, {cases(files, 'file')}"
+    return Source(name, why, origin, paths, functools.partial(joining.read_files, raw_dir, read_one, may_draw))
 
 
 def is_caption_file(name: str) -> bool:
     """Whether a file of this name may be needed to read some layout."""
-    last = PurePosixPath(name).name
-    return any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS) or SPLIT_LIST.search(last) is not None
+    return may_hold_captions(name) or SPLIT_LIST.search(PurePosixPath(name).name) is not None
 
 
 def captions_digest(raw_dir: Path) -> str:
@@ -168,21 +234,30 @@ def captions_digest(raw_dir: Path) -> str:
 def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Record], list[str]]:
     """Rows of any source -> records {"file_name", "split", "captions"} fit for captions.json, and notes.
 
-    Those of COCO have their "image_id" as well.
+    Those of COCO have their "image_id" as well, number or text as it came, and those of nocaps their "domain".
     File names become relative paths with "/"; captions stay as they are, text or not: check.py cleans them. Raises
     ValueError naming `source`, the first cases and their count.
     """
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
+    urls = [name for row in rows if re.match("https?:", name := str(row.file_name))]
+    refuse(urls, "file name", source, f"are no files: {caption_files.URLS}")
     refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     caption_files.refuse_duplicates(names, source)
     splits, notes = splits_of(names, rows, seed, source)
-    records: list[Record] = []
+    texts, more = caption_files.texts_of(
+        [(name, text) for name, row in zip(names, rows, strict=True) for text in row.captions], source)  # fmt: skip
+    cells, records = iter(texts), []
     for name, row, split in zip(names, rows, splits, strict=True):
-        records.append({"file_name": name, "split": split, "captions": list(row.captions)})
+        captions = [text for _ in row.captions for text in next(cells)]
+        record: Record = {"file_name": name, "split": split, "captions": captions}
         if row.image_id is not None:
-            records[-1]["image_id"] = row.image_id
+            record["image_id"] = row.image_id
+        if row.domain is not None:
+            record["domain"] = row.domain
+        records.append(record)
+    notes += more
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
     absent = [split for split in SPLITS if split not in splits]
