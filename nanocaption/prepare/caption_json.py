@@ -152,7 +152,7 @@ def textcaps_rows(data: Any, path: Path) -> Rows:
         row = rows.setdefault(name, Row(name, entry.get("set_name"), [], id_of(entry["image_id"])))
         known = [str(text) for text in row.captions]
         row.captions.extend(references if references and not known else [] if references else [caption])
-    return list(rows.values()), [f"{path.name}: {cases(bare, 'entry')} without a caption, left out"] * bool(bare)
+    return list(rows.values()), [f"{path.name}: {cases(bare, 'object')} without a caption, left out"] * bool(bare)
 
 
 def is_label_studio(data: Any) -> bool:
@@ -242,7 +242,7 @@ def rows_of_entries(entries: Iterable[tuple[str, Any]], path: Path) -> Rows:
     texts, more = texts_of([(where, row.captions[0]) for where, row in zip(places, singles, strict=True)], path)
     singles = [row._replace(captions=captions) for row, captions in zip(singles, texts, strict=True)]
     if bare:
-        notes.append(f"{path.name}: {cases(bare, 'entry')} without a picture or a caption, left out")
+        notes.append(f"{path.name}: {cases(bare, 'object')} without a picture or a caption, left out")
     return rows + merged(singles, path), notes + more
 
 
