@@ -161,6 +161,13 @@ def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list
     return found, [told] if lists else []
 
 
+def texts_of_rows(rows: Sequence[Row], source: str) -> tuple[list[list[Any]], list[str]]:
+    """`texts_of` for the captions of each row, which may be cells of any reader."""
+    cells, notes = texts_of([(str(row.file_name), cell) for row in rows for cell in row.captions], source)
+    left = iter(cells)
+    return [[text for _ in row.captions for text in next(left)] for row in rows], notes
+
+
 def container_in(cell: Any) -> Any:
     """The list, tuple or object in a cell, as JSON or Python write it; None where it holds none."""
     if not isinstance(cell, str):

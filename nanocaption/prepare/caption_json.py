@@ -51,9 +51,9 @@ def shape_of(data: Any, path: Path) -> Shape:
     shape = next((shape for shape in SHAPES if shape.fits(data)), None)
     if shape is None:
         raise ValueError(f"{path} is not in Karpathy's layout: "
-                         '{"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}, and is not in '
-                         'COCO\'s layout: {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}, '
-                         'nor a list [{"file_name", "caption"}, ...] or a map {"a.jpg": "caption"}')
+                         '{"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}, and is not in COCO\'s '
+                         'layout: {"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, '
+                         '...]}, nor a list [{"file_name", "caption"}, ...] or a map {"a.jpg": "caption"}')
     return shape
 
 
@@ -93,7 +93,7 @@ def is_coco(data: Any) -> bool:
 
 
 def coco_rows(data: Any, path: Path) -> Rows:
-    """COCO's files, VizWiz (marked annotations are left out), nocaps (domains), STAIR (tokenized_caption is not read)."""
+    """COCO's files, VizWiz (marked ones are left out), nocaps (domains), STAIR (caption, not tokenized_caption)."""
     images, annotations = data["images"], data["annotations"]
     refuse_duplicates([id_text(image["id"]) for image in images], f"{path}, images")
     refuse_duplicates([id_text(entry["id"]) for entry in annotations if "id" in entry], f"{path}, annotations")
@@ -162,23 +162,28 @@ def is_label_studio(data: Any) -> bool:
 def label_studio_rows(data: Any, path: Path) -> Rows:
     """Tasks with their annotations; each text of each annotator is a caption."""
     bare, rows = [], []
-    for task in data:
-        results = [result for done in task.get("annotations") or task.get("completions") or []
-                   if not done.get("was_cancelled") for result in done.get("result", [])]  # fmt: skip
-        areas: dict[str, list[Any]] = {}
-        for result in results:
-            if "text" in (result.get("value") or {}) and result.get("type", "textarea") == "textarea":
-                areas.setdefault(result.get("from_name"), []).append(result["value"])
-        named = [name for name in CAPTION_KEYS if name in areas] or [*areas]
-        task_name = f"task {task.get('id', len(rows) + len(bare) + 1)}"
-        if not areas:
-            bare.append(task_name)
+    for number, task in enumerate(data, start=1):
+        name = f"task {task.get('id', number)}"
+        areas = text_areas(task)
+        known = next((key for key in CAPTION_KEYS if key in areas), next(iter(areas), None))
+        if known is None:
+            bare.append(name)
             continue
-        if len(named) > 1 and named[0] not in CAPTION_KEYS:
-            raise ValueError(f"{path}, {task_name} has texts called {', '.join(named)}: call the one of captions caption")
-        texts, _ = texts_of([(task_name, value) for value in areas[named[0]]], path)
-        rows.append(Row(name_in(task["data"]), task["data"].get("split"), [text for cell in texts for text in cell]))
+        if len(areas) > 1 and known not in CAPTION_KEYS:
+            raise ValueError(f"{path}, {name} has texts called {', '.join(areas)}: call the one of captions caption")
+        rows.append(Row(name_in(task["data"]), task["data"].get("split"), areas[known]))
     return merged(rows, path), [f"{path.name}: {cases(bare, 'task')} without an annotation, left out"] * bool(bare)
+
+
+def text_areas(task: dict[str, Any]) -> dict[str, list[Any]]:
+    """The texts that all annotators of a task wrote, by the name of the field."""
+    areas: dict[str, list[Any]] = {}
+    for done in task.get("annotations") or task.get("completions") or []:
+        for result in [] if done.get("was_cancelled") else done.get("result", []):
+            text = (result.get("value") or {}).get("text")
+            if text is not None and result.get("type", "textarea") == "textarea":
+                areas.setdefault(str(result.get("from_name")), []).extend(text if isinstance(text, list) else [text])
+    return areas
 
 
 def name_in(entry: dict[str, Any]) -> Any:
@@ -250,13 +255,11 @@ def entry_row(entry: Any) -> Row | None:
     """An object as a row of one cell, which may be a list; None where it names no picture or no caption."""
     if not isinstance(entry, dict):
         return None
-    name, key = name_in(entry), next((key for key in CAPTION_KEYS if key in entry), None)
-    talk = conversation_in(entry) if key is None else None
-    if name is None and talk:
-        name = picture_in(talk)
-    if name is None and set(entry) & {"url", "image_url"}:
-        name = entry.get("url", entry.get("image_url"))
-    caption = entry[key] if key else answer_in(talk or [])
+    key = next((key for key in CAPTION_KEYS if key in entry), None)
+    talk = [] if key else conversation_in(entry) or []
+    name = next((name for name in (name_in(entry), picture_in(talk), entry.get("url"), entry.get("image_url"))
+                 if name is not None), None)  # fmt: skip
+    caption = entry[key] if key else answer_in(talk)
     if name is None or (key is None and caption is None):
         return None
     of_id = id_of(name) if name is entry.get("image_id") else None

@@ -56,24 +56,26 @@ def read_csv(path: Path) -> Rows:
         return read_token(path)
     table = read_table(path, text)
     columns, notes = columns_of(path, table.header), table.notes
-    lines, of_studio = table.lines, len(OF_LABEL_STUDIO.intersection(table.header)) >= 2
-    if of_studio and (bare := [f"line {number}" for number, cells in lines if not cells[columns.captions[0]].strip()]):
-        notes.append(f"{path.name}: {cases(bare, 'row')} without an annotation, left out")
-        lines = [line for line in lines if line[1][columns.captions[0]].strip()]
+    first, *more = columns.captions
+    lines = table.lines
+    if len(OF_LABEL_STUDIO.intersection(table.header)) >= 2:
+        lines = [line for line in table.lines if line[1][first].strip()]
+        if bare := [f"line {number}" for number, cells in table.lines if not cells[first].strip()]:
+            notes.append(f"{path.name}: {cases(bare, 'row')} without an annotation, left out")
     if columns.others:
-        notes.append(f"{path.name}: captions are of the column {columns.captions[0]!r}, not of "
-                     f"{', '.join(columns.others)}")
-    several = len(columns.captions) > 1
-    found, more = texts_of([(f"line {number}", cells[key]) for number, cells in lines for key in columns.captions
-                            if cells[key].strip() or not several], path)  # fmt: skip
-    texts, rows = iter(found), []
-    for _, cells in lines:
-        captions = [text for key in columns.captions if cells[key].strip() or not several for text in next(texts)]
-        rows.append(Row(upload_name(cells[columns.name].strip()), cells.get("split", "").strip(), captions))
-    if several:
-        notes.append(f"{path.name}: captions are of the {len(columns.captions)} columns {columns.captions[0]} to "
-                     f"{columns.captions[-1]}")
-    return merged(rows, path), notes + more
+        notes.append(f"{path.name}: captions are of the column {first!r}, not of {', '.join(columns.others)}")
+    if more:
+        notes.append(f"{path.name}: captions are of the {1 + len(more)} columns {first} to {more[-1]}")
+    singles = [(number, cells, cells[key]) for number, cells in lines for key in filled(cells, columns.captions)]
+    texts, told = texts_of([(f"line {number}", cell) for number, _, cell in singles], path)
+    rows = (Row(upload_name(cells[columns.name].strip()), cells.get("split", "").strip(), captions)
+            for (_, cells, _), captions in zip(singles, texts, strict=True))  # fmt: skip
+    return merged(rows, path), notes + told
+
+
+def filled(cells: dict[str, str], captions: Sequence[str]) -> list[str]:
+    """The columns of captions that hold one; the first where none does, for the check to count."""
+    return [key for key in captions if cells[key].strip()] or [captions[0]]
 
 
 def columns_of(path: Path, header: Sequence[str]) -> Columns:
@@ -132,14 +134,17 @@ def made_header(path: Path, text: str, delimiter: str) -> list[str] | None:
         raise ValueError(f"{path} begins with {first[0][:40]!r}, {first[1][:60]!r}: {URLS}")
     if len(first) > 2 and delimiter == "\t":
         return None
-    if first[0].strip().strip('"').lower().endswith(PICTURE_SUFFIXES):
-        return ["file_name", "caption"]
-    if first[-1].strip().strip('"').lower().endswith(PICTURE_SUFFIXES):
-        return ["caption", "file_name"]
-    # ROCO: an id without an ending, a tab, a space, the caption; a word alone is no caption, and the next lines agree
+    begins, ends = (cell.strip().strip('"').lower().endswith(PICTURE_SUFFIXES) for cell in (first[0], first[-1]))
+    if begins or ends:
+        return ["file_name", "caption"] if begins else ["caption", "file_name"]
+    return ["file_name", "caption"] if delimiter == "\t" and _are_ids(text) else None
+
+
+def _are_ids(text: str) -> bool:
+    """Whether each line is an id without an ending, a tab, a caption, as in ROCO."""
     rows = [line.split("\t") for line in text.split("\n") if line.strip()]
-    ids = delimiter == "\t" and all(len(row) == 2 and re.fullmatch(r"\S*[\d_]\S*", row[0].strip()) for row in rows)
-    return ["file_name", "caption"] if ids and any(" " in row[1].strip() for row in rows) else None
+    ids = all(len(row) == 2 and re.fullmatch(r"\S*[\d_]\S*", row[0].strip()) for row in rows)
+    return ids and any(" " in row[1].strip() for row in rows)
 
 
 def _is_header(cells: Sequence[str]) -> bool:

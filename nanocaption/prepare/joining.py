@@ -1,8 +1,7 @@
 """Several caption files as one set: which split each is of, which picture each name means, and what stands twice."""
 
 import re
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -24,19 +23,26 @@ def read_files(raw_dir: Path, readers: Mapping[str, Callable[[], Rows]], may_dra
     for file, read in readers.items():
         parts[file], more = read()
         notes += more
+    notes += split_by_names(parts, may_draw)
+    return joined(raw_dir, located(raw_dir, parts, notes), notes), notes
+
+
+def split_by_names(parts: dict[str, list[Row]], may_draw: bool) -> list[str]:
+    """Give rows without a split that of their file's name or folder, in place; notes of what else was found."""
+    notes = []
     splits = {file: split_of_path(file) for file in parts}
-    if may_draw and set(splits.values()) == {"train"} and any(not row.split for rows in parts.values() for row in rows):
+    bare = any(not row.split for rows in parts.values() for row in rows)
+    if may_draw and bare and set(splits.values()) == {"train"}:
         notes.append("all captions are of a split called train: val and test are drawn from it")
         splits = dict.fromkeys(parts)
-    other = []
-    for file, rows in parts.items():
-        of_file = splits[file]
-        other += [str(row.file_name) for row in rows if row.split and of_file and plain_split(row.split) != of_file]
-        parts[file] = [row if row.split else row._replace(split=of_file) for row in rows]
+    other = [str(row.file_name) for file, rows in parts.items() for row in rows
+             if row.split and splits[file] not in (None, plain_split(row.split))]  # fmt: skip
     if other:
         notes.append(f"{cases(other, 'picture')} of another split by the captions than by their file's name: the "
                      "captions' own counts")
-    return joined(raw_dir, located(raw_dir, parts, notes), notes), notes
+    for file, rows in parts.items():
+        parts[file] = [row if row.split else row._replace(split=splits[file]) for row in rows]
+    return notes
 
 
 def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> Mapping[str, list[Row]]:
@@ -45,23 +51,23 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
     That is: captions in several folders, each naming pictures of its own; equal names in several splits or (Karpathy's
     filepath) folders; names without an ending; Label Studio's names of uploads. A note tells of the last two.
     """
-    counts = Counter(row.file_name for rows in parts.values() for row in rows if isinstance(row.file_name, str))
     several = len({file.rpartition("/")[0] for file in parts}) > 1
-    odd = any(count > 1 or not name.lower().endswith(PICTURE_SUFFIXES) or UPLOADED.fullmatch(name.rpartition("/")[2])
-              for name, count in counts.items())  # fmt: skip
-    if not (several or odd or any(row.folder for rows in parts.values() for row in rows)):
+    if not several and all(map(tells_its_picture, (rows := [row for its in parts.values() for row in its]))) and (
+            len({str(row.file_name) for row in rows}) == len(rows)):  # fmt: skip
         return parts
     pictures = Pictures.below(raw_dir)
     mended: dict[str, str] = {}
-    placed = {}
-    for file, rows in parts.items():
-        folder = file.rpartition("/")[0] if several else ""
-        placed[file] = [row if not isinstance(row.file_name, str) else
-                        row._replace(file_name=pictures.place(row, folder, mended)) for row in rows]  # fmt: skip
+    placed = {file: [pictures.place(row, file.rpartition("/")[0] if several else "", mended) for row in rows]
+              for file, rows in parts.items()}  # fmt: skip
     if mended:
         shown = [f"{name} is {better}" for name, better in mended.items()]
         notes.append(f"{cases(shown, 'name')} found by what comes before the ending")
     return placed
+
+
+def tells_its_picture(row: Row) -> bool:
+    name = str(row.file_name).rpartition("/")[2]
+    return not row.folder and name.lower().endswith(PICTURE_SUFFIXES) and not UPLOADED.fullmatch(name)
 
 
 class Pictures(NamedTuple):
@@ -84,24 +90,36 @@ class Pictures(NamedTuple):
                     by_stem.setdefault(key, set()).add(name)
         return Pictures(by_name, by_stem)
 
-    def place(self, row: Row, folder: str, mended: dict[str, str]) -> str:
-        """The row's file name, with folders where it needs them. mended: gets what was found by another name."""
-        name = PurePosixPath(row.file_name.replace("\\", "/")).as_posix()
-        before, _, last = name.rpartition("/")
-        if last not in self.by_name:
-            uploaded = UPLOADED.fullmatch(last)
-            others = self.by_stem.get(last) or ({uploaded[1]} & self.by_name.keys() if uploaded else set())
-            if len(others) != 1:
-                return row.file_name
-            mended[last] = last = next(iter(others))
-            name = f"{before}/{last}" if before else last
-        same = [path for path in self.by_name[last] if f"/{path}".endswith(f"/{name}")]
-        if len(same) > 1 and row.folder and any(f"/{path}".endswith(f"/{row.folder}/{name}") for path in same):
-            return f"{row.folder}/{name}"
-        if folder and (inside := [path for path in same if path.startswith(f"{folder}/")]):
-            return inside[0] if len(inside) == 1 else f"{folder}/{name}"
-        of_split = [path for path in same if split_of_path(path.rpartition("/")[0] + "/") == row.split]
-        return of_split[0] if len(of_split) == 1 < len(same) and not folder and row.split else name
+    def place(self, row: Row, folder: str, mended: dict[str, str]) -> Row:
+        """The row with a file name that has the folders it needs. mended: gets what was found by another name."""
+        if not isinstance(row.file_name, str):
+            return row
+        name = PurePosixPath(row.file_name.replace("\\", "/"))
+        if name.name not in self.by_name:
+            better = self.other_name(name.name)
+            if better is None:
+                return row
+            mended[name.name] = better
+            name = name.with_name(better)
+        same = [path for path in self.by_name[name.name] if f"/{path}".endswith(f"/{name}")]
+        return row._replace(file_name=chosen(same, name.as_posix(), row, folder))
+
+    def other_name(self, name: str) -> str | None:
+        """The base name of the only picture that may be meant by one that is not there."""
+        uploaded = UPLOADED.fullmatch(name)
+        others = self.by_stem.get(name) or ({uploaded[1]} & self.by_name.keys() if uploaded else set())
+        return next(iter(others)) if len(others) == 1 else None
+
+
+def chosen(same: Sequence[str], name: str, row: Row, folder: str) -> str:
+    """Which of the paths that end in `name` a row of a file in `folder` means; `name` where that is not told."""
+    if row.folder and len(same) > 1 and any(f"/{path}".endswith(f"/{row.folder}/{name}") for path in same):
+        return f"{row.folder}/{name}"
+    if folder:
+        inside = [path for path in same if path.startswith(f"{folder}/")]
+        return inside[0] if len(inside) == 1 else f"{folder}/{name}" if inside else name
+    of_split = [path for path in same if row.split and split_of_path(path.rpartition("/")[0] + "/") == row.split]
+    return of_split[0] if len(of_split) == 1 < len(same) else name
 
 
 def joined(raw_dir: Path, parts: Mapping[str, Iterable[Row]], notes: list[str]) -> list[Row]:

@@ -123,22 +123,24 @@ def find_caption_files(raw_dir: Path) -> tuple[Source | None, list[str]]:
     if not raw_dir.is_dir():
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r}: no such folder; give the one with pictures and captions")
     files = caption_candidates(raw_dir)
-    found: dict[Layout, list[str]] = {}
-    for layout in LAYOUTS:
-        if matching := [file for file in files if re.fullmatch(layout.pattern, file.rpartition("/")[2])]:
-            found[layout] = matching
-    if found:
-        depths = {layout: min(file.count("/") for file in its) for layout, its in found.items()}
-        layout = min(found, key=lambda layout: (depths[layout], LAYOUTS.index(layout)))
-        its = [file for file in found[layout] if layout.several == "all" or file.count("/") == depths[layout]]
-        chosen = (layout, layout.name)
-    else:
-        by_name, why_not = recognised(raw_dir, files)
-        if not by_name:
-            return None, why_not
-        chosen, its = next(iter(by_name.items()))
-    unread = [file for file in files if file not in set(its)]
-    return source_of(raw_dir, chosen[0], chosen[1], its, unread), []
+    found, why_not = known_by_name(files), []
+    if not found:
+        found, why_not = recognised(raw_dir, files)
+    if not found:
+        return None, why_not
+    depths = {key: min(file.count("/") for file in its) for key, its in found.items()}
+    (layout, name), depth = min(depths.items(), key=lambda item: item[1])  # the first of equals
+    its = [file for file in found[layout, name] if layout.several == "all" or file.count("/") == depth]
+    return source_of(raw_dir, layout, name, its, [file for file in files if file not in set(its)]), []
+
+
+def known_by_name(files: Sequence[str]) -> dict[tuple[Layout, str], list[str]]:
+    named = [(layout, [file for file in files if has_pattern(layout, file)]) for layout in LAYOUTS]
+    return {(layout, layout.name): its for layout, its in named if its}
+
+
+def has_pattern(layout: Layout, file: str) -> bool:
+    return re.fullmatch(layout.pattern, file.rpartition("/")[2]) is not None
 
 
 def caption_candidates(raw_dir: Path) -> list[str]:
@@ -168,7 +170,7 @@ def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, 
     why_not = []
     for layout, is_one in BY_CONTENT:
         for file in files:
-            if re.fullmatch(layout.pattern, file.rpartition("/")[2]):
+            if has_pattern(layout, file):
                 try:
                     found.setdefault((layout, is_one(raw_dir / file)), []).append(file)
                 except ValueError as error:
@@ -178,28 +180,31 @@ def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, 
 
 def source_of(raw_dir: Path, layout: Layout, name: str, files: Sequence[str], unread: Sequence[str]) -> Source:
     """The source that these files are. Raises ValueError for several that are not of one set."""
-    splits = {caption_files.split_of_path(file) for file in files}
     # Two files of one split are of different years, and the sets of Karpathy are three.
-    allowed = 1 if layout.several == "one" else len(splits) if layout.several == "of each split" else len(files)
+    splits = {caption_files.split_of_path(file) for file in files}
+    allowed = {"one": 1, "of each split": len(splits)}.get(layout.several, len(files))
     if len(files) > allowed:
         raise ValueError(f"{raw_dir} holds {len(files)} files of the layout {name} ({', '.join(files[:10])}): keep the "
                          "one that belongs to the pictures")
     folders = sorted({file.rpartition("/")[0] for file in files})
-    place, shown = raw_dir, list(files)
     if len(folders) == 1:
-        place, shown = raw_dir / folders[0], [file.rpartition("/")[2] for file in files]
-    why = f"{', '.join(shown) if len(shown) <= 10 else cases(shown, 'file')} stands in {place}"
+        why = f"{all_or_cases([file.rpartition('/')[2] for file in files])} stands in {raw_dir / folders[0]}"
+    else:
+        why = f"{all_or_cases(files)} stand in {raw_dir}"
     if unread:
-        told = ", ".join(unread) if len(unread) <= 10 else cases(unread, "file")
-        why += f" (first of the known layouts; not read: {told})"
+        why += f" (first of the known layouts; not read: {all_or_cases(unread)})"
     lists = {folder: sorted(path for path in (raw_dir / folder).iterdir() if SPLIT_LIST.search(path.name))
              for folder in folders if layout.lists}  # fmt: skip
     paths = [*(raw_dir / file for file in files), *(path for its in lists.values() for path in its)]
-    read_one = {file: functools.partial(layout.read, raw_dir / file, *lists.get(file.rpartition("/")[0], ()))
-                for file in files}  # fmt: skip
+    readers = {file: functools.partial(layout.read, raw_dir / file, *lists.get(file.rpartition("/")[0], ()))
+               for file in files}  # fmt: skip
     may_draw = not layout.pattern.startswith("captions_")  # COCO's files come one by one
-    origin = ", ".join(map(str, paths)) if len(paths) <= 10 else f"{raw_dir}, {cases(files, 'file')}"
-    return Source(name, why, origin, paths, functools.partial(joining.read_files, raw_dir, read_one, may_draw))
+    return Source(name, why, all_or_cases([*map(str, paths)]), paths,
+                  functools.partial(joining.read_files, raw_dir, readers, may_draw))  # fmt: skip
+
+
+def all_or_cases(files: Sequence[str]) -> str:
+    return ", ".join(files) if len(files) <= 10 else cases(files, "file")
 
 
 def is_caption_file(name: str) -> bool:
@@ -239,24 +244,15 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     ValueError naming `source`, the first cases and their count.
     """
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
-    urls = [name for row in rows if re.match("https?:", name := str(row.file_name))]
-    refuse(urls, "file name", source, f"are no files: {caption_files.URLS}")
+    urls = [str(row.file_name) for row in rows if re.match("https?:", str(row.file_name))]
+    refuse(urls, "name", source, f"not of files: {caption_files.URLS}")
     refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     caption_files.refuse_duplicates(names, source)
     splits, notes = splits_of(names, rows, seed, source)
-    texts, more = caption_files.texts_of(
-        [(name, text) for name, row in zip(names, rows, strict=True) for text in row.captions], source)  # fmt: skip
-    cells, records = iter(texts), []
-    for name, row, split in zip(names, rows, splits, strict=True):
-        captions = [text for _ in row.captions for text in next(cells)]
-        record: Record = {"file_name": name, "split": split, "captions": captions}
-        if row.image_id is not None:
-            record["image_id"] = row.image_id
-        if row.domain is not None:
-            record["domain"] = row.domain
-        records.append(record)
+    captions, more = caption_files.texts_of_rows(rows, source)
+    records = [record_of(*parts) for parts in zip(rows, names, splits, captions, strict=True)]
     notes += more
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
@@ -264,6 +260,15 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     if absent:
         notes.append(f"the source has no {' and no '.join(absent)} pictures, kept as it is")
     return records, notes
+
+
+def record_of(row: Row, name: str, split: str, captions: list[str]) -> Record:
+    record: Record = {"file_name": name, "split": split, "captions": captions}
+    if row.image_id is not None:
+        record["image_id"] = row.image_id
+    if row.domain is not None:
+        record["domain"] = row.domain
+    return record
 
 
 def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str) -> tuple[list[str], list[str]]:

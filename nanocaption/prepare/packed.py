@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk, require_space, size_of, write_file
 from nanocaption.prepare import archives
-from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
+from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, merged, split_in_name
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
 CAPTION_COLUMNS = ("original_alt_text", "captions", "caption", "sentences", "raw", "text", "alt_text")
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
+SENTENCE_KEYS = ("raw", *CAPTION_KEYS)  # of captions that are objects
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
 ROWS_AT_ONCE = 32  # pictures in memory
 TEXT_SUFFIXES = (".txt", ".json")
@@ -187,8 +188,9 @@ def content_name(data: bytes) -> str:
 
 
 def texts_of(cell: object) -> list[object]:
-    """The cells of a picture; what may stand in each, layouts.clean_records knows (caption_files.texts_of)."""
-    return cell if isinstance(cell, list) else [cell]
+    """The captions in a cell: one or several, each as text or in {"raw": ...}; what is no text stays as it is."""
+    return [next((sentence[key] for key in SENTENCE_KEYS if key in sentence), None) if isinstance(sentence, dict)
+            else sentence for sentence in (cell if isinstance(cell, list) else [cell])]  # fmt: skip
 
 
 def import_pyarrow() -> tuple[ModuleType, ModuleType]:

@@ -9,6 +9,7 @@ from raw_sets import CAPTIONS, NAMES, draw, fix_splits, write
 
 from nanocaption.data.prepared import load_records
 from nanocaption.prepare import caption_json, layouts
+from nanocaption.prepare.caption_files import plain_split
 from nanocaption.prepare.make import prepare
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +27,7 @@ def by_name(folder) -> dict[str, list]:
 @pytest.fixture(autouse=True)
 def drawn(monkeypatch):
     """Two pictures are too few to draw from."""
-    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: "val" if name.endswith("b.jpg") else "train")
+    monkeypatch.setattr(layouts, "splits_of", lambda names, rows, *_: ([plain_split(row.split or "train") for row in rows], []))
 
 
 def coco(ids=(5, 6), **more) -> dict:
@@ -185,12 +186,11 @@ def test_one_id_written_in_two_ways_is_refused(tmp_path, ids):
         read(tmp_path)
 
 
-def test_numbers_without_names_find_cocos_pictures(tmp_path, monkeypatch):
+def test_numbers_without_names_find_cocos_pictures(tmp_path):
     draw(tmp_path / "val2017", ["000000000139.jpg", "000000001390.jpg"])
     draw(tmp_path / "train2014", ["COCO_train2014_000000000285.jpg"])
     entries = [{"image_id": 139, "caption": "a dog"}, {"image_id": "285", "caption": "a cat"}, {"image_id": 139, "caption": "the dog"}]
     write(tmp_path / "annotations.json", json.dumps({"annotations": entries}))
-    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: "val" if "139" in name else "train")
     contents = read(tmp_path)
     assert [(r["file_name"], r["captions"], r["image_id"]) for r in contents.records] == [
         ("000000000139.jpg", ["a dog", "the dog"], 139), ("COCO_train2014_000000000285.jpg", ["a cat"], "285")]

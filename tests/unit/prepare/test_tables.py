@@ -277,9 +277,10 @@ def test_two_columns_without_a_header_either_way_round(tmp_path, monkeypatch, or
 
 def test_several_columns_of_captions(tmp_path):
     header = ["caption_10", "image", "caption_0", "caption_2", "split"]
-    write_csv(tmp_path / "captions.csv", header, [["ten", "a.jpg", "zero", "two", "train"], ["ten", "b.jpg", "zero", " ", "val"]])
+    write_csv(tmp_path / "captions.csv", header, [["ten", "a.jpg", "zero", "two", "train"], ["ten", "b.jpg", "zero", " ", "val"],
+                                                     ["", "c.jpg", "", "", "val"]])
     contents = read(tmp_path)
-    assert {r["file_name"]: r["captions"] for r in contents.records} == {"a.jpg": ["zero", "two", "ten"], "b.jpg": ["zero", "ten"]}
+    assert {r["file_name"]: r["captions"] for r in contents.records} == {"a.jpg": ["zero", "two", "ten"], "b.jpg": ["zero", "ten"], "c.jpg": [""]}
     assert any("captions are of the 3 columns caption_0 to caption_10" in note for note in contents.notes)
     write_csv(tmp_path / "captions.csv", ["image", "text", "caption", "split"], [["a.jpg", "t", "c", "train"], ["b.jpg", "t", "c", "val"]])
     contents = read(tmp_path)
@@ -356,7 +357,7 @@ LABEL_STUDIO = [
 
 @pytest.mark.parametrize("file", ["project-1-at-2024.csv", "captions.csv"])
 def test_label_studios_csv(tmp_path, monkeypatch, file):
-    monkeypatch.setattr(layouts, "hashed_split", lambda name, seed: "val" if name == "b.jpg" else "train")
+    monkeypatch.setattr(layouts, "splits_of", lambda names, *_: (["train"] * len(names), []))
     draw(tmp_path, ["a.jpg", "b.jpg", "d.jpg"])
     write_csv(tmp_path / file, *[LABEL_STUDIO[0], LABEL_STUDIO[1:]])
     contents = read(tmp_path)
