@@ -1,4 +1,4 @@
-"""What every reader of captions gives, `Row` and `Source`; captions in one cell; and readers of files of plain lines.
+"""What every reader of captions gives, `Row` and `Source`; several captions in a cell; readers of files of plain lines.
 
 caption_tables.py and caption_json.py read tables and JSON. Which file is read, and what is checked afterwards, is
 layouts.py's. Readers raise ValueError with one line that names the file, the first cases and their count, for whatever
@@ -20,6 +20,7 @@ SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev"
 FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name", "file_path", "filepath", "image_path", "path",
                   "image_file", "image_filename", "img_path", "img_name", "img", "picture", "photo", "file", "image_id")
 CAPTION_KEYS = ("captions", "caption", "comment", "raw", "sentences", "sentence", "text", "texts", "description")
+NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})s?[ _-]?(\d+)")  # caption_0, caption_1, ...
 URLS = "pictures are urls: fetch them with img2dataset, and give the folder that it writes"
 SPLIT_LIST = re.compile(r"(train|dev|val|test)[^/]*images\.txt$", re.IGNORECASE)  # Flickr_8k.trainImages.txt
 SPLIT_WORDS = "train|training|restval|val|valid|validation|dev|test|testing"
@@ -142,6 +143,9 @@ def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list
     found: list[list[Any]] = []
     lists, broken, bracketed = [], [], []
     for where, cell in cells:
+        if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "(", "{") and not cell.startswith("array("):
+            found.append([cell])  # nearly all are plain texts
+            continue
         content = container_in(cell)
         try:
             found.append([cell] if content is None else list(texts_within(content)))
@@ -198,12 +202,22 @@ def texts_within(content: Any) -> Iterable[Any]:
         for part in content:
             yield from texts_within(part)
     elif isinstance(content, dict) and content:
-        key = next((key for key in ("raw", *CAPTION_KEYS) if key in content), None)
-        if key is None:
+        keys = [key for key in ("raw", *CAPTION_KEYS) if key in content][:1] or numbered(content)
+        if not keys:
             raise LookupError
-        yield from texts_within(content[key])
+        for key in keys:
+            yield from texts_within(content[key])
     elif not isinstance(content, dict):
         yield content
+
+
+def numbered(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that are caption_0, caption_1, ... or, where all are, numbers alone; in the numbers' order."""
+    keys = [key for key in keys if isinstance(key, str)]
+    places = {key: int(match[1]) for key in keys if (match := NUMBERED.fullmatch(key))}
+    if not places and all(re.fullmatch(r"\d{1,3}", key) for key in keys):
+        places = {key: int(key) for key in keys}
+    return sorted(places, key=places.__getitem__)
 
 
 def _is_cut_off(cell: str) -> bool:

@@ -10,10 +10,12 @@ from nanocaption.base.files import PICTURE_SUFFIXES, cases
 from nanocaption.prepare.caption_files import (
     CAPTION_KEYS,
     FILE_NAME_KEYS,
+    NUMBERED,
     SPLIT_WORDS,
     Row,
     Rows,
     merged,
+    numbered,
     read_text,
     refuse,
     refuse_duplicates,
@@ -58,12 +60,24 @@ def shape_of(data: Any, path: Path) -> Shape:
 
 
 def load(path: Path) -> Any:
+    text = read_text(path)
     try:
-        return json.loads(read_text(path))
+        return json.loads(text)
     except json.JSONDecodeError as error:
+        if entries := in_lines(text):
+            return entries
         raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deep for JSON of captions") from None
+
+
+def in_lines(text: str) -> list[Any] | None:
+    """The objects of a file that is JSON lines in spite of its name."""
+    try:
+        entries = [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError:
+        return None
+    return entries if have(entries) else None
 
 
 def have(entries: object, *keys: str) -> TypeGuard[list[dict[str, Any]]]:
@@ -255,15 +269,23 @@ def entry_row(entry: Any) -> Row | None:
     """An object as a row of one cell, which may be a list; None where it names no picture or no caption."""
     if not isinstance(entry, dict):
         return None
-    key = next((key for key in CAPTION_KEYS if key in entry), None)
-    talk = [] if key else conversation_in(entry) or []
-    name = next((name for name in (name_in(entry), picture_in(talk), entry.get("url"), entry.get("image_url"))
-                 if name is not None), None)  # fmt: skip
-    caption = entry[key] if key else answer_in(talk)
-    if name is None or (key is None and caption is None):
+    cell, talk = cell_of(entry), conversation_in(entry) or []
+    named = (name_in(entry), picture_in(talk), entry.get("url"), entry.get("image_url"))
+    name = next((name for name in named if name is not None), None)
+    if name is None or cell is None:
         return None
     of_id = id_of(name) if name is entry.get("image_id") else None
-    return Row(name if of_id is None else str(name), entry.get("split"), [caption], of_id, entry.get("domain"))
+    return Row(name if of_id is None else str(name), entry.get("split"), cell, of_id, entry.get("domain"))
+
+
+def cell_of(entry: dict[str, Any]) -> list[Any] | None:
+    """What an object has as its caption, in a list; None where it has nothing of that name, not even null."""
+    if key := next((key for key in CAPTION_KEYS if key in entry), None):
+        return [entry[key]]
+    if several := numbered(filter(NUMBERED.fullmatch, entry)):
+        return [[entry[key] for key in several if entry[key] not in ("", None)]]
+    answer = answer_in(conversation_in(entry) or [])
+    return None if answer is None else [answer]
 
 
 def conversation_in(entry: dict[str, Any]) -> list[dict[str, Any]] | None:
@@ -293,8 +315,11 @@ def picture_in(talk: Sequence[dict[str, Any]]) -> Any:
 
 
 def is_map(data: Any) -> bool:
-    """Whether the names of an object are pictures."""
-    return isinstance(data, dict) and any(name.lower().endswith(PICTURE_SUFFIXES) for name in data)
+    """Whether the names of an object are pictures, or, without an ending, each has a list of sentences."""
+    if not isinstance(data, dict) or any(name.lower().endswith(PICTURE_SUFFIXES) for name in data):
+        return isinstance(data, dict)
+    texts = [text for value in data.values() for text in (value if isinstance(value, list) else [None])]
+    return all(isinstance(text, str) for text in texts) and any(" " in text.strip() for text in texts)
 
 
 def map_rows(data: Any, path: Path) -> Rows:

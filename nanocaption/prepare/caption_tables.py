@@ -13,17 +13,18 @@ from nanocaption.base.files import PICTURE_SUFFIXES, cases
 from nanocaption.prepare.caption_files import (
     CAPTION_KEYS,
     FILE_NAME_KEYS,
+    NUMBERED,
     URLS,
     Row,
     Rows,
     merged,
+    numbered,
     read_text,
     read_token,
     refuse,
     texts_of,
 )
 
-NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})s?[ _-]?(\d+)")  # caption_0, caption_1, ...
 URL_KEYS = ("url", "image_url", "image url", "img_url", "link")
 OF_LABEL_STUDIO = {"annotation_id", "annotator", "lead_time"}  # in every one of its CSV and JSON-MIN exports
 UPLOAD = re.compile(r"(?:https?://[^/]+)?/data/(?:upload/(?:.*/)?|local-files/?\?d=)(?P<name>.+)")
@@ -81,15 +82,14 @@ def filled(cells: dict[str, str], captions: Sequence[str]) -> list[str]:
 def columns_of(path: Path, header: Sequence[str]) -> Columns:
     """Raises ValueError where the header has no column of names or none of captions."""
     name = next((key for key in FILE_NAME_KEYS if key in header), None)
-    places = {key: int(match[1]) for key in header if (match := NUMBERED.fullmatch(key))}
-    numbered = sorted(places, key=places.__getitem__)
+    several = numbered(key for key in header if NUMBERED.fullmatch(key))
     plain = [key for key in CAPTION_KEYS if key in header]
     if (name is None or name == "image_id") and set(URL_KEYS).intersection(header):
         raise ValueError(f"{path} has the columns {','.join(header)[:80]!r}: {URLS}")
-    if name is None or not plain + numbered:
+    if name is None or not plain + several:
         raise ValueError(f"{path} begins with {','.join(header)[:80]!r}: expected a header with the columns image "
                          "(or file_name), caption and optionally split, separated by commas, semicolons or tabs")
-    return Columns(name, plain[:1] + numbered, plain[1:])
+    return Columns(name, plain[:1] + several, plain[1:])
 
 
 def upload_name(name: str) -> str:
@@ -156,19 +156,21 @@ def _is_header(cells: Sequence[str]) -> bool:
 def unquote(lines: Sequence[tuple[int, dict[str, str]]]) -> int:
     """Free cells of the quotes that pandas and Excel put around them, in place; how many.
 
-    Only where a cell shows the doubled quotes of such a file, or every cell of a column is quoted: a caption may be a
-    title in quotes.
+    Only where a cell shows the doubled quotes of such a file, or every cell of a column is quoted, or (Excel) every one
+    with a comma: a caption may be a title in quotes.
     """
     rows = [cells for _, cells in lines]
-    doubled = any('""' in text and _unquoted(text) is not None for cells in rows for text in cells.values())
-    all_quoted = {key for key in (rows[0] if rows else ()) if all(_unquoted(cells[key]) is not None for cells in rows)}
-    count = 0
-    for cells in rows:
-        for key, text in cells.items():
-            inside = _unquoted(text) if doubled or key in all_quoted else None
-            if inside is not None:
-                cells[key], count = inside, count + 1
-    return count
+    free = [(cells, key, inside) for cells in rows for key, text in cells.items()
+            if (inside := _unquoted(text)) is not None]  # fmt: skip
+    if not any('""' in cells[key] for cells, key, _ in free):
+        quoted = Counter(key for _, key, _ in free)
+        with_comma = Counter(key for cells, key, _ in free if "," in cells[key])
+        commas = Counter(key for cells in rows for key, text in cells.items() if "," in text)
+        free = [(cells, key, inside) for cells, key, inside in free
+                if quoted[key] == len(rows) or ("," in inside and with_comma[key] == commas[key])]  # fmt: skip
+    for cells, key, inside in free:
+        cells[key] = inside
+    return len(free)
 
 
 def _unquoted(text: str) -> str | None:

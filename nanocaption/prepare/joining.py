@@ -117,7 +117,8 @@ def chosen(same: Sequence[str], name: str, row: Row, folder: str) -> str:
         return f"{row.folder}/{name}"
     if folder:
         inside = [path for path in same if path.startswith(f"{folder}/")]
-        return inside[0] if len(inside) == 1 else f"{folder}/{name}" if inside else name
+        if inside:
+            return inside[0] if len(inside) == 1 else f"{folder}/{name}"
     of_split = [path for path in same if row.split and split_of_path(path.rpartition("/")[0] + "/") == row.split]
     return of_split[0] if len(of_split) == 1 < len(same) else name
 

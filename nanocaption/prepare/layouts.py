@@ -140,7 +140,7 @@ def known_by_name(files: Sequence[str]) -> dict[tuple[Layout, str], list[str]]:
 
 
 def has_pattern(layout: Layout, file: str) -> bool:
-    return re.fullmatch(layout.pattern, file.rpartition("/")[2]) is not None
+    return re.fullmatch(layout.pattern, file.rpartition("/")[2], re.IGNORECASE) is not None
 
 
 def caption_candidates(raw_dir: Path) -> list[str]:
@@ -159,7 +159,7 @@ def caption_candidates(raw_dir: Path) -> list[str]:
 
 def may_hold_captions(name: str) -> bool:
     last = PurePosixPath(name).name
-    return last.lower().endswith(TABLE_SUFFIXES) or any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS)
+    return last.lower().endswith(TABLE_SUFFIXES) or any(has_pattern(layout, last) for layout in LAYOUTS)
 
 
 def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, str], list[str]], list[str]]:
@@ -192,7 +192,7 @@ def source_of(raw_dir: Path, layout: Layout, name: str, files: Sequence[str], un
     else:
         why = f"{all_or_cases(files)} stand in {raw_dir}"
     if unread:
-        why += f" (first of the known layouts; not read: {all_or_cases(unread)})"
+        why += f" (first of the known layouts; not read: {all_or_cases(unread)}; {len(unread)} in all)"
     lists = {folder: sorted(path for path in (raw_dir / folder).iterdir() if SPLIT_LIST.search(path.name))
              for folder in folders if layout.lists}  # fmt: skip
     paths = [*(raw_dir / file for file in files), *(path for its in lists.values() for path in its)]
@@ -266,7 +266,7 @@ def record_of(row: Row, name: str, split: str, captions: list[str]) -> Record:
     record: Record = {"file_name": name, "split": split, "captions": captions}
     if row.image_id is not None:
         record["image_id"] = row.image_id
-    if row.domain is not None:
+    if isinstance(row.domain, str):
         record["domain"] = row.domain
     return record
 

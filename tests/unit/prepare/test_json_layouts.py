@@ -44,6 +44,11 @@ SHAPES = {
                  "Karpathy JSON"),
     "map of lists": (WANTED, "JSON map"),
     "map of objects": ({name: {"captions": texts} for name, texts in WANTED.items()}, "JSON map"),
+    "map of names without an ending": ({name[0]: texts for name, texts in WANTED.items()}, "JSON map"),
+    "list of numbered captions": ([{"image": name, **{f"caption_{n}": text for n, text in enumerate([*texts, ""])}}
+                                   for name, texts in WANTED.items()], "JSON list"),
+    "list of numbered objects": ([{"image": name, "captions": {str(n): text for n, text in enumerate(texts)}}
+                                  for name, texts in WANTED.items()], "JSON list"),
     "list": ([{"image": name, "caption": text} for name, texts in WANTED.items() for text in texts], "JSON list"),
     "list of lists": ([{"file_name": name, "captions": texts} for name, texts in WANTED.items()], "JSON list"),
     "list of texts": ([{"img_path": name, "text": texts} for name, texts in WANTED.items()], "JSON list"),
@@ -82,6 +87,7 @@ SHAPES = {
 @pytest.mark.parametrize("file", ["annotations.json", "captions_all.json", "dataset_mine.json"])
 def test_shapes_are_known_by_their_content(tmp_path, shape, file):
     data, name = SHAPES[shape]
+    draw(tmp_path, ["a.jpg", "b.jpg"])
     write(tmp_path / file, json.dumps(data))
     contents = read(tmp_path)
     assert {r["file_name"]: r["captions"] for r in contents.records} == WANTED
@@ -91,7 +97,7 @@ def test_shapes_are_known_by_their_content(tmp_path, shape, file):
 
 
 @pytest.mark.parametrize("shape", ["list", "list of lists", "LLaVA", "messages and images", "messages of parts"])
-@pytest.mark.parametrize("file", ["captions.jsonl", "sharegpt.jsonl", "metadata.jsonl"])
+@pytest.mark.parametrize("file", ["captions.jsonl", "sharegpt.jsonl", "metadata.jsonl", "lines.json", "Captions_all.JSONL"])
 def test_the_same_in_lines(tmp_path, shape, file):
     write(tmp_path / file, "\n".join(json.dumps(entry) for entry in SHAPES[shape][0]))
     assert by_name(tmp_path) == WANTED

@@ -193,6 +193,16 @@ def test_copies_and_contradictions_among_several_tables_are_refused(tmp_path):
         read(tmp_path)
 
 
+def test_tables_of_splits_whose_pictures_lie_in_folders_of_theirs(tmp_path):
+    for tables in (("train/labels/captions.csv", "test/labels/captions.csv"), ("tables/train.csv", "tables/test.csv")):
+        for table, split in zip(tables, ("train", "test"), strict=True):
+            draw(tmp_path / split / "images", ["a.jpg"])
+            write_csv(tmp_path / table, ["image", "caption"], [["a.jpg", f"a dog {split}"]])
+        assert captions_in(tmp_path) == {f"{split}/images/a.jpg": [f"a dog {split}"] for split in ("train", "test")}
+        for table in tables:
+            (tmp_path / table).unlink()
+
+
 def test_a_split_column_goes_before_the_folder_and_that_is_told(tmp_path):
     for folder in ("train", "val"):
         draw(tmp_path / folder, [f"{folder}.jpg"])
@@ -233,6 +243,13 @@ def test_quotes_of_pandas_between_tabs_go(tmp_path, name, quoting):
     contents = read(tmp_path)
     assert {r["file_name"]: r["captions"] for r in contents.records} == {row[0]: [row[1]] for row in table}
     assert any("cells freed of the quotes" in note for note in contents.notes)
+
+
+def test_quotes_of_excel_around_cells_with_commas_go(tmp_path):
+    write(tmp_path / "captions.tsv", 'image\tcaption\tsplit\na.jpg\t"A dog, a cat"\ttrain\nb.jpg\t"Title"\tval\nc.jpg\tA dog\tval\n')
+    assert captions_in(tmp_path) == {"a.jpg": ["A dog, a cat"], "b.jpg": ['"Title"'], "c.jpg": ["A dog"]}
+    write(tmp_path / "captions.tsv", 'image\tcaption\tsplit\na.jpg\t"Hi, you"\ttrain\nb.jpg\tone, two\tval\n')
+    assert captions_in(tmp_path) == {"a.jpg": ['"Hi, you"'], "b.jpg": ["one, two"]}  # control: commas without quotes
 
 
 def test_tabs_within_quotes_and_raw_quotes(tmp_path):
