@@ -300,8 +300,8 @@ def answer_in(talk: Sequence[dict[str, Any]]) -> str | None:
             said = turn.get("value", turn.get("content"))
             parts = said if isinstance(said, list) else [said]
             texts = [part.get("text") if isinstance(part, dict) else part for part in parts]
-            text = " ".join(text for text in texts if isinstance(text, str))
-            return re.sub(r"\s*<image>\s*", " ", text).strip() or None
+            said = " ".join(text for text in texts if isinstance(text, str))
+            return re.sub(r"\s*<image>\s*", " ", said).strip() or None
     return None
 
 

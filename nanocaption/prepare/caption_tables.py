@@ -159,18 +159,19 @@ def unquote(lines: Sequence[tuple[int, dict[str, str]]]) -> int:
     Only where a cell shows the doubled quotes of such a file, or every cell of a column is quoted, or (Excel) every one
     with a comma: a caption may be a title in quotes.
     """
-    rows = [cells for _, cells in lines]
-    free = [(cells, key, inside) for cells in rows for key, text in cells.items()
-            if (inside := _unquoted(text)) is not None]  # fmt: skip
-    if not any('""' in cells[key] for cells, key, _ in free):
-        quoted = Counter(key for _, key, _ in free)
-        with_comma = Counter(key for cells, key, _ in free if "," in cells[key])
-        commas = Counter(key for cells in rows for key, text in cells.items() if "," in text)
-        free = [(cells, key, inside) for cells, key, inside in free
-                if quoted[key] == len(rows) or ("," in inside and with_comma[key] == commas[key])]  # fmt: skip
-    for cells, key, inside in free:
-        cells[key] = inside
-    return len(free)
+    count = 0
+    columns = [*(lines[0][1] if lines else {})]
+    doubled = any('""' in text and _unquoted(text) is not None for _, cells in lines for text in cells.values())
+    for key in columns:
+        free = {place: inside for place, (_, cells) in enumerate(lines)
+                if (inside := _unquoted(cells[key])) is not None}  # fmt: skip
+        if not doubled and len(free) < len(lines):
+            commas = {place for place, (_, cells) in enumerate(lines) if "," in cells[key]}
+            free = {place: free[place] for place in commas} if commas <= free.keys() else {}
+        for place, inside in free.items():
+            lines[place][1][key] = inside
+        count += len(free)
+    return count
 
 
 def _unquoted(text: str) -> str | None:

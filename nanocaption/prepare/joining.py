@@ -127,7 +127,10 @@ def joined(raw_dir: Path, parts: Mapping[str, Iterable[Row]], notes: list[str]) 
     """One list of rows. A picture may have captions in several files of one folder, as parts of one list have it."""
     rows: list[Row] = []
     first_of: dict[str, tuple[str, Row]] = {}  # file name -> where it came first
-    torn, apart, together, again = [], [], [], []
+    torn: list[str] = []
+    apart: list[str] = []
+    together: list[str] = []
+    again: list[str] = []
     for file, its in parts.items():
         for row in its:
             first_file, first = first_of.setdefault(str(row.file_name), (file, row))

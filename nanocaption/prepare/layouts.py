@@ -2,21 +2,16 @@
 
 `find(raw_dir)` looks at a folder and gives a `Source` that says which layout it is and why; `read(source, seed)` gives
 one record per picture. Only captions are read: pictures are not looked at, and nothing is created or changed. A new
-layout is a reader and a line in LAYOUTS, or where names do not tell it a function (raw_dir) -> Source and a line in
-OTHERS. Recognised, in this order:
+layout is a reader and a line in LAYOUTS (known by the file's name) or BY_CONTENT (any name), or a function
+(raw_dir) -> Source and a line in OTHERS. They are asked in this order; docs/data.md has a table of all:
 
-1. Karpathy JSON       `dataset_*.json`   images -> filename, split, sentences -> raw
-2. COCO captions JSON  `captions_train2014.json`, `captions_val2014.json`, ...: the split in the file's name
-3. captions.jsonl      one object a line: "file_name" or "image", "caption" or "captions", optional "split"
-4. captions.csv        columns file_name | image | filename, caption, optional split
-5. Hub annotations     `flickr_annotations_30k.csv`   columns raw (JSON list), split, filename
-6. Kaggle captions.txt a comma CSV headed image,caption
-7. Kaggle results.csv  image_name| comment_number| comment
-8. original .token     name#k<TAB>caption, optional lists *trainImages.txt, *devImages.txt, *testImages.txt
-9. parquet             rows with the pictures' bytes, as the Hub keeps them (packed.py)
-10. WebDataset         tar shards of name.jpg with name.txt or name.json (packed.py)
+1. LAYOUTS      Karpathy's and COCO's JSON, captions*.jsonl, captions*.csv and .tsv, metadata.* of image folders,
+                flickr_annotations_*.csv, captions*.txt, results.csv, *.token with its split lists
+2. BY_CONTENT   .json, .jsonl, .csv and .tsv of any other name
+3. OTHERS       parquet with the pictures' bytes, WebDataset tars (packed.py)
 
-Splits keep their own names, so that "restval" can be chosen with TRAIN_SPLITS; "dev" and "validation" become "val".
+All files of one layout, in RAW_DATA_DIR and below, are one set (joining.py); the others are named. Splits keep their
+own names, so that "restval" can be chosen with TRAIN_SPLITS; "dev" and "validation" become "val".
 """
 
 import functools
@@ -39,7 +34,6 @@ TRAIN_SHARE, VAL_SHARE = 0.90, 0.05  # of a set that brings no split of its own;
 
 
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
-DEPTH = 3  # folders below RAW_DATA_DIR in which captions are looked for
 MOST_LOOKED_AT = 200  # files under names of their own; more are one file a picture
 
 
@@ -123,11 +117,11 @@ def find_caption_files(raw_dir: Path) -> tuple[Source | None, list[str]]:
     if not raw_dir.is_dir():
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r}: no such folder; give the one with pictures and captions")
     files = caption_candidates(raw_dir)
-    found, why_not = known_by_name(files), []
+    found = known_by_name(files)
     if not found:
         found, why_not = recognised(raw_dir, files)
-    if not found:
-        return None, why_not
+        if not found:
+            return None, why_not
     depths = {key: min(file.count("/") for file in its) for key, its in found.items()}
     (layout, name), depth = min(depths.items(), key=lambda item: item[1])  # the first of equals
     its = [file for file in found[layout, name] if layout.several == "all" or file.count("/") == depth]
@@ -144,7 +138,7 @@ def has_pattern(layout: Layout, file: str) -> bool:
 
 
 def caption_candidates(raw_dir: Path) -> list[str]:
-    """The files in `raw_dir` and up to three folders below that may hold captions of many pictures, by name.
+    """The files in `raw_dir` and below that may hold captions of many pictures, by their names.
 
     Not: what has a picture of the same name beside it, which is about that one.
     """
@@ -152,8 +146,7 @@ def caption_candidates(raw_dir: Path) -> list[str]:
     for _, group in itertools.groupby(walk_files(raw_dir), key=lambda path: path.rpartition("/")[0]):
         paths = [*group]
         stems = {path.rpartition(".")[0] for path in paths if path.lower().endswith(PICTURE_SUFFIXES)}
-        found += [path for path in paths if may_hold_captions(path) and path.rpartition(".")[0] not in stems
-                  and path.count("/") <= DEPTH]  # fmt: skip
+        found += [path for path in paths if may_hold_captions(path) and path.rpartition(".")[0] not in stems]
     return found
 
 
