@@ -4,8 +4,8 @@
     python prepare_dataset.py --dataset flickr30k                 download it
     python prepare_dataset.py --dataset mine --raw-data-dir DIR   your own pictures and captions
 
-make.py decides what is made from what; layouts.py, caption_*.py, joining.py, packed.py and archives.py read what people have;
-check.py looks at every picture and caption; mix.py joins prepared sets. Every flag: python train.py --help
+make.py decides what is made from what; layouts.py, caption_*.py, joining.py, packed.py and archives.py read what people
+have; check.py looks at every picture and caption; mix.py joins prepared sets. Every flag: python train.py --help
 """
 
 import sys

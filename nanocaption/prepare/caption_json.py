@@ -319,7 +319,11 @@ def is_map(data: Any) -> bool:
     if not isinstance(data, dict) or any(name.lower().endswith(PICTURE_SUFFIXES) for name in data):
         return isinstance(data, dict)
     texts = [text for value in data.values() for text in (value if isinstance(value, list) else [None])]
-    return all(isinstance(text, str) for text in texts) and any(" " in text.strip() for text in texts)
+    return have_texts(texts) and any(" " in text.strip() for text in texts)
+
+
+def have_texts(texts: list[Any]) -> TypeGuard[list[str]]:
+    return all(isinstance(text, str) for text in texts)
 
 
 def map_rows(data: Any, path: Path) -> Rows:

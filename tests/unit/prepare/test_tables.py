@@ -1,4 +1,4 @@
-"""Tables of captions: lists in cells, quotes, separators, several files of one set; what is read and what is refused."""
+"""Tables of captions: lists in cells, quotes, separators, several files of one set; what is read, what is refused."""
 
 import csv
 import json
@@ -14,7 +14,7 @@ from nanocaption.prepare import caption_files, layouts
 from nanocaption.prepare.make import prepare
 
 SPLITS = ("train", "val", "test")
-TWO = ["a dog runs", "the dog, \"Rex\", runs"]
+TWO = ["a dog runs", 'the dog, "Rex", runs']
 
 
 def read(folder) -> layouts.Contents:
@@ -28,7 +28,9 @@ def captions_in(folder) -> dict[str, list]:
 def as_pandas(path, rows: list[list[str]], sign: str, quoting: int = csv.QUOTE_MINIMAL) -> None:
     """As DataFrame.to_csv writes it, which asks the csv module."""
     with path.open("w", newline="") as file:
-        csv.writer(file, delimiter=sign, quoting=quoting, lineterminator="\n").writerows([["image", "caption", "split"], *rows])
+        csv.writer(file, delimiter=sign, quoting=quoting, lineterminator="\n").writerows(
+            [["image", "caption", "split"], *rows]
+        )
 
 
 def split_table(cell: str) -> list[list[str]]:
@@ -58,15 +60,26 @@ def test_a_list_in_a_cell_is_several_captions_and_told(tmp_path, kind, cell):
         write(tmp_path / "captions.jsonl", "\n".join(rows))
     elif kind == "coco":
         for split in SPLITS:
-            write(tmp_path / f"captions_{split}2014.json", json.dumps({
-                "images": [{"id": 5, "file_name": f"{split}.jpg"}],
-                "annotations": [{"image_id": 5, "id": 1, "caption": cell}]}))  # fmt: skip
+            write(
+                tmp_path / f"captions_{split}2014.json",
+                json.dumps(
+                    {
+                        "images": [{"id": 5, "file_name": f"{split}.jpg"}],
+                        "annotations": [{"image_id": 5, "id": 1, "caption": cell}],
+                    }
+                ),
+            )
     elif kind == "karpathy":
-        images = [{"filename": name, "split": split, "sentences": [{"raw": cell}]} for name, _, split in split_table(cell)]
+        images = [
+            {"filename": name, "split": split, "sentences": [{"raw": cell}]} for name, _, split in split_table(cell)
+        ]
         write(tmp_path / "dataset_x.json", json.dumps({"images": images}))
     else:
-        table = {"image": [{"bytes": b"\xff\xd8", "path": f"{split}.jpg"} for split in SPLITS],
-                 "caption": [cell] * 3, "split": SPLITS}  # fmt: skip
+        table = {
+            "image": [{"bytes": b"\xff\xd8", "path": f"{split}.jpg"} for split in SPLITS],
+            "caption": [cell] * 3,
+            "split": SPLITS,
+        }
         pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "x.parquet")
     contents = read(tmp_path)
     assert [record["captions"] for record in contents.records] == [TWO] * 3
@@ -87,21 +100,38 @@ BROKEN = ["['a dog', 'the dog'", '["a dog", "the', "[{'id': 7}]", '{"id": "a dog
 
 @pytest.mark.parametrize("cell", BROKEN)
 def test_a_broken_list_is_refused_with_its_line(tmp_path, cell):
-    write_csv(tmp_path / "captions.csv", ["image", "caption"], [["a.jpg", "a dog"], ["b.jpg", cell], ["c.jpg", "a cat"]])
-    with pytest.raises(ValueError, match=r"captions.csv: 1 cell \(line 3: .*that should hold several captions") as caught:
+    write_csv(
+        tmp_path / "captions.csv", ["image", "caption"], [["a.jpg", "a dog"], ["b.jpg", cell], ["c.jpg", "a cat"]]
+    )
+    with pytest.raises(
+        ValueError, match=r"captions.csv: 1 cell \(line 3: .*that should hold several captions"
+    ) as caught:
         read(tmp_path)
     assert cell in str(caught.value) and "JSON list" in str(caught.value)
     write(tmp_path / "captions.csv", "")
     (tmp_path / "captions.csv").unlink()
-    write(tmp_path / "captions.jsonl", "".join(json.dumps({"image": n, "caption": c}) + "\n" for n, c in
-                                               [("a.jpg", "a dog"), ("b.jpg", cell)]))  # fmt: skip
+    write(
+        tmp_path / "captions.jsonl",
+        "".join(json.dumps({"image": n, "caption": c}) + "\n" for n, c in [("a.jpg", "a dog"), ("b.jpg", cell)]),
+    )
     with pytest.raises(ValueError, match=r"captions.jsonl: 1 cell \(line 2: "):
         read(tmp_path)
 
 
 def test_captions_in_brackets_stay_captions(tmp_path):
-    texts = ["[a dog] runs", "(a dog)", "[music]", '["Hello" is written] on a wall', "{a dog} runs", "a [b]", "[1, 2]", "[",
-             "(two) dogs and (three)", "[]x", *["a plain one"] * 6]  # fmt: skip
+    texts = [
+        "[a dog] runs",
+        "(a dog)",
+        "[music]",
+        '["Hello" is written] on a wall',
+        "{a dog} runs",
+        "a [b]",
+        "[1, 2]",
+        "[",
+        "(two) dogs and (three)",
+        "[]x",
+        *["a plain one"] * 6,
+    ]
     found, notes = caption_files.texts_of([(str(number), text) for number, text in enumerate(texts)], "here")
     assert found == [[text] for text in texts] and notes == []
     rows = [[f"{number}.jpg", f"[dog {number}, cat]", SPLITS[number]] for number in range(3)]
@@ -111,32 +141,49 @@ def test_captions_in_brackets_stay_captions(tmp_path):
 
 
 def test_empty_lists_and_gaps_are_left_to_the_check(tmp_path):
-    write_csv(tmp_path / "captions.csv", ["image", "caption", "split"],
-              [["a.jpg", "[]", "train"], ["b.jpg", '["a dog", null]', "val"]])  # fmt: skip
+    write_csv(
+        tmp_path / "captions.csv",
+        ["image", "caption", "split"],
+        [["a.jpg", "[]", "train"], ["b.jpg", '["a dog", null]', "val"]],
+    )
     assert captions_in(tmp_path) == {"a.jpg": [], "b.jpg": ["a dog", None]}
 
 
-@pytest.mark.parametrize("names", [("train", "val", "test"), ("training", "validation", "testing"), ("train", "dev", "test"),
-                                   ("Train", "Valid", "Test"), ("train_images", "val_images", "test_images")])  # fmt: skip
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "val", "test"),
+        ("training", "validation", "testing"),
+        ("train", "dev", "test"),
+        ("Train", "Valid", "Test"),
+        ("train_images", "val_images", "test_images"),
+    ],
+)
 @pytest.mark.parametrize("table", ["captions.csv", "metadata.csv", "labels.csv", "metadata.jsonl", "captions.txt"])
 def test_a_table_in_each_splits_folder_is_one_set(tmp_path, names, table):
     """The pictures have the same names in each folder, and lie beside the table or below it."""
     for shade, (split, folder) in enumerate(zip(SPLITS, names, strict=True)):
         draw(tmp_path / "raw" / folder / ("images" if shade else ""), ["a.jpg", f"b{shade}.jpg"])
         (tmp_path / "raw" / folder / ("images" if shade else "") / "a.jpg").write_bytes(
-            (draw(tmp_path / "others", [f"{n}.jpg" for n in range(shade + 4)]) / f"{shade + 3}.jpg").read_bytes())
+            (draw(tmp_path / "others", [f"{n}.jpg" for n in range(shade + 4)]) / f"{shade + 3}.jpg").read_bytes()
+        )
         rows = [("a.jpg", f"a dog in {split}"), (f"b{shade}.jpg", "a cat")]
         if table.endswith("jsonl"):
-            write(tmp_path / "raw" / folder / table, "\n".join(
-                json.dumps({"file_name": name, "text": text}) for name, text in rows))  # fmt: skip
+            write(
+                tmp_path / "raw" / folder / table,
+                "\n".join(json.dumps({"file_name": name, "text": text}) for name, text in rows),
+            )
         else:
             write_csv(tmp_path / "raw" / folder / table, ["file_name", "caption"], rows)
     contents = read(tmp_path / "raw")
     assert not contents.drawn
     records = {(record["split"], *record["captions"]): record["file_name"] for record in contents.records}
     where = [names[0], f"{names[1]}/images", f"{names[2]}/images"]
-    assert records == {(split, text): f"{folder}/{name}" for shade, (split, folder) in enumerate(zip(SPLITS, where, strict=True))
-                       for text, name in ((f"a dog in {split}", "a.jpg"), ("a cat", f"b{shade}.jpg"))}  # fmt: skip
+    assert records == {
+        (split, text): f"{folder}/{name}"
+        for shade, (split, folder) in enumerate(zip(SPLITS, where, strict=True))
+        for text, name in ((f"a dog in {split}", "a.jpg"), ("a cat", f"b{shade}.jpg"))
+    }
     assert all(f"{folder}/{table}" in contents.source.why for folder in names)
     assert {path.parent.name for path in contents.source.files} == set(names)
 
@@ -148,11 +195,17 @@ def test_such_a_set_is_made(tmp_path):
             drawn = draw(tmp_path / "pool", [f"{n}.png" for n in range(9)])
             draw(tmp_path / "raw" / split, [])
             (tmp_path / "raw" / split / name).write_bytes((drawn / f"{3 * shade + number}.png").read_bytes())
-        write_csv(tmp_path / "raw" / split / "captions.csv", ["image", "caption"], [[name, f"picture {name}"] for name in pictures])
+        write_csv(
+            tmp_path / "raw" / split / "captions.csv",
+            ["image", "caption"],
+            [[name, f"picture {name}"] for name in pictures],
+        )
     folder = prepare("mine", tmp_path / "data", raw_dir=tmp_path / "raw")
     images = json.loads((folder / "captions.json").read_text())["images"]
-    assert [image["split"] for image in images] == sorted((split for split in SPLITS for _ in range(3)), key=lambda s: images.index(
-        next(image for image in images if image["split"] == s)))  # fmt: skip
+    assert [image["split"] for image in images] == sorted(
+        (split for split in SPLITS for _ in range(3)),
+        key=lambda s: images.index(next(image for image in images if image["split"] == s)),
+    )
     counts = json.loads((folder / "manifest.json").read_text())["counts"]
     assert counts == {split: {"images": 3, "captions": 3} for split in SPLITS}
     assert {image["file_name"] for image in images} == {f"{SPLITS[n // 3]}/{n}.jpg" for n in range(9)}
@@ -162,8 +215,10 @@ def test_tables_of_the_splits_beside_each_other(tmp_path):
     for split, name in zip(SPLITS, NAMES, strict=False):
         write_csv(tmp_path / f"captions_{split}.csv", ["image", "caption"], [[name, text] for text in CAPTIONS[name]])
     contents = read(tmp_path)
-    assert [(r["file_name"], r["split"], r["captions"]) for r in sorted(contents.records, key=lambda r: NAMES.index(r["file_name"]))] == [
-        (name, split, CAPTIONS[name]) for split, name in zip(SPLITS, NAMES, strict=False)]  # fmt: skip
+    assert [
+        (r["file_name"], r["split"], r["captions"])
+        for r in sorted(contents.records, key=lambda r: NAMES.index(r["file_name"]))
+    ] == [(name, split, CAPTIONS[name]) for split, name in zip(SPLITS, NAMES, strict=False)]
 
 
 def test_parts_of_one_list_are_one_set(tmp_path, monkeypatch):
@@ -184,12 +239,16 @@ def test_copies_and_contradictions_among_several_tables_are_refused(tmp_path):
         read(tmp_path)
     (tmp_path / "captions (1).csv").unlink()
     write_csv(tmp_path / "old" / "captions.csv", ["image", "caption"], [["a.jpg", "an older caption"]])
-    with pytest.raises(ValueError, match=r"1 picture \(a.jpg in captions.csv and old/captions.csv\) in files of two folders"):
+    with pytest.raises(
+        ValueError, match=r"1 picture \(a.jpg in captions.csv and old/captions.csv\) in files of two folders"
+    ):
         read(tmp_path)
     (tmp_path / "captions.csv").unlink(), (tmp_path / "old" / "captions.csv").unlink()
     for split in ("train", "val"):
         write_csv(tmp_path / f"captions_{split}.csv", ["image", "caption"], [["a.jpg", f"a dog {split}"]])
-    with pytest.raises(ValueError, match=r"1 picture \(a.jpg in captions_train.csv and captions_val.csv\) in two splits"):
+    with pytest.raises(
+        ValueError, match=r"1 picture \(a.jpg in captions_train.csv and captions_val.csv\) in two splits"
+    ):
         read(tmp_path)
 
 
@@ -206,10 +265,15 @@ def test_tables_of_splits_whose_pictures_lie_in_folders_of_theirs(tmp_path):
 def test_a_split_column_goes_before_the_folder_and_that_is_told(tmp_path):
     for folder in ("train", "val"):
         draw(tmp_path / folder, [f"{folder}.jpg"])
-        write_csv(tmp_path / folder / "captions.csv", ["image", "caption", "split"], [[f"{folder}.jpg", "a dog", "train"]])
+        write_csv(
+            tmp_path / folder / "captions.csv", ["image", "caption", "split"], [[f"{folder}.jpg", "a dog", "train"]]
+        )
     draw(tmp_path / "val", ["more.jpg"])
     contents = read(tmp_path)
-    assert {r["file_name"]: r["split"] for r in contents.records} == {"train/train.jpg": "train", "val/val.jpg": "train"}
+    assert {r["file_name"]: r["split"] for r in contents.records} == {
+        "train/train.jpg": "train",
+        "val/val.jpg": "train",
+    }
     assert any("1 picture (val.jpg) of another split by the captions than by" in note for note in contents.notes)
 
 
@@ -231,7 +295,9 @@ def test_of_two_kinds_one_is_read_and_the_other_named(tmp_path, monkeypatch):
     write(tmp_path / "notes.csv", "a,b\n1,2\n")
     contents = read(tmp_path)
     assert {text for r in contents.records for text in r["captions"]} == {"jsonl"}
-    assert "captions.jsonl stands in" in contents.source.why and "not read: captions.csv, notes.csv" in contents.source.why
+    assert (
+        "captions.jsonl stands in" in contents.source.why and "not read: captions.csv, notes.csv" in contents.source.why
+    )
 
 
 @pytest.mark.parametrize("name", ["captions.tsv", "captions.csv", "labels.tsv"])
@@ -246,7 +312,10 @@ def test_quotes_of_pandas_between_tabs_go(tmp_path, name, quoting):
 
 
 def test_quotes_of_excel_around_cells_with_commas_go(tmp_path):
-    write(tmp_path / "captions.tsv", 'image\tcaption\tsplit\na.jpg\t"A dog, a cat"\ttrain\nb.jpg\t"Title"\tval\nc.jpg\tA dog\tval\n')
+    write(
+        tmp_path / "captions.tsv",
+        'image\tcaption\tsplit\na.jpg\t"A dog, a cat"\ttrain\nb.jpg\t"Title"\tval\nc.jpg\tA dog\tval\n',
+    )
     assert captions_in(tmp_path) == {"a.jpg": ["A dog, a cat"], "b.jpg": ['"Title"'], "c.jpg": ["A dog"]}
     write(tmp_path / "captions.tsv", 'image\tcaption\tsplit\na.jpg\t"Hi, you"\ttrain\nb.jpg\tone, two\tval\n')
     assert captions_in(tmp_path) == {"a.jpg": ['"Hi, you"'], "b.jpg": ["one, two"]}  # control: commas without quotes
@@ -255,19 +324,30 @@ def test_quotes_of_excel_around_cells_with_commas_go(tmp_path):
 def test_tabs_within_quotes_and_raw_quotes(tmp_path):
     as_pandas(tmp_path / "captions.tsv", [["a.jpg", "one\ttwo", "train"], ["b.jpg", "one\ntwo", "val"]], "\t")
     assert captions_in(tmp_path) == {"a.jpg": ["one\ttwo"], "b.jpg": ["one\ntwo"]}
-    raw = {"a.jpg": '"Rex" runs', "b.jpg": '"Happy birthday"', "c.jpg": 'a sign, "stop"', "d.jpg": '"'}  # nobody's quotes
-    write(tmp_path / "captions.tsv", "image\tcaption\tsplit\n" + "".join(f"{n}\t{t}\t{s}\n" for (n, t), s in zip(
-        raw.items(), ["train", "val", "test", "test"], strict=True)))  # fmt: skip
+    raw = {
+        "a.jpg": '"Rex" runs',
+        "b.jpg": '"Happy birthday"',
+        "c.jpg": 'a sign, "stop"',
+        "d.jpg": '"',
+    }  # nobody's quotes
+    write(
+        tmp_path / "captions.tsv",
+        "image\tcaption\tsplit\n"
+        + "".join(f"{n}\t{t}\t{s}\n" for (n, t), s in zip(raw.items(), ["train", "val", "test", "test"], strict=True)),
+    )
     assert captions_in(tmp_path) == {name: [text] for name, text in raw.items()}
 
 
-@pytest.mark.parametrize("text", [
-    'image;caption;split\na.jpg;"a dog; ""Rex""";train\nb.jpg;a cat, two;val\n',
-    'sep=;\nimage;caption;split\na.jpg;"a dog; ""Rex""";train\nb.jpg;a cat, two;val\n',
-    'Split,Caption,File_Name\ntrain,"a dog; ""Rex""",a.jpg\nval,"a cat, two",b.jpg\n',
-    '\ufefffile_name,text,split\na.jpg,"a dog; ""Rex""",train\nb.jpg,"a cat, two",val\n',
-    ',image,caption,split\n0,a.jpg,"a dog; ""Rex""",train\n1,b.jpg,"a cat, two",val\n',
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image;caption;split\na.jpg;"a dog; ""Rex""";train\nb.jpg;a cat, two;val\n',
+        'sep=;\nimage;caption;split\na.jpg;"a dog; ""Rex""";train\nb.jpg;a cat, two;val\n',
+        'Split,Caption,File_Name\ntrain,"a dog; ""Rex""",a.jpg\nval,"a cat, two",b.jpg\n',
+        '\ufefffile_name,text,split\na.jpg,"a dog; ""Rex""",train\nb.jpg,"a cat, two",val\n',
+        ',image,caption,split\n0,a.jpg,"a dog; ""Rex""",train\n1,b.jpg,"a cat, two",val\n',
+    ],
+)
 def test_separators_heads_and_columns_in_any_order(tmp_path, text):
     for name in ("captions.csv", "my table.csv"):
         write(tmp_path / "raw" / name, text)
@@ -282,7 +362,9 @@ def test_two_columns_without_a_header_either_way_round(tmp_path, monkeypatch, or
     fix_splits(monkeypatch)
     if sign == "," and name.startswith("pairs"):
         return
-    pairs = [[picture, text.replace(",", "") if sign == "," else text] for picture in NAMES for text in CAPTIONS[picture]]
+    pairs = [
+        [picture, text.replace(",", "") if sign == "," else text] for picture in NAMES for text in CAPTIONS[picture]
+    ]
     pairs = [[cell.replace('"', "") for cell in pair] for pair in pairs]
     lines = [sign.join(pair if order == "path first" else reversed(pair)) for pair in pairs]
     write(tmp_path / name, "\n".join(lines) + "\n")
@@ -294,12 +376,23 @@ def test_two_columns_without_a_header_either_way_round(tmp_path, monkeypatch, or
 
 def test_several_columns_of_captions(tmp_path):
     header = ["caption_10", "image", "caption_0", "caption_2", "split"]
-    write_csv(tmp_path / "captions.csv", header, [["ten", "a.jpg", "zero", "two", "train"], ["ten", "b.jpg", "zero", " ", "val"],
-                                                     ["", "c.jpg", "", "", "val"]])
+    write_csv(
+        tmp_path / "captions.csv",
+        header,
+        [["ten", "a.jpg", "zero", "two", "train"], ["ten", "b.jpg", "zero", " ", "val"], ["", "c.jpg", "", "", "val"]],
+    )
     contents = read(tmp_path)
-    assert {r["file_name"]: r["captions"] for r in contents.records} == {"a.jpg": ["zero", "two", "ten"], "b.jpg": ["zero", "ten"], "c.jpg": [""]}
+    assert {r["file_name"]: r["captions"] for r in contents.records} == {
+        "a.jpg": ["zero", "two", "ten"],
+        "b.jpg": ["zero", "ten"],
+        "c.jpg": [""],
+    }
     assert any("captions are of the 3 columns caption_0 to caption_10" in note for note in contents.notes)
-    write_csv(tmp_path / "captions.csv", ["image", "text", "caption", "split"], [["a.jpg", "t", "c", "train"], ["b.jpg", "t", "c", "val"]])
+    write_csv(
+        tmp_path / "captions.csv",
+        ["image", "text", "caption", "split"],
+        [["a.jpg", "t", "c", "train"], ["b.jpg", "t", "c", "val"]],
+    )
     contents = read(tmp_path)
     assert {text for r in contents.records for text in r["captions"]} == {"c"}
     assert any("captions are of the column 'caption', not of text" in note for note in contents.notes)
@@ -315,9 +408,16 @@ def test_texts_that_a_data_frame_takes_for_gaps_stay_texts(tmp_path):
     assert captions_in(tmp_path) == {row[0]: [row[1]] for row in rows}
 
 
-@pytest.mark.parametrize("text", ["a dog\thttps://example.org/1.jpg\n", "https://example.org/1.jpg\ta dog\n",
-                                  "caption\turl\na dog\thttp://example.org/1\n", "url,caption\nhttp://e.org/1,a dog\n",
-                                  "image,caption\nhttp://example.org/1.jpg,a dog\n"])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a dog\thttps://example.org/1.jpg\n",
+        "https://example.org/1.jpg\ta dog\n",
+        "caption\turl\na dog\thttp://example.org/1\n",
+        "url,caption\nhttp://e.org/1,a dog\n",
+        "image,caption\nhttp://example.org/1.jpg,a dog\n",
+    ],
+)
 @pytest.mark.parametrize("name", ["captions.tsv", "Train_GCC-training.tsv"])
 def test_lists_of_urls_are_refused_with_the_way_on(tmp_path, text, name):
     write(tmp_path / name, text * 1)
@@ -344,7 +444,8 @@ def test_ids_without_an_ending_are_found_by_what_is_there(tmp_path):
     assert sorted((r["file_name"], r["split"], *r["captions"]) for r in contents.records) == sorted(
         (f"data/{split}/{kind}/images/ROCO_0000{number}{len(kind)}.jpg", short, f" A scan of {kind}.")
         for number, (split, short) in enumerate([("train", "train"), ("validation", "val"), ("test", "test")])
-        for kind in ("radiology", "non-radiology"))  # fmt: skip
+        for kind in ("radiology", "non-radiology")
+    )
     assert any("found by what comes before the ending" in note for note in contents.notes)
 
 
@@ -356,7 +457,8 @@ def test_the_odd_name_of_flickr8ks_token_file_is_mended_and_told(tmp_path, monke
         write(tmp_path / file, "\n".join([*lines, odd]))
         contents = read(tmp_path)
         assert {r["file_name"]: r["captions"] for r in contents.records} == CAPTIONS | {
-            NAMES[2]: [*CAPTIONS[NAMES[2]], "A fifth caption."]}  # fmt: skip
+            NAMES[2]: [*CAPTIONS[NAMES[2]], "A fifth caption."]
+        }
         assert any(f"1 name ({NAMES[2]}.1) mended" in note for note in contents.notes)
         (tmp_path / file).unlink()
 
@@ -379,7 +481,11 @@ def test_label_studios_csv(tmp_path, monkeypatch, file):
     write_csv(tmp_path / file, *[LABEL_STUDIO[0], LABEL_STUDIO[1:]])
     contents = read(tmp_path)
     assert {r["file_name"]: r["captions"] for r in contents.records} == {
-        "a.jpg": ["one text"], "b.jpg": ["two", "texts"], "some/c.jpg": ["of", "regions"], "d.jpg": ["first", "second"]}
+        "a.jpg": ["one text"],
+        "b.jpg": ["two", "texts"],
+        "some/c.jpg": ["of", "regions"],
+        "d.jpg": ["first", "second"],
+    }
     assert any("1 row (line 7) without an annotation, left out" in note for note in contents.notes)
 
 
