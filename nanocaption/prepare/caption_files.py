@@ -21,6 +21,7 @@ FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name", "file_path", "
                   "image_file", "image_filename", "img_path", "img_name", "img", "picture", "photo", "file", "image_id")
 CAPTION_KEYS = ("captions", "caption", "comment", "raw", "sentences", "sentence", "text", "texts", "description")
 NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})s?[ _-]?(\d+)")  # caption_0, caption_1, ...
+MARKS = ("is_rejected", "is_precanned")  # VizWiz: spam, and a ready-made sentence about a bad picture
 URLS = "pictures are urls: fetch them with img2dataset, and give the folder that it writes"
 SPLIT_LIST = re.compile(r"(train|dev|val|test)[^/]*images\.txt$", re.IGNORECASE)  # Flickr_8k.trainImages.txt
 SPLIT_WORDS = "train|training|restval|val|valid|validation|dev|test|testing"
@@ -137,32 +138,40 @@ def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list
     """The captions in each cell, which may be one text, or a list or object of texts, as such or printed; and notes.
 
     cells: (where it stands, its content). Raises ValueError with the first case for what is a container without being
-    read as one: objects without a caption, lists cut off, and lists without quotes where these are half of all cells
-    (fewer are captions in brackets).
+    read as one: objects without a caption, lists cut off (unless no cell is a list and fewer than one in 1,000 is so,
+    as pages of the web have it), and lists without quotes where these are half of all cells (fewer are captions).
     """
     found: list[list[Any]] = []
-    lists, broken, bracketed = [], [], []
+    kinds: dict[str, list[str]] = {"list": [], "broken": [], "bracketed": []}
     for where, cell in cells:
-        if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "(", "{") and not cell.startswith("array("):
-            found.append([cell])  # nearly all are plain texts
-            continue
-        content = container_in(cell)
-        try:
-            found.append([cell] if content is None else list(texts_within(content)))
-        except LookupError:
-            broken.append(f"{where}: {_shown(cell)}")
-            continue
-        if content is not None:
-            lists.append(where)
-        elif isinstance(cell, str) and _is_cut_off(cell):
-            broken.append(f"{where}: {_shown(cell)}")
-        elif isinstance(cell, str) and re.fullmatch(r"\[.*\]", cell.strip(), re.DOTALL):
-            bracketed.append(f"{where}: {_shown(cell)}")
+        kind, texts = read_cell(cell)
+        found.append(texts)
+        if kind:
+            kinds[kind].append(where if kind == "list" else f"{where}: {_shown(cell)}")
+    lists, broken, bracketed = kinds.values()
+    if broken and not lists and 1000 * len(broken) < len(cells):
+        return found, [f"{cases(broken, 'caption')} of {len(cells):,} begin like lists of captions and are none"]
     broken += bracketed if 2 * (len(bracketed) + len(lists)) >= len(cells) > 1 else []
     refuse(broken, "cell", source, "that should hold several captions cannot be read: write them as a JSON list of "
            'texts, ["a dog", "the dog"], or one caption a row')  # fmt: skip
     told = f"{cases(lists, 'cell')} of {len(cells):,} hold lists of captions: each text in them is a caption"
     return found, [told] if lists else []
+
+
+def read_cell(cell: Any) -> tuple[str, list[Any]]:
+    """What a cell is, and its captions: "list", "broken", "bracketed" (text in brackets), or "" for one caption."""
+    if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "(", "{") and not cell.startswith("array("):
+        return "", [cell]  # nearly all are plain texts
+    content = container_in(cell)
+    if content is not None:
+        try:
+            return "list", list(texts_within(content))
+        except LookupError:
+            return "broken", [cell]
+    if not isinstance(cell, str):
+        return "", [cell]
+    in_brackets = re.fullmatch(r"\[.*\]", cell.strip(), re.DOTALL)
+    return "broken" if _is_cut_off(cell) else "bracketed" if in_brackets else "", [cell]
 
 
 def texts_of_rows(rows: Sequence[Row], source: str) -> tuple[list[list[Any]], list[str]]:
@@ -230,6 +239,19 @@ def _is_cut_off(cell: str) -> bool:
 def _shown(cell: Any) -> str:
     text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
     return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def without_marked(annotations: Sequence[dict[str, Any]], path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The annotations that VizWiz's own evaluator reads, and notes of the others."""
+
+    def marked(entry: dict[str, Any], key: str) -> bool:
+        return str(entry.get(key)).lower() in ("true", "1", "1.0")
+
+    counts = {key: sum(marked(entry, key) for entry in annotations) for key in MARKS}
+    used = [entry for entry in annotations if not any(marked(entry, key) for key in MARKS)]
+    told = ", ".join(f"{key} ({count:,})" for key, count in counts.items() if count)
+    return used, [f"{path.name}: {len(annotations) - len(used):,} of {len(annotations):,} captions are marked {told}, "
+                  "left out as the set's own evaluator does"] * bool(told)  # fmt: skip
 
 
 def plain_split(split: object) -> str:

@@ -20,11 +20,11 @@ from nanocaption.prepare.caption_files import (
     refuse,
     refuse_duplicates,
     texts_of,
+    without_marked,
 )
 from nanocaption.prepare.caption_tables import OF_LABEL_STUDIO, upload_name
 
 ASSISTANTS = ("gpt", "assistant", "model", "chatbot", "bot")  # who gives the caption in a conversation
-LEFT_OUT = ("is_rejected", "is_precanned")  # VizWiz: spam, and "the picture shows too little"
 
 
 class Shape(NamedTuple):
@@ -122,18 +122,6 @@ def coco_rows(data: Any, path: Path) -> Rows:
         notes.append(f"{path.name}: {cases(bare, 'picture')} without a caption, left out")
     return [Row(image["file_name"], image.get("split"), texts, id_of(image["id"]), image.get("domain"))
             for image in images if (texts := captions[id_text(image["id"])])], notes  # fmt: skip
-
-
-def without_marked(annotations: Sequence[dict[str, Any]], path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The annotations that VizWiz's own evaluator reads, and notes of the others."""
-    def marked(entry: dict[str, Any], key: str) -> bool:
-        return str(entry.get(key)).lower() in ("true", "1", "1.0")
-
-    counts = {key: sum(marked(entry, key) for entry in annotations) for key in LEFT_OUT}
-    used = [entry for entry in annotations if not any(marked(entry, key) for key in LEFT_OUT)]
-    told = ", ".join(f"{key} ({count:,})" for key, count in counts.items() if count)
-    return used, [f"{path.name}: {len(annotations) - len(used):,} of {len(annotations):,} captions are marked {told}, "
-                  "left out as the set's own evaluator does"] * bool(told)  # fmt: skip
 
 
 def id_text(number: Any) -> str:

@@ -23,6 +23,7 @@ from nanocaption.prepare.caption_files import (
     read_token,
     refuse,
     texts_of,
+    without_marked,
 )
 
 URL_KEYS = ("url", "image_url", "image url", "img_url", "link")
@@ -58,11 +59,7 @@ def read_csv(path: Path) -> Rows:
     table = read_table(path, text)
     columns, notes = columns_of(path, table.header), table.notes
     first, *more = columns.captions
-    lines = table.lines
-    if len(OF_LABEL_STUDIO.intersection(table.header)) >= 2:
-        lines = [line for line in table.lines if line[1][first].strip()]
-        if bare := [f"line {number}" for number, cells in table.lines if not cells[first].strip()]:
-            notes.append(f"{path.name}: {cases(bare, 'row')} without an annotation, left out")
+    lines = used_lines(path, table, first)
     if columns.others:
         notes.append(f"{path.name}: captions are of the column {first!r}, not of {', '.join(columns.others)}")
     if more:
@@ -72,6 +69,19 @@ def read_csv(path: Path) -> Rows:
     rows = (Row(upload_name(cells[columns.name].strip()), cells.get("split", "").strip(), captions)
             for (_, cells, _), captions in zip(singles, texts, strict=True))  # fmt: skip
     return merged(rows, path), notes + told
+
+
+def used_lines(path: Path, table: Table, caption: str) -> list[tuple[int, dict[str, str]]]:
+    """The lines without VizWiz's marked ones and Label Studio's without an annotation, which table.notes tells."""
+    used, marked = without_marked([cells for _, cells in table.lines], path)
+    wanted = {id(cells) for cells in used}
+    lines = [line for line in table.lines if id(line[1]) in wanted]
+    bare = [f"line {number}" for number, cells in lines if not cells[caption].strip()]
+    table.notes.extend(marked)
+    if not bare or len(OF_LABEL_STUDIO.intersection(table.header)) < 2:
+        return lines
+    table.notes.append(f"{path.name}: {cases(bare, 'row')} without an annotation, left out")
+    return [line for line in lines if line[1][caption].strip()]
 
 
 def filled(cells: dict[str, str], captions: Sequence[str]) -> list[str]:

@@ -157,17 +157,18 @@ def may_hold_captions(name: str) -> bool:
 
 def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, str], list[str]], list[str]]:
     """Files of captions under any name: (layout, what it is called) -> files, in the order of BY_CONTENT; why not."""
-    if len(files) > MOST_LOOKED_AT:
-        return {}, [f"{cases(files, 'file')}, more than are looked at one by one; put their captions into one file"]
     found: dict[tuple[Layout, str], list[str]] = {}
     why_not = []
     for layout, is_one in BY_CONTENT:
-        for file in files:
-            if has_pattern(layout, file):
-                try:
-                    found.setdefault((layout, is_one(raw_dir / file)), []).append(file)
-                except ValueError as error:
-                    why_not.append(str(error))
+        its = [file for file in files if has_pattern(layout, file)]
+        if len(its) > MOST_LOOKED_AT:
+            why_not.append(f"{cases(its, 'file')}, more than are looked at one by one; put the captions into one file")
+            continue
+        for file in its:
+            try:
+                found.setdefault((layout, is_one(raw_dir / file)), []).append(file)
+            except ValueError as error:
+                why_not.append(str(error))
     return found, why_not
 
 

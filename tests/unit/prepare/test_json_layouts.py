@@ -466,7 +466,7 @@ def test_many_files_are_not_looked_at_one_by_one(tmp_path):
     for number in range(layouts.MOST_LOOKED_AT + 1):
         write(tmp_path / "labels" / f"{number}.json", json.dumps([{"image": f"{number}.jpg", "caption": "a dog"}]))
     with pytest.raises(
-        ValueError, match="201 files .*more than are looked at one by one; put their captions into one file"
+        ValueError, match="201 files .*more than are looked at one by one; put the captions into one file"
     ):
         read(tmp_path)
 

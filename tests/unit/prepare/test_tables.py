@@ -140,6 +140,28 @@ def test_captions_in_brackets_stay_captions(tmp_path):
         read(tmp_path)
 
 
+def test_one_odd_caption_among_thousands_does_not_stop_a_set():
+    plain = [("plain", "a dog")] * 1200
+    found, notes = caption_files.texts_of([*plain, ("odd.jpg", '{"id": 7}')], "here")
+    assert found[-1] == ['{"id": 7}'] and "1 caption (odd.jpg: " in notes[0] and "begin like lists" in notes[0]
+    for more in ([("b", "['a'")], [("b", "['a', 'b']")]):  # control: with another, or a list that is one
+        with pytest.raises(ValueError, match="here: . cells? .odd.jpg: "):
+            caption_files.texts_of([*plain[:900], ("odd.jpg", '{"id": 7}'), *more], "here")
+
+
+def test_marked_rows_of_a_table_are_left_out_as_in_json(tmp_path):
+    header = ["file_name", "caption", "split", "is_rejected", "is_precanned"]
+    rows = [
+        ["a.jpg", "a dog", "train", "False", "0"],
+        ["a.jpg", "spam", "train", "True", "0"],
+        ["b.jpg", "a cat", "val", "false", ""],
+    ]
+    write_csv(tmp_path / "metadata.csv", header, [*rows, ["b.jpg", "quality", "val", "0", "1"]])
+    contents = read(tmp_path)
+    assert {r["file_name"]: r["captions"] for r in contents.records} == {"a.jpg": ["a dog"], "b.jpg": ["a cat"]}
+    assert any("2 of 4 captions are marked is_rejected (1), is_precanned (1)" in note for note in contents.notes)
+
+
 def test_empty_lists_and_gaps_are_left_to_the_check(tmp_path):
     write_csv(
         tmp_path / "captions.csv",
