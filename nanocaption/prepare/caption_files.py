@@ -154,7 +154,8 @@ def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list
     broken += bracketed if 2 * (len(bracketed) + len(lists)) >= len(cells) > 1 else []
     refuse(broken, "cell", source, "that should hold several captions cannot be read: write them as a JSON list of "
            'texts, ["a dog", "the dog"], or one caption a row')  # fmt: skip
-    told = f"{cases(lists, 'cell')} of {len(cells):,} hold lists of captions: each text in them is a caption"
+    of_file = f"{source.name}: " if isinstance(source, Path) else ""
+    told = f"{of_file}{cases(lists, 'cell')} of {len(cells):,} hold lists of captions: each text in them is a caption"
     return found, [told] if lists else []
 
 

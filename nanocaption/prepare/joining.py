@@ -1,6 +1,7 @@
 """Several caption files as one set: which split each is of, which picture each name means, and what stands twice."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -35,6 +36,9 @@ def split_by_names(parts: dict[str, list[Row]], may_draw: bool) -> list[str]:
     if may_draw and bare and set(splits.values()) == {"train"}:
         notes.append("all captions are of a split called train: val and test are drawn from it")
         splits = dict.fromkeys(parts)
+    elif may_draw and bare and any(splits.values()):
+        told = ", ".join(f"{split} ({count})" for split, count in Counter(filter(None, splits.values())).items())
+        notes.append(f"splits are those of the files' names or folders: {told}")
     other = [str(row.file_name) for file, rows in parts.items() for row in rows
              if row.split and splits[file] not in (None, plain_split(row.split))]  # fmt: skip
     if other:

@@ -208,6 +208,7 @@ def test_a_table_in_each_splits_folder_is_one_set(tmp_path, names, table):
     }
     assert all(f"{folder}/{table}" in contents.source.why for folder in names)
     assert {path.parent.name for path in contents.source.files} == set(names)
+    assert any("splits are those of the files' names or folders: " in note for note in contents.notes)
 
 
 def test_such_a_set_is_made(tmp_path):
