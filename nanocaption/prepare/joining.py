@@ -29,21 +29,20 @@ def read_files(raw_dir: Path, readers: Mapping[str, Callable[[], Rows]], may_dra
 
 
 def split_by_names(parts: dict[str, list[Row]], may_draw: bool) -> list[str]:
-    """Give rows without a split that of their file's name or folder, in place; notes of what else was found."""
+    """Give rows without a split that of their file's name or folder, in place; notes of what was found."""
     notes = []
     splits = {file: split_of_path(file) for file in parts}
-    bare = any(not row.split for rows in parts.values() for row in rows)
-    if may_draw and bare and set(splits.values()) == {"train"}:
-        notes.append("all captions are of a split called train: val and test are drawn from it")
-        splits = dict.fromkeys(parts)
-    elif may_draw and bare and any(splits.values()):
-        told = ", ".join(f"{split} ({count})" for split, count in Counter(filter(None, splits.values())).items())
-        notes.append(f"splits are those of the files' names or folders: {told}")
     other = [str(row.file_name) for file, rows in parts.items() for row in rows
              if row.split and splits[file] not in (None, plain_split(row.split))]  # fmt: skip
     if other:
         notes.append(f"{cases(other, 'picture')} of another split by the captions than by their file's name: the "
                      "captions' own counts")
+    told = Counter(splits[file] for file, rows in parts.items() if not all(row.split for row in rows))
+    if may_draw and {*told} == {"train"} == {*splits.values()}:
+        return [*notes, "all captions are of a split called train: val and test are drawn from it"]
+    if may_draw and any(told):
+        named = ", ".join(f"{split} ({count})" for split, count in told.items() if split)
+        notes.append(f"splits are those of the files' names or folders: {named}")
     for file, rows in parts.items():
         parts[file] = [row if row.split else row._replace(split=splits[file]) for row in rows]
     return notes

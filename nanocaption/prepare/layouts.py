@@ -244,13 +244,13 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]
     caption_files.refuse_duplicates(names, source)
-    splits, notes = splits_of(names, rows, seed, source)
+    of_rows, notes = splits_of(names, rows, seed, source)
     captions, more = caption_files.texts_of_rows(rows, source)
-    records = [record_of(*parts) for parts in zip(rows, names, splits, captions, strict=True)]
+    records = [record_of(*parts) for parts in zip(rows, names, of_rows, captions, strict=True)]
     notes += more
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
-    absent = [split for split in SPLITS if split not in splits]
+    absent = [split for split in SPLITS if split not in of_rows]
     if absent:
         notes.append(f"the source has no {' and no '.join(absent)} pictures, kept as it is")
     return records, notes
