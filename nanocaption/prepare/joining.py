@@ -30,13 +30,8 @@ def read_files(raw_dir: Path, readers: Mapping[str, Callable[[], Rows]], may_dra
 
 def split_by_names(parts: dict[str, list[Row]], may_draw: bool) -> list[str]:
     """Give rows without a split that of their file's name or folder, in place; notes of what was found."""
-    notes = []
     splits = {file: split_of_path(file) for file in parts}
-    other = [str(row.file_name) for file, rows in parts.items() for row in rows
-             if row.split and splits[file] not in (None, plain_split(row.split))]  # fmt: skip
-    if other:
-        notes.append(f"{cases(other, 'picture')} of another split by the captions than by their file's name: the "
-                     "captions' own counts")
+    notes = own_splits_told(parts, splits)
     told = Counter(splits[file] for file, rows in parts.items() if not all(row.split for row in rows))
     if may_draw and {*told} == {"train"} == {*splits.values()}:
         return [*notes, "all captions are of a split called train: val and test are drawn from it"]
@@ -46,6 +41,14 @@ def split_by_names(parts: dict[str, list[Row]], may_draw: bool) -> list[str]:
     for file, rows in parts.items():
         parts[file] = [row if row.split else row._replace(split=splits[file]) for row in rows]
     return notes
+
+
+def own_splits_told(parts: Mapping[str, list[Row]], splits: Mapping[str, str | None]) -> list[str]:
+    """A note of rows whose split is not the one that their file's name tells."""
+    other = [str(row.file_name) for file, rows in parts.items() for row in rows
+             if row.split and splits[file] not in (None, plain_split(row.split))]  # fmt: skip
+    return [f"{cases(other, 'picture')} of another split by the captions than by their file's name: the captions' own "
+            "counts"] * bool(other)  # fmt: skip
 
 
 def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> Mapping[str, list[Row]]:
