@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
-from nanocaption.prepare.caption_files import Row, Rows, plain_split, refuse, split_of_path
+from nanocaption.prepare.caption_files import URLS, Row, Rows, plain_split, refuse, split_of_path
 
 UPLOADED = re.compile(r"[0-9a-f]{8}-(.+)")  # what Label Studio calls a picture that was uploaded to it
 
@@ -55,7 +55,8 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
     """The rows with names that lead from `raw_dir` where they alone do not tell the picture.
 
     That is: captions in several folders, each naming pictures of its own; equal names in several splits or (Karpathy's
-    filepath) folders; names without an ending; Label Studio's names of uploads. A note tells of the last two.
+    filepath) folders; names without an ending; Label Studio's names of uploads, a note tells of these two; and urls
+    whose last part is a picture here. Raises ValueError for other urls.
     """
     several = len({file.rpartition("/")[0] for file in parts}) > 1
     if not several and all(map(tells_its_picture, (rows := [row for its in parts.values() for row in its]))) and (
@@ -65,6 +66,8 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
     mended: dict[str, str] = {}
     placed = {file: [pictures.place(row, file.rpartition("/")[0] if several else "", mended) for row in rows]
               for file, rows in parts.items()}  # fmt: skip
+    urls = [row.file_name for rows in placed.values() for row in rows if is_url(row.file_name)]
+    refuse(urls, "name", ", ".join(parts), f"not of files: {URLS}")
     if mended:
         shown = [f"{name} is {better}" for name, better in mended.items()]
         notes.append(f"{cases(shown, 'name')} found by what comes before the ending")
@@ -72,8 +75,13 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
 
 
 def tells_its_picture(row: Row) -> bool:
-    name = str(row.file_name).rpartition("/")[2]
-    return not row.folder and name.lower().endswith(PICTURE_SUFFIXES) and not UPLOADED.fullmatch(name)
+    name = str(row.file_name)
+    plain = name.lower().endswith(PICTURE_SUFFIXES) and not is_url(name)
+    return plain and not row.folder and not UPLOADED.fullmatch(name.rpartition("/")[2])
+
+
+def is_url(name: object) -> bool:
+    return isinstance(name, str) and re.match("https?://", name) is not None
 
 
 class Pictures(NamedTuple):
@@ -100,7 +108,8 @@ class Pictures(NamedTuple):
         """The row with a file name that has the folders it needs. mended: gets what was found by another name."""
         if not isinstance(row.file_name, str):
             return row
-        name = PurePosixPath(row.file_name.replace("\\", "/"))
+        path = row.file_name.replace("\\", "/")
+        name = PurePosixPath(path.rpartition("/")[2] if is_url(path) else path)
         if name.name not in self.by_name:
             better = self.other_name(name.name)
             if better is None:

@@ -238,8 +238,6 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     ValueError naming `source`, the first cases and their count.
     """
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(row.file_name)]
-    urls = [str(row.file_name) for row in rows if re.match("https?:", str(row.file_name))]
-    refuse(urls, "name", source, f"not of files: {caption_files.URLS}")
     refuse(unsafe, "file name", source, "not a plain path below the picture folder (absolute, with '..', empty or not "
            "text); mend them")  # fmt: skip
     names = [PurePosixPath(row.file_name.replace("\\", "/")).as_posix() for row in rows]

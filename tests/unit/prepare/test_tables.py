@@ -449,6 +449,20 @@ def test_lists_of_urls_are_refused_with_the_way_on(tmp_path, text, name):
     assert "\n" not in str(caught.value) and name in str(caught.value)
 
 
+def test_urls_of_pictures_that_are_here_are_names(tmp_path):
+    draw(tmp_path / "images", ["1.jpg", "2.jpg"])
+    write(
+        tmp_path / "captions.csv",
+        "image,caption,split\nhttps://e.org/x/1.jpg,a dog,train\nhttps://e.org/y/2.jpg,a cat,val\n",
+    )
+    assert captions_in(tmp_path) == {"1.jpg": ["a dog"], "2.jpg": ["a cat"]}
+    (tmp_path / "images" / "2.jpg").unlink()
+    with pytest.raises(
+        ValueError, match=r"captions.csv: 1 name \(https://e.org/y/2.jpg\) not of files: pictures are urls"
+    ):
+        read(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["captions.xlsx", "my captions.xls"])
 def test_a_spreadsheet_is_named_with_the_way_on(tmp_path, name):
     (tmp_path / name).write_bytes(b"PK\3\4")
