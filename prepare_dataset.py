@@ -5,9 +5,9 @@
     python prepare_dataset.py --dataset mine --raw-data-dir DIR   your own pictures and captions
     ... --remake                                                  again, after DIR has grown or changed
 
-make.py decides what is made from what; layouts.py, caption_files.py, packed.py, tars.py, sidecars.py and archives.py
-read what people have, picture_files.py finds the files;
-check.py looks at every picture and caption; mix.py joins prepared sets. Every flag: python train.py --help
+make.py decides what is made from what; layouts.py, caption_*.py, joining.py, packed.py, tars.py, sidecars.py and
+archives.py read what people have, picture_files.py finds the pictures; check.py looks at every picture and caption;
+mix.py joins prepared sets. Every flag: python train.py --help
 """
 
 import sys

@@ -46,8 +46,9 @@ def write(path: Path, text: str) -> Path:
 
 
 def karpathy_images() -> list[dict]:
+    """Without the imgid of the real files, which would be the "image_id" of each record (test_json_layouts.py)."""
     return [
-        {"filename": name, "split": split, "imgid": number, "sentids": [0, 1, 2],
+        {"filename": name, "split": split, "sentids": [0, 1, 2],
          "sentences": [{"raw": text, "tokens": text.split(), "imgid": number, "sentid": k}
                        for k, text in enumerate(CAPTIONS[name])]}
         for number, (name, split) in enumerate(zip(NAMES, SPLITS, strict=True))

@@ -23,8 +23,8 @@ class Record(TypedDict, total=False):
     file_name: Required[str]
     split: Required[str]
     captions: Required[list[str]]
-    image_id: int | str  # COCO's own, or another set's
-    domain: str  # as the pictures of nocaps have one
+    image_id: int | str  # COCO's own, or another set's, as it came
+    domain: str  # of nocaps: in-domain, near-domain or out-domain
     scene: dict[str, Any]  # of drawn pictures: what is in it
     set: str  # of a mix: which of its sets, and how often an epoch visits its pairs where that is not once
     weight: float

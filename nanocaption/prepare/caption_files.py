@@ -1,24 +1,35 @@
-"""What a raw layout gives, `Row` and `Source`, and readers of caption files: paths -> one Row per picture, and notes.
+"""What every reader of captions gives, `Row` and `Source`; several captions in a cell; readers of files of plain lines.
 
-Which file is read, and what is checked afterwards, is layouts.py's. Raises ValueError with one line that names the
-file, the first cases and their count, for whatever a reader must not guess about.
+caption_tables.py and caption_json.py read tables and JSON. Which file is read, and what is checked afterwards, is
+layouts.py's. Readers raise ValueError with one line that names the file, the first cases and their count, for whatever
+a reader must not guess about.
 """
 
-import csv
-import io
+import ast
 import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
-from nanocaption.base.files import PICTURE_SUFFIXES, cases
+from nanocaption.base.files import cases
 
-SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val"}
-FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name")
-CAPTION_KEYS = ("caption", "comment")
+SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+# The first that is there counts. "image_id" is a name where there is no other: in STAIR's and TextCaps' kind of lists.
+FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name", "file_path", "filepath", "image_path", "path",
+                  "image_file", "image_filename", "img_path", "img_name", "img", "picture", "photo", "file", "image_id")
+CAPTION_KEYS = ("captions", "caption", "comment", "raw", "sentences", "sentence", "text", "texts", "description")
+NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})s?[ _-]?(\d+)")  # caption_0, caption_1, ...
+MARKS = ("is_rejected", "is_precanned")  # VizWiz: spam, and a ready-made sentence about a bad picture
+URLS = "pictures are urls: fetch them with img2dataset, and give the folder that it writes"
 SPLIT_LIST = re.compile(r"(train|dev|val|test)[^/]*images\.txt$", re.IGNORECASE)  # Flickr_8k.trainImages.txt
+SPLIT_WORDS = "train|training|restval|val|valid|validation|dev|test|testing"
+SPLIT_FOLDER = re.compile(rf"({SPLIT_WORDS})([-_ ]?(set|split|data|images?|captions?|\d+))*", re.IGNORECASE)
+_STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
+# A string that another one follows without a comma, and what numpy and pandas write around strings
+_PRINTED = re.compile(rf"""(?P<text>{_STRING})(?P<next>\s*(?=['"]))?|np\.str_|\barray\b|,\s*dtype=({_STRING}|\w+)""",
+                      re.DOTALL)
 
 
 class NotThereError(ValueError):
@@ -31,7 +42,9 @@ class Row(NamedTuple):
     file_name: Any
     split: Any
     captions: list[Any]
-    image_id: int | None = None  # COCO's own number of the picture
+    image_id: int | str | None = None  # COCO's own number of the picture, as it stands there
+    domain: str | None = None  # nocaps: near-domain, ...
+    folder: str | None = None  # Karpathy's filepath: where file_name lies, which is needed where names are equal
 
 
 Rows = tuple[list[Row], list[str]]  # what every reader gives: the rows, and notes of what it repaired or left out
@@ -53,127 +66,6 @@ class Source(NamedTuple):
     unpack: Callable[[Collection[str], Path], None] | None = None
 
 
-def read_karpathy(path: Path) -> Rows:
-    images = _read_json(path).get("images")
-    if not _have(images, "filename", "sentences") or not all(isinstance(image["sentences"], list) for image in images):
-        raise ValueError(f"{path} is not in Karpathy's layout: "
-                         '{"images": [{"filename", "split", "sentences": [{"raw"}, ...]}, ...]}')
-    return [
-        Row(image["filename"], image.get("split"),
-            [sentence.get("raw") if isinstance(sentence, dict) else None for sentence in image["sentences"]],
-            _number(image.get("cocoid")))
-        for image in images
-    ], []
-
-
-def read_coco(*paths: Path) -> Rows:
-    """COCO's captions_train2014.json, captions_val2014.json, ...: the split stands in the file's name."""
-    rows: list[Row] = []
-    for path in paths:
-        data = _read_json(path)
-        images, annotations = data.get("images"), data.get("annotations")
-        if not _have(images, "id", "file_name") or not _have(annotations, "image_id", "caption"):
-            raise ValueError(f"{path} is not in COCO's layout: "
-                             '{"images": [{"id", "file_name"}, ...], "annotations": [{"image_id", "caption"}, ...]}')
-        refuse_duplicates([str(image["id"]) for image in images], f"{path}, images")
-        refuse_duplicates([str(entry["id"]) for entry in annotations if "id" in entry], f"{path}, annotations")
-        captions: dict[str, list[Any]] = {str(image["id"]): [] for image in images}
-        strangers = [str(entry["image_id"]) for entry in annotations if str(entry["image_id"]) not in captions]
-        refuse(strangers, "caption", path, "of pictures that are not in its list of images")
-        for entry in annotations:
-            captions[str(entry["image_id"])].append(entry["caption"])
-        split = split_in_name(path.name)
-        rows += [Row(image["file_name"], split, captions[str(image["id"])], _number(image["id"])) for image in images]
-    return rows, []
-
-
-def _have(entries: object, *keys: str) -> TypeGuard[list[dict[str, Any]]]:
-    """Whether `entries` is a list of JSON objects that all have these keys."""
-    return isinstance(entries, list) and all(isinstance(entry, dict) and entry.keys() >= set(keys) for entry in entries)
-
-
-def read_jsonl(path: Path) -> Rows:
-    rows: list[Row] = []
-    singles: list[Row] = []
-    for number, line in enumerate(read_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number} is not a JSON object ({error})") from None
-        keys = entry.keys() if isinstance(entry, dict) else set()
-        name = next((key for key in FILE_NAME_KEYS if key in keys), None)
-        if name is None or not {"caption", "captions"} & keys:
-            raise ValueError(f'{path}, line {number}: expected an object with "file_name" (or "image") '
-                             'and "caption" (or "captions")')
-        captions = entry.get("captions", entry.get("caption"))
-        if isinstance(captions, list):
-            rows.append(Row(entry[name], entry.get("split"), captions))
-        else:
-            singles.append(Row(entry[name], entry.get("split"), [captions]))
-    return rows + merged(singles, path), []
-
-
-def read_annotations(path: Path) -> Rows:
-    """The CSV of nlphuji/flickr30k: columns raw (all captions of a picture as a JSON list), split, filename."""
-    text, again = read_text(path), f"delete {path.resolve()} and run again"
-    header, table = csv_table(path, text, again)
-    if not {"raw", "split", "filename"} <= set(header):
-        raise ValueError(f"{path} begins with {text[:60]!r}, not with the columns raw, split, filename; {again}")
-    rows = []
-    for number, line in enumerate(table, start=1):
-        try:
-            captions = json.loads(line["raw"])
-        except json.JSONDecodeError:
-            captions = None
-        if not isinstance(captions, list):
-            raise ValueError(f"{path}, row {number}: the column raw is no JSON list; {again}")
-        rows.append(Row(line["filename"], line["split"], captions))
-    return rows, []
-
-
-def read_csv(path: Path) -> Rows:
-    """captions.csv and Kaggle's captions.txt: comma CSV with a header; captions with commas in double quotes.
-
-    Or tabs between the columns, where quotes mean nothing and a first line with a picture's name needs no header.
-    """
-    text = read_text(path)
-    first = text.partition("\n")[0].split("\t")
-    if len(first) == 2 and first[0].strip().lower().endswith(PICTURE_SUFFIXES):
-        text = "file_name\tcaption\n" + text
-    fix = "a caption holds no tab" if len(first) > 1 else (
-        'a caption with a comma or quotes stands in double quotes, and a quote inside it is doubled ("")')  # fmt: skip
-    header, table = csv_table(path, text, fix, tabs=len(first) > 1)
-    name = next((key for key in FILE_NAME_KEYS if key in header), None)
-    caption = next((key for key in CAPTION_KEYS if key in header), None)
-    if name is None or caption is None:
-        raise ValueError(f"{path} begins with {','.join(header)[:80]!r}: expected a header with the columns image "
-                         "(or file_name), caption and optionally split, separated by commas or tabs")
-    rows = (Row(line[name].strip(), line.get("split", "").strip(), [line[caption]]) for line in table)
-    return merged(rows, path), []
-
-
-def csv_table(path: Path, text: str, fix: str, tabs: bool = False) -> tuple[list[str], list[dict[str, str]]]:
-    """The header, in lower case, and the rows by its names. Raises ValueError, ending in `fix`, where it is no table.
-
-    tabs: these stand between the columns and quotes mean nothing, instead of commas and quotes.
-    """
-    csv.field_size_limit(2**27)  # all captions of a picture may stand in one cell
-    # strict: otherwise a caption that merely opens with a quoted word loses its quotes, and an unclosed quote eats the
-    # lines below
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, delimiter="\t" if tabs else ",",
-                        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL)  # fmt: skip
-    try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        lines = [(reader.line_num, cells) for cells in reader if cells]
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: broken quotes ({error}); {fix}") from None
-    uneven = [f"line {number} ({len(cells)} cells)" for number, cells in lines if len(cells) != len(header)]
-    refuse(uneven, "row", path, f"unlike the header's {len(header)} columns; {fix}")
-    return header, [dict(zip(header, cells, strict=True)) for _, cells in lines]
-
-
 def read_results(path: Path) -> Rows:
     """Kaggle's results.csv. Its one known broken row lacks the second "|" ("name.jpg| 4   A dog ..."): mended."""
     header, *lines = read_text(path).split("\n")
@@ -192,7 +84,13 @@ def read_token(path: Path, *lists: Path) -> Rows:
     """name#k<TAB>caption, and the lists of pictures of each split where there are any."""
     form = r"\s*(?P<key>(?P<name>[^\t]*)#\d+)[^\S\t]*\t(?P<caption>.*)"
     rows = numbered_captions(path, read_text(path).split("\n"), form, "line", "name.jpg#0<TAB>caption")
-    return apply_split_lists(rows, lists) if lists else (rows, [])
+    if lists:
+        return apply_split_lists(rows, lists)
+    # Flickr8k's file calls one picture name.jpg.1; with lists it is in none of them, and left out with a note
+    names = {row.file_name: re.sub(r"(\.jpe?g)\.\d+$", r"\1", row.file_name) for row in rows}
+    mended = [name for name, better in names.items() if name != better]
+    rows = merged((row._replace(file_name=names[row.file_name]) for row in rows), path)
+    return rows, [f"{path.name}: {cases(mended, 'name')} mended, the number behind .jpg left out"] * bool(mended)
 
 
 def numbered_captions(path: Path, lines: Sequence[str], form: str, noun: str, shown: str) -> list[Row]:
@@ -236,28 +134,143 @@ def listed_names(path: Path, known: Collection[str]) -> list[str]:
     return [f"{name}.jpg" if name not in known and f"{name}.jpg" in known else name for name in names]
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file, {} where it is something else."""
+def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list[list[Any]], list[str]]:
+    """The captions in each cell, which may be one text, or a list or object of texts, as such or printed; and notes.
+
+    cells: (where it stands, its content). Raises ValueError with the first case for what is a container without being
+    read as one: objects without a caption, lists cut off (unless no cell is a list and fewer than one in 1,000 is so,
+    as pages of the web have it), and lists without quotes where these are half of all cells (fewer are captions).
+    """
+    found: list[list[Any]] = []
+    kinds: dict[str, list[str]] = {"list": [], "broken": [], "bracketed": []}
+    for where, cell in cells:
+        kind, texts = read_cell(cell)
+        found.append(texts)
+        if kind:
+            kinds[kind].append(where if kind == "list" else f"{where}: {_shown(cell)}")
+    lists, broken, bracketed = kinds.values()
+    if broken and not lists and 1000 * len(broken) < len(cells):
+        return found, [f"{cases(broken, 'caption')} of {len(cells):,} begin like lists of captions and are none"]
+    broken += bracketed if 2 * (len(bracketed) + len(lists)) >= len(cells) > 1 else []
+    refuse(broken, "cell", source, "that should hold several captions cannot be read: write them as a JSON list of "
+           'texts, ["a dog", "the dog"], or one caption a row')  # fmt: skip
+    of_file = f"{source.name}: " if isinstance(source, Path) else ""
+    told = f"{of_file}{cases(lists, 'cell')} of {len(cells):,} hold lists of captions: each text in them is a caption"
+    return found, [told] if lists else []
+
+
+def read_cell(cell: Any) -> tuple[str, list[Any]]:
+    """What a cell is, and its captions: "list", "broken", "bracketed" (text in brackets), or "" for one caption."""
+    if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "(", "{") and not cell.startswith("array("):
+        return "", [cell]  # nearly all are plain texts
+    content = container_in(cell)
+    if content is not None:
+        try:
+            return "list", list(texts_within(content))
+        except LookupError:
+            return "broken", [cell]
+    if not isinstance(cell, str):
+        return "", [cell]
+    in_brackets = re.fullmatch(r"\[.*\]", cell.strip(), re.DOTALL)
+    return "broken" if _is_cut_off(cell) else "bracketed" if in_brackets else "", [cell]
+
+
+def texts_of_rows(rows: Sequence[Row], source: str) -> tuple[list[list[Any]], list[str]]:
+    """`texts_of` for the captions of each row, which may be cells of any reader."""
+    cells, notes = texts_of([(str(row.file_name), cell) for row in rows for cell in row.captions], source)
+    left = iter(cells)
+    return [[text for _ in row.captions for text in next(left)] for row in rows], notes
+
+
+def container_in(cell: Any) -> Any:
+    """The list, tuple or object in a cell, as JSON or Python write it; None where it holds none."""
+    if not isinstance(cell, str):
+        return cell if isinstance(cell, list | tuple | dict) else None
+    text = cell.strip()
+    if not re.match(r"[\[({]|array\(", text) or text[-1] not in "])}":
+        return None
     try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
-    return data if isinstance(data, dict) else {}
+        content = json.loads(text)
+    except ValueError:
+        # literal_eval alone would make one text of two that stand side by side, as numpy prints them.
+        try:
+            content = ast.literal_eval(_PRINTED.sub(_with_comma, text))
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return None
+    is_container = isinstance(content, dict) or (
+        isinstance(content, list | tuple) and not any(isinstance(part, int | float) for part in content))
+    return content if is_container else None
 
 
-def _number(image_id: Any) -> int | None:
-    return image_id if type(image_id) is int else None
+def _with_comma(found: re.Match[str]) -> str:
+    return (found["text"] or "") + ("" if found["next"] is None else ",")
+
+
+def texts_within(content: Any) -> Iterable[Any]:
+    """The captions in a list or object, whatever its depth. Raises LookupError for an object without any."""
+    if isinstance(content, list | tuple):
+        for part in content:
+            yield from texts_within(part)
+    elif isinstance(content, dict) and content:
+        keys = [key for key in ("raw", *CAPTION_KEYS) if key in content][:1] or numbered(content)
+        if not keys:
+            raise LookupError
+        for key in keys:
+            yield from texts_within(content[key])
+    elif not isinstance(content, dict):
+        yield content
+
+
+def numbered(keys: Iterable[str]) -> list[str]:
+    """Those of the keys that are caption_0, caption_1, ... or, where all are, numbers alone; in the numbers' order."""
+    keys = [key for key in keys if isinstance(key, str)]
+    places = {key: int(match[1]) for key in keys if (match := NUMBERED.fullmatch(key))}
+    if not places and all(re.fullmatch(r"\d{1,3}", key) for key in keys):
+        places = {key: int(key) for key in keys}
+    return sorted(places, key=places.__getitem__)
+
+
+def _is_cut_off(cell: str) -> bool:
+    """Whether a cell opens as a list of quoted texts or an object does, without a caption's words after its end."""
+    text = cell.strip()
+    opens = re.match(r"""\[\s*['"{\[]|\{\s*['"]|array\(""", text)
+    return opens is not None and (text[-1] in "]})" or not re.search(r"[\]}]", text))
+
+
+def _shown(cell: Any) -> str:
+    text = cell if isinstance(cell, str) else json.dumps(cell, ensure_ascii=False, default=str)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def without_marked(annotations: Sequence[dict[str, Any]], path: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The annotations that VizWiz's own evaluator reads, and notes of the others."""
+
+    def marked(entry: dict[str, Any], key: str) -> bool:
+        return str(entry.get(key)).lower() in ("true", "1", "1.0")
+
+    counts = {key: sum(marked(entry, key) for entry in annotations) for key in MARKS}
+    used = [entry for entry in annotations if not any(marked(entry, key) for key in MARKS)]
+    told = ", ".join(f"{key} ({count:,})" for key, count in counts.items() if count)
+    return used, [f"{path.name}: {len(annotations) - len(used):,} of {len(annotations):,} captions are marked {told}, "
+                  "left out as the set's own evaluator does"] * bool(told)  # fmt: skip
 
 
 def plain_split(split: object) -> str:
     """A split's name in lower case; "dev" and "validation" are "val"."""
-    return SPLIT_ALIASES.get(str(split).lower(), str(split).lower())
+    return SPLIT_ALIASES.get(str(split).strip().lower(), str(split).strip().lower())
 
 
 def split_in_name(name: str) -> str | None:
     """The split that a file's name or path tells, e.g. captions_val2014.json, train-00000-of-00011.parquet."""
-    found = re.findall(r"(?<![a-z])(train|training|restval|val|valid|validation|dev|test)(?![a-z])", name.lower())
+    found = re.findall(rf"(?<![a-z])({SPLIT_WORDS})(?![a-z])", name.lower())
     return plain_split(found[-1]) if found else None
+
+
+def split_of_path(path: str) -> str | None:
+    """The split of a caption file: of its name, else of the innermost folder that is named after a split."""
+    *folders, name = path.split("/")
+    named = [match[1] for folder in reversed(folders) if (match := SPLIT_FOLDER.fullmatch(folder))]
+    return split_in_name(name) or (plain_split(named[0]) if named else None)
 
 
 def read_text(path: Path) -> str:

@@ -17,7 +17,8 @@ from nanocaption.base import hub
 from nanocaption.base.files import free_bytes, in_units, require_space
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, download, packed
-from nanocaption.prepare.caption_files import Rows, Source, read_annotations
+from nanocaption.prepare.caption_files import Rows, Source
+from nanocaption.prepare.caption_tables import read_annotations
 
 OFFICIAL_ID = "nlphuji/flickr30k"
 OFFICIAL_IDS = (OFFICIAL_ID, "AnyModal/flickr30k")

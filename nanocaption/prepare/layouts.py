@@ -2,35 +2,42 @@
 
 `find(raw_dir)` looks at a folder and gives a `Source` that says which layout it is and why; `read(source, seed)` gives
 one record per picture. Only captions are read: pictures are not looked at, and nothing is created or changed. A new
-layout is a reader and a line in LAYOUTS, or where names do not tell it a function (raw_dir) -> Source and a line in
-OTHERS. Recognised, in this order:
+layout is a reader and a line in LAYOUTS (known by the file's name) or BY_CONTENT (any name), or a function
+(raw_dir) -> Source and a line in OTHERS. They are asked in this order; docs/data.md has a table of all:
 
-1. Karpathy JSON       `dataset_*.json`   images -> filename, split, sentences -> raw
-2. COCO captions JSON  `captions_train2014.json`, `captions_val2014.json`, ...: the split in the file's name
-3. captions.jsonl      one object a line: "file_name" or "image", "caption" or "captions", optional "split"
-4. captions.csv        columns file_name | image | filename, caption, optional split
-5. Hub annotations     `flickr_annotations_30k.csv`   columns raw (JSON list), split, filename
-6. Kaggle captions.txt a comma CSV headed image,caption
-7. Kaggle results.csv  image_name| comment_number| comment
-8. original .token     name#k<TAB>caption, optional lists *trainImages.txt, *devImages.txt, *testImages.txt
-9. parquet             rows with the pictures' bytes, as the Hub keeps them (packed.py)
-10. WebDataset         tar shards of name.jpg with name.txt or name.json (tars.py)
-11. sidecars           name.txt, name.caption or name.json beside each picture (sidecars.py)
+1. LAYOUTS      Karpathy's and COCO's JSON, captions*.jsonl, captions*.csv and .tsv, metadata.* of image folders,
+                flickr_annotations_*.csv, captions*.txt, results.csv, *.token with its split lists
+2. BY_CONTENT   .json, .jsonl, .csv and .tsv of any other name
+3. OTHERS       parquet with the pictures' bytes (packed.py), WebDataset tars (tars.py), texts beside each picture
+                (sidecars.py)
 
-Splits keep their own names, so that "restval" can be chosen with TRAIN_SPLITS; "dev" and "validation" become "val".
+All files of one layout, in RAW_DATA_DIR and below, are one set (joining.py); the others are named. Splits keep their
+own names, so that "restval" can be chosen with TRAIN_SPLITS; "dev" and "validation" become "val".
 """
 
 import functools
 import hashlib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from nanocaption.base.files import is_junk
+from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.data.prepared import Record
-from nanocaption.prepare import archives, caption_files, inventory, packed, sidecars, splits, tars
+from nanocaption.prepare import (
+    archives,
+    caption_files,
+    caption_json,
+    caption_tables,
+    inventory,
+    joining,
+    packed,
+    sidecars,
+    splits,
+    tars,
+)
 from nanocaption.prepare.caption_files import SPLIT_LIST, NotThereError, Row, Rows, Source, refuse
 from nanocaption.prepare.picture_files import plain_name
 
@@ -38,25 +45,37 @@ SPLITS = ("train", "val", "test")
 SPLIT_NAME = r"[\w.-]{1,40}"
 
 
+TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".xlsx", ".xls", ".ods")
+MOST_LOOKED_AT = 200  # files under names of their own; more are one file a picture
+
+
 class Layout(NamedTuple):
     """A layout that is known by the name of its caption file."""
 
     name: str
     pattern: str  # of the file's name
-    read: Callable[..., Rows]  # (path, ...) -> rows and notes
-    by_split: bool = False  # whether several files belong together, one of each split
-    lists: bool = False  # whether the files of SPLIT_LIST beside it are given to `read` as well
+    read: Callable[..., Rows]  # (path, and where `lists` the files of SPLIT_LIST beside it) -> rows and notes
+    several: str = "all"  # how many files may belong together: "all", one "of each split", "one"
+    lists: bool = False
 
 
 LAYOUTS = (
-    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", caption_files.read_karpathy),
-    Layout("COCO captions JSON", r"captions_.*\.json", caption_files.read_coco, by_split=True),
-    Layout("captions.jsonl", r"captions\.jsonl", caption_files.read_jsonl),
-    Layout("captions.csv", r"captions\.csv", caption_files.read_csv),
-    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", caption_files.read_annotations),
-    Layout("Kaggle captions.txt", r"captions\.txt", caption_files.read_csv),
-    Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results),
-    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, lists=True),
+    Layout("Karpathy JSON", r"dataset_(?!infos?\.json).*\.json", caption_json.read_json, "one"),
+    Layout("COCO captions JSON", r"captions_.*\.json", caption_json.read_json, "of each split"),
+    Layout("captions.jsonl", r"(captions.*|metadata)\.jsonl", caption_json.read_jsonl),
+    Layout("captions.csv", r"(captions.*|metadata)\.(csv|tsv)", caption_tables.read_csv),
+    Layout("metadata.parquet", r"metadata\.parquet", caption_json.read_metadata_parquet),
+    Layout("Hub annotations CSV", r"flickr_annotations_\w+\.csv", caption_tables.read_annotations, "one"),
+    Layout("Kaggle captions.txt", r"captions.*\.txt", caption_tables.read_csv),
+    Layout("Kaggle results.csv", r"results\.csv", caption_files.read_results, "one"),
+    Layout("original .token", r"(?!.*lemma).*\.token(\.txt)?", caption_files.read_token, "one", lists=True),
+)
+# Where no name is known: (layout, (path) -> what it is called, or ValueError with why it is none).
+BY_CONTENT = (
+    (Layout("JSON", r".*\.json", caption_json.read_json, "of each split"), caption_json.is_json),
+    (Layout("JSON lines", r".*\.jsonl", caption_json.read_jsonl), caption_json.is_jsonl),
+    (Layout("table", r".*\.(csv|tsv)", caption_tables.read_csv), caption_tables.is_table),
+    (Layout("spreadsheet", r".*\.(xlsx|xls|ods)", caption_tables.read_csv), caption_tables.is_spreadsheet),
 )
 # (raw_dir) -> Source, or None where it is another layout
 OTHERS = (packed.find_parquet, tars.find_webdataset, sidecars.find_sidecars)
@@ -89,59 +108,117 @@ def read(source: Source, seed: int) -> Contents:
 
 
 def find(raw_dir: Path) -> Source:
-    """The captions that lie in `raw_dir`, or one folder below. Raises NotThereError for an unknown layout."""
-    if source := find_caption_files(raw_dir):
-        return source
-    if source := next(filter(None, (find_other(raw_dir) for find_other in OTHERS)), None):
+    """The captions that lie in `raw_dir` or below. Raises NotThereError for an unknown layout."""
+    source, why_not = find_caption_files(raw_dir)
+    if source := source or next(filter(None, (find_other(raw_dir) for find_other in OTHERS)), None):
         return source
     raise NotThereError(
         f"{raw_dir} holds no captions in a known layout. {inventory.describe(raw_dir)}. Give it one of: "
         "captions.csv, captions.jsonl, dataset_*.json (Karpathy), captions_train2014.json (COCO), captions.txt or "
         "results.csv (Kaggle), *.token[.txt] (original), *.parquet with the pictures inside, a WebDataset *.tar, a "
         ".txt of the same name beside each picture, or a .zip or .tar of pictures and captions"
+        + "".join(f"; not read: {reason}" for reason in why_not[:3])
     )
 
 
-def find_caption_files(raw_dir: Path) -> Source | None:
-    """The first of LAYOUTS in `raw_dir`, or else in the first folder directly below it that has any."""
+def find_caption_files(raw_dir: Path) -> tuple[Source | None, list[str]]:
+    """All files of one layout in `raw_dir` and below, and where there are none why the others hold no captions.
+
+    The layout is the one whose files lie least deep, of several there the first of LAYOUTS.
+    """
     if raw_dir.is_file():
-        return None
+        return None, []
     if not raw_dir.is_dir():
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r}: no such folder; give the one with pictures and captions")
-    folders = sorted(path for path in raw_dir.iterdir() if path.is_dir() and not is_junk(path.name))
-    return next(filter(None, map(caption_files_in, [raw_dir, *folders])), None)
-
-
-def caption_files_in(folder: Path) -> Source | None:
-    """The first of LAYOUTS directly in a folder."""
-    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not is_junk(path.name))
-    found = [(layout, its) for layout in LAYOUTS if (its := names_of(layout, folder, names))]
+    files = caption_candidates(raw_dir)
+    found = known_by_name(files)
     if not found:
-        return None
-    layout, its = found[0]
-    files = [folder / name for name in [*its, *(name for name in names if layout.lists and SPLIT_LIST.search(name))]]
-    why = f"{', '.join(its)} stands in {folder}"
-    if len(found) > 1:
-        unread = ", ".join(name for _, theirs in found[1:] for name in theirs)
-        why += f" (first of the known layouts; not read: {unread})"
-    return Source(layout.name, why, ", ".join(map(str, files)), files, functools.partial(layout.read, *files))
+        found, why_not = recognised(raw_dir, files)
+        if not found:
+            return None, why_not
+    depths = {key: min(file.count("/") for file in its) for key, its in found.items()}
+    (layout, name), depth = min(depths.items(), key=lambda item: item[1])  # the first of equals
+    its = [file for file in found[layout, name] if layout.several == "all" or file.count("/") == depth]
+    return source_of(raw_dir, layout, name, its, [file for file in files if file not in set(its)]), []
 
 
-def names_of(layout: Layout, folder: Path, names: Sequence[str]) -> list[str]:
-    """The files of a layout among the `names` in a folder. Raises ValueError for several that are not of one set."""
-    matching = [name for name in names if re.fullmatch(layout.pattern, name)]
-    # Two files of one split are of different years.
-    allowed = len({caption_files.split_in_name(name) for name in matching}) if layout.by_split else 1
-    if len(matching) > allowed:
-        raise ValueError(f"{folder} holds {len(matching)} files of the layout {layout.name} "
-                         f"({', '.join(matching)}): keep the one that belongs to the pictures")
-    return matching
+def known_by_name(files: Sequence[str]) -> dict[tuple[Layout, str], list[str]]:
+    named = [(layout, [file for file in files if has_pattern(layout, file)]) for layout in LAYOUTS]
+    return {(layout, layout.name): its for layout, its in named if its}
+
+
+def has_pattern(layout: Layout, file: str) -> bool:
+    return re.fullmatch(layout.pattern, file.rpartition("/")[2], re.IGNORECASE) is not None
+
+
+def caption_candidates(raw_dir: Path) -> list[str]:
+    """The files in `raw_dir` and below that may hold captions of many pictures, by their names.
+
+    Not: what has a picture of the same name beside it, which is about that one.
+    """
+    found = []
+    for _, group in itertools.groupby(walk_files(raw_dir), key=lambda path: path.rpartition("/")[0]):
+        paths = [*group]
+        stems = {path.rpartition(".")[0] for path in paths if path.lower().endswith(PICTURE_SUFFIXES)}
+        found += [path for path in paths if may_hold_captions(path) and path.rpartition(".")[0] not in stems]
+    return found
+
+
+def may_hold_captions(name: str) -> bool:
+    last = PurePosixPath(name).name
+    return last.lower().endswith(TABLE_SUFFIXES) or any(has_pattern(layout, last) for layout in LAYOUTS)
+
+
+def recognised(raw_dir: Path, files: Sequence[str]) -> tuple[dict[tuple[Layout, str], list[str]], list[str]]:
+    """Files of captions under any name: (layout, what it is called) -> files, in the order of BY_CONTENT; why not."""
+    found: dict[tuple[Layout, str], list[str]] = {}
+    why_not = []
+    for layout, is_one in BY_CONTENT:
+        its = [file for file in files if has_pattern(layout, file)]
+        if len(its) > MOST_LOOKED_AT:
+            why_not.append(f"{cases(its, 'file')}, more than are looked at one by one; put the captions into one file")
+            continue
+        for file in its:
+            try:
+                found.setdefault((layout, is_one(raw_dir / file)), []).append(file)
+            except ValueError as error:
+                why_not.append(str(error))
+    return found, why_not
+
+
+def source_of(raw_dir: Path, layout: Layout, name: str, files: Sequence[str], unread: Sequence[str]) -> Source:
+    """The source that these files are. Raises ValueError for several that are not of one set."""
+    # Two files of one split are of different years, and the sets of Karpathy are three.
+    splits = {caption_files.split_of_path(file) for file in files}
+    allowed = {"one": 1, "of each split": len(splits)}.get(layout.several, len(files))
+    if len(files) > allowed:
+        raise ValueError(f"{raw_dir} holds {len(files)} files of the layout {name} ({', '.join(files[:10])}): keep the "
+                         "one that belongs to the pictures")
+    folders = sorted({file.rpartition("/")[0] for file in files})
+    if len(folders) == 1:
+        why = f"{all_or_cases([file.rpartition('/')[2] for file in files])} stands in {raw_dir / folders[0]}"
+    else:
+        why = f"{all_or_cases(files)} stand in {raw_dir}"
+    if unread:
+        why += f" (first of the known layouts; not read: {all_or_cases(unread)}; {len(unread)} in all)"
+    lists = {folder: sorted(path for path in (raw_dir / folder).iterdir() if SPLIT_LIST.search(path.name))
+             for folder in folders if layout.lists}  # fmt: skip
+    paths = [*(raw_dir / file for file in files), *(path for its in lists.values() for path in its)]
+    readers = {file: functools.partial(layout.read, raw_dir / file, *lists.get(file.rpartition("/")[0], ()))
+               for file in files}  # fmt: skip
+    may_draw = not layout.pattern.startswith("captions_")  # COCO's files come one by one
+    return Source(name, why, all_or_cases([*map(str, paths)]), paths,
+                  functools.partial(joining.read_files, raw_dir, readers, may_draw))  # fmt: skip
+
+
+def all_or_cases(files: Sequence[str]) -> str:
+    return ", ".join(files) if len(files) <= 10 else cases(files, "file")
 
 
 def is_caption_file(name: str) -> bool:
     """Whether a file of this name may be needed to read some layout."""
     last = PurePosixPath(name).name
-    known = any(re.fullmatch(layout.pattern, last) for layout in LAYOUTS) or SPLIT_LIST.search(last) is not None
+    known = may_hold_captions(name) or SPLIT_LIST.search(last) is not None
     return known or last.lower().endswith(sidecars.TEXT_ENDINGS)
 
 
@@ -172,7 +249,7 @@ def captions_digest(raw_dir: Path) -> str:
 def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Record], list[str]]:
     """Rows of any source -> records {"file_name", "split", "captions"} fit for captions.json, and notes.
 
-    Those of COCO have their "image_id" as well.
+    Those of COCO have their "image_id" as well, number or text as it came, and those of nocaps their "domain".
     File names become relative paths with "/"; captions stay as they are, text or not: check.py cleans them. Raises
     ValueError naming `source`, the first cases and their count.
     """
@@ -182,17 +259,24 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     names = [str(plain_name(row.file_name)) for row in rows]
     caption_files.refuse_duplicates(names, source)
     of_rows, notes = splits_of(names, rows, seed, source)
-    records: list[Record] = []
-    for name, row, split in zip(names, rows, of_rows, strict=True):
-        records.append({"file_name": name, "split": split, "captions": list(row.captions)})
-        if row.image_id is not None:
-            records[-1]["image_id"] = row.image_id
+    captions, more = caption_files.texts_of_rows(rows, source)
+    records = [record_of(*parts) for parts in zip(rows, names, of_rows, captions, strict=True)]
+    notes += more
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
     absent = [split for split in SPLITS if split not in of_rows]
     if absent:
         notes.append(f"the source has no {' and no '.join(absent)} pictures, kept as it is")
     return records, notes
+
+
+def record_of(row: Row, name: str, split: str, captions: list[str]) -> Record:
+    record: Record = {"file_name": name, "split": split, "captions": captions}
+    if row.image_id is not None:
+        record["image_id"] = row.image_id
+    if isinstance(row.domain, str):
+        record["domain"] = row.domain
+    return record
 
 
 def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str) -> tuple[list[str], list[str]]:

@@ -191,7 +191,7 @@ def test_unsafe_file_names_are_refused(name):
     ("dataset_x.json", '{"images": {"a": 1}}', "not in Karpathy's layout"),
     ("dataset_x.json", '{"images": []}', "gives no picture with a caption"),
     ("captions.jsonl", '{"image": "a.jpg", "caption": "a"}\n{"image": ', "line 2 is not a JSON object"),
-    ("captions.jsonl", '{"picture": "a.jpg", "caption": "a"}', 'line 1: expected an object with "file_name"'),
+    ("captions.jsonl", '{"thing": "a dog", "caption": "a"}', 'line 1: expected an object with "file_name"'),
     ("captions.jsonl", '{"image": "a.jpg", "captions": ["a"], "split": "val"}\n' * 2, r"1 id \(a.jpg\) given more"),
     ("captions.csv", "name;text\na.jpg;a dog\n", "begins with 'name;text': expected a header"),
     ("captions.csv", "image,caption\na.jpg,a dog, a cat\n", r"1 row \(line 2 \(3 cells\)\)"),
