@@ -8,8 +8,10 @@ import torch
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn
+from nanocaption.data.order import deal, packed
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.train.losses import caption_objective
+from nanocaption.train.steps import whole_steps
 
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
@@ -56,14 +58,25 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return found
 
 
+def most_pictures(settings: Settings, train_set: ImageTextDataset) -> int:
+    """In a batch of the first epoch: more than BATCH_SIZE / CAPTIONS_PER_IMAGE where pictures have fewer captions."""
+    ranks, steps = devices.world_size(), whole_steps(settings, train_set, epoch=0)
+    return max(len(batch) for step in steps for own in deal(step, ranks) for batch in packed(own, settings.BATCH_SIZE))
+
+
 def _fits(
     images: int, together: int, settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset,
     device: torch.device,
 ) -> bool:  # fmt: skip
-    """Whether a step over so many images, with the longest captions there are, leaves room for the optimizer."""
-    longest = max(range(len(train_set)), key=lambda image: sum(map(len, train_set.token_ids[image])))
-    captions = tuple(range(len(train_set.token_ids[longest])))[:together]
-    batch = collate_fn([train_set[(longest, captions)]] * images)
+    """Whether images * together captions, all as the longest there is, leave room for the optimizer."""
+    captions = images * together
+    pictures = most_pictures(settings.replace(BATCH_SIZE=captions), train_set)
+    longest, place = max(
+        ((image, place) for image, ids in enumerate(train_set.token_ids) for place in range(len(ids))),
+        key=lambda pair: len(train_set.token_ids[pair[0]][pair[1]]),
+    )
+    shares = [captions // pictures + (number < captions % pictures) for number in range(pictures)]
+    batch = collate_fn([train_set[(longest, (place,) * share)] for share in shares])
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
