@@ -25,8 +25,8 @@ DECODER_LAYERS = 3
 DECODER_FF_DIM = 1024
 DECODER_DROPOUT = 0.2
 
-NUM_EPOCHS = 15
-BATCH_SIZE = 100
+NUM_EPOCHS = "auto"  # by the number of pictures, as the next; the start prints both
+BATCH_SIZE = "auto"
 LEARNING_RATE = 1e-3
 WARMUP_RATIO = 0.05
 EARLY_STOPPING_PATIENCE = 3

@@ -16,18 +16,22 @@ from nanocaption.train.steps import whole_steps
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
 STEPS_AN_EPOCH = 100  # at least: a larger batch learns less per epoch
+FEWEST_CAPTIONS = 20  # however small the set is: fewer learn no more per epoch, and take longer
 
 
 def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset, device: torch.device) -> int:
     """BATCH_SIZE in captions: the most that fits, doubled from one image on, on the first process's GPU.
 
-    Tried with the longest captions of the set. No larger than leaves STEPS_AN_EPOCH steps. Raises SystemExit where not
-    even one image fits.
+    Tried with the longest caption of the set. No larger than leaves STEPS_AN_EPOCH steps, but FEWEST_CAPTIONS for all
+    processes and micro-batches together. Raises SystemExit where not even one image fits.
     """
     together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in train_set.token_ids))
     captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
-    per_step = settings.GRAD_ACCUM_STEPS * devices.world_size() * STEPS_AN_EPOCH
-    most = max(1, captions // (together * per_step))
+    parts = settings.GRAD_ACCUM_STEPS * devices.world_size()
+    per_step = max(FEWEST_CAPTIONS, captions // STEPS_AN_EPOCH)
+    most, limit = max(1, per_step // (together * parts)), f"leave an epoch {STEPS_AN_EPOCH} steps"
+    if per_step == FEWEST_CAPTIONS:
+        limit = f"suit so small a set ({captions:,} captions)"
     if device.type == "cuda":
         images, bound = 0, "fit"
         if devices.rank() == 0:
@@ -42,7 +46,7 @@ def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextData
         )
     found = max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
     devices.console(
-        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch {STEPS_AN_EPOCH} steps"
+        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and {limit}"
     )
     return found
 

@@ -39,7 +39,7 @@ from nanocaption.runs.folder import (
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
-from nanocaption.train import batch_size, optim, sharding
+from nanocaption.train import amount, batch_size, optim, sharding
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
 
@@ -150,6 +150,8 @@ def prepare(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
+    if settings.NUM_EPOCHS == "auto":
+        settings = settings.replace(NUM_EPOCHS=amount.choose_epochs(len(whole_steps(settings, sets["train"], epoch=0))))
     optimizer = make_optimizer(settings, model, folder, device)
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
@@ -345,6 +347,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
     devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")
+    for note in amount.warnings(settings, len(run.train_set), len(run.val_set)):
+        devices.console(note)
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
