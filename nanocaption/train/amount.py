@@ -5,7 +5,8 @@ from nanocaption.base.settings import Settings
 
 STEPS = 3000  # of a whole run: a small set shows its pictures more often
 FEWEST_EPOCHS, MOST_EPOCHS = 8, 20
-FROM_SCRATCH, PRETRAINED = 5000, 1000  # training pictures below which captions say little of the picture
+# Training pictures below which captions say little of the picture. Rough: measured were 180 and 5,900 (LOG.md).
+FROM_SCRATCH, PRETRAINED = 5000, 1000
 TO_JUDGE = 20  # validation pictures
 
 
@@ -13,8 +14,8 @@ def choose_epochs(steps_per_epoch: int) -> int:
     """As many epochs as make about STEPS steps, within the two bounds; printed."""
     epochs = min(MOST_EPOCHS, max(FEWEST_EPOCHS, round(STEPS / steps_per_epoch)))
     devices.console(
-        f"NUM_EPOCHS = 'auto': {epochs} epochs of {steps_per_epoch} steps, for about {STEPS:,} steps in all (from "
-        f"{FEWEST_EPOCHS} to {MOST_EPOCHS} epochs)"
+        f"NUM_EPOCHS = 'auto': {epochs} epochs of {steps_per_epoch} steps, as many as make {STEPS:,} steps, from "
+        f"{FEWEST_EPOCHS} to {MOST_EPOCHS}"
     )
     return epochs
 
@@ -28,8 +29,8 @@ def warnings(settings: Settings, train: int, val: int) -> list[str]:
         notes.append(
             f"WARNING: {train:,} training pictures are too few {'from scratch' if scratch else 'for a new decoder'}: "
             f"below about {enough:,} photographs captions are fluent and mostly wrong. What works: start from a "
-            "captioner that was trained on more, with the recipe that it was trained with and "
-            "--init-checkpoint-path ITS_CHECKPOINT."
+            "captioner that was trained on more, --init-checkpoint-path ITS_CHECKPOINT with the settings of its model, "
+            "and a lower --learning-rate, e.g. 2e-4."
         )
     if val < TO_JUDGE:
         notes.append(
