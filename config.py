@@ -63,7 +63,7 @@ GRADIENT_CHECKPOINTING: bool = False  # a trained encoder keeps less for the bac
 FSDP: bool = False  # torchrun: spread weights and optimizer over the GPUs, for models that one card cannot hold
 PROFILE: bool = False  # train no run: time 20 steps, print where the time goes, and leave
 DETERMINISTIC: bool = False  # only operations that repeat to the bit: for exact resumes on CUDA, where it costs speed
-NUM_EPOCHS: int = 12  # an epoch visits each image-caption pair once (or as its set's weight in DATASET says)
+NUM_EPOCHS: int | Literal["auto"] = 12  # an epoch visits each pair once (or as its set's weight says); auto: by size
 BATCH_SIZE: int | Literal["auto"] = 80  # image-caption pairs per forward pass and process; auto = what a GPU can hold
 CAPTIONS_PER_IMAGE: int = 5  # captions that share one encoder pass in a batch; 1 = one row per pair
 GRAD_ACCUM_STEPS: int = 1  # forward passes per optimizer step

@@ -36,7 +36,7 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
-from nanocaption.data.order import Group, chunks, in_order, seed_of
+from nanocaption.data.order import Group, in_order, number_of_captions, packed, seed_of
 from nanocaption.export.uploads import check_hub, uploads
 from nanocaption.model.options import GREEDY
 from nanocaption.runs import signals
@@ -49,9 +49,10 @@ from nanocaption.train import profile, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
 from nanocaption.train.losses import caption_objective
 from nanocaption.train.optim import set_learning_rates
-from nanocaption.train.setup import Progress, Run, find_start, images_per_batch, own_folder, prepare, steps_of_epoch
+from nanocaption.train.setup import Progress, Run, find_start, own_folder, prepare
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
+from nanocaption.train.steps import steps_of_epoch, whole_steps
 from nanocaption.use.captioning import caption_batches
 
 
@@ -203,7 +204,7 @@ def evaluate(run: Run) -> float:
     run.model.eval()
     groups = in_order([len(ids) for ids in run.val_set.token_ids])
     mine = groups[devices.rank() :: devices.world_size()]
-    batches = chunks(mine, images_per_batch(settings, run.val_set))
+    batches = packed(mine, settings.BATCH_SIZE)
     loader = iter(make_loader(run.val_set, batches, settings.NUM_WORKERS))
     objective = caption_objective()
     losses, tokens = [], 0
@@ -355,8 +356,8 @@ def out_of_patience(run: Run, progress: Progress) -> bool:
 def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
     captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
-    done = steps_of_epoch(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
-    in_epoch = sum(len(ids) for step in done for batch in step for _, ids, *_ in batch) * devices.world_size()
+    done = whole_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
+    in_epoch = sum(map(number_of_captions, done))
     return tqdm(
         total=captions * run.settings.NUM_EPOCHS, initial=captions * progress.epoch + in_epoch, unit="caption",
         smoothing=0.05, mininterval=0.5 if sys.stderr.isatty() else 20, dynamic_ncols=True,

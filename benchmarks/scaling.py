@@ -47,7 +47,8 @@ from nanocaption.prepare.store import bring, write_set  # noqa: E402
 from nanocaption.runs import signals  # noqa: E402
 from nanocaption.runs.folder import check_writable, new_folder  # noqa: E402
 from nanocaption.runs.resume import Start  # noqa: E402
-from nanocaption.train.setup import Progress, Run, prepare, steps_of_epoch  # noqa: E402
+from nanocaption.train.setup import Progress, Run, prepare  # noqa: E402
+from nanocaption.train.steps import steps_of_epoch  # noqa: E402
 
 SIZES = (200, 2_000, 29_000)  # images, 5 captions each
 VALIDATION = 20  # images

@@ -46,7 +46,8 @@ class State(TypedDict, total=False):
     step_in_epoch: int
     validations_without_gain: int
     nonfinite_in_a_row: int
-    groups_per_step: int
+    captions_per_step: int
+    groups_per_step: int  # in its place in earlier checkpoints
     steps_per_epoch: int
     wandb_run_id: str | None
     saved_at: float  # seconds since 1970

@@ -1,16 +1,19 @@
 """The order of an epoch: a pure function of (seed, epoch), so that a resume finds its place
 without replaying anything."""
 
+import collections
 import hashlib
+import itertools
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TypeVar
 
 # (image, its captions that travel together), numbers within the data set; and, where a weight brings the image again
 # in one epoch, which time this is, from 1.
 Group = tuple[int, tuple[int, ...]] | tuple[int, tuple[int, ...], int]
 T = TypeVar("T")
+AHEAD = 32  # groups among which one is looked for that fills a step
 
 
 def epoch_groups(
@@ -70,24 +73,86 @@ def in_order(caption_counts: Sequence[int]) -> list[Group]:
 
 
 def epoch_steps(
-    groups: Sequence[Group], batch_size: int, accumulate: int, rank: int = 0, ranks: int = 1
-) -> list[list[Sequence[Group]]]:
-    """The optimizer steps of an epoch for one process: per step its micro-batches, each a list of groups.
+    caption_counts: Sequence[int], per_image: int, per_step: int, seed: int, epoch: int,
+    weights: Sequence[float] | None = None,
+) -> list[list[Group]]:  # fmt: skip
+    """The groups of an epoch, see epoch_groups, as its optimizer steps: in their order until `per_step` captions are
+    there, however many pictures that takes.
 
-    A step has `accumulate` micro-batches; the last one may have fewer, and one more where a rest joined it.
-
-    batch_size: groups per micro-batch. A step takes the next ranks * accumulate * batch_size groups, dealt out to the
-    ranks, so that the order of the data does not depend on their number. A rest too small to give every rank something
-    joins the step before. Raises ValueError where there are fewer groups than ranks.
+    A pure function of its arguments, with equally many steps in every epoch. Step k ends where the captions so far
+    reach k targets (`step_target`), so that one step's excess is the next one's lack, and no step exceeds the target
+    by a group. A group that would do so waits where one of the next AHEAD groups fits in. A rest smaller than a group
+    joins the last step. Where weights are fractions, epochs differ in captions, and the targets are stretched to fit.
     """
-    if len(groups) < ranks:
-        raise ValueError(f"{len(groups)} groups of captions cannot be dealt out to {ranks} processes.")
-    per_step = ranks * accumulate * batch_size
-    steps = [list(step) for step in chunks(groups, per_step)]
-    if len(steps[-1]) < ranks:
-        rest = steps.pop()
-        steps[-1] += rest
-    return [chunks(step[rank::ranks], batch_size) for step in steps]
+    groups = epoch_groups(caption_counts, per_image, seed, epoch, weights)
+    captions = usual = number_of_captions(groups)
+    if any(weight % 1 for weight in weights or ()):
+        usual = number_of_captions(epoch_groups(caption_counts, per_image, seed, 0, weights))
+    target = step_target(caption_counts, per_image, per_step)
+    number = max(1, usual // target + (usual % target >= max(group_sizes(caption_counts, per_image))))
+    pending, steps, taken = collections.deque(groups), [], 0
+    for left in range(number - 1, 0, -1):  # steps after this one, each needs a group
+        goal, step = (number - left) * target * captions // usual, []
+        while not step or (taken < goal and len(pending) > left):
+            near = itertools.islice(pending, AHEAD)
+            place = next((place for place, group in enumerate(near) if len(group[1]) <= goal - taken), 0)
+            step.append(pending[place])
+            taken += len(pending[place][1])
+            del pending[place]
+        steps.append(step)
+    return [*steps, list(pending)]
+
+
+def step_target(caption_counts: Sequence[int], per_image: int, per_step: int) -> int:
+    """How many captions a step aims at: `per_step`, or a little less where whole groups cannot fill that.
+
+    So a step of 24 captions takes four pictures of five, and not five and four in turn.
+    """
+    sizes = group_sizes(caption_counts, per_image)
+    return max(per_step - per_step % math.gcd(*sizes), max(sizes))
+
+
+def group_sizes(caption_counts: Sequence[int], per_image: int) -> set[int]:
+    return {size for count in caption_counts for size in (min(count, per_image), count % per_image) if size}
+
+
+def deal(step: Sequence[Group], ranks: int) -> list[list[Group]]:
+    """The groups of a step for each process, in their order, with about equally many captions.
+
+    A last step of fewer groups than processes leaves some without any. The steps do not depend on the number of
+    processes, and with equally large groups process r has every `ranks`-th, from the r-th on.
+    """
+    places: list[list[int]] = [[] for _ in range(ranks)]
+    loads = [0] * ranks
+    for place in sorted(range(len(step)), key=lambda place: -len(step[place][1])):  # the largest first
+        rank = loads.index(min(loads))
+        places[rank].append(place)
+        loads[rank] += len(step[place][1])
+    return [[step[place] for place in sorted(own)] for own in places]
+
+
+def packed(groups: Sequence[Group], size: int) -> list[list[Group]]:
+    """The groups in batches of at most `size` captions (one group alone may have more), each into the first with room.
+
+    Equally large groups stay in their order.
+    """
+    batches: list[list[Group]] = []
+    room: dict[int, int] = {}  # of the batches that are not full
+    for group in groups:
+        captions = len(group[1])
+        batch = next((batch for batch, free in room.items() if captions <= free), len(batches))
+        if batch == len(batches):
+            batches.append([])
+            room[batch] = size
+        batches[batch].append(group)
+        room[batch] -= captions
+        if room[batch] <= 0:
+            del room[batch]
+    return batches
+
+
+def number_of_captions(groups: Iterable[Group]) -> int:
+    return sum(len(captions) for _, captions, *_ in groups)
 
 
 def seed_of(*parts: object) -> int:

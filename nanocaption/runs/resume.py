@@ -73,8 +73,9 @@ def _resume(path: Path, saved: State, settings: Settings, notes: Sequence[str] =
     """
     keep = unchanged_since(settings, saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH"}
     settings = settings.on({name: saved["config"][name] for name in keep if name in saved["config"]})
-    if settings.BATCH_SIZE == "auto":  # asked for again: what was found at the start stays
-        settings = settings.replace(BATCH_SIZE=saved["config"]["BATCH_SIZE"])
+    for name in ("BATCH_SIZE", "NUM_EPOCHS"):
+        if settings.values[name] == "auto":  # asked for again: what was found at the start stays
+            settings = settings.replace(**{name: saved["config"][name]})
     processes = saved.get("environment", {}).get("processes", 1)
     old = (saved["config"]["BATCH_SIZE"], saved["config"]["GRAD_ACCUM_STEPS"], processes)
     new = (settings.BATCH_SIZE, settings.GRAD_ACCUM_STEPS, devices.world_size_of_environment())

@@ -8,24 +8,30 @@ import torch
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn
+from nanocaption.data.order import deal, packed
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.train.losses import caption_objective
+from nanocaption.train.steps import whole_steps
 
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
 STEPS_AN_EPOCH = 100  # at least: a larger batch learns less per epoch
+FEWEST_CAPTIONS = 20  # however small the set is: fewer learn no more per epoch, and take longer
 
 
 def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset, device: torch.device) -> int:
     """BATCH_SIZE in captions: the most that fits, doubled from one image on, on the first process's GPU.
 
-    Tried with the longest captions of the set. No larger than leaves STEPS_AN_EPOCH steps. Raises SystemExit where not
-    even one image fits.
+    Tried with the longest caption of the set. No larger than leaves STEPS_AN_EPOCH steps, but FEWEST_CAPTIONS for all
+    processes and micro-batches together. Raises SystemExit where not even one image fits.
     """
     together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in train_set.token_ids))
     captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
-    per_step = settings.GRAD_ACCUM_STEPS * devices.world_size() * STEPS_AN_EPOCH
-    most = max(1, captions // (together * per_step))
+    parts = settings.GRAD_ACCUM_STEPS * devices.world_size()
+    per_step = max(FEWEST_CAPTIONS, captions // STEPS_AN_EPOCH)
+    most, limit = max(1, per_step // (together * parts)), f"leave an epoch {STEPS_AN_EPOCH} steps"
+    if per_step == FEWEST_CAPTIONS:
+        limit = f"suit so small a set ({captions:,} captions)"
     if device.type == "cuda":
         images, bound = 0, "fit"
         if devices.rank() == 0:
@@ -40,7 +46,7 @@ def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextData
         )
     found = max(settings.CAPTIONS_PER_IMAGE, images * together)  # no smaller one is a setting
     devices.console(
-        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and leave an epoch {STEPS_AN_EPOCH} steps"
+        f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and {limit}"
     )
     return found
 
@@ -56,14 +62,25 @@ def largest(fits: Callable[[int], bool], most: int) -> int:
     return found
 
 
+def most_pictures(settings: Settings, train_set: ImageTextDataset) -> int:
+    """In a batch of the first epoch: more than BATCH_SIZE / CAPTIONS_PER_IMAGE where pictures have fewer captions."""
+    ranks, steps = devices.world_size(), whole_steps(settings, train_set, epoch=0)
+    return max(len(batch) for step in steps for own in deal(step, ranks) for batch in packed(own, settings.BATCH_SIZE))
+
+
 def _fits(
     images: int, together: int, settings: Settings, model: ImageToTextModel, train_set: ImageTextDataset,
     device: torch.device,
 ) -> bool:  # fmt: skip
-    """Whether a step over so many images, with the longest captions there are, leaves room for the optimizer."""
-    longest = max(range(len(train_set)), key=lambda image: sum(map(len, train_set.token_ids[image])))
-    captions = tuple(range(len(train_set.token_ids[longest])))[:together]
-    batch = collate_fn([train_set[(longest, captions)]] * images)
+    """Whether images * together captions, all as the longest there is, leave room for the optimizer."""
+    captions = images * together
+    pictures = most_pictures(settings.replace(BATCH_SIZE=captions), train_set)
+    longest, place = max(
+        ((image, place) for image, ids in enumerate(train_set.token_ids) for place in range(len(ids))),
+        key=lambda pair: len(train_set.token_ids[pair[0]][pair[1]]),
+    )
+    shares = [captions // pictures + (number < captions % pictures) for number in range(pictures)]
+    batch = collate_fn([train_set[(longest, (place,) * share)] for share in shares])
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)

@@ -21,8 +21,9 @@ from nanocaption.runs import signals
 from nanocaption.runs.log import write_row
 from nanocaption.runs.resume import Start
 from nanocaption.train.losses import caption_objective
-from nanocaption.train.setup import Run, prepare, steps_of_epoch
+from nanocaption.train.setup import Run, prepare
 from nanocaption.train.step import Mark, accumulate_gradients, read_found, take_update
+from nanocaption.train.steps import steps_of_epoch
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode

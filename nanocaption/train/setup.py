@@ -19,7 +19,7 @@ from nanocaption.base.tensors import State, check_fits
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
-from nanocaption.data.order import Group, epoch_groups, epoch_steps, seed_of
+from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
 from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
@@ -40,8 +40,9 @@ from nanocaption.runs.folder import (
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
-from nanocaption.train import batch_size, optim, sharding
+from nanocaption.train import amount, batch_size, optim, sharding
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
+from nanocaption.train.steps import caption_counts, captions_together, whole_steps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -70,7 +71,7 @@ class Run:
 class Plan(NamedTuple):
     """How the pictures make up steps, and the learning rate of each."""
 
-    groups_per_step: int
+    captions_per_step: int  # that a step aims at
     schedule: optim.Schedule
     encoder_share: float  # of its learning rate
 
@@ -157,13 +158,16 @@ def prepare(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
+    if settings.NUM_EPOCHS == "auto":
+        settings = settings.replace(NUM_EPOCHS=amount.choose_epochs(len(whole_steps(settings, sets["train"], epoch=0))))
     optimizer = make_optimizer(settings, model, folder, device)
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
-    progress = restore(saved, settings, optimizer, scaler, plan, now) if saved else Progress()
+    counts = caption_counts(sets["train"])
+    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else Progress()
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
-        "groups_per_step": plan.groups_per_step,
+        "captions_per_step": plan.captions_per_step,
         "steps_per_epoch": plan.schedule.steps_per_epoch,
         "scheduler_state_dict": plan.schedule._asdict(),
         "config": dict(settings.values),
@@ -275,7 +279,7 @@ def make_optimizer(
 
 def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | None) -> Plan:
     """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
-    steps_per_epoch = len(steps_of_epoch(settings, train_set, epoch=0))
+    steps_per_epoch = len(whole_steps(settings, train_set, epoch=0))
     total_steps = settings.NUM_EPOCHS * steps_per_epoch
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
@@ -285,10 +289,10 @@ def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | No
         steps_per_epoch=steps_per_epoch, warmup_lr=settings.WARMUP_LR, min_lr=settings.MIN_LR,
         decay_rate=settings.LR_DECAY_RATE,
     )  # fmt: skip
-    groups_per_step = images_per_batch(settings, train_set) * settings.GRAD_ACCUM_STEPS * devices.world_size()
+    target = step_target(caption_counts(train_set), settings.CAPTIONS_PER_IMAGE, captions_together(settings))
     own = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
-    return Plan(groups_per_step, schedule, encoder_share)
+    return Plan(target, schedule, encoder_share)
 
 
 def restore(
@@ -297,21 +301,16 @@ def restore(
     optimizer: torch.optim.AdamW,
     scaler: torch.amp.GradScaler,
     plan: Plan,
+    counts: Sequence[int],
     now: Mapping[str, object],
 ) -> Progress:
     """Put back all but the weights; SystemExit, before anything is, where its steps are not those of this start.
 
-    now: the environment, whose differences from the saved one are told.
+    counts: captions of each picture. now: the environment, whose differences from the saved one are told.
     """
     fields: dict[str, Any] = {name: saved.get(name, default) for name, default in Progress._field_defaults.items()}
     progress = Progress(**fields)
-    steps = {"groups_per_step": plan.groups_per_step, "steps_per_epoch": plan.schedule.steps_per_epoch}
-    changed = [f"{name} {saved.get(name)} -> {value}" for name, value in steps.items() if saved.get(name) != value]
-    if changed:
-        raise SystemExit(
-            f"The steps would hold other pictures ({', '.join(changed)}): with these BATCH_SIZE, GRAD_ACCUM_STEPS and "
-            "number of processes the pictures cannot be dealt out as before. Use those of the run."
-        )
+    check_steps(saved, settings, plan, counts)
     if progress.epoch * plan.schedule.steps_per_epoch + progress.step_in_epoch != progress.step:
         raise SystemExit(
             f"The checkpoint stands at step {progress.step}, after {progress.epoch} epochs and "
@@ -323,6 +322,25 @@ def restore(
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
     return progress
+
+
+def check_steps(saved: State, settings: Settings, plan: Plan, counts: Sequence[int]) -> None:
+    """SystemExit where a step would hold other pictures than in the run that saved.
+
+    Earlier checkpoints count groups, not captions: their steps are these where all groups are equally large.
+    """
+    captions = saved.get("captions_per_step")
+    if captions is None and len(sizes := group_sizes(counts, settings.CAPTIONS_PER_IMAGE)) == 1:
+        captions = saved["groups_per_step"] * sizes.pop()
+    steps = {"captions_per_step": plan.captions_per_step, "steps_per_epoch": plan.schedule.steps_per_epoch}
+    before = {"captions_per_step": captions, "steps_per_epoch": saved["steps_per_epoch"]}
+    if steps != before:
+        changed = ", ".join(f"{name} {before[name]} -> {steps[name]}" for name in steps)
+        raise SystemExit(
+            f"The steps would hold other pictures ({changed}): the run was begun by a version that counted them "
+            "otherwise, and cannot be continued to the same end. Start a fresh run from its weights with "
+            "--init-checkpoint-path, or finish it with that version."
+        )
 
 
 def begin_log(folder: Path, progress: Progress, resumed: bool) -> FileIO | None:
@@ -358,12 +376,16 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
     captions = sum(len(ids) for ids in run.train_set.token_ids)
+    in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
     devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")
+    for note in amount.warnings(settings, len(run.train_set), len(run.val_set)):
+        devices.console(note)
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
-        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup"
+        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup; "
+        f"captions in a step: {sum(in_steps) / len(in_steps):.1f} on average, {max(in_steps)} at most"
     )
     if warmup >= schedule.total_steps:
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
@@ -371,17 +393,3 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(f"run: {run.folder}{where}")
     row = {"type": "resume" if resumed else "start", "step": progress.step, "config": dict(settings.values)}
     write_row(run.log, row)
-
-
-def steps_of_epoch(settings: Settings, train_set: ImageTextDataset, epoch: int) -> list[list[list[Group]]]:
-    """The optimizer steps of an epoch on this process, see order.epoch_steps."""
-    counts = [len(ids) for ids in train_set.token_ids]
-    groups = epoch_groups(counts, settings.CAPTIONS_PER_IMAGE, settings.SEED, epoch, train_set.weights)
-    ranks = (devices.rank(), devices.world_size())
-    return epoch_steps(groups, images_per_batch(settings, train_set), settings.GRAD_ACCUM_STEPS, *ranks)
-
-
-def images_per_batch(settings: Settings, images: ImageTextDataset) -> int:
-    """So many images that a batch has about BATCH_SIZE captions."""
-    together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in images.token_ids))
-    return max(1, settings.BATCH_SIZE // together)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nanocaption.base import devices
-from nanocaption.data.dataset import Batch
+from nanocaption.data.dataset import Batch, collate_fn
 from nanocaption.train import sharding
 from nanocaption.train.losses import Objective
 from nanocaption.train.setup import Run
@@ -44,18 +44,21 @@ def accumulate_gradients(
 ) -> Tensor:
     """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters.
 
-    resident: the images on the device, where batches hold their numbers (Batch.to). mark: for the profile. Returns
-    what `read_found` turns into Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP
-    one thing: how many passes the other ranks make).
+    micro_batches: none where the step has too few groups for all ranks. resident: the images on the device, where
+    batches hold their numbers (Batch.to). mark: for the profile. Returns what `read_found` turns
+    into Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP one thing: how many
+    passes the other ranks make).
     """
     model, scaler, settings, device = run.model, run.scaler, run.settings, run.device
-    counts = torch.tensor([[objective.number(batch), len(batch.image_index)] for batch in micro_batches])
-    counts = devices.sum_(counts.sum(0).to(device, non_blocking=True))  # (2,) of the objective, captions
+    numbers = [objective.number(batch) for batch in micro_batches]
+    counts = torch.tensor([sum(numbers), sum(len(batch.image_index) for batch in micro_batches)])
+    counts = devices.sum_(counts.to(device, non_blocking=True))  # (2,) of the objective, captions
     run.optimizer.zero_grad(set_to_none=True)
-    total = torch.zeros((), device=device)
+    total = scaler.scale(torch.zeros((), device=device))  # 0 still; a rank without a batch needs the scale as well
     own = len(micro_batches)
     for number in range(sharding.passes(model, own)):
-        batch = micro_batches[min(number, own - 1)].to(device, resident)
+        batch = micro_batches[number] if number < own else collate_fn([run.train_set[(0, (0,))]])
+        batch = batch.to(device, resident)
         mark("copy to device")
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
             loss = objective.total(model, batch)

@@ -366,13 +366,6 @@ def test_another_machine_is_told_by_what_differs(argv, tiny_run, capsys):
     assert "device: NVIDIA H200 -> cpu" in text and "python:" not in text
 
 
-def test_other_pictures_in_a_step_are_refused_though_the_captions_are_as_many(argv, tmp_path):
-    """24 captions a step are 4 pictures; 3 x 8 are 3."""
-    train.main([*argv, "--batch-size", "24", "--num-epochs", "1"])
-    with pytest.raises(SystemExit, match="groups_per_step 4 -> 3, steps_per_epoch 6 -> 8"):
-        train.main([*argv, "--batch-size", "8", "--grad-accum-steps", "3", "--resume-checkpoint-path", "last"])
-
-
 def test_a_run_that_stops_early_on_a_full_disk_tries_again_and_tells(argv, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "evaluate", lambda run: 1.0)
     real = checkpoint.save

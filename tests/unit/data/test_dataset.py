@@ -11,7 +11,7 @@ from PIL import Image
 
 from nanocaption.data.dataset import ImageTextDataset, collate_fn, load_image
 from nanocaption.data.loader import make_loader
-from nanocaption.data.order import chunks, epoch_groups, epoch_steps, in_order
+from nanocaption.data.order import chunks, epoch_groups, in_order
 from nanocaption.data.prepared import load_records
 from nanocaption.data.transform import Augment, augmented
 from nanocaption.model.encoder import read_image_spec, scratch_image_spec
@@ -126,45 +126,6 @@ def test_order_is_a_function_of_seed_and_epoch():
 
 def test_in_order_gives_every_image_with_all_its_captions():
     assert in_order([2, 0, 1]) == [(0, (0, 1)), (1, ()), (2, (0,))]
-
-
-@pytest.mark.parametrize("number", [1, 7, 24, 25, 26, 47, 48, 49, 50])
-@pytest.mark.parametrize("ranks, accumulate, batch_size", [(1, 1, 4), (1, 3, 4), (2, 1, 3), (3, 2, 4), (4, 1, 2)])
-def test_ranks_share_every_step_completely_and_evenly(number, ranks, accumulate, batch_size):
-    groups = [(i, (0,)) for i in range(number)]
-    if number < ranks:
-        with pytest.raises(ValueError, match=f"{number} groups .* cannot be dealt out to {ranks} processes"):
-            epoch_steps(groups, batch_size, accumulate, 0, ranks)
-        return
-    per_rank = [epoch_steps(groups, batch_size, accumulate, rank, ranks) for rank in range(ranks)]
-    assert len({len(steps) for steps in per_rank}) == 1  # a rank with a step more would wait for ever
-    seen = []
-    for step in zip(*per_rank, strict=True):
-        mine = [[group for batch in micro_batches for group in batch] for micro_batches in step]
-        assert all(mine)  # every rank takes part in every step
-        assert max(map(len, mine)) - min(map(len, mine)) <= 1
-        assert all(len(batch) <= batch_size for micro_batches in step for batch in micro_batches)
-        assert all(len(micro_batches) <= accumulate + 1 for micro_batches in step)
-        dealt = sorted(group for part in mine for group in part)
-        assert dealt == groups[len(seen) : len(seen) + len(dealt)]  # step by step in the order given
-        seen += dealt
-    assert seen == groups
-
-
-def test_order_does_not_depend_on_the_number_of_ranks():
-    groups = epoch_groups([5] * 24, 5, seed=1, epoch=0)
-    alone = epoch_steps(groups, 8, 1)
-    together = [epoch_steps(groups, 4, 1, rank, 2) for rank in range(2)]
-    for number, (micro_batch,) in enumerate(alone):
-        (first,), (second,) = (steps[number] for steps in together)
-        assert sorted(micro_batch) == sorted([*first, *second])
-
-
-def test_accumulation_makes_fewer_and_larger_steps():
-    groups = [(i, (0,)) for i in range(22)]
-    steps = epoch_steps(groups, batch_size=4, accumulate=2)
-    assert [[len(batch) for batch in micro_batches] for micro_batches in steps] == [[4, 4], [4, 4], [4, 2]]
-    assert [group for step in steps for batch in step for group in batch] == groups
 
 
 def test_loader_keeps_the_order_and_leaves_the_global_generators_alone(tmp_path):

@@ -16,8 +16,9 @@ from nanocaption.model.encoder import scratch_image_spec
 from nanocaption.runs.resume import Start
 from nanocaption.train import batch_size, profile
 from nanocaption.train.losses import caption_objective
-from nanocaption.train.setup import prepare, steps_of_epoch
+from nanocaption.train.setup import prepare
 from nanocaption.train.step import accumulate_gradients
+from nanocaption.train.steps import steps_of_epoch
 from tests.unit.model.test_model import PAD, captions, pictures, tiny
 
 
