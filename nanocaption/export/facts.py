@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from nanocaption.base.files import read_log
 from nanocaption.base.tensors import State
@@ -26,7 +27,8 @@ def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_
 
 def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     """What lies around a checkpoint and belongs to it: data set, scores of an evaluation, validation, samples."""
-    manifest = results.read_object(data_dir / folder_name(state["config"]["DATASET"]) / "manifest.json")
+    prepared = data_dir / folder_name(state["config"]["DATASET"])
+    manifest: Mapping[str, Any] = results.read_object(prepared / "manifest.json")
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
         manifest = {}  # of other data than it was trained on
     log = origin.parent / "log.jsonl"
@@ -52,6 +54,7 @@ def find_evaluation(
         "shortest": config["MIN_LENGTH"], "no repeated n-gram": config["NO_REPEAT_NGRAM"],
     }  # fmt: skip
     dataset, found = folder_name(str(config["DATASET"])), []
+    read: list[tuple[Path, dict[str, Any]]]
     read = [(path, results.read_object(path)) for path in origin.parent.glob("eval_*/scores.json")]
     read = [(path, scores) for path, scores in read if scores.get("dataset") == dataset and "checkpoints" in scores]
     own = [results.digest(origin)] if read else []  # takes reading all of it

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from nanocaption.metrics.ngrams import MAX_ORDER, ReferenceIndex, closest_length
 from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
 
 Id = Hashable
+AnyId = TypeVar("AnyId", bound=Hashable)  # of arguments: a dict[str, ...] is no Mapping[Hashable, ...] to mypy
 NAMES = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr", "ROUGE_L")
 ROUGE_BETA = 1.2
 MANY_UNSPACED = 0.05  # share of the references from which they are warned of
@@ -46,7 +47,7 @@ class Measured(NamedTuple):
 
 
 def score(
-    references: Mapping[Id, Sequence[str]], candidates: Mapping[Id, str], tokenize: Tokenize = ptb_tokenize
+    references: Mapping[AnyId, Sequence[str]], candidates: Mapping[AnyId, str], tokenize: Tokenize = ptb_tokenize
 ) -> dict[str, float]:
     """Corpus scores of `candidates` {image: caption} against `references` {image: [captions]}, as written.
 
@@ -64,55 +65,63 @@ def score(
 
 
 def score_per_image(
-    references: Mapping[Id, Sequence[str]], candidates: Mapping[Id, str], tokenize: Tokenize = ptb_tokenize
+    references: Mapping[AnyId, Sequence[str]], candidates: Mapping[AnyId, str], tokenize: Tokenize = ptb_tokenize
 ) -> dict[Id, dict[str, float]]:
     """As `score`, for each image: {image: {"Bleu_1": ..., ...}}, in the order of `references`."""
     return score_prepared(prepare_references(references, tokenize), candidates).per_image
 
 
-def prepare_references(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> References:
+def prepare_references(references: Mapping[AnyId, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> References:
     """Tokenise and index references once, for `score_prepared` at every epoch or `cider_rewards` at every step.
 
     Raises ValueError as `score` does.
     """
     if not references:
         raise ValueError("references are empty: give at least one image with one caption")
-    captions: list[str] = []
-    counts = []
     for image, texts in references.items():
-        if isinstance(texts, str) or not isinstance(texts, Sequence):
-            raise ValueError(
-                f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: {texts!r:.60}"
-            )
-        if not texts:
-            raise ValueError(f"image {image!r} has an empty list of references: remove it or give it a caption")
-        for text in texts:
-            _require_text(text, "a reference", image)
-        captions.extend(texts)
-        counts.append(len(texts))
+        _require_references(image, texts)
+    captions = [text for texts in references.values() for text in texts]
+    counts = [len(texts) for texts in references.values()]
     tokens = tokenize(captions)
+    _warn_of_no_words(captions, tokens, by_ptb=tokenize is ptb_tokenize)
+    first = np.concatenate(([0], np.cumsum(counts)))
+    words = [caption.split(" ") for caption in tokens]
+    grouped = [words[start:end] for start, end in zip(first[:-1].tolist(), first[1:].tolist(), strict=True)]
+    position: dict[Id, int] = {image: place for place, image in enumerate(references)}
+    return References(position, index_references(tokens, first), grouped, tokenize)
+
+
+def _require_references(image: Id, texts: object) -> None:
+    """Raises ValueError, as `score` says, for what is no list of captions."""
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
+        raise ValueError(
+            f"references of image {image!r} must be a list of captions, got {type(texts).__name__}: {texts!r:.60}"
+        )
+    if not texts:
+        raise ValueError(f"image {image!r} has an empty list of references: remove it or give it a caption")
+    for text in texts:
+        _require_text(text, "a reference", image)
+
+
+def _warn_of_no_words(captions: Sequence[str], tokens: Sequence[str], by_ptb: bool) -> None:
+    """Warn of references without a word, and where PTB finds one word in each (`by_ptb`: these are PTB's tokens)."""
     if blank := sum(not text.strip() for text in tokens):
         signs = " or signs alone" if blank > sum(not text.strip() for text in captions) else ""
         warnings.warn(
             f"{blank} of {len(captions)} references are empty texts{signs}, which count as captions of no words, as in "
             "pycocoevalcap: take them out",
-            stacklevel=2,
+            stacklevel=3,
         )
-    if tokenize is ptb_tokenize and (share := without_spaces(captions) / len(captions)) > MANY_UNSPACED:
+    if by_ptb and (share := without_spaces(captions) / len(captions)) > MANY_UNSPACED:
         warnings.warn(
             f"{share:.0%} of the references are written without spaces between words, and PTB takes each for one "
             "word: captions score 0 unless they are equal, so that these scores say nothing. Characters as words: "
             "nanocaption score or evaluate.py with --tokenize characters",
-            stacklevel=2,
+            stacklevel=3,
         )
-    first = np.concatenate(([0], np.cumsum(counts)))
-    words = [caption.split(" ") for caption in tokens]
-    grouped = [words[start:end] for start, end in zip(first[:-1].tolist(), first[1:].tolist(), strict=True)]
-    position = {image: place for place, image in enumerate(references)}
-    return References(position, index_references(tokens, first), grouped, tokenize)
 
 
-def score_prepared(references: References, candidates: Mapping[Id, str]) -> Scores:
+def score_prepared(references: References, candidates: Mapping[AnyId, str]) -> Scores:
     """Scores of one caption for every image of `references`: over the corpus and image by image.
 
     Values as in `score`; the corpus CIDEr and ROUGE_L are the means over images, BLEU is not. Raises
@@ -122,7 +131,7 @@ def score_prepared(references: References, candidates: Mapping[Id, str]) -> Scor
 
 
 def measure(
-    references: References, candidates: Mapping[Id, str], meteor: bool = False, spice: bool = False
+    references: References, candidates: Mapping[AnyId, str], meteor: bool = False, spice: bool = False
 ) -> Measured:
     """What each image adds to the scores, in the order of `references`: for `total`, `intervals`, `compare`.
 
@@ -133,7 +142,8 @@ def measure(
     for image, text in candidates.items():
         _require_text(text, "the caption", image)
     images = list(references.position)
-    tokens = references.tokenize([candidates[image] for image in images])
+    texts: dict[Id, str] = dict(candidates.items())
+    tokens = references.tokenize([texts[image] for image in images])
     overlap = overlap_of(references.ngrams, tokens, np.arange(len(images)))
     if len(images) == 1:
         warnings.warn("CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3)
@@ -200,7 +210,7 @@ def cider_rewards(references: References, images: Sequence[Id], captions: Sequen
     return overlap_of(references.ngrams, references.tokenize(list(captions)), places).cider
 
 
-def leave_one_out(references: Mapping[Id, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, float]:
+def leave_one_out(references: Mapping[AnyId, Sequence[str]], tokenize: Tokenize = ptb_tokenize) -> dict[str, float]:
     """How well people agree: each image's i-th caption scored against its other captions, mean over i.
 
     i runs up to the smallest number of captions an image has; the document frequencies of CIDEr come from the
@@ -262,7 +272,7 @@ def _require_text(text: object, what: str, image: Id) -> None:
         raise ValueError(f"{what} of image {image!r} must be a string, got {type(text).__name__}: {text!r:.60}")
 
 
-def _require_same_images(position: dict[Id, int], candidates: Mapping[Id, str]) -> None:
+def _require_same_images(position: dict[Id, int], candidates: Mapping[AnyId, str]) -> None:
     unknown = [image for image in candidates if image not in position]
     if unknown:
         raise ValueError(
@@ -277,5 +287,5 @@ def _require_same_images(position: dict[Id, int], candidates: Mapping[Id, str]) 
         )
 
 
-def _few(images: list[Id]) -> str:
+def _few(images: Sequence[Hashable]) -> str:
     return ", ".join(map(repr, images[:3]))

@@ -59,8 +59,7 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
     whose last part is a picture here. Raises ValueError for other urls.
     """
     several = len({file.rpartition("/")[0] for file in parts}) > 1
-    if not several and all(map(tells_its_picture, (rows := [row for its in parts.values() for row in its]))) and (
-            len({str(row.file_name) for row in rows}) == len(rows)):  # fmt: skip
+    if not several and _names_are_places([row for rows in parts.values() for row in rows]):
         return parts
     pictures = Pictures.below(raw_dir)
     mended: dict[str, str] = {}
@@ -72,6 +71,11 @@ def located(raw_dir: Path, parts: Mapping[str, list[Row]], notes: list[str]) -> 
         shown = [f"{name} is {better}" for name, better in mended.items()]
         notes.append(f"{cases(shown, 'name')} found by what comes before the ending")
     return placed
+
+
+def _names_are_places(rows: Sequence[Row]) -> bool:
+    """Whether every row tells its picture, and each another one."""
+    return all(map(tells_its_picture, rows)) and len({str(row.file_name) for row in rows}) == len(rows)
 
 
 def tells_its_picture(row: Row) -> bool:

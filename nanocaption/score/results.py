@@ -5,7 +5,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.prepared import Record
@@ -58,7 +57,7 @@ def drop_kept(folder: Path) -> None:
         path.unlink()
 
 
-def read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, object]:
     """A JSON object; empty where there is none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

@@ -49,7 +49,8 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
 def _training_captions(data_dir: Path, trained: Mapping[str, Any]) -> list[str]:
     """The captions of the training split; none where its data set is gone."""
     origin = data_dir / folder_name(trained["DATASET"])
-    there = {row["split"] for row in read_object(origin / "captions.json").get("images", [])}
+    images = read_object(origin / "captions.json").get("images", [])
+    there = {row["split"] for row in images} if isinstance(images, list) else set()
     seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
     records = load_records(origin, seen, trained["DATA_CUTOFF"]) if seen else []
     return [caption for record in as_read(records, "keep") for caption in record["captions"]]  # tokens have no case

@@ -113,7 +113,8 @@ def test_a_file_that_loads_captions_and_scores_is_clean_under_mypy(environment, 
         "import nanocaption\n\n"
         "model = nanocaption.load('my_captioner')\n"
         "text: str = model.caption('photo.jpg')\n"
-        "scores: dict[str, float] = nanocaption.score({1: ['a dog', 'the dog']}, {1: text})\n"
+        "references: dict[str, list[str]] = {'1.jpg': ['a dog', 'the dog']}\n"
+        "scores: dict[str, float] = nanocaption.score(references, {'1.jpg': text})\n"
         "print(text, scores['CIDEr'], nanocaption.__version__)\n"
     )
     command = (sys.executable, "-m", "mypy", "--strict", "--python-executable", environment / "python", "mine.py")

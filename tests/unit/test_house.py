@@ -81,25 +81,49 @@ def unclear(source: str) -> list[str]:
     found = []
     classes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Module | ast.ClassDef)
                and not getattr(node, "name", "").startswith("_")]  # fmt: skip
-    for function in (node for owner in classes for node in owner.body if isinstance(node, ast.FunctionDef)):
+    for owner, function in ((its, node) for its in classes for node in its.body
+                            if isinstance(node, ast.FunctionDef)):  # fmt: skip
         a = function.args
         given = [arg for arg in [*a.posonlyargs, *a.args, *a.kwonlyargs, a.vararg, a.kwarg]
                  if arg and arg.arg not in ("self", "cls")]  # fmt: skip
         said = [function.returns, *(arg.annotation for arg in given)]
         names = {node.id for one in said if one for node in ast.walk(one) if isinstance(node, ast.Name)}
         if not function.name.startswith("_") and (None in said or "Any" in names):
-            found.append(function.name)
+            found.append(function.name if isinstance(owner, ast.Module) else f"{owner.name}.{function.name}")
+    return found
+
+
+def crossing(sources: dict[Path, str]) -> set[str]:
+    """The names in full, nanocaption.ROOM.FILE.NAME, that a file of another room or of the root uses."""
+    found = set()
+    for path, source in sources.items():
+        tree, own = ast.parse(source), path.relative_to(ROOT).parts[:-1]
+        names, modules = imported(source), {}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("nanocaption"):
+                modules |= {alias.name: f"{node.module}.{alias.name}" for alias in node.names}
+        names += [f"{modules[node.value.id]}.{node.attr}" for node in ast.walk(tree)
+                  if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                  and node.value.id in modules]  # fmt: skip
+        found |= {name for name in names if tuple(name.split(".")[:2]) != own}
     return found
 
 
 def test_what_crosses_a_border_has_a_type():
     source = "def f(a: int, *b: str) -> Any: ...\nclass C:\n    def g(self, a): ...\ndef _h(a): ..."
-    assert unclear(source) == ["f", "g"]
-    # autograd.Function's own signatures, with a context that torch does not type
-    allowed = {"forward", "backward"}
-    found = {str(path.relative_to(ROOT)): names for path in PACKAGE
-             if (names := set(unclear(path.read_text(encoding="utf-8"))) - allowed)}  # fmt: skip
-    assert found == {}
+    assert unclear(source) == ["f", "C.g"]
+    read = {ROOT / "nanocaption/use/a.py": "from nanocaption.base import b\nb.c()",
+            ROOT / "nanocaption/base/f.py": "from nanocaption.base import b\nb.g()",
+            ROOT / "train.py": "from nanocaption.train.d import e"}  # fmt: skip
+    assert {"nanocaption.base.b.c", "nanocaption.train.d.e"} <= crossing(read)
+    assert "nanocaption.base.b.g" not in crossing(read)
+    used = crossing({path: path.read_text(encoding="utf-8") for path in [*PACKAGE, *ROOT.glob("*.py")]})
+    found = []
+    for path in PACKAGE:
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        found += [name for function in unclear(path.read_text(encoding="utf-8"))
+                  if (name := f"{module}.{function}") in used or f"{module}.{function.partition('.')[0]}" in used]
+    assert found == []
 
 
 def test_every_name_of_a_floor_is_a_room():
