@@ -142,8 +142,8 @@ def measure(
     for image, text in candidates.items():
         _require_text(text, "the caption", image)
     images = list(references.position)
-    texts: dict[Id, str] = dict(candidates.items())
-    tokens = references.tokenize([texts[image] for image in images])
+    by_image: dict[Id, str] = dict(candidates.items())
+    tokens = references.tokenize([by_image[image] for image in images])
     overlap = overlap_of(references.ngrams, tokens, np.arange(len(images)))
     if len(images) == 1:
         warnings.warn("CIDEr of a single image is always 0: its document frequencies need other images", stacklevel=3)
