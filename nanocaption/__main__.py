@@ -50,6 +50,7 @@ def run_script(path: Path) -> None:
 
 def main() -> None:
     """Run the command that sys.argv names, as if it were a script of its own."""
+    cli.begin()
     words = sys.argv[1:]
     if not words or words[0] in ("-h", "--help", "help"):
         print(usage())
@@ -70,7 +71,6 @@ def main() -> None:
     if command.runs.endswith(".py"):
         run_script(ROOT / command.runs)
         return
-    cli.begin()
     cli.run(importlib.import_module(command.runs).main)
 
 

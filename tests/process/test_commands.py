@@ -120,13 +120,21 @@ def test_closed_streams_and_names_that_are_no_text(tmp_path):
     ["evaluate", *(pytest.param(name, marks=pytest.mark.long) for name in ("export", "demo", "caption"))],
 )
 def test_ctrl_c_while_libraries_are_loaded_leaves_no_traceback(script, tmp_path):
+    """The import of torch writes a file and waits within it, so that the signal always finds it there."""
     if script == "demo" and importlib.util.find_spec("gradio") is None:
         pytest.skip("without Gradio it ends before")
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "sitecustomize.py").write_text(
+        "import pathlib, sys, time\nclass Slow:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'torch._utils':\n            pathlib.Path('importing').touch()\n            time.sleep(60)\n"
+        "sys.meta_path.insert(0, Slow())\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hook")}
     arguments = {"export": ["nowhere.safetensors", "out"], "caption": [str(ROOT / "docs" / "demo.png")]}
     command = [sys.executable, "-m", "nanocaption", script, *arguments.get(script, [])]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        maps = Path(f"/proc/{process.pid}/maps")
-        while process.poll() is None and "libtorch" not in maps.read_text():
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          text=True) as process:  # fmt: skip
+        while process.poll() is None and not (tmp_path / "importing").exists():
             time.sleep(0.005)
         process.send_signal(signal.SIGINT)
         _, told = process.communicate(timeout=60)

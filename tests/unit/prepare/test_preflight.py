@@ -291,7 +291,8 @@ def test_a_worker_that_dies_is_told_with_its_picture(tmp_path, monkeypatch):
     script.write_text(
         f"import os, sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom nanocaption.prepare import check\n"
         "old = check.examine\n"
-        "check.examine = lambda path: os.kill(os.getpid(), 9) if '250' in path else old(path)\ncheck._serve()\n"
+        "check.examine = lambda path: os.kill(os.getpid(), 9) if path.endswith('/250.png') else old(path)\n"
+        "check._serve()\n"
     )
     paths = {f"{number}.png": tmp_path / f"{number}.png" for number in range(300)}
     for number, path in enumerate(paths.values()):
