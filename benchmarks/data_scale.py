@@ -2,13 +2,13 @@
 
     python benchmarks/data_scale.py [--pictures 1000 10000 100000] [--captions 5] [--folder FOLDER]
 
-Each step is one process, timed by the clock, its memory the largest resident size of any of its processes:
+Each step is one process, timed by the clock. Its memory: the most that was its own (sampled from /proc, so on Linux
+only), and the most that was resident, which counts the pages of cache files that the system may drop at any time.
 
 prepare    prepare_dataset.py from a folder of JPEGs of 64 x 64 and a captions.csv, the check included
 again      the same command, where the set is there
 epoch      train.py, one epoch: tokenizer, tokens, image cache, plan of the epoch, steps of 400 captions, a validation
 evaluate   evaluate.py on the test split, a twentieth of the pictures, greedy; scores and report
-report     the same command, where the captions are there
 
 The ratio after a time is that time per picture over the one of the smallest set: 1 or less is linear.
 """
@@ -50,20 +50,24 @@ def write_source(folder: Path, pictures: int, captions: int) -> None:
             rows.writerows([name, " ".join(words.choices(WORDS, k=8))] for _ in range(captions))
 
 
-def measured(*command: str) -> tuple[float, float]:
-    """(seconds, MiB) of a command that must succeed."""
-    start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    assert process.stderr
-    told = process.stderr.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{' '.join(command)} failed: {told.decode()[-2000:]}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+def measured(*command: str) -> tuple[float, float, float]:
+    """(seconds, MiB of its own at most, MiB resident at most) of a command that must succeed."""
+    start, own = time.perf_counter(), 0
+    with tempfile.TemporaryFile() as told:
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=told)
+        while not (ended := os.wait4(process.pid, os.WNOHANG))[0]:
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            own = max(own, *(int(line.split()[1]) for line in status.splitlines() if line.startswith("RssAnon")), 0)
+            time.sleep(0.02)
+        seconds = time.perf_counter() - start
+        if ended[1]:
+            told.seek(0)
+            raise SystemExit(f"{' '.join(command)} failed: {told.read().decode()[-2000:]}")
+    return seconds, own / 1024, ended[2].ru_maxrss / 1024
 
 
-def steps(folder: Path, pictures: int, captions: int) -> dict[str, tuple[float, float]]:
-    """{step: (seconds, MiB)} of a set of `pictures`, made and trained on in `folder`."""
+def steps(folder: Path, pictures: int, captions: int) -> dict[str, tuple[float, float, float]]:
+    """{step: its `measured`} of a set of `pictures`, made and trained on in `folder`."""
     write_source(folder / "source", pictures, captions)
     data = ["--dataset", "scale", "--data-dir", str(folder / "data"), "--raw-data-dir", str(folder / "source")]
     prepare = ("prepare_dataset.py", *data)
@@ -72,7 +76,7 @@ def steps(folder: Path, pictures: int, captions: int) -> dict[str, tuple[float, 
     evaluate = ("evaluate.py", *data, "--checkpoint", str(checkpoint), "--beam-size", "1")
     return {
         "prepare": measured(*prepare), "again": measured(*prepare), "epoch": measured("train.py", *data, *run),
-        "evaluate": measured(*evaluate), "report": measured(*evaluate),
+        "evaluate": measured(*evaluate),
     }  # fmt: skip
 
 
@@ -85,11 +89,11 @@ def main() -> None:
     first: dict[str, float] = {}
     for pictures in arguments.pictures:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            for step, (seconds, mebibytes) in steps(Path(folder), pictures, arguments.captions).items():
+            for step, (seconds, own, resident) in steps(Path(folder), pictures, arguments.captions).items():
                 each = 1000 * seconds / pictures
-                first.setdefault(step, each)
-                print(f"{pictures:7,} pictures, {step:8}: {seconds:7.1f} s, {each:7.3f} ms a picture "
-                      f"({each / first[step]:.2f}x), {mebibytes:6.0f} MiB", flush=True)  # fmt: skip
+                ratio = each / first.setdefault(step, each)
+                print(f"{pictures:7,} pictures, {step:8}: {seconds:7.1f} s, {each:7.3f} ms a picture ({ratio:.2f}x), "
+                      f"{own:5.0f} MiB of its own, {resident:5.0f} resident", flush=True)  # fmt: skip
 
 
 if __name__ == "__main__":
