@@ -126,7 +126,8 @@ def test_ctrl_c_while_libraries_are_loaded_leaves_no_traceback(script, tmp_path)
     (tmp_path / "hook").mkdir()
     (tmp_path / "hook" / "sitecustomize.py").write_text(
         "import pathlib, sys, time\nclass Slow:\n    def find_spec(self, name, path=None, target=None):\n"
-        "        if name == 'torch._utils':\n            pathlib.Path('importing').touch()\n            time.sleep(60)\n"
+        "        if name == 'torch._utils':\n            pathlib.Path('importing').touch()\n"
+        "            time.sleep(60)\n"
         "sys.meta_path.insert(0, Slow())\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path / "hook")}
