@@ -11,13 +11,14 @@ The command is `nanocaption`, see `nanocaption --help`. Importing this module is
 
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanocaption.base.version import VERSION
 
 if TYPE_CHECKING:
     from nanocaption.model.captioner import ImageToTextModel as ImageToTextModel
 
+Image = TypeVar("Image", bound=Hashable)  # an id; a dict[str, ...] is no Mapping[Hashable, ...] to a type checker
 __version__ = VERSION
 __all__ = ["ImageToTextModel", "__version__", "load", "score"]
 
@@ -36,7 +37,7 @@ def load(name: str | Path, revision: str | None = None) -> "ImageToTextModel":
     return load_captioner(name, revision)
 
 
-def score(references: Mapping[Hashable, Sequence[str]], candidates: Mapping[Hashable, str]) -> dict[str, float]:
+def score(references: Mapping[Image, Sequence[str]], candidates: Mapping[Image, str]) -> dict[str, float]:
     """BLEU-1 to 4, CIDEr-D and ROUGE-L over a corpus, as fractions, equal to pycocoevalcap's.
 
     references: {image: its captions}; candidates: {image: one caption} of the same images. Raises ValueError where
