@@ -18,7 +18,7 @@ from nanocaption.base.version import VERSION
 if TYPE_CHECKING:
     from nanocaption.model.captioner import ImageToTextModel as ImageToTextModel
 
-Image = TypeVar("Image", bound=Hashable)  # an id; a dict[str, ...] is no Mapping[Hashable, ...] to a type checker
+ImageId = TypeVar("ImageId", bound=Hashable)  # a dict[str, ...] is no Mapping[Hashable, ...] to a type checker
 __version__ = VERSION
 __all__ = ["ImageToTextModel", "__version__", "load", "score"]
 
@@ -37,7 +37,7 @@ def load(name: str | Path, revision: str | None = None) -> "ImageToTextModel":
     return load_captioner(name, revision)
 
 
-def score(references: Mapping[Image, Sequence[str]], candidates: Mapping[Image, str]) -> dict[str, float]:
+def score(references: Mapping[ImageId, Sequence[str]], candidates: Mapping[ImageId, str]) -> dict[str, float]:
     """BLEU-1 to 4, CIDEr-D and ROUGE-L over a corpus, as fractions, equal to pycocoevalcap's.
 
     references: {image: its captions}; candidates: {image: one caption} of the same images. Raises ValueError where

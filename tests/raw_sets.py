@@ -10,6 +10,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from nanocaption.prepare import splits
@@ -146,3 +147,17 @@ def run_script(tmp_path: Path, *argv: str | Path, anew: bool = False, **environm
         warnings.simplefilter("error")
 
     return processes.command(tmp_path, "prepare_dataset.py", *words, prelude=prelude)
+
+
+def stop_at_rename(monkeypatch: pytest.MonkeyPatch, step: int) -> list[str]:
+    """The rename after `step` others raises KeyboardInterrupt; the list fills with the names that were given before."""
+    replace, done = os.replace, []
+
+    def stop(source, target):
+        if len(done) == step:
+            raise KeyboardInterrupt
+        done.append(Path(target).name)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", stop)
+    return done

@@ -15,7 +15,7 @@ from nanocaption.base.settings import load_settings
 from nanocaption.data.prepared import is_whole, kept_captions, verify
 from nanocaption.prepare import changes, check, make
 from nanocaption.prepare.make import look_first, prepare
-from tests.raw_sets import listing, make_raw, run_script, write_csv
+from tests.raw_sets import listing, make_raw, run_script, stop_at_rename, write_csv
 
 RULES = check.Rules(max_bad_fraction=0.5)
 
@@ -169,15 +169,7 @@ def test_a_remake_that_is_stopped_at_any_rename_ends_like_an_uninterrupted_one(t
     shutil.copytree(made, tmp_path / "reference" / "mine", copy_function=shutil.copy2)
     grow(raw)
     wanted = listing(prepare("mine", tmp_path / "reference", raw_dir=raw, rules=RULES, remake=True))
-    replace, done = os.replace, []
-
-    def stop(source, target):
-        if len(done) == step:
-            raise KeyboardInterrupt
-        done.append(Path(target).name)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stop)
+    stop_at_rename(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         again(tmp_path, raw, remake=True)
     monkeypatch.undo()

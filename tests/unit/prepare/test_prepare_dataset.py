@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -23,6 +22,7 @@ from tests.raw_sets import (
     make_raw,
     prepared_records,
     run_script,
+    stop_at_rename,
     write_csv,
     write_kaggle_txt,
     write_token,
@@ -164,15 +164,7 @@ def test_cutoff_takes_the_first_pictures_of_each_split(tmp_path):
 def test_a_run_stopped_at_any_rename_is_never_whole_and_the_rerun_finishes(tmp_path, monkeypatch, step):
     raw = make_raw(tmp_path / "raw")
     whole = listing(prepare("mine", tmp_path / "reference", raw_dir=raw))
-    replace, done = os.replace, []
-
-    def stop(source, target):
-        if len(done) == step:
-            raise KeyboardInterrupt
-        done.append(Path(target).name)
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", stop)
+    done = stop_at_rename(monkeypatch, step)
     with pytest.raises(KeyboardInterrupt):
         prepare("mine", tmp_path, raw_dir=raw)
     monkeypatch.undo()
