@@ -139,13 +139,24 @@ class ImageToTextModel(nn.Module):
         logits = self.decoder.logits(self.hidden(images, decoder_input_tokens, places))  # (R, V)
         return unpack(logits, places.in_captions, places.captions)
 
-    def hidden(self, images: Tensor, decoder_input_tokens: Tensor, places: Places) -> Tensor:
-        """`forward` without the last map, for the real tokens only, caption after caption: (R, D)."""
-        return self.decoder(decoder_input_tokens, self.memory(images), places)
+    def hidden(
+        self, images: Tensor, decoder_input_tokens: Tensor, places: Places, kept: Tensor | None = None
+    ) -> Tensor:
+        """`forward` without the last map, for the real tokens only, caption after caption: (R, D). kept: see memory."""
+        return self.decoder(decoder_input_tokens, self.memory(images, kept), places)
 
-    def memory(self, images: Tensor) -> Tensor:
-        """Images or features -> what the decoder attends to, (N, P, D)."""
+    def memory(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images or features -> what the decoder attends to, (N, P, D).
+
+        kept: (N, J) numbers of the patches that it may attend to, 0 .. patches - 1; None = all. A tower's class and
+        register tokens, which stand before the patches, are kept as well.
+        """
         features = images if images.ndim == 3 else self.encode(images)
+        if kept is not None:
+            others = features.shape[1] - self.patches()
+            before = torch.arange(others, device=kept.device).expand(len(kept), -1)
+            rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
+            features = features.gather(1, rows)
         return self.memory_projection(self.memory_norm(features.to(self.memory_norm.weight.dtype)))
 
     @torch.inference_mode()
@@ -194,6 +205,10 @@ class ImageToTextModel(nn.Module):
         stacked = torch.stack([unpack(layer, places.in_captions, places.captions) for layer in weights])
         pixels = images.shape[-1] if images.ndim == 4 else self.image_spec["size"]
         return stacked.view(*stacked.shape[:3], heads, patches), pixels // self.encoder.patch_size
+
+    def patches(self) -> int:
+        """How many patches a picture of the model's own size has."""
+        return (self.image_spec["size"] // self.encoder.patch_size) ** 2
 
     def arguments(self) -> Tower:
         """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
