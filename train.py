@@ -163,7 +163,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         finite = found.finite(scaled=run.scaler.is_enabled())
         # Where all captions of each picture earn the same, nothing changes the weights: not the moments either.
         take_update(run.optimizer, run.scaler, skip=not finite or (drawn is not None and found.norm == 0))
-        progress = progress.after_step(finite)
+        progress = progress.after_step(finite, rewarded=drawn is not None)
         row = {
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 STEPS, WARMUP = 20, 4
 PARTS = {  # in the order in which a step takes them -> what it says of one in the table
     "input": "reading and collating; a GPU's training overlaps it",
+    "samples": "self-critical: captions drawn and rewarded",
     "copy to device": "",
     "encoder": "and the map of its features to the decoder's width",
     "decoder": "",

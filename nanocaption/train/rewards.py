@@ -21,7 +21,6 @@ from nanocaption.metrics.characters import character_tokenize, without_spaces
 from nanocaption.metrics.ptb import LINE_ENDS, Tokenize, ptb_tokenize
 from nanocaption.metrics.scores import MANY_UNSPACED, References, bleu_rewards, cider_rewards, prepare_references
 
-SIGNATURE = "scst:eos"  # of scores: trained by this reward, with the end as a word
 # Words of the reward that no text gives: PTB's tokens are in lower case.
 _END, _NO_TEXT = "<END>", "<NO-TEXT>"
 MOST = 0.9  # share of the training captions from which their last sign is asked of drawn ones

@@ -103,10 +103,11 @@ class Progress(NamedTuple):
     best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
+    rewarded_steps: int = 0  # of self-critical training, those of the checkpoint that the run began with included
 
-    def after_step(self, finite: bool) -> "Progress":
+    def after_step(self, finite: bool, rewarded: bool = False) -> "Progress":
         return self._replace(
-            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
+            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1, rewarded_steps=self.rewarded_steps + rewarded,
             nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
         )  # fmt: skip
 
@@ -195,7 +196,8 @@ def prepare(
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     counts = caption_counts(sets["train"])
-    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else Progress()
+    fresh = Progress(rewarded_steps=start.initial.get("rewarded_steps", 0) if start.initial else 0)
+    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else fresh
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "captions_per_step": plan.captions_per_step,
