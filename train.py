@@ -30,7 +30,6 @@ from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from nanocaption.base import devices
@@ -48,9 +47,9 @@ from nanocaption.score.curves import plot_curves
 from nanocaption.score.scoring import score_captions
 from nanocaption.train import profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
-from nanocaption.train.losses import Objective, caption_objective
+from nanocaption.train.losses import caption_objective
+from nanocaption.train.objective import begin_objective, ready
 from nanocaption.train.optim import set_learning_rates
-from nanocaption.train.patches import drop_patches
 from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
@@ -180,27 +179,6 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
                 report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
-
-
-def begin_objective(run: Run, progress: Progress) -> Objective:
-    """What the present epoch minimizes; the optimizer is made ready where that is another thing than before."""
-    settings = run.settings
-    if not is_scst(settings, progress.epoch):
-        return caption_objective(settings.LABEL_SMOOTHING)
-    scst.begin_phase(run, progress)
-    return scst.scst_objective(settings.SCST_XE_WEIGHT, settings.LABEL_SMOOTHING)
-
-
-def ready(
-    run: Run, progress: Progress, batches: list[Batch], groups: Sequence[Sequence[Group]], resident: Tensor | None
-) -> tuple[list[Batch], scst.Drawn | None]:
-    """A step's micro-batches as the objective takes them: fewer patches, drawn captions; and what was drawn."""
-    patches = run.model.patches()
-    some = [drop_patches(batch, own, run.settings, progress.step, patches)
-            for batch, own in zip(batches, groups, strict=True)]  # fmt: skip
-    if not is_scst(run.settings, progress.epoch):
-        return some, None
-    return scst.draw(run, some, groups, progress.epoch, resident)
 
 
 def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:

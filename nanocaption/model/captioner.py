@@ -16,7 +16,7 @@ from nanocaption.base import tensors
 from nanocaption.base.settings import ModelSettings
 from nanocaption.base.tensors import State
 from nanocaption.data.packing import Places, find_places, unpack
-from nanocaption.data.tokenizer import tokenizer_from_json
+from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
 from nanocaption.model.captions import caption_files
@@ -26,6 +26,9 @@ from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer,
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
 # its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
 _CPU_PATCHES = 16 * 14**2
+# Of so many captions decoded at once on a CPU, those that have ended are left out of the products once this share or
+# less is open. Drawn ones stay in the batch until the others of their image have ended: a third of all rows.
+_MANY_ROWS, _FEW_ENDED = 64, 0.9
 
 
 class ImageToTextModel(nn.Module):
@@ -163,7 +166,8 @@ class ImageToTextModel(nn.Module):
     def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The step function that decode.py works with, holding the KV cache of these images.
 
-        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token. `parents` says which row of
+        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token; after <end> nothing comes, and
+        logits there may be all 0. `parents` says which row of
         the step before each row continues; rows stay with their image, so the K captions of image n are rows
         n*K .. n*K+K-1 and share its cross-attention keys, computed once here. Where whole images are missing from
         `parents`, they are dropped, and N is smaller from there on.
@@ -183,7 +187,7 @@ class ImageToTextModel(nn.Module):
             # All K captions of an image attend to the keys of all K, and each is shown its own: that spares reordering
             # the cache at every step, and turns K products with a vector into one with a matrix.
             hidden = (slots[..., None] != beams).flatten(2)[:, None] if len(beams) > 1 else None  # (N, 1, K, L*K)
-            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden)
+            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens))
 
         return step
 
@@ -219,6 +223,14 @@ class ImageToTextModel(nn.Module):
     def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
         return nameless(self.arguments().get("encoder_config"))
+
+
+def _open_rows(tokens: Tensor) -> Tensor | None:
+    """The rows of tokens (R,) that have not ended; None: too few have to be worth leaving out."""
+    if len(tokens) < _MANY_ROWS or tokens.device.type != "cpu":  # on a GPU the answer would be waited for
+        return None
+    rows = (tokens != END).nonzero()[:, 0]
+    return rows if len(rows) <= _FEW_ENDED * len(tokens) else None
 
 
 def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:
