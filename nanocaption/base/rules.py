@@ -11,7 +11,7 @@ _AT_LEAST_ONE = (
     "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
     "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
     "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
-    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
@@ -152,7 +152,7 @@ def _training_rules(v: types.SimpleNamespace) -> Rules:
 
 def _reward_rules(v: types.SimpleNamespace) -> Rules:
     yield (
-        v.SCST_SAMPLES >= 2,
+        v.SCST_SAMPLES != 1,  # below that is told by its own rule
         f"SCST_SAMPLES = {v.SCST_SAMPLES}: needs at least 2, a caption is measured against the mean of the others; "
         "5 is usual",
     )
