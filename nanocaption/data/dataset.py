@@ -28,7 +28,7 @@ class Batch(NamedTuple):
     target_tokens: Tensor  # int64 (B, T), <end> last unless the caption was cut, then padding
     image_index: Tensor  # int64 (B,), which image each caption belongs to
     places: Places  # where the real tokens stand
-    rewards: Tensor | None = None  # float32 (S,) weights of the first S real tokens, those of drawn captions: scst.py
+    advantages: Tensor | None = None  # float32 (S,) of the first S real tokens, where those are of drawn captions
     kept: Tensor | None = None  # int64 (N, J) patches of each image that the decoder may see; None: all
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":

@@ -87,14 +87,14 @@ def scst_objective(xe_weight: float, label_smoothing: float) -> Objective:
 
     def total(model: ImageToTextModel, batch: Batch) -> Tensor:
         hidden, targets = predictions(model, batch)
-        drawn = 0 if batch.rewards is None else len(batch.rewards)
-        weights = hidden.new_zeros(0, dtype=torch.float32) if batch.rewards is None else batch.rewards
+        drawn = 0 if batch.advantages is None else len(batch.advantages)
+        weights = hidden.new_zeros(0, dtype=torch.float32) if batch.advantages is None else batch.advantages
         loss = token_loss(model, hidden[:drawn], targets[:drawn], weights=weights)
         if xe_weight and drawn < len(hidden):
             loss = loss + xe_weight * token_loss(model, hidden[drawn:], targets[drawn:], label_smoothing)
         return loss
 
-    return Objective(total, lambda batch: 0 if batch.rewards is None else len(batch.rewards))
+    return Objective(total, lambda batch: 0 if batch.advantages is None else len(batch.advantages))
 
 
 def draw(
@@ -158,7 +158,7 @@ def _as_batch(captions: Sequence[Sequence[decode.Caption]], earned: Earned, batc
     weights = torch.from_numpy(advantages(earned.rewards.reshape(-1, each)).astype(np.float32)).flatten()
     return batch._replace(
         decoder_input_tokens=inputs, target_tokens=targets, image_index=index,
-        places=_places(lengths, inputs.shape[1], index, len(captions)), rewards=weights.repeat_interleave(lengths),
+        places=_places(lengths, inputs.shape[1], index, len(captions)), advantages=weights.repeat_interleave(lengths),
     )  # fmt: skip
 
 

@@ -57,7 +57,7 @@ def packed_gradient(model, images, drawn, earned: np.ndarray) -> dict[str, torch
     made = scst._as_batch(drawn, Earned(earned, *[np.zeros(0)] * 3), batch, MOST)
     objective = scst.scst_objective(0.0, 0.1)
     assert objective.number(made) == sum(len(c.ids) + (len(c.ids) < MOST) for own in drawn for c in own)
-    objective.total(model, made._replace(rewards=made.rewards.double())).backward()
+    objective.total(model, made._replace(advantages=made.advantages.double())).backward()
     return gradients(model)
 
 
@@ -141,10 +141,10 @@ def test_the_packed_pass_gives_the_probabilities_that_captions_were_drawn_with(m
     assert any(len(caption.ids) < 8 for caption in each)
     run.model.eval()
     objective = scst.scst_objective(0.0, 0.1)
-    ones = torch.ones_like(made.rewards, dtype=torch.float64)
-    loss = objective.total(run.model, made._replace(rewards=ones))
+    ones = torch.ones_like(made.advantages, dtype=torch.float64)
+    loss = objective.total(run.model, made._replace(advantages=ones))
     assert loss.item() == pytest.approx(-sum(caption.log_prob for caption in each), rel=1e-5)
-    lost = objective.total(run.model, made._replace(rewards=ones.index_fill(0, torch.tensor([3]), 0.0)))
+    lost = objective.total(run.model, made._replace(advantages=ones.index_fill(0, torch.tensor([3]), 0.0)))
     assert lost.item() != pytest.approx(loss.item(), rel=1e-5)
     row = drawn.row()
     assert row["entropy"] == pytest.approx(loss.item() / objective.number(made), rel=1e-5)
@@ -173,7 +173,7 @@ def test_own_captions_follow_the_drawn_ones_with_their_weight_and_smoothing(monk
     real = (batch.decoder_input_tokens != PAD).flatten()
     own = F.cross_entropy(logits[real], batch.target_tokens.flatten()[real], reduction="sum", label_smoothing=0.1)
     torch.testing.assert_close(both, policy + 0.3 * own)
-    assert scst.scst_objective(0.3, 0.1).number(made) == len(alone.rewards) == len(made.rewards)
+    assert scst.scst_objective(0.3, 0.1).number(made) == len(alone.advantages) == len(made.advantages)
     assert abs((0.3 * own).item()) > 0.1
 
 
@@ -225,8 +225,8 @@ def mean_reward_after(monkeypatch, shuffled: bool, steps: int) -> tuple[float, f
         made, drawn, _ = drawn_by(monkeypatch, run, batch, lambda ids: ids.count(5) / 8)
         means.append(drawn.row()["reward"])
         if shuffled:
-            worth = rng.permutation(np.unique(made.rewards.numpy()))
-            made = made._replace(rewards=torch.from_numpy(rng.choice(worth, len(made.rewards)).astype(np.float32)))
+            others = rng.choice(np.unique(made.advantages.numpy()), len(made.advantages))
+            made = made._replace(advantages=torch.from_numpy(others.astype(np.float32)))
         optimizer.zero_grad()
         (objective.total(run.model, made) / objective.number(made)).backward()
         optimizer.step()
