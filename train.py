@@ -244,9 +244,9 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     done, names = done.after_validation(val_loss, scores.get("CIDEr"), by_cider)
     place = {"step": done.step, "epoch": done.epoch}
     best = " (best)" * (done.validations_without_gain == 0)
-    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}{best}"
+    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}{'' if by_cider else best}"
     if scores:
-        text += f", CIDEr {100 * scores['CIDEr']:.1f}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
+        text += f", CIDEr {100 * scores['CIDEr']:.1f}{best if by_cider else ''}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
         text += f" (greedy, {len(run.val_records)} images)"
         text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scores.items() if k.startswith("true_"))
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)

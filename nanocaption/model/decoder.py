@@ -65,7 +65,7 @@ class Decoder(nn.Module):
             raise ValueError(f"Token {position + 1}: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
         x = self.embedding(tokens if rows is None else tokens[rows]) + self.position_embedding.weight[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer.step(x, position, layer_cache, hidden, rows)
+            x = layer.step(x, position, layer_cache, hidden, rows, len(tokens))
         return _spread(self.logits(self.norm(x)), rows, len(tokens))
 
 
@@ -112,16 +112,15 @@ class DecoderLayer(nn.Module):
         return {"memory_k": k.contiguous(), "memory_v": v.contiguous(), "k": k[..., :0], "v": v[:, :, :0]}
 
     def step(
-        self, x: Tensor, position: int, cache: dict[str, Tensor], hidden: Tensor | None, rows: Tensor | None
+        self, x: Tensor, position: int, cache: dict[str, Tensor], hidden: Tensor | None, rows: Tensor | None, every: int
     ) -> Tensor:
         """One new token per row, x (N*K, D); its keys and values are put into the cache.
 
         hidden (N, 1, K, L*K): True for what a row may not see of the L tokens so far, this one included; None: nothing.
-        rows (A,): those that x (A, D) has of the N*K; None: all. Only attention has room for the others.
+        rows (A,): those that x (A, D) has of the `every` = N*K; None: all. Only attention has room for the others.
         """
         images, width = len(cache["memory_k"]), x.shape[1]
-        beams = len(x) // images if rows is None or hidden is None else hidden.shape[2]
-        every = images * beams
+        beams = every // images
         end = (position + 1) * beams
         if end > cache["v"].shape[2]:
             cache["k"], cache["v"] = F.pad(cache["k"], (0, _ROOM * beams)), F.pad(cache["v"], (0, 0, 0, _ROOM * beams))

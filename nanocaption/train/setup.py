@@ -436,7 +436,7 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
         f"{schedule.steps_per_epoch} steps per epoch, {schedule.steps_per_epoch * settings.NUM_EPOCHS} in all, "
-        f"{warmup} of warmup; "
+        f"{0 if is_scst(settings, 0) else warmup} of warmup; "
         f"captions in a step: {sum(in_steps) / len(in_steps):.1f} on average, {max(in_steps)} at most"
     )
     if run.plan.scst is not None:
