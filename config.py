@@ -81,6 +81,14 @@ ADAM_EPS: float = 1e-8  # AdamW's guard against division by zero
 GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
 MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradient, all skipped, before the run stops
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
+PATCH_DROP: float = 0.0  # share of a picture's patch features that a training step leaves out, drawn anew each time
+OBJECTIVE: Literal["xe", "scst"] = "xe"  # cross-entropy; or self-critical, drawn captions rewarded: docs/training.md
+SCST_START_EPOCH: int = 0  # "scst": so many epochs of cross-entropy come first; 0 needs INIT_CHECKPOINT_PATH
+SCST_SAMPLES: int = 5  # "scst": captions drawn per picture; each is measured against the mean of the others
+SCST_REWARD: Literal["cider", "cider+bleu"] = "cider"  # CIDEr-D, alone or plus smoothed BLEU-4; <end> is a word in it
+SCST_XE_WEIGHT: float = 0.0  # "scst": weight of the cross-entropy of the pictures' own captions beside the reward
+SCST_LEARNING_RATE: float = 1e-4  # "scst": peak rate, after a short warmup; WEIGHT_DECAY does not act there
+SCST_LR_SCHEDULE: Literal["constant", "cosine"] = "constant"  # "scst": cosine falls to MIN_LR
 VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
 VALIDATION_SCORE_IMAGES: int = 100  # validation images captioned (greedy) and scored each time; 0 = loss only
 EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the run stops; 0 = never

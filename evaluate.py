@@ -80,7 +80,7 @@ from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
 from nanocaption.use.captioning import caption_split, decoding_facts, results_name
-from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
+from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models, trained_by_reward
 
 
 def main(argv: list[str]) -> None:
@@ -132,7 +132,10 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     options = decoding_flags.options(arguments, search_options(settings.values))
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
-    made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
+    made_by = " + ".join(
+        f"{path.name} {digest}{' scst:eos' * trained_by_reward(state)}"
+        for path, digest, state in zip(paths, digests, states, strict=True)
+    )
     decoding = decoding_facts(loaded, options)
     key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records),
                          *_tokens_named(arguments))  # fmt: skip

@@ -11,16 +11,17 @@ _AT_LEAST_ONE = (
     "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
     "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
     "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
-    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
+    "SCST_START_EPOCH", "SCST_XE_WEIGHT",
     "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
 )  # fmt: skip
-_ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
-_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+_ABOVE_ZERO = ("LEARNING_RATE", "SCST_LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
+_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO", "PATCH_DROP")  # 0 <= value < 1
 NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
 _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
@@ -90,7 +91,9 @@ Rules = Iterator[tuple[bool, str]]  # (whether it holds, what to say where it do
 def cross_problems(values: Mapping[str, object]) -> list[str]:
     """What is wrong with values beside each other."""
     v = types.SimpleNamespace(**values)
-    rules = (_decoder_rules(v), _encoder_rules(v), _training_rules(v), _data_rules(v), _run_rules(v))
+    rules = (
+        _decoder_rules(v), _encoder_rules(v), _training_rules(v), _reward_rules(v), _data_rules(v), _run_rules(v),
+    )  # fmt: skip
     return [text for holds, text in itertools.chain(*rules) if not holds]
 
 
@@ -144,6 +147,30 @@ def _training_rules(v: types.SimpleNamespace) -> Rules:
     yield (
         all(0 <= beta < 1 for beta in v.ADAM_BETAS),
         f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1",
+    )
+
+
+def _reward_rules(v: types.SimpleNamespace) -> Rules:
+    yield (
+        v.SCST_SAMPLES != 1,  # below that is told by its own rule
+        f"SCST_SAMPLES = {v.SCST_SAMPLES}: needs at least 2, a caption is measured against the mean of the others; "
+        "5 is usual",
+    )
+    if v.OBJECTIVE != "scst":
+        return
+    yield (
+        v.NUM_EPOCHS == "auto" or v.SCST_START_EPOCH < v.NUM_EPOCHS,
+        f"SCST_START_EPOCH = {v.SCST_START_EPOCH}: must be below NUM_EPOCHS = {v.NUM_EPOCHS}, which counts the epochs "
+        "of both objectives",
+    )
+    yield (
+        v.VALIDATION_SCORE_IMAGES > 0,
+        "OBJECTIVE = 'scst' with VALIDATION_SCORE_IMAGES = 0: its best checkpoint is the one of the best CIDEr; score "
+        "at least 100 images",
+    )
+    yield (
+        v.SCST_LR_SCHEDULE == "constant" or v.MIN_LR <= v.SCST_LEARNING_RATE,
+        f"MIN_LR = {v.MIN_LR} must not be above SCST_LEARNING_RATE = {v.SCST_LEARNING_RATE}",
     )
 
 

@@ -21,18 +21,22 @@ ImageInputs = Rows | np.ndarray | Tensor | Sequence[Tensor]  # those of a data s
 
 
 class Batch(NamedTuple):
-    """N images, B captions, T tokens of the longest caption here, without its <end> or its <start>."""
+    """N images, B captions, T tokens of the longest caption here, without its <end> or its <start>; R real tokens."""
 
     images: Tensor  # uint8 (N, 3, S, S); features float16 (N, P, E) of a cache; numbers int64 (N,) of resident ones
     decoder_input_tokens: Tensor  # int64 (B, T), <start> first
     target_tokens: Tensor  # int64 (B, T), <end> last unless the caption was cut, then padding
     image_index: Tensor  # int64 (B,), which image each caption belongs to
     places: Places  # where the real tokens stand
+    advantages: Tensor | None = None  # float32 (S,) of the first S real tokens, where those are of drawn captions
+    kept: Tensor | None = None  # int64 (N, J) patches of each image that the decoder may see; None: all
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
         """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""
-        *tensors, places = self
-        moved = Batch._make([*(tensor.to(device, non_blocking=True) for tensor in tensors), places.to(device)])
+        moved = Batch._make([
+            part.to(device, non_blocking=True) if isinstance(part, Tensor) else part and part.to(device)
+            for part in self
+        ])  # fmt: skip
         return moved if resident is None else moved._replace(images=resident[moved.images])
 
 

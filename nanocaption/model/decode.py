@@ -106,8 +106,9 @@ def sample(
         if chances is None:
             tokens = allowed.argmax(-1)
         else:
-            below = allowed - allowed.amax(-1, keepdim=True)  # a low temperature makes infinity of other numbers
-            tokens = _draw(below / o.temperature, o.top_k, o.top_p, chances[rows, length - 1])
+            if o.temperature != 1:  # a low one makes infinity of numbers other than differences from the largest
+                allowed = (allowed - allowed.amax(-1, keepdim=True)) / o.temperature
+            tokens = _draw(allowed, o.top_k, o.top_p, chances[rows, length - 1])
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
@@ -331,6 +332,8 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
     token = torch.searchsorted(shares, shares[:, -1:] * chances[:, None], right=True).clamp(max=logits.shape[1] - 1)
     # Rounding may lead to a token that may not come: behind all others, or where sums made in parallel fall again.
     possible = logits.gather(1, token) > -torch.inf
+    if possible.device.type == "cpu" and possible.all():  # on a GPU the answer would be waited for
+        return token[:, 0]
     return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]
 
 

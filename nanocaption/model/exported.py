@@ -115,6 +115,7 @@ def describe(state: State) -> dict[str, object]:
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
+    rewarded = {"rewarded_steps": steps} if (steps := state.get("rewarded_steps")) else {}
     encoder_config = copy.deepcopy(nameless(state["model_arguments"].get("encoder_config")))
     return {
         "model_type": MODEL_TYPE,
@@ -133,7 +134,7 @@ def describe(state: State) -> dict[str, object]:
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
-        "trained": {name: known[name] for name in _FACTS if name in known},
+        "trained": {name: known[name] for name in _FACTS if name in known} | rewarded,
     }
 
 

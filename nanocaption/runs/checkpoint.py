@@ -29,7 +29,7 @@ _REQUIRED = {  # key -> type
     "epoch": int, "step": int, "model_state_dict": dict, "optimizer_state_dict": dict, "config": dict,
     "config_constants": dict, "tokenizer": str,
 }  # fmt: skip
-_COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row")
+_COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row", "rewarded_steps")
 
 
 class OtherFormat(ValueError):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from nanocaption.base import devices
 from nanocaption.base.settings import (
+    AS_BEFORE,
     CHECKPOINT_SETTINGS,
     DATA_SETTINGS,
     RESUME_SETTINGS,
@@ -87,7 +88,7 @@ def _refuse_another_run(
     path: Path, saved: State, settings: Settings, old: tuple[int, ...], new: tuple[int, ...]
 ) -> None:
     """SystemExit, naming old -> new, where the settings, or the division of a step's captions, make it another run."""
-    refused = differences(settings, saved["config"], RESUME_SETTINGS)
+    refused = differences(settings, AS_BEFORE | saved["config"], RESUME_SETTINGS)
     if settings.RUN_NAME not in (None, saved["config"]["RUN_NAME"], path.parent.name):
         refused.append(f"RUN_NAME: {path.parent.name!r} -> {settings.RUN_NAME!r}")
     if math.prod(old) != math.prod(new):

@@ -41,8 +41,12 @@ from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
 from nanocaption.train import amount, batch_size, optim, sharding
+from nanocaption.train.rewards import Rewards, make_rewards
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
+
+# Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
+SCST_WARMUP = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,7 @@ class Run:
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
+    rewards: Rewards | None = None  # of self-critical training
 
 
 class Plan(NamedTuple):
@@ -74,6 +79,18 @@ class Plan(NamedTuple):
     captions_per_step: int  # that a step aims at
     schedule: optim.Schedule
     encoder_share: float  # of its learning rate
+    scst: optim.Schedule | None = None  # of the self-critical phase, its steps counted from its own start
+    scst_from: int = 0  # the step at which that begins
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        in_phase = self.scst is not None and step >= self.scst_from
+        return self.scst.rate(step - self.scst_from) if in_phase else self.schedule.rate(step)
+
+
+def is_scst(settings: Settings, epoch: int) -> bool:
+    """Whether `epoch`, counted from 0, belongs to the self-critical phase."""
+    return settings.OBJECTIVE == "scst" and epoch >= settings.SCST_START_EPOCH
 
 
 class Progress(NamedTuple):
@@ -86,21 +103,27 @@ class Progress(NamedTuple):
     best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
+    rewarded_steps: int = 0  # of self-critical training, those of the checkpoint that the run began with included
 
-    def after_step(self, finite: bool) -> "Progress":
+    def after_step(self, finite: bool, rewarded: bool = False) -> "Progress":
         return self._replace(
-            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
+            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1, rewarded_steps=self.rewarded_steps + rewarded,
             nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
         )  # fmt: skip
 
-    def after_validation(self, val_loss: float, cider: float | None) -> tuple["Progress", list[str]]:
-        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored."""
+    def after_validation(
+        self, val_loss: float, cider: float | None, by_cider: bool = False
+    ) -> tuple["Progress", list[str]]:
+        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored.
+
+        by_cider: rewards were trained on, which raise CIDEr and the loss: CIDEr alone says what is better.
+        """
         done, names = self._replace(validations_without_gain=self.validations_without_gain + 1), []
-        if math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
+        if not by_cider and math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
             done = self._replace(best_val_loss=val_loss, validations_without_gain=0)
             names.append(best_name(self.epoch, val_loss))
         if cider is not None and (self.best_cider is None or cider > self.best_cider):
-            done = done._replace(best_cider=cider)
+            done = done._replace(best_cider=cider, **({"validations_without_gain": 0} if by_cider else {}))
             names.append(BEST_CIDER)
         return done, names
 
@@ -114,9 +137,17 @@ def find_start(settings: Settings) -> Start:
     start = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else Start(settings)
     if start.path is not None:
         return start
+    if is_scst(settings, 0) and settings.INIT_CHECKPOINT_PATH is None:
+        raise SystemExit(
+            "OBJECTIVE = 'scst' begins with a captioner that cross-entropy has trained: give --init-checkpoint-path "
+            "RUN/best_cider.safetensors, or SCST_START_EPOCH, the epochs of cross-entropy before it."
+        )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
-        return start._replace(initial=load_initial(settings))
+        initial = load_initial(settings)
+        if is_scst(settings, 0) and not initial["step"]:
+            raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
+        return start._replace(initial=initial)
     if settings.ENCODER_MODEL_NAME is not None:
         check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE)
     return start
@@ -146,6 +177,7 @@ def prepare(
         be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder, records = load_splits(settings)
     references = records["val"]
+    rewards = rewards_of(settings, records["train"])
     records = learnt_from(settings, records)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
@@ -164,7 +196,8 @@ def prepare(
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     counts = caption_counts(sets["train"])
-    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else Progress()
+    fresh = Progress(rewarded_steps=start.initial.get("rewarded_steps", 0) if start.initial else 0)
+    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else fresh
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "captions_per_step": plan.captions_per_step,
@@ -184,9 +217,20 @@ def prepare(
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
         val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
         requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
+        rewards=rewards,
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
+
+
+def rewards_of(settings: Settings, records: Sequence[Record]) -> Rewards | None:
+    """What OBJECTIVE "scst" rewards with: the training captions as they were written. None with "xe"."""
+    if settings.OBJECTIVE != "scst":
+        return None
+    rewards, notes = make_rewards(records, settings.SCST_REWARD)
+    for note in notes:
+        devices.console(note)
+    return rewards
 
 
 def told_of_others(data_folder: Path, digest: str) -> str:
@@ -280,7 +324,10 @@ def make_optimizer(
 def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | None) -> Plan:
     """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
     steps_per_epoch = len(whole_steps(settings, train_set, epoch=0))
-    total_steps = settings.NUM_EPOCHS * steps_per_epoch
+    all_steps = settings.NUM_EPOCHS * steps_per_epoch
+    scst_from = settings.SCST_START_EPOCH * steps_per_epoch
+    two_phases = settings.OBJECTIVE == "scst" and scst_from > 0
+    total_steps = scst_from if two_phases else all_steps
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
         warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
@@ -292,7 +339,11 @@ def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | No
     target = step_target(caption_counts(train_set), settings.CAPTIONS_PER_IMAGE, captions_together(settings))
     own = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
-    return Plan(target, schedule, encoder_share)
+    scst = schedule._replace(
+        peak=settings.SCST_LEARNING_RATE, schedule=settings.SCST_LR_SCHEDULE, total_steps=all_steps - scst_from,
+        warmup_steps=min(SCST_WARMUP, (all_steps - scst_from) // 10), warmup_lr=0.0,
+    )  # fmt: skip
+    return Plan(target, schedule, encoder_share, *((scst, scst_from) if settings.OBJECTIVE == "scst" else ()))
 
 
 def restore(
@@ -384,10 +435,17 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
-        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup; "
+        f"{schedule.steps_per_epoch} steps per epoch, {schedule.steps_per_epoch * settings.NUM_EPOCHS} in all, "
+        f"{0 if is_scst(settings, 0) else warmup} of warmup; "
         f"captions in a step: {sum(in_steps) / len(in_steps):.1f} on average, {max(in_steps)} at most"
     )
-    if warmup >= schedule.total_steps:
+    if run.plan.scst is not None:
+        devices.console(
+            f"self-critical from step {run.plan.scst_from} on: {settings.SCST_SAMPLES} captions drawn per picture, "
+            f"rate {settings.SCST_LEARNING_RATE:g} after {run.plan.scst.warmup_steps} steps of warmup, "
+            f"{settings.SCST_LR_SCHEDULE}, a fresh optimizer"
+        )
+    if warmup >= schedule.total_steps and not is_scst(settings, 0):
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
     devices.console(f"run: {run.folder}{where}")

@@ -80,6 +80,14 @@ def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
     return Loaded(list(models), tokenizers[0], list(states), used[0], device)
 
 
+def trained_by_reward(state: State) -> bool:
+    """Whether self-critical training has made the weights, in its own run or in one that this began with.
+
+    A score has to say it, and that the end was a word of the reward (arXiv 2305.12254).
+    """
+    return state.get("rewarded_steps", 0) > 0
+
+
 def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> list[Path]:
     """The files of `paths`, separated by commas, as `find_checkpoint` finds them. SystemExit where one is missing."""
     if paths is None or Path(paths).exists():
