@@ -14,6 +14,7 @@ _AT_LEAST_ONE = (
     "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
 )  # fmt: skip
 _NOT_NEGATIVE = (
+    "FEATURE_VIEWS",
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
@@ -141,6 +142,16 @@ def _training_rules(v: types.SimpleNamespace) -> Rules:
     )
     yield (v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}")
     yield (0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
+    changed = v.RANDOM_FLIP or v.RANDOM_CROP_AREA < 1
+    yield (
+        v.FEATURE_VIEWS == 0 or (v.FEATURE_VIEWS > 1 and changed and v.FREEZE_ENCODER and v.CACHE_FEATURES),
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: is 0, or 2 and more with FREEZE_ENCODER and CACHE_FEATURES, and with "
+        "RANDOM_FLIP or RANDOM_CROP_AREA below 1, which make the views",
+    )
+    yield (
+        v.FEATURE_VIEWS <= 2 or v.RANDOM_CROP_AREA < 1,
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: RANDOM_FLIP alone gives 2 different views; for more set RANDOM_CROP_AREA",
+    )
     yield (
         all(0 <= beta < 1 for beta in v.ADAM_BETAS),
         f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1",
