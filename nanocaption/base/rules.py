@@ -114,6 +114,12 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
 
 
 def _encoder_rules(v: types.SimpleNamespace) -> Rules:
+    layers = v.ENCODER_LAYERS
+    yield (
+        layers == () or (v.ENCODER_MODEL_NAME and layers[0] >= 1 and list(layers) == sorted(set(layers))),
+        f"ENCODER_LAYERS = {layers}: names blocks of a pretrained encoder (ENCODER_MODEL_NAME), from 1, each once "
+        "and in their order",
+    )
     if v.ENCODER_MODEL_NAME is not None:
         return
     yield (

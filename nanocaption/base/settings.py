@@ -53,6 +53,7 @@ class ModelSettings:
     DECODER_LAYERS: int
     DECODER_FF_DIM: int
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
+    ENCODER_LAYERS: tuple[int, ...] = ()  # nor this
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "ModelSettings":

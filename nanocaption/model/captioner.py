@@ -203,7 +203,9 @@ class ImageToTextModel(nn.Module):
 
     def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
-        return nameless(self.arguments().get("encoder_config"))
+        found = nameless(self.arguments().get("encoder_config"))
+        layers = self.encoder.layers if isinstance(self.encoder, PretrainedTower) else ()
+        return found | {"nanocaption_layers": list(layers)} if found and layers else found
 
 
 def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:

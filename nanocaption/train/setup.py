@@ -118,7 +118,7 @@ def find_start(settings: Settings) -> Start:
     if settings.INIT_CHECKPOINT_PATH is not None:
         return start._replace(initial=load_initial(settings))
     if settings.ENCODER_MODEL_NAME is not None:
-        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE)
+        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE, settings.ENCODER_LAYERS)
     return start
 
 
