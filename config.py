@@ -40,7 +40,7 @@ UNK_TOKEN_ID: int = 3  # never occurs: every byte has a token
 
 # --- Encoder ---
 ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
-ENCODER_LAYERS: tuple[int, ...] = ()  # blocks whose outputs, side by side, the decoder sees, e.g. 6 9 12; () = the last
+ENCODER_LAYERS: tuple[int, ...] | None = None  # blocks whose outputs, side by side, are seen, (6, 9, 12); None = last
 FREEZE_ENCODER: bool = False  # keep a pretrained encoder as it is
 IMAGE_SIZE: int | None = None  # side in pixels of the encoder's input; None = a pretrained encoder's own, else 64
 VIT_PATCH_SIZE: int = 8  # from scratch: one token per patch of this side, pixels

@@ -28,17 +28,17 @@ _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
 def type_problem(name: str, value: object, kind: object) -> str | None:
     """What is wrong with a value where the setting's annotation is `kind`; None where it fits."""
-    if any(_fits(value, option) for option in _options(kind)):
+    if any(_fits(value, option) for option in options_of(kind)):
         return None
     return f"{name} = {value!r}: must be {_type_text(kind)}"
 
 
 def accepts(kind: object, part: type) -> bool:
     """Whether a setting annotated as `kind` may be of the type `part`."""
-    return part in _options(kind)
+    return part in options_of(kind)
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
+def options_of(kind: Any) -> tuple[Any, ...]:
     union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if union else (kind,)
 
@@ -52,16 +52,18 @@ def _fits(value: object, kind: Any) -> bool:
     if not isinstance(value, tuple):
         return False
     if Ellipsis in parts:
-        return value != () and all(isinstance(part, str) and part for part in value)
+        return value != () and all(type(part) is parts[0] and part for part in value)
     return len(value) == len(parts) and all(type(part) in (int, float) for part in value)
 
 
 def _type_text(kind: Any) -> str:
-    if len(options := _options(kind)) > 1:
+    if len(options := options_of(kind)) > 1:
         return " or ".join(map(_type_text, options))
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
+        if int in typing.get_args(kind) and Ellipsis in typing.get_args(kind):
+            return "whole numbers, e.g. 6,9,12 on the command line and (6, 9, 12) in a file"
         if Ellipsis in typing.get_args(kind):
             return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
         return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
@@ -116,7 +118,7 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
 def _encoder_rules(v: types.SimpleNamespace) -> Rules:
     layers = v.ENCODER_LAYERS
     yield (
-        layers == () or (v.ENCODER_MODEL_NAME and layers[0] >= 1 and list(layers) == sorted(set(layers))),
+        layers is None or (v.ENCODER_MODEL_NAME and layers[0] >= 1 and list(layers) == sorted(set(layers))),
         f"ENCODER_LAYERS = {layers}: names blocks of a pretrained encoder (ENCODER_MODEL_NAME), from 1, each once "
         "and in their order",
     )

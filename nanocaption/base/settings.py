@@ -53,7 +53,7 @@ class ModelSettings:
     DECODER_LAYERS: int
     DECODER_FF_DIM: int
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
-    ENCODER_LAYERS: tuple[int, ...] = ()  # nor this
+    ENCODER_LAYERS: tuple[int, ...] | None = None  # nor this
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "ModelSettings":
@@ -340,9 +340,11 @@ def _from_text(kind: Any, text: Any) -> Any:
     if isinstance(text, bool) or (text.lower() == "none" and rules.accepts(kind, types.NoneType)):
         return text if isinstance(text, bool) else None
     try:
-        if typing.get_origin(kind) is tuple:
-            one = str.strip if Ellipsis in typing.get_args(kind) else float
-            return tuple(one(part) for part in text.split(","))
+        for option in rules.options_of(kind):
+            if typing.get_origin(option) is tuple:
+                first, *more = typing.get_args(option)
+                one = float if Ellipsis not in more else int if first is int else str.strip
+                return tuple(one(part) for part in text.split(","))
         if rules.accepts(kind, int):
             return int(text)
         if rules.accepts(kind, float):

@@ -122,15 +122,15 @@ class PretrainedTower(nn.Module):
     """A vision tower of transformers. `config` is what rebuilds it without any download.
 
     layers: the blocks, counted from 1, whose outputs stand side by side in the features, each normalised by itself;
-    of the last block it is the tower's own output, as it is. () = that alone. A classifier's last block keeps what its
-    classes need; those before it know more of the rest of a picture.
+    of the last block it is the tower's own output, as it is. None = that alone. A classifier's last block keeps what
+    its classes need; those before it know more of the rest of a picture.
     """
 
     tower: "PreTrainedModel"
 
-    def __init__(self, tower: "PreTrainedModel", layers: Sequence[int] = ()):
+    def __init__(self, tower: "PreTrainedModel", layers: Sequence[int] | None = None):
         super().__init__()
-        self.tower, self.layers = tower, tuple(layers)
+        self.tower, self.layers = tower, tuple(layers or ())
         tower.config.return_dict = True  # a config may ask for tuples
         self.patch_size, depth = _side(tower.config.patch_size), tower.config.num_hidden_layers
         self.width = tower.config.hidden_size * max(1, len(self.layers))
@@ -177,7 +177,7 @@ def make_encoder(
     return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE, s.ENCODER_LAYERS)
 
 
-def check_available(name: str, image_size: int | None = None, layers: Sequence[int] = ()) -> Available:
+def check_available(name: str, image_size: int | None = None, layers: Sequence[int] | None = None) -> Available:
     """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded and given its pictures.
 
     image_size: side of the input in pixels; None = the tower's own. layers: see PretrainedTower. Cheap, it reads the
@@ -240,7 +240,9 @@ def _check_side(side: int, image_size: int | None, patch: int) -> None:
         )
 
 
-def _try(kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int, layers: Sequence[int]) -> None:
+def _try(
+    kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int, layers: Sequence[int] | None
+) -> None:
     """Run one picture through the tower on the meta device, which computes shapes only."""
     with torch.device("meta"), torch.no_grad():
         tower = PretrainedTower(_empty_tower(kind, config), layers)
@@ -270,7 +272,7 @@ def _hub_answers(name: str) -> bool:
 
 
 def load_pretrained(
-    name: str, image_size: int | None = None, layers: Sequence[int] = ()
+    name: str, image_size: int | None = None, layers: Sequence[int] | None = None
 ) -> tuple[PretrainedTower, ImageSpec]:
     """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
 
@@ -304,7 +306,7 @@ def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
     return None if config is None else {name: value for name, value in config.items() if name not in names}
 
 
-def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] = ()) -> PretrainedTower:
+def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] | None = None) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
