@@ -24,7 +24,8 @@ MAX_BAD_FRACTION: float = 0.01  # largest share of pictures, or captions, that m
 CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of captions trained on; the other rules: data/caption_text.py
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process, and checks new data on every core
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
-RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
+RANDOM_FLIP: bool = False  # mirror half of the training pictures; but those whose captions say left or right
+FEATURE_VIEWS: int = 0  # frozen encoder: keep the features of so many RANDOM_* views of a picture; 0 = encode anew
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
 CACHE_IMAGES: bool = True  # otherwise each picture is decoded and resized once, and kept there
 CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work is done anew every epoch
@@ -39,6 +40,7 @@ UNK_TOKEN_ID: int = 3  # never occurs: every byte has a token
 
 # --- Encoder ---
 ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
+ENCODER_LAYERS: tuple[int, ...] | None = None  # blocks whose outputs, side by side, are seen, (6, 9, 12); None = last
 FREEZE_ENCODER: bool = False  # keep a pretrained encoder as it is
 IMAGE_SIZE: int | None = None  # side in pixels of the encoder's input; None = a pretrained encoder's own, else 64
 VIT_PATCH_SIZE: int = 8  # from scratch: one token per patch of this side, pixels

@@ -14,6 +14,7 @@ _AT_LEAST_ONE = (
     "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES",
 )  # fmt: skip
 _NOT_NEGATIVE = (
+    "FEATURE_VIEWS",
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
@@ -28,17 +29,17 @@ _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
 def type_problem(name: str, value: object, kind: object) -> str | None:
     """What is wrong with a value where the setting's annotation is `kind`; None where it fits."""
-    if any(_fits(value, option) for option in _options(kind)):
+    if any(_fits(value, option) for option in options_of(kind)):
         return None
     return f"{name} = {value!r}: must be {_type_text(kind)}"
 
 
 def accepts(kind: object, part: type) -> bool:
     """Whether a setting annotated as `kind` may be of the type `part`."""
-    return part in _options(kind)
+    return part in options_of(kind)
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
+def options_of(kind: Any) -> tuple[Any, ...]:
     union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if union else (kind,)
 
@@ -52,16 +53,18 @@ def _fits(value: object, kind: Any) -> bool:
     if not isinstance(value, tuple):
         return False
     if Ellipsis in parts:
-        return value != () and all(isinstance(part, str) and part for part in value)
+        return value != () and all(type(part) is parts[0] and part for part in value)
     return len(value) == len(parts) and all(type(part) in (int, float) for part in value)
 
 
 def _type_text(kind: Any) -> str:
-    if len(options := _options(kind)) > 1:
+    if len(options := options_of(kind)) > 1:
         return " or ".join(map(_type_text, options))
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
+        if int in typing.get_args(kind) and Ellipsis in typing.get_args(kind):
+            return "whole numbers, e.g. 6,9,12 on the command line and (6, 9, 12) in a file"
         if Ellipsis in typing.get_args(kind):
             return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
         return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
@@ -116,6 +119,12 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
 
 
 def _encoder_rules(v: types.SimpleNamespace) -> Rules:
+    layers = v.ENCODER_LAYERS
+    yield (
+        layers is None or (v.ENCODER_MODEL_NAME and layers[0] >= 1 and list(layers) == sorted(set(layers))),
+        f"ENCODER_LAYERS = {layers}: names blocks of a pretrained encoder (ENCODER_MODEL_NAME), from 1, each once "
+        "and in their order",
+    )
     if v.ENCODER_MODEL_NAME is not None:
         return
     yield (
@@ -144,6 +153,16 @@ def _training_rules(v: types.SimpleNamespace) -> Rules:
     )
     yield (v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}")
     yield (0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
+    changed = v.RANDOM_FLIP or v.RANDOM_CROP_AREA < 1
+    yield (
+        v.FEATURE_VIEWS == 0 or (v.FEATURE_VIEWS > 1 and changed and v.FREEZE_ENCODER and v.CACHE_FEATURES),
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: is 0, or 2 and more with FREEZE_ENCODER and CACHE_FEATURES, and with "
+        "RANDOM_FLIP or RANDOM_CROP_AREA below 1, which make the views",
+    )
+    yield (
+        v.FEATURE_VIEWS <= 2 or v.RANDOM_CROP_AREA < 1,
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: RANDOM_FLIP alone gives 2 different views; for more set RANDOM_CROP_AREA",
+    )
     yield (
         all(0 <= beta < 1 for beta in v.ADAM_BETAS),
         f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1",

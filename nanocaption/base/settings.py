@@ -53,6 +53,7 @@ class ModelSettings:
     DECODER_LAYERS: int
     DECODER_FF_DIM: int
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
+    ENCODER_LAYERS: tuple[int, ...] | None = None  # nor this
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "ModelSettings":
@@ -68,6 +69,7 @@ CHECKPOINT_SETTINGS = (*DATA_SETTINGS, *(field.name for field in dataclasses.fie
 RESUME_SETTINGS = (
     *CHECKPOINT_SETTINGS,
     "SEED", "CAPTIONS_PER_IMAGE", "PRECISION", "COMPILE", "DECODER_DROPOUT", "RANDOM_CROP_AREA", "RANDOM_FLIP",
+    "FEATURE_VIEWS",
     "LEARNING_RATE", "ENCODER_LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WARMUP_RATIO", "WARMUP_LR", "MIN_LR",
     "LR_DECAY_RATE", "WEIGHT_DECAY", "ADAM_BETAS", "ADAM_EPS", "GRAD_CLIP_VALUE", "LABEL_SMOOTHING",
     "PATCH_DROP", "OBJECTIVE", "SCST_START_EPOCH", "SCST_SAMPLES", "SCST_REWARD", "SCST_XE_WEIGHT",
@@ -342,9 +344,11 @@ def _from_text(kind: Any, text: Any) -> Any:
     if isinstance(text, bool) or (text.lower() == "none" and rules.accepts(kind, types.NoneType)):
         return text if isinstance(text, bool) else None
     try:
-        if typing.get_origin(kind) is tuple:
-            one = str.strip if Ellipsis in typing.get_args(kind) else float
-            return tuple(one(part) for part in text.split(","))
+        for option in rules.options_of(kind):
+            if typing.get_origin(option) is tuple:
+                first, *more = typing.get_args(option)
+                one = float if Ellipsis not in more else int if first is int else str.strip
+                return tuple(one(part) for part in text.split(","))
         if rules.accepts(kind, int):
             return int(text)
         if rules.accepts(kind, float):

@@ -12,7 +12,7 @@ from torch import nn
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.caches import Rows, Source, cached_rows, key_of
-from nanocaption.data.dataset import Batch, ImageTextDataset, padded
+from nanocaption.data.dataset import Batch, ImageTextDataset, Views, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
@@ -48,7 +48,8 @@ def make_inputs(
     """A data set per split of `records`, made from the prepared data in `folder`.
 
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
-    needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them. On a GPU with room features stay there.
+    needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them anew every epoch; with FEATURE_VIEWS
+    the features of so many changed views of each training picture. On a GPU with room features stay there.
     encoding: of the captions, as `encode_batch` takes it.
     """
     sets = {}
@@ -59,8 +60,9 @@ def make_inputs(
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
             images.augment = Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED)
+            tell_one_sided(images)
         features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES
-        if features and images.augment is not None:
+        if features and images.augment is not None and not settings.FEATURE_VIEWS:
             devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
         elif features:
             images.cached = cached_features(settings, folder, split, images, model, device)
@@ -69,6 +71,12 @@ def make_inputs(
             images.cached = cached_pictures(settings, folder, split, images)
         sets[split] = images
     return sets
+
+
+def tell_one_sided(images: ImageTextDataset) -> None:
+    if (count := sum(images.one_sided)) and images.augment is not None and images.augment.flip:
+        devices.console(f"RANDOM_FLIP: {count:,} of {len(images):,} training pictures stay as they are, as their "
+                        "captions name left or right")  # fmt: skip
 
 
 def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> list[str]:
@@ -130,12 +138,22 @@ def cached_features(
     model: Captioner,
     device: torch.device,
 ) -> Rows | None:
-    """The frozen encoder's output for every picture, float16 (P, E) each; None where CACHE_LIMIT_GB forbids it."""
+    """The frozen encoder's output for every picture, float16 (P, E) each; None where CACHE_LIMIT_GB forbids it.
+
+    Where the pictures change and FEATURE_VIEWS asks for several views, those of all first views, then of all second
+    ones, and so on.
+    """
     dtype = devices.pick_dtype(settings.PRECISION, device)
     model.eval()
+    about: list[object] = ["features", str(dtype), images.image_spec, model.encoder_identity()]
+    views = settings.FEATURE_VIEWS if images.augment is not None else 1
+    if views > 1:
+        about.append(["views", views, images.augment, images.one_sided])
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
-        for batch in _read(images, places, settings.NUM_WORKERS):
+        groups = [(place % len(images), (), place // len(images)) for place in places]
+        pictures = images if views == 1 else Views(images)
+        for batch in make_loader(pictures, chunks(groups, READ_AT_ONCE), settings.NUM_WORKERS):
             with torch.no_grad(), devices.autocast(device, dtype):
                 found = model.encode(batch.images.to(device)).to(torch.float16).cpu()  # (n, P, E)
             if not found.isfinite().all():
@@ -143,9 +161,14 @@ def cached_features(
             yield found.numpy()
 
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
-    about = ["features", str(dtype), images.image_spec, model.encoder_identity()]
     key = key_of(images.paths, images.images_dir, about, weights)
-    return _kept(settings, folder, f"features_{split}", key, Source(len(images), make, f"encoder features, {split}"))
+    source = Source(views * len(images), make, f"encoder features, {split}", "view" if views > 1 else "image")
+    found = _kept(settings, folder, f"features_{split}", key, source)
+    if found is not None:
+        images.views = views
+    elif views > 1:
+        devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+    return found
 
 
 def cached_pictures(settings: Settings, folder: Path, split: str, images: ImageTextDataset) -> Rows | None:

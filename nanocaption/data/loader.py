@@ -15,12 +15,12 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import DataLoader
 
-from nanocaption.data.dataset import Batch, ImageTextDataset, collate_fn
+from nanocaption.data.dataset import Batch, ImageTextDataset, Views, collate_fn
 from nanocaption.data.order import Group
 
 
 def make_loader(
-    dataset: ImageTextDataset, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
+    dataset: ImageTextDataset | Views, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
     """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
     return DataLoader(

@@ -130,19 +130,29 @@ class Augment(NamedTuple):
 
 
 def augmented(pixels: Tensor, how: Augment, rng: random.Random) -> Tensor:
-    """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides.
+    """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides."""
+    pixels = cropped(pixels, how.crop_area, rng)
+    return pixels.flip(-1) if how.flip and rng.random() < 0.5 else pixels
+
+
+def view_of(pixels: Tensor, how: Augment, view: int, rng: random.Random) -> Tensor:
+    """View number `view` of a picture uint8 (3, S, S): 0 is the picture itself, every second one is mirrored."""
+    if view:
+        pixels = cropped(pixels, how.crop_area, rng)
+    return pixels.flip(-1) if how.flip and view % 2 else pixels
+
+
+def cropped(pixels: Tensor, crop_area: float, rng: random.Random) -> Tensor:
+    """A picture uint8 (3, S, S) -> the same size, a part of it of at least the share crop_area, as `rng` decides.
 
     The crop's share of the area and its shape (3:4 to 4:3, log-uniform) are drawn as in Szegedy et al. 2015, but only
     shapes that fit into the picture.
     """
-    size = pixels.shape[-1]
-    if how.crop_area < 1:
-        area = rng.uniform(how.crop_area, 1)
-        widest = math.log(min(4 / 3, 1 / area))  # a wider or higher one would be cut off and lose area
-        shape = math.exp(rng.uniform(-widest, widest))
-        height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
-        top, left = rng.randint(0, size - height), rng.randint(0, size - width)
-        pixels = resized(pixels[:, top : top + height, left : left + width], size, size, "bilinear")
-    if how.flip and rng.random() < 0.5:
-        pixels = pixels.flip(-1)
-    return pixels
+    if crop_area >= 1:
+        return pixels
+    size, area = pixels.shape[-1], rng.uniform(crop_area, 1)
+    widest = math.log(min(4 / 3, 1 / area))  # a wider or higher one would be cut off and lose area
+    shape = math.exp(rng.uniform(-widest, widest))
+    height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
+    top, left = rng.randint(0, size - height), rng.randint(0, size - width)
+    return resized(pixels[:, top : top + height, left : left + width], size, size, "bilinear")

@@ -222,7 +222,9 @@ class ImageToTextModel(nn.Module):
 
     def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
-        return nameless(self.arguments().get("encoder_config"))
+        found = nameless(self.arguments().get("encoder_config"))
+        layers = self.encoder.layers if isinstance(self.encoder, PretrainedTower) else ()
+        return found | {"nanocaption_layers": list(layers)} if found and layers else found
 
 
 def _open_rows(tokens: Tensor) -> Tensor | None:

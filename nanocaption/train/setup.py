@@ -149,7 +149,7 @@ def find_start(settings: Settings) -> Start:
             raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
         return start._replace(initial=initial)
     if settings.ENCODER_MODEL_NAME is not None:
-        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE)
+        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE, settings.ENCODER_LAYERS)
     return start
 
 

@@ -248,6 +248,26 @@ def test_features_are_those_of_transformers_at_any_size(tmp_path, kind, side):
     assert not torch.allclose(ours, theirs.roll(1, 1), atol=0.1)  # control: the tokens differ from each other
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_several_blocks_stand_side_by_side(tmp_path, kind):
+    tower = save(tmp_path, kind)
+    with torch.no_grad():
+        theirs = tower(images(32), output_hidden_states=True)
+        found, _ = load_pretrained(str(tmp_path), layers=(1, 2))
+        ours = found.eval()(images(32))
+        again = encoder.rebuild_pretrained(json.loads(json.dumps(found.config)), [1, 2]).eval()
+        again.load_state_dict(found.state_dict())
+        assert torch.equal(again(images(32)), ours)
+    depth = tower.config.num_hidden_layers
+    first, second = theirs.hidden_states[1], theirs.hidden_states[2]
+    second = theirs.last_hidden_state if depth == 2 else torch.nn.functional.layer_norm(second, (16,))
+    torch.testing.assert_close(ours, torch.cat([torch.nn.functional.layer_norm(first, (16,)), second], -1))
+    assert found.width == 32
+    with pytest.raises(ValueError, match=rf"ENCODER_LAYERS = \(1, {depth + 1}\): it has {depth} blocks") as refused:
+        check_available(str(tmp_path), layers=(1, depth + 1))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_tower_whose_own_side_its_patches_do_not_divide_is_taken_as_it_is(tmp_path):
     """As SigLIP's of 384 pixels and patches of 14: the last pixels are not seen, by transformers neither."""
     tower = save(tmp_path, "SiglipVision", {"image_size": 30}, VIT | {"size": {"height": 30, "width": 30}})
