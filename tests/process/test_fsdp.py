@@ -166,6 +166,7 @@ def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_p
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 16, 32)
 
 
+@pytest.mark.long
 def test_with_a_loss_scale_an_overflow_of_one_process_is_everyones(demo_data, tmp_path):
     """The first process, which writes the scale, has to learn of a gradient of the second one's."""
 

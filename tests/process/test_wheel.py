@@ -59,13 +59,19 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_score_and_caption_from_a_folder_of_ones_own(environment, folder):
+def test_scores_and_loads_from_a_folder_of_ones_own(environment, folder):
     (folder / "references.json").write_text(json.dumps({"1": ["a dog runs", "the dog"], "2": ["a cat", "one cat"]}))
     (folder / "predictions.json").write_text(json.dumps({"1": "a dog runs", "2": "a cat"}))
     assert "CIDEr" in run(environment / "nanocaption", "score", "references.json", "predictions.json")
+    code = "import nanocaption; print(nanocaption.__file__, nanocaption.score({1: ['a dog', 'the dog']}, {1: 'a dog'}))"
+    assert str(environment.parent) in run(environment / "python", "-P", "-c", code)
+
+
+@pytest.mark.long
+def test_captions_from_a_folder_of_ones_own(environment, folder):
     picture = folder / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    # The rest in one process, as each imports torch: `python -m nanocaption caption`, and what is imported.
+    # In one process, as each imports torch: `python -m nanocaption caption`, and what is imported.
     code = "import nanocaption, runpy, sys; picture = sys.argv[2]; "
     code += "print(nanocaption.__file__, nanocaption.load(sys.argv[1]).caption(picture))"
     code += "; sys.argv = ['nanocaption', 'caption', picture, '--checkpoint', sys.argv[1]]"
