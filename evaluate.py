@@ -79,7 +79,7 @@ from nanocaption.score.report_html import GalleryRow
 from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
-from nanocaption.use.captioning import caption_split, decoding_facts, results_name
+from nanocaption.use.captioning import caption_split, decoding_facts, judged_by, results_name
 from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
 
 
@@ -130,16 +130,19 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     loaded = load_models(paths, given)
     settings, states = loaded.settings, loaded.states
     options = decoding_flags.options(arguments, search_options(settings.values))
+    if settings.CONSENSUS and arguments.sample:
+        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    judged = judged_by(loaded, metrics.TOKENIZERS[arguments.tokenize])
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
-    decoding = decoding_facts(loaded, options)
+    decoding = decoding_facts(loaded, options, judged)
     key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records),
                          *_tokens_named(arguments))  # fmt: skip
     metrics.require_java(arguments.meteor, arguments.spice)
     decided: list[tuple[Path, bool]] = []
     if devices.rank() == 0:  # the others would look while this one writes
-        place = paths[0].parent / results_name(loaded, options, split)
+        place = paths[0].parent / results_name(loaded, options, split, judged)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
         decided = [(output, reuse and results.read_object(output / "scores.json").get("key") == key)]
     output, done = devices.gather(decided)[0]
@@ -151,7 +154,7 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
-    captions, broken = caption_split(loaded, options, split, output, key)
+    captions, broken = caption_split(loaded, options, split, output, key, judged)
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
         facts = {"decoding": decoding, "checkpoints": digests, "key": key}

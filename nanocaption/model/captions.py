@@ -14,6 +14,7 @@ from nanocaption.data.tokenizer import END, START, read_text
 from nanocaption.data.transform import ImageSpec, load_image
 from nanocaption.model import decode
 from nanocaption.model.decoder import Decoder
+from nanocaption.model.endings import endings_of
 from nanocaption.model.options import Options
 
 _PICTURES = 32  # captioned at once
@@ -73,7 +74,9 @@ def decode_pictures(
     """
     steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
     longest = min(model.decoder.max_seq_len for model in models) - 1
-    limits = decode.Limits(START, END, longest, pixels[0].device)
+    device = pixels[0].device
+    endings = endings_of(tokenizer) if options.no_bad_endings else None
+    limits = decode.Limits(START, END, longest, device, endings and endings.on(device))
     results = decode.decode(decode.ensemble(steps), len(pixels[0]), options, limits, seeds)
     return [[_with_text(tokenizer, caption) for caption in found] for found in results]
 
@@ -87,4 +90,5 @@ def search_options(settings: Mapping[str, object]) -> Options:
     """The beam search that settings, by name, ask for."""
     names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
     chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
-    return Options(**chosen)
+    # Earlier checkpoints and exports do not say.
+    return Options(**chosen, no_bad_endings=bool(settings.get("NO_BAD_ENDINGS", False)))

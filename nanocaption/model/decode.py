@@ -8,9 +8,10 @@ N images, K beams, G groups of K/G beams, R = N*K rows, V vocabulary, L tokens s
 
 What the numbers of a caption mean, whichever way it was found: log_prob is its log-probability under the model itself
 (of an ensemble: under the averaged probabilities), however the choice was restricted; score is
-log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length and
-n-gram blocking forbid tokens without raising the probability of the rest. Where every token is forbidden, <end> is
-allowed again, so a caption may then be shorter than min_length; no score is ever infinite because of a rule.
+log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length,
+n-gram blocking and no_bad_endings forbid tokens without raising the probability of the rest. Where every token is
+forbidden, <end> is allowed again, so a caption may then be shorter than min_length, or end badly; no score is ever
+infinite because of a rule.
 A model whose logits are no numbers (NaN) for an image gives an empty caption there, and its log_prob and score are NaN.
 """
 
@@ -22,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanocaption.model.endings import Endings
 from nanocaption.model.options import Options, option_problems
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
@@ -43,6 +45,7 @@ class Limits(NamedTuple):
     end_id: int
     max_length: int  # most tokens after <start>, <end> included
     device: torch.device | str = "cpu"
+    endings: Endings | None = None  # for Options.no_bad_endings, on `device`
 
 
 def decode(
@@ -56,6 +59,8 @@ def decode(
     o = options
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
+    if o.no_bad_endings and limits.endings is None:
+        raise ValueError("no_bad_endings needs the table of a tokenizer, see endings.py: it is not among the limits")
     limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))
     if o.samples:
         return sample(step, images, o, limits, seeds)
@@ -90,7 +95,7 @@ def sample(
     its first captions are the same however many are asked for. None: seeds from torch's global generator.
     Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
     """
-    o, captions, (start_id, end_id, max_length, device) = options, options.samples, limits
+    o, captions, (start_id, end_id, max_length, device, _) = options, options.samples, limits
     rows = torch.arange(images * captions, device=device)  # whose captions are still being made
     history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -101,7 +106,7 @@ def sample(
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
         logits = step(history[:, -1], parents).float()
-        forbidden = _forbidden(history, logits.shape[-1], end_id, o)
+        forbidden = _forbidden(history, logits.shape[-1], limits, o)
         allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
         if chances is None:
             tokens = allowed.argmax(-1)
@@ -147,7 +152,7 @@ def beam_search(step: Step, images: int, options: Options, limits: Limits) -> li
     tokens, parents = torch.full((images * beams,), limits.start_id, device=limits.device), None
     found: dict[int, list[Caption]] = {}
     for length in range(1, limits.max_length + 1):
-        searches, rows = _advance(searches, step(tokens, parents).float(), options, limits.end_id)
+        searches, rows = _advance(searches, step(tokens, parents).float(), options, limits)
         settled = torch.stack([search.settled for search in searches]).all(0)
         leaving = _leaving(settled, length == limits.max_length)
         if leaving is not None:
@@ -197,7 +202,7 @@ def _start(images: int, beams: int, limits: Limits) -> _Search:
 
 
 def _advance(
-    searches: list[_Search], logits: Tensor, options: Options, end_id: int
+    searches: list[_Search], logits: Tensor, options: Options, limits: Limits
 ) -> tuple[list[_Search], Tensor]:
     """One more token for the beams of all groups. logits: (R, V).
 
@@ -207,7 +212,7 @@ def _advance(
     groups = len(searches)
     totals = logits.logsumexp(-1, keepdim=True)
     history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
-    forbidden = _forbidden(history, logits.shape[-1], end_id, options)
+    forbidden = _forbidden(history, logits.shape[-1], limits, options)
     if forbidden is not None:
         logits = logits.masked_fill(forbidden, _FLOOR)
     own = [x.view(images, groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
@@ -215,7 +220,7 @@ def _advance(
     first_row = torch.arange(images, device=logits.device)[:, None] * groups * width  # (N, 1)
     advanced, rows = [], []
     for group, (before, own_logits, own_totals) in enumerate(zip(searches, *own, strict=True)):
-        search, beam = _advance_group(before, own_logits, own_totals, costs, end_id, options.length_penalty)
+        search, beam = _advance_group(before, own_logits, own_totals, costs, limits.end_id, options.length_penalty)
         if costs is not None:
             counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
             costs.scatter_add_(1, search.ids[:, :, -1], options.diversity_penalty * counted.float())
@@ -283,14 +288,15 @@ def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> lis
     return results
 
 
-def _forbidden(history: Tensor, vocabulary: int, end_id: int, options: Options) -> Tensor | None:
+def _forbidden(history: Tensor, vocabulary: int, limits: Limits, options: Options) -> Tensor | None:
     """(R, V) True for tokens that may not follow `history` (R, L); None where all may.
 
     A row that would have nothing left may end.
     """
+    end_id, endings = limits.end_id, limits.endings if options.no_bad_endings else None
     ngram, too_short = options.no_repeat_ngram, history.shape[1] <= options.min_length
     repeats = ngram and history.shape[1] >= ngram
-    if not too_short and not repeats:
+    if not too_short and not repeats and endings is None:
         return None
     rows = len(history)
     forbidden = torch.zeros((rows, vocabulary + 1), dtype=torch.bool, device=history.device)
@@ -303,7 +309,14 @@ def _forbidden(history: Tensor, vocabulary: int, end_id: int, options: Options) 
     forbidden = forbidden[:, :vocabulary]
     if too_short:
         forbidden[:, end_id] = True
-    if repeats:
+    if endings is not None:
+        # Found anew at every step: a look-up for each token so far is cheaper than states that move with their beams.
+        state = torch.zeros_like(history[:, 0])
+        for tokens in history.T:
+            state = endings.following[state, tokens]
+        last = history.shape[1] == limits.max_length  # what comes now has nothing behind it
+        forbidden |= (endings.last if last else endings.forbidden)[state]
+    if repeats or endings is not None:
         forbidden[:, end_id] &= ~forbidden.all(1)
     return forbidden
 

@@ -12,6 +12,7 @@ class Options(NamedTuple):
     length_penalty: float = 1.0
     min_length: int = 0
     no_repeat_ngram: int = 0
+    no_bad_endings: bool = False
     beam_groups: int = 1
     diversity_penalty: float = 0.5
     samples: int = 0  # above 0: this many random captions instead of a search

@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import State, check_fits
+from nanocaption.base.tensors import State, check_fits, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
@@ -40,7 +41,7 @@ from nanocaption.runs.folder import (
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
-from nanocaption.train import amount, batch_size, optim, sharding
+from nanocaption.train import amount, average, batch_size, optim, sharding
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
 
@@ -66,6 +67,7 @@ class Run:
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
+    average: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # EMA_DECAY's, see train/average.py
 
 
 class Plan(NamedTuple):
@@ -86,11 +88,13 @@ class Progress(NamedTuple):
     best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
+    averaged_steps: int = 0  # steps that the moving average has taken in
 
-    def after_step(self, finite: bool) -> "Progress":
+    def after_step(self, finite: bool, averaged: bool = False) -> "Progress":
         return self._replace(
             step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
             nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
+            averaged_steps=self.averaged_steps + averaged,
         )  # fmt: skip
 
     def after_validation(self, val_loss: float, cider: float | None) -> tuple["Progress", list[str]]:
@@ -116,7 +120,10 @@ def find_start(settings: Settings) -> Start:
         return start
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
-        return start._replace(initial=load_initial(settings))
+        initial = load_initial(settings)
+        told = weights_told(initial)
+        notes = [f"{settings.INIT_CHECKPOINT_PATH}: the weights are {told}"] if told else []
+        return start._replace(initial=initial, notes=[*start.notes, *notes])
     if settings.ENCODER_MODEL_NAME is not None:
         check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE)
     return start
@@ -152,7 +159,7 @@ def prepare(
         raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
-    model = make_model(settings, tokenizer, source, origin, device)
+    model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
     encoding = saved.get("encoding", 1) if saved else ENCODING
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -165,6 +172,7 @@ def prepare(
     now = environment(device, precision, settings.DETERMINISTIC)
     counts = caption_counts(sets["train"])
     progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else Progress()
+    mean, progress = begin_average(settings, optimizer, saved, progress)
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "captions_per_step": plan.captions_per_step,
@@ -182,8 +190,9 @@ def prepare(
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
-        val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
-        requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
+        val_records=[references[place] for place in scored], plan=plan, average=mean,
+        saver=Saver(folder, settings.KEEP_BEST), requests=requests,
+        log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
@@ -237,9 +246,12 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device, resumed: bool
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
+
+    Where the checkpoint holds an average, a run that is resumed goes on with the weights beside it, and a fresh one
+    begins with the average.
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
@@ -249,7 +261,7 @@ def make_model(
     if source:
         check_fits(model, source["model_state_dict"], origin)
         checkpoint.check_finite(source, origin)
-        model.load_state_dict(source["model_state_dict"])
+        model.load_state_dict(source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {}))
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -273,7 +285,7 @@ def make_optimizer(
         fused=device.type in ("cuda", "cpu"),
     )  # fmt: skip
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
-    check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
+    check_space(folder, sum(p.nbytes for p in model.parameters()) + (3 if settings.EMA_DECAY else 2) * trained)
     return optimizer
 
 
@@ -322,6 +334,17 @@ def restore(
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
     return progress
+
+
+def begin_average(
+    settings: Settings, optimizer: torch.optim.AdamW, saved: State | None, progress: Progress
+) -> tuple[average.Average, Progress]:
+    """The moving average to go on with, none where EMA_DECAY is 0, and `progress` with the steps that are in it."""
+    if not settings.EMA_DECAY:
+        return {}, progress._replace(averaged_steps=0)
+    if saved is None or "raw_state_dict" not in saved:
+        progress = progress._replace(averaged_steps=0)  # it begins here
+    return average.begin(optim.parameters_by_name(optimizer), saved), progress
 
 
 def check_steps(saved: State, settings: Settings, plan: Plan, counts: Sequence[int]) -> None:
@@ -387,6 +410,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
         f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup; "
         f"captions in a step: {sum(in_steps) / len(in_steps):.1f} on average, {max(in_steps)} at most"
     )
+    if settings.EMA_DECAY:
+        devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
     if warmup >= schedule.total_steps:
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
