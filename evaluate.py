@@ -6,6 +6,7 @@
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
     python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
+    python evaluate.py --length-penalties 0.7,1,1.3           the one that is best on val, for the test split
     python evaluate.py --predictions anyones.json             score captions of any model, without one
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
@@ -40,6 +41,10 @@ _PARSER.add_argument(
     "--only-predicted", action="store_true", help="with files: score the images that have a prediction alone"
 )
 _PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
+_PARSER.add_argument(
+    "--length-penalties", metavar="P,P,...",
+    help="choose LENGTH_PENALTY among these: the one whose captions of the val split have the highest CIDEr",
+)  # fmt: skip
 _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
 _PARSER.add_argument(
@@ -72,6 +77,7 @@ from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
+from nanocaption.model.options import Options
 from nanocaption.score import results
 from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report
@@ -81,6 +87,7 @@ from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
 from nanocaption.use.captioning import caption_split, decoding_facts, judged_by, results_name
 from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
+from nanocaption.use.penalties import Tried, best_of, table, try_penalties
 
 
 def main(argv: list[str]) -> None:
@@ -88,6 +95,8 @@ def main(argv: list[str]) -> None:
     arguments = _PARSER.parse_args(rest)
     if problems := flag_problems(arguments):
         raise SystemExit("\n".join(problems))
+    if arguments.length_penalties:
+        decoding_flags.penalties(arguments)  # a mistake is told before a model is loaded
     arguments.split = arguments.split or "test"
     try:
         settings = load_settings(own)
@@ -113,6 +122,8 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
          "--split is for checkpoints: both sides of --compare are captions already"),
         (not captioned or not decoding_flags.used(a),
          "--sample, --max-length and their like are for checkpoints: here all is captioned already"),
+        (not a.length_penalties or not (a.predictions or a.compare),
+         "--length-penalties chooses for one checkpoint: leave out --predictions and --compare"),
         (not a.only_predicted or a.predictions or a.compare,
          "--only-predicted goes with --predictions FILE or --compare A B: a checkpoint captions all"),
         (not a.json or Path(a.json).absolute().parent.is_dir(),
@@ -132,10 +143,19 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     options = decoding_flags.options(arguments, search_options(settings.values))
     if settings.CONSENSUS and arguments.sample:
         raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    if settings.CONSENSUS and arguments.length_penalties:
+        raise SystemExit("--length-penalties goes by beam search alone: set CONSENSUS to 0")
     judged = judged_by(loaded, metrics.TOKENIZERS[arguments.tokenize])
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
     made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
+    tried: list[Tried] = []
+    if arguments.length_penalties:
+        options, tried = choose_penalty(arguments, loaded, options)
+        if split.name == "+".join(settings.VAL_SPLITS):
+            devices.console(f"Chosen on {split.name}: use it on another split with --length-penalty "
+                            f"{options.length_penalty:g}")  # fmt: skip
+            return split.folder
     decoding = decoding_facts(loaded, options, judged)
     key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records),
                          *_tokens_named(arguments))  # fmt: skip
@@ -158,8 +178,24 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
         facts = {"decoding": decoding, "checkpoints": digests, "key": key}
+        facts |= {"length_penalties": [row._asdict() for row in tried]} if tried else {}
         finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded, broken)
     return output
+
+
+def choose_penalty(
+    arguments: argparse.Namespace, loaded: Loaded, options: Options
+) -> tuple[Options, list[Tried]]:
+    """The options with the length penalty of --length-penalties that is best on the val split, and what each scored."""
+    penalties = decoding_flags.penalties(arguments)
+    if options.beam_size == 1:
+        raise SystemExit("--length-penalties ranks beams: BEAM_SIZE = 1 leaves no choice")
+    val = load_split(loaded.settings, "val", loaded.states[0]["config"])
+    devices.console(f"captioning {len(val.records)} images of {val.folder.name}/{val.name} with "
+                    f"{len(penalties)} length penalties")  # fmt: skip
+    tried = try_penalties(loaded, options, val, penalties, metrics.TOKENIZERS[arguments.tokenize])
+    devices.console(table(tried))
+    return options._replace(length_penalty=best_of(tried)), tried
 
 
 def score_file(arguments: argparse.Namespace, settings: Settings) -> None:

@@ -133,6 +133,13 @@ def sample(
 
 
 def beam_search(step: Step, images: int, options: Options, limits: Limits) -> list[list[Caption]]:
+    """`beam_searches` with the one length penalty of the options."""
+    return beam_searches(step, images, options, limits, [options.length_penalty])[0]
+
+
+def beam_searches(
+    step: Step, images: int, options: Options, limits: Limits, penalties: Sequence[float]
+) -> list[list[list[Caption]]]:
     """The best options.beam_size captions of each image, best first, by log_prob / length ** length_penalty.
 
     max_length limits the length, and what has no <end> by then counts as it stands. An image is settled when no open
@@ -145,26 +152,33 @@ def beam_search(step: Step, images: int, options: Options, limits: Limits) -> li
     took it at this step. The costs lead the search of a group and stay with its beams, but are in neither log_prob nor
     score. First comes the best caption of each group, by score, then the second best of each; two groups may find the
     same caption.
+    penalties: the search is made once for all of these length penalties, and gives for each what a search with it alone
+    gives: they only decide which finished captions stay, and when an image is settled; the open beams are the same.
+    More than one do not go with groups, which watch each other until they are settled. That of the options is not used.
     """
+    if options.beam_groups > 1 and len(penalties) > 1:
+        raise ValueError("several length penalties do not go with beam_groups: search with each")
     beams, groups = options.beam_size, options.beam_groups
-    searches = [_start(images, beams // groups, limits) for _ in range(groups)]
+    searches = [_start(images, beams // groups, limits, penalties) for _ in range(groups)]
     place = torch.arange(images, device=limits.device)  # the images that are still searched
     tokens, parents = torch.full((images * beams,), limits.start_id, device=limits.device), None
-    found: dict[int, list[Caption]] = {}
+    found: dict[int, list[list[Caption]]] = {}
     for length in range(1, limits.max_length + 1):
         searches, rows = _advance(searches, step(tokens, parents).float(), options, limits)
-        settled = torch.stack([search.settled for search in searches]).all(0)
+        settled = torch.stack([search.settled() for search in searches]).all(0)
         leaving = _leaving(settled, length == limits.max_length)
         if leaving is not None:
-            done = _collect([search.of(leaving) for search in searches], limits.end_id, options.length_penalty)
-            found.update(zip(place[leaving].tolist(), done, strict=True))
+            leavers = [search.of(leaving) for search in searches]
+            done = zip(*(_collect([search.done[place] for search in leavers], limits.end_id)
+                         for place in range(len(penalties))), strict=True)  # fmt: skip
+            found.update(zip(place[leaving].tolist(), map(list, done), strict=True))
             going = (~leaving).nonzero()[:, 0]
             if not len(going):
                 break
             place, rows = place[going], rows[going]
             searches = [search.of(going) for search in searches]
         parents, tokens = rows.flatten(), torch.cat([search.ids[:, :, -1] for search in searches], 1).flatten()
-    return [found[image] for image in range(images)]
+    return [[found[image][place] for image in range(images)] for place in range(len(penalties))]
 
 
 def _leaving(finished: Tensor, last: bool) -> Tensor | None:
@@ -175,30 +189,45 @@ def _leaving(finished: Tensor, last: bool) -> Tensor | None:
     return finished if count >= _LEAVE_OUT * len(finished) else None
 
 
+class _Done(NamedTuple):
+    """The best K finished captions of every image under one length penalty, best first."""
+
+    scores: Tensor  # (N, K) totals / length ** penalty; _FLOOR = none
+    log_probs: Tensor  # (N, K)
+    ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
+    settled: Tensor  # (N,) no open beam can pass the worst of them
+    penalty: float
+
+    def of(self, images: Tensor) -> "_Done":
+        return _Done(*(part[images] for part in self[:4]), self.penalty)
+
+
 class _Search(NamedTuple):
-    """One group of K beams of every image: the open ones, and the best K finished ones, best first."""
+    """One group of K beams of every image: the open ones, and for each length penalty the finished ones."""
 
     totals: Tensor  # (N, K) what is compared: log-probability less the costs of diversity; _FLOOR = no beam
     log_probs: Tensor  # (N, K)
     ids: Tensor  # (N, K, L)
-    done_scores: Tensor  # (N, K) totals / length ** length_penalty
-    done_log_probs: Tensor  # (N, K)
-    done_ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
-    settled: Tensor  # (N,)
+    done: tuple[_Done, ...]
 
     def of(self, images: Tensor) -> "_Search":
         """That of some images, by a mask or by their places."""
-        return _Search(*(part[images] for part in self))
+        return _Search(*(part[images] for part in self[:3]), tuple(done.of(images) for done in self.done))
+
+    def settled(self) -> Tensor:
+        """(N,) under every penalty."""
+        return torch.stack([done.settled for done in self.done]).all(0)
 
 
-def _start(images: int, beams: int, limits: Limits) -> _Search:
+def _start(images: int, beams: int, limits: Limits, penalties: Sequence[float]) -> _Search:
     floor = torch.full((images, beams), _FLOOR, device=limits.device)
     totals = floor.clone()
     totals[:, 0] = 0.0  # one open beam per image: K equal ones would find the same caption K times
     ids = torch.full((images, beams, 1), limits.start_id, device=limits.device)
     done_ids = torch.full((images, beams, limits.max_length), limits.end_id, device=limits.device)
     settled = torch.zeros(images, dtype=torch.bool, device=limits.device)
-    return _Search(totals, totals, ids, floor, floor, done_ids, settled)
+    done = tuple(_Done(floor, floor, done_ids, settled, penalty) for penalty in penalties)
+    return _Search(totals, totals, ids, done)
 
 
 def _advance(
@@ -220,9 +249,9 @@ def _advance(
     first_row = torch.arange(images, device=logits.device)[:, None] * groups * width  # (N, 1)
     advanced, rows = [], []
     for group, (before, own_logits, own_totals) in enumerate(zip(searches, *own, strict=True)):
-        search, beam = _advance_group(before, own_logits, own_totals, costs, limits.end_id, options.length_penalty)
+        search, beam = _advance_group(before, own_logits, own_totals, costs, limits)
         if costs is not None:
-            counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
+            counted = (search.totals > _FLOOR / 2) & ~search.settled()[:, None]
             costs.scatter_add_(1, search.ids[:, :, -1], options.diversity_penalty * counted.float())
         advanced.append(search)
         rows.append(first_row + group * width + beam)
@@ -230,13 +259,13 @@ def _advance(
 
 
 def _advance_group(
-    search: _Search, logits: Tensor, totals: Tensor, costs: Tensor | None, end_id: int, length_penalty: float
+    search: _Search, logits: Tensor, totals: Tensor, costs: Tensor | None, limits: Limits
 ) -> tuple[_Search, Tensor]:
     """One more token for the beams of a group. logits (N, K, V) and their logsumexp (N, K, 1), costs (N, V) of tokens.
 
     Returns the search and which of the K beams each open one continues, (N, K).
     """
-    length, max_length = search.ids.shape[2], search.done_ids.shape[2]
+    length, max_length = search.ids.shape[2], limits.max_length
     images, beams, vocabulary = logits.shape
     # 2K candidates: at most K of them end, so K remain to go on. None of them is beyond the 2K best of its own beam.
     gains, token = (logits if costs is None else logits - costs[:, None]).topk(min(2 * beams, vocabulary))
@@ -246,22 +275,31 @@ def _advance_group(
     own = logits.flatten(1).gather(1, beam * vocabulary + token) - totals[:, :, 0].gather(1, beam)
     own = search.log_probs.gather(1, beam) + own
     ids = torch.cat([_pick(search.ids, beam), token[:, :, None]], 2)
-    ends = token == end_id
+    ends = token == limits.end_id
 
     # What ends among the first K, and at the limit everything, is measured against the finished ones.
     rank = torch.arange(best.shape[1], device=best.device)
-    # A settled image takes no more, however long the others of its batch go on.
-    finishes = (ends | (length == max_length)) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
-    scores = (best / length**length_penalty).masked_fill(~finishes, _FLOOR)
-    padded = F.pad(ids[:, :, 1:], (0, max_length - length), value=end_id)
-    done_scores, order = torch.cat([search.done_scores, scores], 1).topk(beams, dim=1)
-    done_log_probs = torch.cat([search.done_log_probs, own], 1).gather(1, order)
-    done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
-
+    finishes = (ends | (length == max_length)) & (rank < beams) & (best > _FLOOR / 2)
+    padded = F.pad(ids[:, :, 1:], (0, max_length - length), value=limits.end_id)
     totals, order = best.masked_fill(ends, _FLOOR).topk(beams, dim=1)
-    settled = search.settled | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
-    log_probs, ids, beam = own.gather(1, order), _pick(ids, order), beam.gather(1, order)
-    return _Search(totals, log_probs, ids, done_scores, done_log_probs, done_ids, settled), beam
+    done = tuple(_finish(done, best.masked_fill(~finishes, _FLOOR), own, padded, totals[:, 0], length)
+                 for done in search.done)  # fmt: skip
+    return _Search(totals, own.gather(1, order), _pick(ids, order), done), beam.gather(1, order)
+
+
+def _finish(
+    done: _Done, totals: Tensor, log_probs: Tensor, ids: Tensor, best_open: Tensor, length: int
+) -> _Done:
+    """`done` with what finishes at this length: totals (N, 2K), _FLOOR where nothing does. best_open: totals (N,).
+
+    A settled image takes no more, however long the others of its batch go on.
+    """
+    there = (totals > _FLOOR / 2) & ~done.settled[:, None]
+    scores = (totals / length**done.penalty).masked_fill(~there, _FLOOR)
+    scores, order = torch.cat([done.scores, scores], 1).topk(done.scores.shape[1], dim=1)
+    settled = done.settled | (best_open / length**done.penalty <= scores[:, -1])
+    log_probs = torch.cat([done.log_probs, log_probs], 1).gather(1, order)
+    return _Done(scores, log_probs, _pick(torch.cat([done.ids, ids], 1), order), settled, done.penalty)
 
 
 def _pick(ids: Tensor, index: Tensor) -> Tensor:
@@ -269,15 +307,15 @@ def _pick(ids: Tensor, index: Tensor) -> Tensor:
     return ids.gather(1, index[:, :, None].expand(-1, -1, ids.shape[2]))
 
 
-def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> list[list[Caption]]:
+def _collect(parts: list[_Done], end_id: int) -> list[list[Caption]]:
     """The finished captions per image: the best of each group by score, then the second of each, and so on."""
     results: list[list[Caption]] = []
-    for image in range(len(searches[0].settled)):
+    for image in range(len(parts[0].settled)):
         ranked: list[tuple[int, float, Caption]] = []
-        for search in searches:
-            rows = (search.done_ids[image], search.done_log_probs[image], search.done_scores[image])
+        for done in parts:
+            rows = (done.ids[image], done.log_probs[image], done.scores[image])
             found = [
-                _caption(ids, end_id, log_prob, length_penalty)
+                _caption(ids, end_id, log_prob, done.penalty)
                 for ids, log_prob, score in zip(*(row.tolist() for row in rows), strict=True)
                 if score > _FLOOR / 2
             ]

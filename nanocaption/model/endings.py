@@ -2,7 +2,8 @@
 
 decode.py knows ids only, and a word may be several tokens, or lie in one with others. So this is an automaton over the
 bytes of the text, whatever tokens carry them: its state says which bad word, if any, the text ends in. For every state
-and token it holds the state that follows, and whether the token may not come.
+and token it holds the state that follows, and whether the token may not come. Bytes that are no UTF-8 count as letters
+here and stand in no text: only a caption that is told as broken may end badly by them.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """The moving average of the weights: its arithmetic, its place in a checkpoint, and the mean of whole checkpoints."""
 
 import copy
+import json
 import shutil
 
 import pytest
@@ -83,10 +84,16 @@ def test_the_mean_of_two_is_the_hand_made_one_to_the_bit_says_what_it_is_of_and_
     assert go(folder, members[0], "-o", tmp_path / "again.safetensors") == 0
 
 
+def other_tokenizer(state) -> None:
+    content = json.loads(state["tokenizer"])
+    content["model"]["merges"].pop()
+    state["tokenizer"] = json.dumps(content)
+
+
 @pytest.mark.parametrize("change, said", [
     (lambda s: s["config"].update(DECODER_HEADS=4), "DECODER_HEADS is 2 and 4"),
     (lambda s: s["config"].update(CAPTION_CASE="lower"), "CAPTION_CASE is 'keep' and 'lower'"),
-    (lambda s: s.update(tokenizer=s["tokenizer"].replace('"Ġa"', '"Ġzz"')), "another tokenizer"),
+    (other_tokenizer, "another tokenizer"),
     (lambda s: s["model_state_dict"].pop("decoder.norm.weight"), "decoder.norm.weight"),
     (lambda s: s["model_state_dict"]["decoder.norm.weight"].fill_(torch.nan), "not finite, in decoder.norm.weight"),
     (lambda s: s["model_arguments"].update(image_spec={"size": 48}), "another preparation of pictures"),
