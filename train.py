@@ -162,7 +162,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         take_update(run.optimizer, run.scaler, skip=not finite)
         averaged = bool(run.average) and finite and math.isfinite(found.norm)  # fp16 skips by itself where it is not
         if averaged:
-            average.update(run.average, parameters_by_name(run.optimizer), settings.EMA_DECAY, progress.averaged_steps)
+            update_average(run, progress)
         progress = progress.after_step(finite, averaged)
         row = {
             "type": "train", "step": progress.step,
@@ -179,6 +179,15 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
                 report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
+
+
+def update_average(run: Run, progress: Progress) -> None:
+    """Take the step that was taken into the moving average. Raises HalfUpdate where that failed."""
+    try:
+        weights = parameters_by_name(run.optimizer)
+        average.update(run.average, weights, run.settings.EMA_DECAY, progress.averaged_steps)
+    except Exception as error:
+        raise HalfUpdate(f"the update of the moving average failed: {error}") from error
 
 
 def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:

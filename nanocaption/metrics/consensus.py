@@ -4,6 +4,7 @@ The judges stand where references would (arXiv 1505.04467), the document frequen
 the training set: n-grams that all captions share then weigh little.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,7 +18,7 @@ def consensus(
 ) -> list[np.ndarray]:
     """Per image (its candidates,) float64: each one's mean CIDEr-D to the judges, captions as written.
 
-    training: whose document frequencies weigh the n-grams, and whose tokenizer cuts the captions. Equal to
+    training: whose document frequencies weigh the n-grams, and whose tokenizer cuts the captions. Up to 1e-9 equal to
     `cider_rewards` where the judges of an image are its references in `training`. Raises ValueError where an image has
     no judge.
     """
@@ -25,7 +26,9 @@ def consensus(
         raise ValueError(f"{bare} of {len(judges)} images have no caption to judge by")
     texts = [text for pair in zip(candidates, judges, strict=True) for own in pair for text in own]
     # A caption's tokens can depend on the caption after it; with a fixed one behind each, images stay independent.
-    tokens = training.tokenize([each for text in texts for each in (text, "A")])[::2]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of odd characters: told where captions are scored
+        tokens = training.tokenize([each for text in texts for each in (text, "A")])[::2]
     words = [text.split() for text in tokens]
     lengths = np.fromiter(map(len, words), np.int64, len(words))
     index = training.ngrams
@@ -39,7 +42,8 @@ def consensus(
         middle, end = start + len(own), start + len(own) + len(its)
         rows = slice(place[start], place[end])
         vectors = _vectors(caption[rows] - start, order[rows], gram[rows], count[rows] * weight[rows], end - start)
-        found.append(_similarity(vectors, lengths[start:end], middle - start).mean(1))
+        # Rounded: sums in another order, beside other images, must not decide between equals.
+        found.append(_similarity(vectors, lengths[start:end], middle - start).mean(1).round(9))
         start = end
     return found
 

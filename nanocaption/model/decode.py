@@ -90,7 +90,7 @@ def sample(
     """options.samples random captions per image, drawn token by token; per image the best score first.
 
     temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
-    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`.
+    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_searches`.
     seeds: one per image. What is drawn for an image depends on its own seed alone, whatever else is in the batch, and
     its first captions are the same however many are asked for. None: seeds from torch's global generator.
     Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
@@ -146,7 +146,7 @@ def beam_searches(
     beam can still pass its worst finished one, judged at the present length as transformers does
     (early_stopping=False).
     min_length: fewest tokens before <end>. no_repeat_ngram: no n tokens occur twice in a caption (0 = off); <start>
-    counts as its first token.
+    counts as its first token. no_bad_endings: no caption ends, or is cut, behind a word that must go on (endings.py).
     beam_groups > 1, which must divide the beams: diverse beam search (Vijayakumar et al. 2016). The groups go one after
     the other at every step, and each token costs a group diversity_penalty for every open beam of an earlier group that
     took it at this step. The costs lead the search of a group and stay with its beams, but are in neither log_prob nor

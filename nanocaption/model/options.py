@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Options(NamedTuple):
-    """Beam search, or `samples` random captions. What each means: decode.beam_search and decode.sample."""
+    """Beam search, or `samples` random captions. What each means: decode.beam_searches and decode.sample."""
 
     beam_size: int = 1
     length_penalty: float = 1.0

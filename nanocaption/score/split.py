@@ -47,14 +47,15 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
     return Split("+".join(splits), folder, records, training or None, manifest["captions_sha256"])
 
 
-def training_records(data_dir: Path, trained: Mapping[str, Any]) -> list[Record]:
+def training_records(data_dir: Path, trained: Mapping[str, object]) -> list[Record]:
     """The pictures of the training split with their captions; none where its data set is gone.
 
     trained: the settings by name of the training.
     """
-    origin = data_dir / folder_name(trained["DATASET"])
+    config: Mapping[str, Any] = trained
+    origin = data_dir / folder_name(config["DATASET"])
     images = read_object(origin / "captions.json").get("images", [])
     there = {row["split"] for row in images} if isinstance(images, list) else set()
-    seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
-    records = load_records(origin, seen, trained["DATA_CUTOFF"]) if seen else []
+    seen = [split for split in config.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
+    records = load_records(origin, seen, config["DATA_CUTOFF"]) if seen else []
     return as_read(records, "keep")  # tokens have no case

@@ -6,7 +6,7 @@ encoder has no part in it. All of it is elementwise, so that with FSDP each proc
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -47,19 +47,25 @@ def update(average: Average, parameters: Mapping[str, nn.Parameter], decay: floa
 def in_place(average: Average, parameters: Mapping[str, nn.Parameter]) -> Iterator[None]:
     """Inside, the model has the average for its weights; afterwards its own again, to the bit, whatever happened.
 
-    They change places tensor by tensor, so that one tensor more is in memory, not all of them.
+    They change places tensor by tensor, through memory for the largest one that is there before the first moves: where
+    there is none left, nothing has been touched.
     """
-    _exchange(average, parameters)
+    pairs = [(sharding.local(tensor), sharding.local(parameters[name].detach())) for name, tensor in average.items()]
+    if not pairs:
+        yield
+        return
+    spare = torch.empty(max(own.nbytes for own, _ in pairs), dtype=torch.uint8, device=pairs[0][0].device)
+    _exchange(pairs, spare)
     try:
         yield
     finally:
-        _exchange(average, parameters)
+        _exchange(pairs, spare)
 
 
 @torch.no_grad()
-def _exchange(average: Average, parameters: Mapping[str, nn.Parameter]) -> None:
-    for name, tensor in average.items():
-        own, weights = sharding.local(tensor), sharding.local(parameters[name].detach())
-        kept = weights.clone()
+def _exchange(pairs: Sequence[tuple[Tensor, Tensor]], spare: Tensor) -> None:
+    for own, weights in pairs:
+        kept = spare[: own.nbytes].view(own.dtype).view(own.shape)
+        kept.copy_(weights)
         weights.copy_(own)
         own.copy_(kept)

@@ -220,7 +220,7 @@ def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
 
 
 def test_the_average_of_weights_that_are_spread_is_that_of_one_process(demo_data, tmp_path):
-    ema = ("--ema-decay", "0.6")
+    ema = ("--ema-decay", "0.3")
     one = go(demo_data, tmp_path / "one", 1, *ema)
     spread = go(demo_data, tmp_path / "spread", 2, *FSDP, *ema)
     assert_same_course(spread, one)  # validations are of the average
@@ -234,7 +234,7 @@ def test_the_average_of_weights_that_are_spread_is_that_of_one_process(demo_data
 @pytest.mark.long
 @pytest.mark.parametrize("how", [FSDP, ()], ids=["spread", "whole"])
 def test_two_processes_that_are_stopped_keep_their_average_to_the_bit(demo_data, tmp_path, how):
-    ema = (*how, "--ema-decay", "0.6")
+    ema = (*how, "--ema-decay", "0.3")
     whole = go(demo_data, tmp_path / "whole", 2, *ema)
     go(demo_data, tmp_path / "stopped", 2, *ema, prelude=stop_one_in_the_validation, status=143)
     assert_same_bits(go(demo_data, tmp_path / "stopped", 2, *ema), whole)

@@ -23,8 +23,8 @@ from nanocaption.use.load import load_captioner, load_state
 from tests.conftest import TINY_RUN, run_command, tiny_flags
 from tests.processes import losses
 
-DECAY = 0.6
-EMA = ["--ema-decay", str(DECAY), "--run-name", "ema"]
+DECAY = 0.3  # the warm-up has reached it after three steps
+EMA = ["--ema-decay", str(DECAY), "--run-name", "ema", "--checkpoint-every-steps", "5"]
 
 
 def weights_of(run: train.Run) -> dict[str, torch.Tensor]:
@@ -68,16 +68,18 @@ def test_the_average_is_the_hand_made_one_and_the_weights_take_the_course_that_t
     mine = {name: state["model_state_dict"][name] for name in steps[0]}
     assert len(steps) == 13 and state["averaged_steps"] == 12
     assert same(mine, by_hand(steps, DECAY)) and same(state["raw_state_dict"], steps[-1])
-    assert not same(mine, by_hand(steps, 0.7)) and not same(mine, by_hand(steps[1:], DECAY))  # the controls
+    assert not same(mine, by_hand(steps, 0.4)) and not same(mine, by_hand(steps[1:], DECAY))  # the controls
     assert same(state["raw_state_dict"], {name: plain["model_state_dict"][name] for name in steps[0]})
     assert losses(run)[:12] == losses(tiny_run)[:12]  # of the steps
     assert losses(run)[12:] != losses(tiny_run)[12:]  # validated is the average
     assert "raw_state_dict" not in plain and plain["averaged_steps"] == 0
 
 
-def test_resumed_it_is_the_uninterrupted_one_to_the_bit(averaged, tmp_path):
+@pytest.mark.parametrize("name, step", [("checkpoint_epoch_1_*", 6), (PREVIOUS, 10)], ids=["epoch", "within"])
+def test_resumed_it_is_the_uninterrupted_one_to_the_bit(averaged, tmp_path, name, step):
     run, _ = averaged
-    (source,) = run.glob("checkpoint_epoch_1_*")
+    (source,) = run.glob(name)
+    assert checkpoint.load(source)["averaged_steps"] == step
     (folder := tmp_path / "resumed").mkdir()
     shutil.copyfile(source, folder / source.name)
     train.main(["--resume-checkpoint-path", str(folder / source.name)])
@@ -108,11 +110,11 @@ def test_switched_on_and_off_at_a_resume_it_begins_and_ends_there_and_says_so(av
     (source,) = averaged[0].glob("checkpoint_epoch_1_*")
     run = resumed(source, tmp_path / "off", "--ema-decay", "0")
     said = capsys.readouterr().out
-    assert "changed since: EMA_DECAY: 0.6 -> 0.0" in said and "the average ends" in said
+    assert "changed since: EMA_DECAY: 0.3 -> 0.0" in said and "the average ends" in said
     assert dict(run.average) == {} and run.copies[0].averaged_steps == 0
     assert same(weights_of(run), averaged[1][6])  # the weights, not the average
     run = resumed(source, tmp_path / "other", "--ema-decay", "0.8")
-    assert "changed since: EMA_DECAY: 0.6 -> 0.8" in capsys.readouterr().out and run.copies[0].averaged_steps == 6
+    assert "changed since: EMA_DECAY: 0.3 -> 0.8" in capsys.readouterr().out and run.copies[0].averaged_steps == 6
 
 
 def test_a_step_that_is_skipped_leaves_the_average_alone(flags, tmp_path, monkeypatch):
