@@ -177,7 +177,7 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     captions, broken = caption_split(loaded, options, split, output, key, judged)
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
-        facts = {"decoding": decoding, "checkpoints": digests, "key": key}
+        facts: dict[str, object] = {"decoding": decoding, "checkpoints": digests, "key": key}
         facts |= {"length_penalties": [row._asdict() for row in tried]} if tried else {}
         finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded, broken)
     return output

@@ -199,7 +199,8 @@ class _Done(NamedTuple):
     penalty: float
 
     def of(self, images: Tensor) -> "_Done":
-        return _Done(*(part[images] for part in self[:4]), self.penalty)
+        scores, log_probs, ids, settled = (part[images] for part in self[:4])
+        return _Done(scores, log_probs, ids, settled, self.penalty)
 
 
 class _Search(NamedTuple):
@@ -212,7 +213,8 @@ class _Search(NamedTuple):
 
     def of(self, images: Tensor) -> "_Search":
         """That of some images, by a mask or by their places."""
-        return _Search(*(part[images] for part in self[:3]), tuple(done.of(images) for done in self.done))
+        totals, log_probs, ids = (part[images] for part in self[:3])
+        return _Search(totals, log_probs, ids, tuple(done.of(images) for done in self.done))
 
     def settled(self) -> Tensor:
         """(N,) under every penalty."""

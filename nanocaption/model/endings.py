@@ -72,7 +72,7 @@ def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         for byte in (*letters, *_JOINING):
             after[state, byte] = _WORD if beginning is None else places.get(beginning + chr(byte), _WORD)
     others = [byte for byte in range(128) if byte not in letters]
-    for state in np.flatnonzero(bad):
+    for state in np.flatnonzero(bad).tolist():
         stays = [byte for byte in others if state in (_AFTER, _CLOSED) or byte not in _JOINING]
         after[state, stays] = _CLOSED if state == _CLOSED else _AFTER
         after[state, list(b".!?")] = _CLOSED

@@ -93,8 +93,7 @@ def _decode(
     drawn = decode_pictures(members, tokenizer, encoded, drawing, seeds)
     texts = [[[caption.text for caption in captions] for captions in rows] for rows in (found, drawn)]
     liking = metrics.consensus(judged.training, *texts)
-    orders = [sorted(range(len(row)), key=lambda place, own=own: -own[place])
-              for row, own in zip(found, liking, strict=True)]  # fmt: skip
+    orders = [(-own).argsort(kind="stable").tolist() for own in liking]
     return [[row[place] for place in order] for row, order in zip(found, orders, strict=True)]
 
 
