@@ -81,6 +81,7 @@ WEIGHT_DECAY: float = 0.05  # not on biases, norms and embeddings
 ADAM_BETAS: tuple[float, float] = (0.9, 0.98)  # AdamW's decay rates of the mean gradient and of its mean square
 ADAM_EPS: float = 1e-8  # AdamW's guard against division by zero
 GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
+EMA_DECAY: float = 0.0  # moving average of the weights, validated and exported in their place, e.g. 0.99; 0 = none
 MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradient, all skipped, before the run stops
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
 PATCH_DROP: float = 0.0  # share of a picture's patch features that a training step leaves out, drawn anew each time
@@ -116,3 +117,5 @@ BEAM_SIZE: int = 3  # 1 = greedy
 LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_PENALTY; larger = longer captions
 MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>
 NO_REPEAT_NGRAM: int = 0  # no sequence of this many tokens occurs twice in a caption; 0 = off
+NO_BAD_ENDINGS: bool = False  # English: no caption ends in a word that must go on, as "with", "in", "a", "the"
+CONSENSUS: int = 0  # random captions a picture that judge the beams: the one most like them is taken; 0 = the likeliest

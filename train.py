@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import math
 import operator
 import shlex
 import time
@@ -45,11 +46,11 @@ from nanocaption.runs.log import write_row
 from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
 from nanocaption.score.curves import plot_curves
 from nanocaption.score.scoring import score_captions
-from nanocaption.train import profile, scst, sharding
+from nanocaption.train import average, profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
 from nanocaption.train.losses import caption_objective
 from nanocaption.train.objective import begin_objective, ready
-from nanocaption.train.optim import set_learning_rates
+from nanocaption.train.optim import parameters_by_name, set_learning_rates
 from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
@@ -161,8 +162,12 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         found = read_found(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
         # Where all captions of each picture earn the same, nothing changes the weights: not the moments either.
-        take_update(run.optimizer, run.scaler, skip=not finite or (drawn is not None and found.norm == 0))
-        progress = progress.after_step(finite, rewarded=drawn is not None)
+        skip = not finite or (drawn is not None and found.norm == 0)
+        take_update(run.optimizer, run.scaler, skip)
+        averaged = bool(run.average) and not skip and math.isfinite(found.norm)  # fp16 skips by itself where it is not
+        if averaged:
+            update_average(run, progress)
+        progress = progress.after_step(finite, rewarded=drawn is not None, averaged=averaged)
         row = {
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,
@@ -179,6 +184,15 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
                 report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
+
+
+def update_average(run: Run, progress: Progress) -> None:
+    """Take the step that was taken into the moving average. Raises HalfUpdate where that failed."""
+    try:
+        weights = parameters_by_name(run.optimizer)
+        average.update(run.average, weights, run.settings.EMA_DECAY, progress.averaged_steps)
+    except Exception as error:
+        raise HalfUpdate(f"the update of the moving average failed: {error}") from error
 
 
 def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
@@ -237,7 +251,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     seed_generators(seed_of(settings.SEED, "validation", done.epoch, devices.rank()))
     if settings.NUM_WORKERS:
         run.saver.wait()
-    with sharding.gathered(run.model):
+    with average.in_place(run.average, parameters_by_name(run.optimizer)), sharding.gathered(run.model):
         val_loss = evaluate(run)
         scores, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
         stop_if_asked(run)
@@ -289,7 +303,7 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
     """
     run.saver.wait()
     tell_problem(run)
-    state = take_state(run.model, run.optimizer, run.scaler, {**progress._asdict(), **run.about})
+    state = take_state(run.model, run.optimizer, run.scaler, {**progress._asdict(), **run.about}, run.average)
     if devices.rank() == 0:
         run.saver.start(state, names)
     if wait:

@@ -19,10 +19,10 @@ _NOT_NEGATIVE = (
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
     "SCST_START_EPOCH", "SCST_XE_WEIGHT",
-    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
+    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CONSENSUS", "CACHE_LIMIT_GB",
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "SCST_LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
-_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO", "PATCH_DROP")  # 0 <= value < 1
+_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO", "PATCH_DROP", "EMA_DECAY")  # 0 <= value < 1
 NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
 _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
@@ -111,6 +111,11 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
         f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
     )
     yield (v.LENGTH_PENALTY <= 10, f"LENGTH_PENALTY = {v.LENGTH_PENALTY}: at most 10, 1 is usual")
+    yield (v.CONSENSUS <= 1000, f"CONSENSUS = {v.CONSENSUS}: at most 1000 random captions, 20 do")
+    yield (
+        v.CONSENSUS == 0 or v.BEAM_SIZE > 1,
+        f"CONSENSUS = {v.CONSENSUS} chooses among beams: BEAM_SIZE = {v.BEAM_SIZE} leaves no choice, 10 is good",
+    )
     yield (v.BEAM_SIZE <= 100, f"BEAM_SIZE = {v.BEAM_SIZE}: at most 100, give fewer")
     yield (
         _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),

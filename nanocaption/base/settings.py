@@ -317,6 +317,16 @@ def _parse_argv(argv: list[str], declared: Declared) -> tuple[str | None, dict[s
     return known.recipe, flags, problems
 
 
+class _Switch(argparse.BooleanOptionalAction):
+    """--name and --no-name. Argparse's own takes every flag that begins with --no- for a no: --no-bad-endings, too."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        denied = {f"--no-{flag.removeprefix('--')}" for flag in self.option_strings}
+        setattr(namespace, self.dest, option_string not in denied)
+
+
 def _parser(declared: Declared) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [recipe] [--setting value ...]",  # argparse's own would list all flags after every mistake
@@ -333,7 +343,7 @@ def _parser(declared: Declared) -> argparse.ArgumentParser:
             text = (comment + " " if comment else "") + f"[{declared.constants[name]}]"
             text = text.replace("%", "%%")
             if declared.types[name] is bool:
-                group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+                group.add_argument(*flags, dest=name, action=_Switch, default=None, help=text)
             else:
                 group.add_argument(*flags, dest=name, metavar=name.split("_")[-1], help=text)
     return parser

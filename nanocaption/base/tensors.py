@@ -39,6 +39,10 @@ class State(TypedDict, total=False):
     written_by: str
     card: str  # of an exported folder: its README.md
 
+    average_of: list[dict[str, Any]]  # of a mean of checkpoints: name, sha256, step, epoch and weight of each
+    averaged_steps: int  # steps that the moving average has taken in; the model is that average where it is above 0
+
+    raw_state_dict: dict[str, Tensor]  # beside a moving average: the weights that the training goes on with
     optimizer_state_dict: OptimizerState
     scaler_state_dict: dict[str, Any]
     scheduler_state_dict: dict[str, Any]  # what the learning rate depends on
@@ -52,6 +56,15 @@ class State(TypedDict, total=False):
     steps_per_epoch: int
     wandb_run_id: str | None
     saved_at: float  # seconds since 1970
+
+
+def weights_told(state: State) -> str | None:
+    """What the weights of the model are where they are not those of a training's last step, for messages; else None."""
+    if members := state.get("average_of"):
+        return f"the mean of {len(members)} checkpoints ({', '.join(member['name'] for member in members)})"
+    if steps := state.get("averaged_steps"):
+        return f"the moving average of {steps:,} steps (EMA_DECAY)"
+    return None
 
 
 def slots_by_name(state: OptimizerState) -> dict[str, Tensor]:

@@ -27,6 +27,7 @@ from nanocaption.model.options import Options
 
 if TYPE_CHECKING:  # these import torch
     from nanocaption.model.captions import CaptionText
+    from nanocaption.use.captioning import Judged
     from nanocaption.use.load import Loaded
 
 _PARSER = cli.parser("nanocaption caption", __doc__)
@@ -53,6 +54,7 @@ def main(argv: list[str]) -> int:
 
     from nanocaption.model.captions import search_options
     from nanocaption.use.attention import draw_picture
+    from nanocaption.use.captioning import judged_by
     from nanocaption.use.load import find_checkpoints, load_models
 
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
@@ -62,11 +64,14 @@ def main(argv: list[str]) -> int:
         print(f"captions of {paths[0]}", file=sys.stderr)
     loaded = load_models(paths, settings)
     options = decoding_flags.options(arguments, search_options(loaded.settings.values), arguments.num_captions)
+    if loaded.settings.CONSENSUS and arguments.sample:
+        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    judged = judged_by(loaded)
     as_text = not (arguments.json or arguments.output)
     # Captions that scroll by on a terminal show the progress themselves.
     bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
     rows: list[dict[str, object]] = []
-    for picture, found in caption_pictures(loaded, pictures, options, bar):
+    for picture, found in caption_pictures(loaded, pictures, options, judged, bar):
         if found is None:
             continue
         captions = found[: arguments.num_captions]
@@ -124,7 +129,7 @@ def _is_one_of(name: str | None, paths: list[Path]) -> bool:
 
 
 def caption_pictures(
-    loaded: "Loaded", pictures: list[Path], options: Options, progress: bool
+    loaded: "Loaded", pictures: list[Path], options: Options, judged: "Judged | None", progress: bool
 ) -> Iterator[tuple[Path, "list[CaptionText] | None"]]:
     """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
     from concurrent.futures import ThreadPoolExecutor
@@ -157,6 +162,7 @@ def caption_pictures(
             captions = caption_images(
                 loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
                 device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
+                judged=judged,
             )  # fmt: skip
             found = dict(zip(readable, captions, strict=True))
             yield from ((picture, found.get(picture)) for picture in chunk)

@@ -169,7 +169,7 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     cell_candidate = np.repeat(np.arange(len(words)), count)
     difference = np.maximum(lengths - 1, 0)[cell_candidate] - np.maximum(index.lengths[cell_caption] - 1, 0)
     penalty = np.exp(-(difference.astype(np.float64) ** 2) / (2 * 6.0**2))
-    candidate, order, gram, tf = _counted(index, words, lengths)
+    candidate, order, gram, tf = counted(index, words, lengths)
     known = np.flatnonzero(gram < np.diff(index.first_gram)[order])
     gram = gram[known] + index.first_gram[order[known]]
     idf = np.full(len(tf), np.log(float(len(index.first_caption) - 1)))  # strangers are in no image
@@ -185,7 +185,7 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     return Overlap(matches, lengths, cider)
 
 
-def _counted(
+def counted(
     index: ReferenceIndex, words: list[list[str]], lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct (candidate, order, n-gram), sorted: candidate, order - 1, id within the order, and count.

@@ -42,7 +42,10 @@ FORMAT_VERSION = 1
 SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
-_FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
+_OPTIONAL = ("NO_BAD_ENDINGS",)  # of later versions: kept where it is set
+_FACTS = (  # of a checkpoint, kept
+    "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
+)  # fmt: skip
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -112,6 +115,7 @@ def image_spec_of(state: State) -> ImageSpec:
 def describe(state: State) -> dict[str, object]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
     known, settings = dict(state.items()), {name: state["config"][name] for name in SETTINGS}
+    settings |= {name: value for name in _OPTIONAL if (value := state["config"].get(name))}
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
@@ -134,7 +138,8 @@ def describe(state: State) -> dict[str, object]:
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
-        "trained": {name: known[name] for name in _FACTS if name in known} | rewarded,
+        # A model that is no moving average need not say so.
+        "trained": {n: known[n] for n in _FACTS if n in known and (n, known[n]) != ("averaged_steps", 0)} | rewarded,
     }
 
 
@@ -167,7 +172,8 @@ def read(name: str | Path, revision: str | None = None) -> State:
         card = folder / "README.md"
         return cast(State, {
             **about["trained"],
-            "config": {name: about["settings"][name] for name in SETTINGS},
+            "config": {name: about["settings"][name] for name in SETTINGS}
+            | {name: about["settings"].get(name, False) for name in _OPTIONAL},
             "model_arguments": arguments,
             "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
             "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),

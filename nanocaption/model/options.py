@@ -6,12 +6,13 @@ from typing import NamedTuple
 
 
 class Options(NamedTuple):
-    """Beam search, or `samples` random captions. What each means: decode.beam_search and decode.sample."""
+    """Beam search, or `samples` random captions. What each means: decode.beam_searches and decode.sample."""
 
     beam_size: int = 1
     length_penalty: float = 1.0
     min_length: int = 0
     no_repeat_ngram: int = 0
+    no_bad_endings: bool = False
     beam_groups: int = 1
     diversity_penalty: float = 0.5
     samples: int = 0  # above 0: this many random captions instead of a search

@@ -52,6 +52,11 @@ _NEW = ".new.safetensors"
 _STRAY = re.compile(r"\.\S+\.\d+\.tmp|\.nanocaption-\w+|\.new\.safetensors")  # of files.beside and of this module
 
 
+def is_name_of_run(name: str) -> bool:
+    """Whether training gives this name to a checkpoint in its folder."""
+    return name in (LAST, PREVIOUS, BEST_CIDER) or _BEST.fullmatch(name) is not None
+
+
 def new_folder(settings: Settings) -> Path:
     """RUN_NAME, or the next free number under OUTPUT_DIR, taken at once; one choice for all ranks.
 

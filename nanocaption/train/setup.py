@@ -11,11 +11,12 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import State, check_fits
+from nanocaption.base.tensors import State, check_fits, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
@@ -40,7 +41,7 @@ from nanocaption.runs.folder import (
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
-from nanocaption.train import amount, batch_size, optim, sharding
+from nanocaption.train import amount, average, batch_size, optim, sharding
 from nanocaption.train.rewards import Rewards, make_rewards
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
@@ -71,6 +72,7 @@ class Run:
     log: FileIO | None  # of the first process alone
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
     rewards: Rewards | None = None  # of self-critical training
+    average: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # EMA_DECAY's, see train/average.py
 
 
 class Plan(NamedTuple):
@@ -104,11 +106,13 @@ class Progress(NamedTuple):
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
     rewarded_steps: int = 0  # of self-critical training, those of the checkpoint that the run began with included
+    averaged_steps: int = 0  # steps that the moving average has taken in
 
-    def after_step(self, finite: bool, rewarded: bool = False) -> "Progress":
+    def after_step(self, finite: bool, rewarded: bool = False, averaged: bool = False) -> "Progress":
         return self._replace(
             step=self.step + 1, step_in_epoch=self.step_in_epoch + 1, rewarded_steps=self.rewarded_steps + rewarded,
             nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
+            averaged_steps=self.averaged_steps + averaged,
         )  # fmt: skip
 
     def after_validation(
@@ -147,7 +151,9 @@ def find_start(settings: Settings) -> Start:
         initial = load_initial(settings)
         if is_scst(settings, 0) and not initial["step"]:
             raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
-        return start._replace(initial=initial)
+        told = weights_told(initial)
+        notes = [f"{settings.INIT_CHECKPOINT_PATH}: the weights are {told}"] if told else []
+        return start._replace(initial=initial, notes=[*start.notes, *notes])
     if settings.ENCODER_MODEL_NAME is not None:
         check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE, settings.ENCODER_LAYERS)
     return start
@@ -184,7 +190,7 @@ def prepare(
         raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
-    model = make_model(settings, tokenizer, source, origin, device)
+    model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
     encoding = saved.get("encoding", 1) if saved else ENCODING
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
@@ -198,6 +204,7 @@ def prepare(
     counts = caption_counts(sets["train"])
     fresh = Progress(rewarded_steps=start.initial.get("rewarded_steps", 0) if start.initial else 0)
     progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else fresh
+    mean, progress = begin_average(settings, optimizer, saved, progress)
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "captions_per_step": plan.captions_per_step,
@@ -215,9 +222,9 @@ def prepare(
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
-        val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
-        requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
-        rewards=rewards,
+        val_records=[references[place] for place in scored], plan=plan, average=mean, rewards=rewards,
+        saver=Saver(folder, settings.KEEP_BEST), requests=requests,
+        log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
@@ -281,9 +288,12 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device, resumed: bool
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
+
+    Where the checkpoint holds an average, a run that is resumed goes on with the weights beside it, and a fresh one
+    begins with the average.
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
@@ -293,7 +303,7 @@ def make_model(
     if source:
         check_fits(model, source["model_state_dict"], origin)
         checkpoint.check_finite(source, origin)
-        model.load_state_dict(source["model_state_dict"])
+        model.load_state_dict(source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {}))
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -317,7 +327,7 @@ def make_optimizer(
         fused=device.type in ("cuda", "cpu"),
     )  # fmt: skip
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
-    check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
+    check_space(folder, sum(p.nbytes for p in model.parameters()) + (3 if settings.EMA_DECAY else 2) * trained)
     return optimizer
 
 
@@ -373,6 +383,17 @@ def restore(
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
     return progress
+
+
+def begin_average(
+    settings: Settings, optimizer: torch.optim.AdamW, saved: State | None, progress: Progress
+) -> tuple[average.Average, Progress]:
+    """The moving average to go on with, none where EMA_DECAY is 0, and `progress` with the steps that are in it."""
+    if not settings.EMA_DECAY:
+        return {}, progress._replace(averaged_steps=0)
+    if saved is None or "raw_state_dict" not in saved:
+        progress = progress._replace(averaged_steps=0)  # it begins here
+    return average.begin(optim.parameters_by_name(optimizer), saved), progress
 
 
 def check_steps(saved: State, settings: Settings, plan: Plan, counts: Sequence[int]) -> None:
@@ -445,6 +466,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
             f"rate {settings.SCST_LEARNING_RATE:g} after {run.plan.scst.warmup_steps} steps of warmup, "
             f"{settings.SCST_LR_SCHEDULE}, a fresh optimizer"
         )
+    if settings.EMA_DECAY:
+        devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
     if warmup >= schedule.total_steps and not is_scst(settings, 0):
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
