@@ -163,7 +163,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         finite = found.finite(scaled=run.scaler.is_enabled())
         # Where all captions of each picture earn the same, nothing changes the weights: not the moments either.
         skip = not finite or (drawn is not None and found.norm == 0)
-        take_update(run.optimizer, run.scaler, skip)
+        take_update(run.optimizer, run.scaler, skip=skip)
         averaged = bool(run.average) and not skip and math.isfinite(found.norm)  # fp16 skips by itself where it is not
         if averaged:
             update_average(run, progress)
