@@ -102,7 +102,8 @@ def draw(
 ) -> tuple[list[Batch], Drawn]:
     """The micro-batches of a step on this rank with drawn captions in place of their own, and what the step drew.
 
-    groups: of the images of each batch, in their order. With SCST_XE_WEIGHT their own captions follow the drawn ones.
+    groups: of the images of each batch, in their order. With SCST_XE_WEIGHT an own caption of each image follows the
+    drawn ones: the first of its group, and so another one each epoch, as all five would double the cost of the pass.
     What is drawn for an image is a function of (SEED, epoch, group) and the weights. All ranks together.
     """
     settings, found, totals = run.settings, [], torch.zeros(len(Drawn._fields) - 1, dtype=torch.float64)
@@ -114,7 +115,7 @@ def draw(
             captions = _sample(run, batch.to(run.device, resident).images, seeds)
             earned = _earned(run, captions, [image for image, *_ in own])
             drawn = _as_batch(captions, earned, batch, most)
-            found.append(drawn if not settings.SCST_XE_WEIGHT else _followed_by(drawn, batch))
+            found.append(drawn if not settings.SCST_XE_WEIGHT else _followed_by(drawn, _one_each(batch)))
             totals += torch.tensor([*_sums(captions, earned, most), len(batch.image_index)], dtype=torch.float64)
     run.model.train()
     totals = devices.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu"))
@@ -159,6 +160,18 @@ def _as_batch(captions: Sequence[Sequence[decode.Caption]], earned: Earned, batc
     return batch._replace(
         decoder_input_tokens=inputs, target_tokens=targets, image_index=index,
         places=_places(lengths, inputs.shape[1], index, len(captions)), advantages=weights.repeat_interleave(lengths),
+    )  # fmt: skip
+
+
+def _one_each(batch: Batch) -> Batch:
+    """The batch with the first caption of each image alone."""
+    index = batch.image_index
+    first = torch.ones(len(index), dtype=torch.bool)
+    first[1:] = index[1:] != index[:-1]
+    lengths, images = _lengths(batch.places)[first], len(batch.images)
+    return batch._replace(
+        decoder_input_tokens=batch.decoder_input_tokens[first], target_tokens=batch.target_tokens[first],
+        image_index=index[first], places=_places(lengths, batch.places.captions[1], index[first], images),
     )  # fmt: skip
 
 

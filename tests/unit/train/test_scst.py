@@ -161,7 +161,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_group_alone(monkeypatch):
     assert [c.ids for own in other for c in own] != [c.ids for own in whole for c in own]
 
 
-def test_own_captions_follow_the_drawn_ones_with_their_weight_and_smoothing(monkeypatch):
+def test_an_own_caption_of_each_picture_follows_the_drawn_ones_with_its_weight_and_smoothing(monkeypatch):
     run, batch = fake_run(xe_weight=0.3), own_captions(pictures(2))
     made, *_ = drawn_by(monkeypatch, run, batch, len)
     run.settings = run.settings.replace(SCST_XE_WEIGHT=0.0)
@@ -170,7 +170,11 @@ def test_own_captions_follow_the_drawn_ones_with_their_weight_and_smoothing(monk
     both = scst.scst_objective(0.3, 0.1).total(run.model, made)
     policy = scst.scst_objective(0.3, 0.1).total(run.model, alone)
     logits = run.model(batch.images, batch.decoder_input_tokens, batch.image_index).flatten(0, 1)
-    real = (batch.decoder_input_tokens != PAD).flatten()
+    first = [batch.image_index.tolist().index(image) for image in range(2)]
+    assert len(first) < len(batch.image_index)  # control: there are others, which are left out
+    mask = torch.zeros(len(batch.image_index), 1, dtype=torch.bool)
+    mask[first] = True
+    real = ((batch.decoder_input_tokens != PAD) & mask).flatten()
     own = F.cross_entropy(logits[real], batch.target_tokens.flatten()[real], reduction="sum", label_smoothing=0.1)
     torch.testing.assert_close(both, policy + 0.3 * own)
     assert scst.scst_objective(0.3, 0.1).number(made) == len(alone.advantages) == len(made.advantages)
