@@ -14,6 +14,7 @@ from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
 from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
+from nanocaption.data.shards import Packed, paths_of
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image
 
 ImageInput = Tensor | np.ndarray  # a picture uint8 (3, S, S), its features float16 (P, E), or its number int64 ()
@@ -55,7 +56,7 @@ class ImageTextDataset(Dataset):
         augment: Augment | None = None,
     ):
         self.images_dir = Path(images_dir)
-        self.paths = [self.images_dir / record["file_name"] for record in records]
+        self.paths: Sequence[Path | Packed] = paths_of(self.images_dir, records)
         self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
         self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
         self.image_spec = image_spec
@@ -104,7 +105,7 @@ class ImageTextDataset(Dataset):
 
     def _but(self, changes: dict[str, object]) -> "ImageTextDataset":
         """A copy with other values of these fields. (copy.copy would leave out `resident`, as __getstate__ does.)"""
-        other = ImageTextDataset.__new__(ImageTextDataset)
+        other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)
         return other
 
