@@ -57,8 +57,11 @@ class ImageTextDataset(Dataset):
     ):
         self.images_dir = Path(images_dir)
         self.paths: Sequence[Path | Packed] = paths_of(self.images_dir, records)
-        self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
-        self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
+        self.token_ids: Sequence[list[np.ndarray]] = [
+            [np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids
+        ]
+        # visits of each image's pairs in an epoch
+        self.weights: Sequence[float] = [float(record.get("weight", 1)) for record in records]
         self.image_spec = image_spec
         self.cached = cached
         self.rows: Sequence[int] = range(len(records))  # of each image in `cached`
@@ -97,7 +100,8 @@ class ImageTextDataset(Dataset):
             rng = random.Random(f"{self.augment.seed}-{self.epoch}-{group}")
             pixels = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
             found = augmented(pixels, self.augment, rng)
-        return found, [self.token_ids[image][caption] for caption in captions]
+        ids = self.token_ids[image]
+        return found, [ids[caption] for caption in captions]
 
     def __getstate__(self) -> dict[str, object]:
         """For a worker that is started, not forked: it needs nothing that lies on the device."""

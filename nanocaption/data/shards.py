@@ -71,14 +71,6 @@ class Shard(TypedDict):
     column: str
 
 
-class Block(NamedTuple):
-    """Pictures of a shard that lie together."""
-
-    shard: int
-    start: int  # bytes, of a tar
-    length: int
-
-
 def is_streamed(folder: Path) -> bool:
     """Whether the prepared set in `folder` has its pictures in shards."""
     try:
@@ -209,10 +201,16 @@ def read_bytes(picture: Packed) -> bytes:
     return data
 
 
-def will_need(shard: str, start: int, length: int) -> None:
-    """Tell the system that these bytes of a file are wanted soon, so that it reads them in one go."""
-    if hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(_opened(shard, os.getpid()).descriptor, start, length, os.POSIX_FADV_WILLNEED)
+def will_need(picture: Packed) -> None:
+    """Tell the system that a picture of a tar and those around it are wanted soon, so that it reads them in one go."""
+    if not picture.column and not remote.is_address(picture.shard) and hasattr(os, "posix_fadvise"):
+        _announce(picture.shard, picture.start // BLOCK_BYTES, os.getpid())
+
+
+@functools.lru_cache(128)
+def _announce(shard: str, number: int, process: int) -> None:
+    descriptor = _opened(shard, process).descriptor
+    os.posix_fadvise(descriptor, number * BLOCK_BYTES, BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
 
 
 class _File:

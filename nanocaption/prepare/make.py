@@ -254,8 +254,8 @@ def prepare_stream(folder: Path, where: str, seed: int, cutoff: int | None, rule
 
 
 def make_set(
-    folder: Path, contents: layouts.Contents, pictures: Mapping[str, Path | Packed], cutoff: int | None, rules: check.Rules,
-    *, seed: int | None = None, shards: Sequence[Shard] = (), **about: object,
+    folder: Path, contents: layouts.Contents, pictures: Mapping[str, Path | Packed], cutoff: int | None,
+    rules: check.Rules, *, seed: int | None = None, shards: Sequence[Shard] = (), **about: object,
 ) -> None:  # fmt: skip
     """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
 
@@ -378,11 +378,11 @@ def take_stream(folder: Path, manifest: Manifest, raw_dir: Path | None, stream: 
     compare: whether RAW_DATA_DIR must name the shards that the set was made from.
     """
     if "stream" not in manifest:
-        raise ValueError(f"{folder} holds its pictures unpacked: to stream the shards take another DATASET for them, or "
-                         "use it as it is with STREAM = False (--no-stream)")
+        raise ValueError(f"{folder} holds its pictures unpacked: to stream the shards take another DATASET for them, "
+                         "or use it as it is with STREAM = False (--no-stream)")
     if stream is None and raw_dir is not None and compare:
-        raise ValueError(f"{folder} is streamed from its shards: set STREAM = True (--stream) to use it, or take another "
-                         "DATASET for what is unpacked from RAW_DATA_DIR")
+        raise ValueError(f"{folder} is streamed from its shards: set STREAM = True (--stream) to use it, or take "
+                         "another DATASET for what is unpacked from RAW_DATA_DIR")
     check_shards(folder)
     if stream is not None and compare:
         now, then = streamed.expanded(stream), [shard["path"] for shard in read_shards(folder)]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -20,7 +20,9 @@ from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
-from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
+from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
+from nanocaption.data.shards import is_streamed
+from nanocaption.data.stream import Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
@@ -66,6 +68,13 @@ class Run:
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
+
+
+class Splits(TypedDict):
+    """The pictures of a run."""
+
+    train: list[Record] | TrainingRecords  # the latter of a streamed set
+    val: list[Record]
 
 
 class Plan(NamedTuple):
@@ -199,18 +208,25 @@ def told_of_others(data_folder: Path, digest: str) -> str:
             f"{kept}. Start a fresh run on the new set, with --init-checkpoint-path to begin with the weights of this.")
 
 
-def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
+def load_splits(settings: Settings) -> tuple[Path, Splits]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    if is_streamed(folder):
+        check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
+        train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
+        return folder, {"train": train, "val": load_records(folder, settings.VAL_SPLITS, settings.DATA_CUTOFF)}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
 
 
-def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+def learnt_from(settings: Settings, records: Splits) -> Splits:
     """What a model learns from, and its validation loss is over: captions normalised, in training none of them twice.
 
-    Only here: references stay as they are. What is left out is told.
+    Only here: references stay as they are. What is left out is told. (Of a streamed set all this is done and told where
+    its captions are read.)
     """
+    if isinstance(records["train"], TrainingRecords):
+        return {"train": records["train"], "val": as_read(records["val"], settings.CAPTION_CASE)}
     train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
     if repeats:
         total = sum(len(record["captions"]) for record in records["train"])
@@ -220,13 +236,14 @@ def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict
 
 
 def make_tokenizer(
-    settings: Settings, data_folder: Path, records: list[Record], source: State | None
+    settings: Settings, data_folder: Path, records: list[Record] | TrainingRecords, source: State | None
 ) -> Tokenizer:
     """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
     if source:
         tokenizer, origin = tokenizer_from_json(source["tokenizer"]), "from the checkpoint"
     else:
-        captions = [caption for record in records for caption in record["captions"]]
+        captions: Sequence[str] = [caption for record in records for caption in record["captions"]] if isinstance(
+            records, list) else Texts(records)  # fmt: skip
         tokenizer, fresh = devices.first_rank_first(
             lambda: load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
         )
@@ -375,7 +392,7 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     warmup = schedule.warmup_steps
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
-    captions = sum(len(ids) for ids in run.train_set.token_ids)
+    captions = sum(caption_counts(run.train_set))
     in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
     devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")

@@ -9,9 +9,9 @@ import zipfile
 
 import pytest
 
-from nanocaption.data.prepared import is_whole, verify
 from nanocaption.base import retry
-from nanocaption.prepare import download, flickr30k
+from nanocaption.data.prepared import is_whole, verify
+from nanocaption.prepare import flickr30k
 from nanocaption.prepare.make import prepare_flickr30k
 from tests import hub_files as hubs
 from tests.hub_files import Fault
