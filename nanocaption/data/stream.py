@@ -6,7 +6,7 @@ WINDOW_BYTES together, and within a window the pairs are shuffled as order.epoch
 one window so has the order of the same set unpacked. A step is found again by planning the steps before it, which
 reads nothing.
 
-What is held is 14 bytes a picture, the pairs of one window, and where parquet is read the row groups of a window. The
+What is held is 10 bytes a picture, the pairs of one window, and where parquet is read the row groups of a window. The
 captions' ids are read from the disk when they are needed, from files made once, of 2 or 4 bytes an id.
 """
 
