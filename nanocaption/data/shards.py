@@ -19,12 +19,15 @@ import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import ModuleType
-from typing import Any, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict, cast
 
 import numpy as np
 
 from nanocaption.base.files import cases, whole, write_atomically
 from nanocaption.data import remote
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
 
 INDEX = np.dtype([
     ("shard", "<u4"), ("start", "<u8"), ("row", "<u4"), ("length", "<u4"), ("crc", "<u4"), ("block", "<u4"),
@@ -79,13 +82,13 @@ def is_streamed(folder: Path) -> bool:
         return False
 
 
-def paths_of(images_dir: Path, records: Sequence[Mapping[str, Any]]) -> list[Path | Packed]:
+def paths_of(images_dir: Path, records: Sequence[Mapping[str, object]]) -> list[Path | Packed]:
     """Where the picture of each record lies: a file in `images_dir`, or of a streamed set, whose records have their
     "place" (see prepared.load_records), the shard."""
     if not records or "place" not in records[0]:
-        return [images_dir / record["file_name"] for record in records]
+        return [images_dir / str(record["file_name"]) for record in records]
     index = Index(images_dir.parent)
-    return [index.picture(record["place"]) for record in records]
+    return [index.picture(cast(int, record["place"])) for record in records]
 
 
 class Index:
@@ -268,7 +271,7 @@ def _row_groups(_process: int) -> _RowGroups:
     return _RowGroups()
 
 
-def open_parquet(shard: Path | str) -> Any:
+def open_parquet(shard: Path | str) -> "ParquetFile":
     """A pyarrow ParquetFile. Raises ValueError where it is none, or pyarrow is missing."""
     pyarrow, parquet = import_pyarrow()
     try:

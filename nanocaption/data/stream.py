@@ -81,7 +81,7 @@ class Texts(Sequence[str]):
         self.length = self.length or sum(1 for _ in self)
         return self.length
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+    def __getitem__(self, place: int) -> str:  # type: ignore[override]
         raise TypeError("captions of a streamed set come in their order alone")
 
 
@@ -163,7 +163,7 @@ class StoredCaptions(Sequence[list[np.ndarray]]):
     def __len__(self) -> int:
         return len(self.firsts) - 1
 
-    def __getitem__(self, picture):  # type: ignore[no-untyped-def]
+    def __getitem__(self, picture: int) -> list[np.ndarray]:  # type: ignore[override]
         first, end = self.firsts[picture : picture + 2].tolist()
         bounds = [int(self.ends[first - 1]) if first else 0, *self.ends[first:end].tolist()]
         return [self.ids[a:b].astype(np.int32) for a, b in zip(bounds, bounds[1:], strict=False)]
@@ -178,7 +178,7 @@ class StoredPictures(Sequence[Packed]):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, picture):  # type: ignore[no-untyped-def]
+    def __getitem__(self, picture: int) -> Packed:  # type: ignore[override]
         return self.index.picture(int(self.places[picture]))
 
 
@@ -191,7 +191,7 @@ class Same(Sequence[float]):
     def __len__(self) -> int:
         return self.length
 
-    def __getitem__(self, place):  # type: ignore[no-untyped-def]
+    def __getitem__(self, place: int) -> float:  # type: ignore[override]
         return self.value
 
 
