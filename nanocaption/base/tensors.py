@@ -34,6 +34,7 @@ class State(TypedDict, total=False):
     best_val_loss: float | None
     best_cider: float | None
     captions_sha256: str
+    stream_sha256: str  # of a run on a streamed set: its pictures and what its order depends on
     encoding: int  # of the captions of its run, tokenizer.ENCODING; 1 where a checkpoint does not say
     written_by: str
     card: str  # of an exported folder: its README.md

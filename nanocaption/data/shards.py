@@ -37,7 +37,7 @@ BLOCK_BYTES = 16 * 2**20  # of a tar, read together; of parquet a row group is o
 GROUPS_BYTES = 2**28  # of row groups that a process keeps
 OPEN_SHARDS = 64  # of a process
 ANEW = ("put the old ones back, or run prepare_dataset.py --stream --remake with the same recipe and flags: a run goes "
-        "on with the set that is made then if its pictures and captions are the same")  # fmt: skip
+        "on with the set that is made then if its shards hold the same")  # fmt: skip
 
 
 class ChangedError(remote.ShardError):

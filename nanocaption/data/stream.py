@@ -213,6 +213,14 @@ class StreamedDataset(ImageTextDataset):
         lengths = index.rows["length"][places][self.by_block].astype(np.int64)
         self.block_bytes = np.add.reduceat(lengths, starts)
 
+    def digest(self) -> str:
+        """sha256 over the pictures, and all but seed and epoch that the order depends on."""
+        rows = self.paths.index.rows[self.paths.places]
+        found = hashlib.sha256(f"{WINDOW_BYTES} {WINDOW_PICTURES}".encode())
+        for values in (rows["crc"], rows["length"], self.by_block, self.bounds, self.paths.places):
+            found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()
+
     def __getitem__(self, group: Group) -> tuple[ImageInput, list[np.ndarray]]:
         will_need(self.paths[group[0]])
         return super().__getitem__(group)

@@ -73,7 +73,10 @@ def look_first(settings: Settings) -> None:
     for name in check_names(settings.DATASET, data_dir, raw_dir):
         folder = folder_of(name, data_dir)
         if settings.STREAM or is_streamed(folder):
-            if not prepared.is_whole(folder):
+            if prepared.is_whole(folder):
+                stream = settings.RAW_DATA_DIR if settings.STREAM else None
+                take_stream(folder, prepared.verify(folder), raw_dir, stream, compare=True)
+            else:
                 streamed.expanded(settings.RAW_DATA_DIR or "")
         elif prepared.is_whole(folder):
             if problem := changed_since(folder, prepared.verify(folder), raw_dir, rules_of(settings)):

@@ -22,7 +22,7 @@ from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
 from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
 from nanocaption.data.shards import is_streamed
-from nanocaption.data.stream import Texts, TrainingRecords
+from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
@@ -164,6 +164,7 @@ def prepare(
     model = make_model(settings, tokenizer, source, origin, device)
     encoding = saved.get("encoding", 1) if saved else ENCODING
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
+    streamed = stream_digest(sets["train"], saved)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
@@ -184,6 +185,7 @@ def prepare(
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
+        **streamed,
         "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
@@ -196,6 +198,21 @@ def prepare(
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
+
+
+def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, str]:
+    """{"stream_sha256": ...} of a streamed set, for the checkpoints; {} of another.
+
+    SystemExit where the run that saved read its pictures in another order: some would come twice in this epoch.
+    """
+    found = {"stream_sha256": images.digest()} if isinstance(images, StreamedDataset) else {}
+    if saved and saved.get("stream_sha256") != found.get("stream_sha256"):
+        raise SystemExit(
+            f"The pictures of {images.images_dir.parent} do not lie as they did for this run: others, the same ones in "
+            "other shards, or streamed now and not then (or the other way round), so that some would come twice in "
+            "this epoch. Put the old ones back, or start a fresh run from its weights with --init-checkpoint-path."
+        )
+    return found
 
 
 def told_of_others(data_folder: Path, digest: str) -> str:

@@ -13,7 +13,7 @@ import evaluate
 import train
 from nanocaption.base import retry
 from nanocaption.data import remote, shards, stream
-from nanocaption.data.prepared import load_records
+from nanocaption.data.prepared import load_records, verify
 from nanocaption.data.shards import Index, paths_of, read_bytes
 from nanocaption.prepare.check import Rules
 from nanocaption.prepare.make import prepare
@@ -158,6 +158,24 @@ def test_two_processes_share_the_pairs_and_resume_exactly(data, tmp_path):
     statuses = [end(process) for process in start_ranks(argv, tmp_path / "parts" / "printed", 2, many_windows)]
     assert statuses == [0, 0], (tmp_path / "parts" / "printed").read_text()
     assert fingerprint(tmp_path / "parts" / "run") == fingerprint(tmp_path / "whole" / "run")
+
+
+def test_the_same_pictures_in_other_shards_are_another_order_and_no_resume(tmp_path):
+    """Moved shards are the same; packed anew their blocks are others, though captions.json stays as it is."""
+    raw = write_tars(tmp_path / "raw", samples(20), 10)
+    places = ["--data-dir", str(tmp_path), "--output-dir", str(tmp_path / "runs"), "--dataset", "set"]
+    argv = [*places, *TINY_MODEL.split(), "--run-name", "run", "--resume-checkpoint-path", "last"]
+    prepare("set", tmp_path, raw_dir=raw, stream=str(raw), rules=Rules(workers=1))
+    train.main([*argv, "--num-epochs", "1"])
+    moved = raw.rename(tmp_path / "moved")
+    prepare("set", tmp_path, raw_dir=moved, stream=str(moved), rules=Rules(workers=1), remake=True)
+    train.main([*argv, "--num-epochs", "2"])
+    other = write_tars(tmp_path / "other", samples(20), 4)
+    digest = verify(tmp_path / "set")["captions_sha256"]
+    prepare("set", tmp_path, raw_dir=other, stream=str(other), rules=Rules(workers=1), remake=True)
+    assert verify(tmp_path / "set")["captions_sha256"] == digest
+    with pytest.raises(SystemExit, match="do not lie as they did for this run"):
+        train.main([*argv, "--num-epochs", "3"])
 
 
 def test_a_picture_that_breaks_while_training_stops_the_run_which_goes_on_once_it_is_mended(tmp_path, data):

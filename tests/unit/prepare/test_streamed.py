@@ -254,6 +254,9 @@ def test_more_or_fewer_shards_than_before_are_told(tmp_path):
     with pytest.raises(ValueError, match=r"other shards than RAW_DATA_DIR = .* means now: 1 shard .*00003\.tar"):
         made(tmp_path, raw)
     assert made(tmp_path, raw, compare=False), "a resume needs the set that was made"
+    with pytest.raises(ValueError, match="other shards than RAW_DATA_DIR"):
+        look_first(load_settings(["--data-dir", str(tmp_path), "--dataset", "mine", "--stream",
+                                  "--raw-data-dir", str(raw)]))  # fmt: skip
 
 
 def test_a_remake_reads_the_shards_anew_and_moves_no_picture(tmp_path):
