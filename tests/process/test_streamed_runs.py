@@ -116,7 +116,8 @@ def test_a_streamed_run_is_the_run_on_the_unpacked_set(data, tmp_path, capsys):
     expected = None
     for name in ("unpacked", "tar", "parquet"):
         train.main([*plain, "--output-dir", str(tmp_path / name), "--dataset", name])
-        evaluate.main(["--data-dir", str(data), "--output-dir", str(tmp_path / name), "--dataset", name])
+        places = ["--data-dir", str(data), "--output-dir", str(tmp_path / name)]
+        evaluate.main([*places, "--dataset", name, "--split", "val"])
         results = next((tmp_path / name / "run").glob("eval_*"))
         scores = json.loads((results / "scores.json").read_text())["corpus"]
         found = [losses(tmp_path / name / "run"), scores, (results / "predictions.json").read_text()]
