@@ -13,6 +13,7 @@ from typing import Literal
 DATASET: str = "demo"  # "demo" (drawn), "flickr30k" (downloaded), your own; or a mix, e.g. "flickr30k,mine*2"
 DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
 RAW_DATA_DIR: str | None = None  # folder or archive with your pictures and captions; read, never changed
+STREAM: bool = False  # RAW_DATA_DIR names WebDataset tars or parquet ('shards/{000..331}.tar'): pictures stay in them
 HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" comes from; as parquet: AnyModal/flickr30k
 HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
 DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all

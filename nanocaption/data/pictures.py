@@ -19,11 +19,14 @@ import base64
 import io
 import stat
 import warnings
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import Packed, read_bytes
 
 # EPS and its like are programs that need another program to run: left out.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -63,18 +66,19 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]  # what had to be done, by the names above; () for a plain RGB picture
 
 
-def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
+def read_picture(path: Path | str | Packed, at_least: int | None = None, data: bytes | None = None) -> Picture:
     """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
 
     at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
-    What `check_shape` refuses is refused from the header, before anything is decoded.
+    data: the bytes of a packed one, where they were read already. What `check_shape` refuses is refused from the
+    header, before anything is decoded. Raises ShardError where a shard cannot be read, or is another one than before.
     """
-    path = Path(path)
+    path = path if isinstance(path, Packed) else Path(path)
     try:
         with warnings.catch_warnings():  # of PIL, on odd EXIF blocks and large pictures: told here by what is done
             warnings.simplefilter("ignore")
-            return _read(path, at_least)
-    except (PictureError, MemoryError):
+            return _read(path, at_least, data)
+    except (PictureError, ShardError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
@@ -93,12 +97,19 @@ def check_shape(height: int, width: int) -> None:
         raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
 
 
-def _read(path: Path, at_least: int | None) -> Picture:
-    _check_file(path)
+def _read(path: Path | Packed, at_least: int | None, data: bytes | None) -> Picture:
+    file: Path | io.BytesIO
+    if isinstance(path, Packed):
+        if path.length == 0:
+            raise PictureError("empty file")
+        file, ending = io.BytesIO(read_bytes(path) if data is None else data), PurePosixPath(path.name).suffix
+    else:
+        _check_file(path)
+        file, ending = path, path.suffix
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise PictureError(*_foreign(path)) from None
+        raise PictureError(*_foreign(file)) from None
     with opened as image:
         check_shape(image.height, image.width)
         # MPO: a photograph with its preview
@@ -110,7 +121,7 @@ def _read(path: Path, at_least: int | None) -> Picture:
         turned = _upright(image)
         pixels, kind = _rgb(turned)
     conversions = {
-        "other suffix": path.suffix.lower() not in SUFFIXES.get(opened.format or "", ()),
+        "other suffix": ending.lower() not in SUFFIXES.get(opened.format or "", ()),
         "first frame": frames,
         "turned by EXIF": turned is not image,
         kind or "16 bit": bool(kind) or sixteen,
@@ -169,10 +180,13 @@ def _levels(values: np.ndarray) -> np.ndarray:
     return np.rint((values * (255 / top)).clip(0, 255)).astype(np.uint8)
 
 
-def _foreign(path: Path) -> tuple[str, str]:
+def _foreign(file: Path | io.BytesIO) -> tuple[str, str]:
     """(reason, detail) for a file in which PIL found no picture."""
-    with path.open("rb") as file:
-        head = file.read(64)
+    if isinstance(file, io.BytesIO):
+        head = file.getvalue()[:64]
+    else:
+        with file.open("rb") as opened:
+            head = opened.read(64)
     for start, what in FOREIGN:
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(start):
             return "not a picture", what
@@ -205,7 +219,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
 
 
-def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:
+def thumbnail(path: Path | Packed, size: int = THUMBNAIL_SIZE) -> Image.Image:
     """A small RGB picture, `size` pixels at most, read as the encoder's are; ValueError where that is not possible."""
     try:
         picture = Image.fromarray(read_picture(path, 2 * size).pixels)
