@@ -73,7 +73,8 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
-from nanocaption.data.shards import Packed, paths_of
+from nanocaption.data.shard_index import paths_of
+from nanocaption.data.shards import Packed
 from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES

@@ -15,7 +15,8 @@ from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
 from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
-from nanocaption.data.shards import Packed, paths_of
+from nanocaption.data.shard_index import paths_of
+from nanocaption.data.shards import Packed
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image, view_of
 
 ImageInput = Tensor | np.ndarray  # a picture uint8 (3, S, S), its features float16 (P, E), or its number int64 ()
@@ -80,7 +81,9 @@ class ImageTextDataset(Dataset):
         self.resident: Tensor | None = None  # see `keep_on`
         self.augment = augment
         self.views = 1
-        self.one_sided: Sequence[bool] | np.ndarray = [any(map(SIDES.search, record.get("captions", ()))) for record in records]
+        self.one_sided: Sequence[bool] | np.ndarray = [
+            any(map(SIDES.search, record.get("captions", ()))) for record in records
+        ]
         self.epoch: int | None = None
 
     def __len__(self) -> int:

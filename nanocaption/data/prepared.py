@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict, cast
 
 from nanocaption.base.files import cases, walk_files
-from nanocaption.data.shards import check_index, is_streamed
+from nanocaption.data.shards import is_streamed
 
 
 class Record(TypedDict, total=False):
@@ -176,6 +176,8 @@ def verify(folder: Path) -> Manifest:
                           "such changes make them in a folder of your own (RAW_DATA_DIR), and delete "
                           f"{folder / 'manifest.json'} to make this set again")
     if "stream" in manifest:
+        from nanocaption.data.shard_index import check_index  # numpy, which --help need not wait for
+
         check_index(folder, sum(count["images"] for count in manifest["counts"].values()))
         return cast(Manifest, manifest)
     names = [record["file_name"] for record in iter_records(folder / "captions.json")]

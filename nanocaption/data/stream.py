@@ -38,7 +38,8 @@ from nanocaption.data.order import (
 )
 from nanocaption.data.prepared import Record, iter_records
 from nanocaption.data.remote import is_address
-from nanocaption.data.shards import Index, Packed, will_need
+from nanocaption.data.shard_index import Index
+from nanocaption.data.shards import Packed, will_need
 from nanocaption.data.tokenizer import cut_lengths, encode_batch, tokenizer_digest
 from nanocaption.data.transform import Augment, ImageSpec
 
@@ -98,7 +99,8 @@ def encode(records: TrainingRecords, tokenizer: Tokenizer, longest: int, encodin
     """The ids of all captions, made once and kept in the set's cache/.
 
     ids.bin has them one after the other, ends.npy where each caption ends, firsts.npy which caption is the first of
-    each picture, places.npy which picture of captions.json it is, sides.npy whether its captions name one. A start that is killed here begins this again.
+    each picture, places.npy which picture of captions.json it is, sides.npy whether its captions name left or right. A
+    start that is killed here begins this again.
     """
     digest = json.loads((records.folder / "manifest.json").read_bytes())["captions_sha256"]
     about = [digest, records.splits, records.cutoff, records.case, encoding, tokenizer_digest(tokenizer), longest]

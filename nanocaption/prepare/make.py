@@ -25,7 +25,7 @@ from nanocaption.base.files import cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
-from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards, write_index
+from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards
 from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits, streamed
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
@@ -279,6 +279,8 @@ def make_set(
     begin(folder)
     if shards:
         kept = [(record["file_name"], pictures[record["file_name"]]) for record in checked.records]
+        from nanocaption.data.shard_index import write_index  # numpy, which --help need not wait for
+
         write_index(folder, shards, [path._replace(crc=checked.found[name]["crc"]) for name, path in kept
                                      if isinstance(path, Packed)])  # fmt: skip
     elif not unpack:

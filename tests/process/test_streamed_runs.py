@@ -14,7 +14,8 @@ import train
 from nanocaption.base import retry
 from nanocaption.data import remote, shards, stream
 from nanocaption.data.prepared import load_records, verify
-from nanocaption.data.shards import Index, paths_of, read_bytes
+from nanocaption.data.shard_index import Index, paths_of
+from nanocaption.data.shards import read_bytes
 from nanocaption.prepare.check import Rules
 from nanocaption.prepare.make import prepare
 from nanocaption.runs import checkpoint

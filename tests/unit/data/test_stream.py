@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanocaption.base.settings import load_settings
-from nanocaption.data import shards, stream
+from nanocaption.data import shard_index, shards, stream
 from nanocaption.data.dataset import ImageTextDataset, collate_fn
 from nanocaption.data.order import Steps, epoch_steps, filled, flattened, number_of_captions
 from nanocaption.data.prepared import load_records
@@ -73,7 +73,7 @@ def test_validation_pictures_are_found_by_their_records(sets, kind):
     records = load_records(sets / kind, ("val", "test"))
     plain = load_records(sets / "unpacked", ("val", "test"))
     assert [{**record, "place": 0} for record in records] == [{**record, "place": 0} for record in plain]
-    for record, path in zip(records, shards.paths_of(sets / kind / "images", records), strict=True):
+    for record, path in zip(records, shard_index.paths_of(sets / kind / "images", records), strict=True):
         assert (load_image(path, SPEC) == load_image(sets / "unpacked" / "images" / record["file_name"], SPEC)).all()
 
 

@@ -11,7 +11,8 @@ import pytest
 from nanocaption.base.settings import load_settings
 from nanocaption.data import shards
 from nanocaption.data.prepared import is_whole, load_records, verify
-from nanocaption.data.shards import Index, paths_of, read_bytes
+from nanocaption.data.shard_index import Index, paths_of
+from nanocaption.data.shards import read_bytes
 from nanocaption.prepare import check, streamed
 from nanocaption.prepare.check import Rules
 from nanocaption.prepare.make import look_first, prepare, prepare_from
