@@ -47,6 +47,8 @@ class Tower(TypedDict, total=False):
 
     encoder_config: dict[str, object]  # of transformers
     image_spec: ImageSpec
+    memory_norm: bool  # False: of a model of another program, which has no norm between encoder and decoder
+    decoder_activation: str  # of such a model, where it is not "gelu": a key of decoder.ACTIVATIONS
 
 
 class Available(NamedTuple):

@@ -18,6 +18,7 @@ import copy
 import hashlib
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any, cast
@@ -43,6 +44,7 @@ SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
 _FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
+_FOREIGN = ("memory_norm", "decoder_activation")  # of encoder.Tower: there only in models that came from elsewhere
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -133,6 +135,7 @@ def describe(state: State) -> dict[str, object]:
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
+        **{name: value for name, value in state["model_arguments"].items() if name in _FOREIGN},
         "trained": {name: known[name] for name in _FACTS if name in known},
     }
 
@@ -163,6 +166,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
         arguments = {}
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
+            arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
             **about["trained"],
@@ -176,6 +180,14 @@ def read(name: str | Path, revision: str | None = None) -> State:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def renamed(card: str, name: str) -> str:
+    """The card of a folder that goes by another name from now on: how people load it."""
+    old = re.search(r'nanocaption\.load\("([^"\n]+)"\)', card)
+    if old is None:
+        return card
+    return re.sub(rf'(?<=["\s]){re.escape(old[1])}(?=["`\s])', lambda _: name, card)
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:
