@@ -86,7 +86,7 @@ def pixels_of(picture: AnyPicture) -> Tensor:
         raise ValueError(f"{type(picture).__name__}: no picture. {_TAKEN}")
     data = picture.read()
     if not isinstance(data, bytes):
-        raise ValueError(f"{type(picture).__name__}: gives {type(data).__name__}, not bytes: open it as "rb".")
+        raise ValueError(f"{type(picture).__name__}: gives {type(data).__name__}, no bytes: open it as 'rb'.")
     if not data:
         raise PictureError("empty file", "or it was read to its end before: seek(0)")
     return _of_bytes(data)

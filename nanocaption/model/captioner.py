@@ -55,7 +55,8 @@ class ImageToTextModel(nn.Module):
         parts = tower or {}
         self.memory_norm = nn.LayerNorm(self.encoder.width) if parts.get("memory_norm", True) else nn.Identity()
         self.memory_projection = nn.Linear(self.encoder.width, settings.DECODER_EMBED_DIM)
-        self.decoder = Decoder(settings, vocab_size, dropout, parts.get("decoder_activation", "gelu"))
+        foreign = (parts.get("decoder_activation", "gelu"), parts.get("never_chosen", []))
+        self.decoder = Decoder(settings, vocab_size, dropout, *foreign)
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
@@ -277,6 +278,8 @@ class ImageToTextModel(nn.Module):
             own["memory_norm"] = False
         if self.decoder.activation != "gelu":
             own["decoder_activation"] = self.decoder.activation
+        if self.decoder.never_chosen:
+            own["never_chosen"] = self.decoder.never_chosen
         return own
 
     def encoder_identity(self) -> Mapping[str, object] | None:

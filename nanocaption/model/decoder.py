@@ -6,6 +6,7 @@ captions per image decoded at once (beams), L tokens so far.
 """
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -26,10 +27,17 @@ ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}
 class Decoder(nn.Module):
     """Token and position embeddings, decoder layers, final norm, output map tied to the embeddings."""
 
-    def __init__(self, settings: ModelSettings, vocab_size: int, dropout: float, activation: str = "gelu"):
+    def __init__(
+        self,
+        settings: ModelSettings,
+        vocab_size: int,
+        dropout: float,
+        activation: str = "gelu",
+        never_chosen: Sequence[int] = (),
+    ):
         super().__init__()
         s, width = settings, settings.DECODER_EMBED_DIM
-        self.activation = activation
+        self.activation, self.never_chosen = activation, list(never_chosen)
         self.max_seq_len = s.MAX_SEQ_LEN
         self.pad = s.PAD_TOKEN_ID
         self.embedding = nn.Embedding(vocab_size, width, padding_idx=self.pad)
@@ -65,7 +73,10 @@ class Decoder(nn.Module):
         x = self.embedding(tokens) + self.position_embedding.weight[position]  # (N*K, D)
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer.step(x, position, layer_cache, hidden)
-        return self.logits(self.norm(x))
+        logits = self.logits(self.norm(x))
+        if self.never_chosen:  # low enough to have no probability, and still a number in float16
+            logits[:, self.never_chosen] = -30_000.0
+        return logits
 
 
 class DecoderLayer(nn.Module):

@@ -14,12 +14,14 @@ The folder, as `nanocaption export` writes it (hub.FILES):
 A folder needs no network. Nothing in it is code, nothing is unpickled.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
 import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -44,7 +46,7 @@ SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
 _FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
-_FOREIGN = ("memory_norm", "decoder_activation")  # of encoder.Tower: there only in models that came from elsewhere
+_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -54,31 +56,33 @@ def write(folder: Path, state: State, card: str) -> None:
     All is written and verified beside it first. An older export there gets new files, and keeps what else it holds;
     config.json comes last, so that a folder that is half old fails its own check. Raises as `check_target`, or OSError.
     """
-    folder = Path(os.path.realpath(folder))
-    check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    with made_beside(folder, hub.FILES) as new:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state["model_state_dict"].items()}
         write_tensors(new / hub.WEIGHTS, weights, {"format": "pt"})
         (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
         (new / "README.md").write_text(card, encoding="utf-8")
         about = describe(state)
         about["sha256"] = {name: _sha256(new / name) for name in (hub.WEIGHTS, hub.TOKENIZER)}
-        longest = {"model_max_length": state["config"]["MAX_SEQ_LEN"]}
-        special = {name: token for name, token in FOR_TRANSFORMERS.items() if name.endswith("_token")}
-        for name, content in (
-            ("tokenizer_config.json", FOR_TRANSFORMERS | longest),
-            ("special_tokens_map.json", special),
-            ("preprocessor_config.json", preprocessor(image_spec_of(state))),
-            (hub.CONFIG, about),
-        ):
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            (new / name).write_text(text + "\n", encoding="utf-8")
+        write_preprocessing(new, state)
+        write_json(new / hub.CONFIG, about)
+
+
+@contextlib.contextmanager
+def made_beside(folder: Path, files: Sequence[str], is_older: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """A new folder to write `files` into, which then take their place in `folder`, in that order.
+
+    is_older: whether a folder holds an export that may be replaced [is_export]. Raises as check_target, or OSError.
+    """
+    folder = Path(os.path.realpath(folder))
+    check_target(folder, is_older)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
         if folder.is_dir() and any(folder.iterdir()):
-            for name in hub.FILES:
+            for name in files:
                 os.replace(new / name, folder / name)
         else:
             if folder.is_dir():
@@ -89,12 +93,26 @@ def write(folder: Path, state: State, card: str) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def check_target(folder: Path) -> None:
-    """Raise ValueError where `folder` is a file, or holds files and is not an export of nanoCaption."""
+def write_preprocessing(folder: Path, state: State) -> None:
+    """What tells transformers how to use the tokenizer and how to prepare pictures."""
+    longest = {"model_max_length": state["config"]["MAX_SEQ_LEN"]}
+    special = {name: token for name, token in FOR_TRANSFORMERS.items() if name.endswith("_token")}
+    write_json(folder / "tokenizer_config.json", FOR_TRANSFORMERS | longest)
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "preprocessor_config.json", preprocessor(image_spec_of(state)))
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def check_target(folder: Path, is_older: Callable[[Path], bool] | None = None) -> None:
+    """Raise ValueError where `folder` is a file, or holds files and is not an export of nanoCaption in this format."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a new folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
-        raise ValueError(f"{folder} holds files and is no export of nanoCaption: name a new or an empty folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (is_older or is_export)(folder):
+        raise ValueError(f"{folder} holds files and is no export of nanoCaption in this format: name a new folder.")
 
 
 def is_export(folder: Path) -> bool:
