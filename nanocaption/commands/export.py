@@ -19,8 +19,8 @@ from nanocaption.base.settings import load_settings
 
 _PARSER = cli.parser("nanocaption export", __doc__)
 _PARSER.add_argument(
-    "checkpoint", nargs="?", help="a checkpoint file, or an exported folder to write in another format [the best of the "
-    "newest run under OUTPUT_DIR]",
+    "checkpoint", nargs="?", help="a checkpoint file, or an exported folder, for another format [the best of "
+    "the newest run under OUTPUT_DIR]",
 )  # fmt: skip
 _PARSER.add_argument("folder", type=Path, help="new or empty, or an older export, whose files are replaced")
 _PARSER.add_argument(
@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
     if plain:
         facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
         found = transformers_folder.write_transformers(arguments.folder, state, card_of(state, facts, "transformers"))
-        proven = f"as transformers loads it, {found.captions} captions of {found.pictures} drawn pictures are the same, "
+        proven = f"loaded by transformers, {found.captions} captions of {found.pictures} drawn pictures are the same, "
         proven += f"logits to {found.logits:.0e}"
     else:
         facts = write_export(arguments.folder, state, path, Path(settings.DATA_DIR), arguments.push)

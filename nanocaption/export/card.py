@@ -116,7 +116,8 @@ def _header(config: Mapping[str, Any], base_model: str | None, facts: Facts, for
     ]  # fmt: skip
     return ModelCardData(
         library_name=form, pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
-        language="en" if kind_of(dataset) != "own" else None, datasets=[place] if place != dataset else None,  # a name that is no set of the Hub would be a dead link
+        language="en" if kind_of(dataset) != "own" else None,
+        datasets=[place] if place != dataset else None,  # another name would be a dead link
         base_model=base_model,
         metrics=[result.metric_type for result in results] or None, tags=["image-captioning"],
         model_name=facts.name.rpartition("/")[2], eval_results=results or None,

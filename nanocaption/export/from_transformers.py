@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
@@ -54,7 +55,7 @@ def read_foreign(folder: Path, settings: Settings) -> tuple[Settings, State]:
     """
     try:
         return _read(folder, settings)
-    except (OSError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+    except (OSError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ValueError(f"{folder} cannot be loaded: {reason}") from error
     except ValueError as error:
@@ -83,7 +84,8 @@ def _read(folder: Path, settings: Settings) -> tuple[Settings, State]:
     model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
     model.load_state_dict(_weights(theirs, model.state_dict(), rows))
     state = {
-        "config": dict(settings.values) | {"DATASET": "unknown"}, "tokenizer": tokenizer.to_str(), "model_arguments": model.arguments(),
+        "config": dict(settings.values) | {"DATASET": "unknown"},
+        "tokenizer": tokenizer.to_str(), "model_arguments": model.arguments(),
         "model_state_dict": dict(model.state_dict()), "epoch": 0, "step": 0, "best_val_loss": None, "best_cider": None,
         "captions_sha256": "", "written_by": "transformers",
         "optimizer_state_dict": {"state": {}, "param_groups": []},
