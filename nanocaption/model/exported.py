@@ -172,7 +172,8 @@ def read(name: str | Path, revision: str | None = None) -> State:
     about = _read_config(folder)
     if about.get("model_type") != MODEL_TYPE:
         kind = about.get("model_type", "unknown")
-        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {HINT}")
+        hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if kind == "vision-encoder-decoder" else HINT
+        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {hint}")
     if about.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder} was written by nanoCaption {about.get('library_version')} in format version "

@@ -289,7 +289,8 @@ def test_training_starts_from_one_and_resumes(demo_data, tmp_path, capsys):
     theirs = vit_gpt2(tmp_path / "theirs")
     flags = [
         "--data-dir", str(demo_data), "--output-dir", str(tmp_path / "runs"), "--data-cutoff", "8",
-        "--batch-size", "20", "--warmup-steps", "2", "--validation-score-images", "2", "--run-name", "run", "--max-seq-len", "20",
+        "--batch-size", "20", "--warmup-steps", "2", "--validation-score-images", "2", "--run-name", "run",
+        "--max-seq-len", "20",
     ]  # fmt: skip
     train.main([*flags, "--init-checkpoint-path", str(tmp_path / "theirs"), "--num-epochs", "1"])
     shutil.rmtree(tmp_path / "theirs")
@@ -354,7 +355,8 @@ def test_two_hundred_photographs_have_the_same_ids_and_logits(tmp_path, demo_dat
     flags = [
         "--raw-data-dir", str(data / "flickr8k"), "--data-dir", str(tmp_path / "data"), "--dataset", "photos",
         "--encoder-model-name", str(data / "vit_tiny"), "--freeze-encoder",
-        "--data-cutoff", "200", "--num-epochs", "2", "--output-dir", str(tmp_path / "runs"), "--run-name", "run", "--max-seq-len", "32",
+        "--data-cutoff", "200", "--num-epochs", "2", "--output-dir", str(tmp_path / "runs"), "--run-name", "run",
+        "--max-seq-len", "32",
         "--image-size", "none", "--val-splits", "val", "--validation-score-images", "0",
     ]  # fmt: skip
     train.main(flags)
