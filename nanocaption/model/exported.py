@@ -172,7 +172,8 @@ def read(name: str | Path, revision: str | None = None) -> State:
     about = _read_config(folder)
     if about.get("model_type") != MODEL_TYPE:
         kind = about.get("model_type", "unknown")
-        hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if kind == "vision-encoder-decoder" else HINT
+        own = kind == "vision-encoder-decoder"
+        hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if own else HINT
         raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {hint}")
     if about.get("format_version") != FORMAT_VERSION:
         raise ValueError(
