@@ -244,7 +244,9 @@ def _make_norm(block: nn.Module, norm: nn.LayerNorm, scale: float) -> None:
     width = len(norm.weight)
     maps = _maps(block)
     first, second = maps[-2:]  # the feed-forward layers come last, after the maps of the attention
+    # SwiGLU: two maps, or one of twice the width, whose results are multiplied.
     gated = sum(module.in_features == width and module.out_features == first.out_features for module in maps) > 1
+    gated = gated or second.in_features != first.out_features
     if second.out_features != width or first.out_features < 2 * width or gated:
         raise ValueError(f"The encoder's feed-forward layers have no room for a norm in transformers. {_ELSE}.")
     for module in block.modules():
