@@ -116,7 +116,9 @@ class ImageToTextModel(nn.Module):
         exported.write(folder, {**self.about, "model_state_dict": weights}, card)
 
     @overload
-    def caption(self, picture: AnyPicture, **options: Unpack[Names]) -> str: ...
+    def caption(  # type: ignore[overload-overlap]  # a str is one picture, though also a list of texts
+        self, picture: AnyPicture, **options: Unpack[Names]
+    ) -> str: ...
 
     @overload
     def caption(self, picture: Iterable[AnyPicture], **options: Unpack[Names]) -> list[str]: ...

@@ -344,6 +344,32 @@ def test_other_decoders_encoders_and_tokenizers_are_refused_by_name(tmp_path):
     assert run_command(export.main, [str(tmp_path), str(tmp_path / "out")]) == 1
 
 
+def test_a_folder_by_a_stranger_runs_no_code_and_makes_nothing_large(tmp_path):
+    vit_gpt2(tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        about = json.loads((tmp_path / name).read_text())
+        auto = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoImageProcessor": "own.Model"}
+        about["auto_map"] = auto | {"AutoTokenizer": ["own.Model", "own.Model"]}
+        (tmp_path / name).write_text(json.dumps(about))
+    read = from_transformers.read_foreign(tmp_path, load_settings([]))[1]
+    assert assemble(read).tokenizer is not None and not (tmp_path / "ran").exists()
+    about = json.loads((tmp_path / "config.json").read_text())
+    for part, key, told in (("decoder", "n_layer", "1000000000 layers by its config, and 2 by its weights"),
+                            ("encoder", "num_hidden_layers", "1000000000 layers by its config"),
+                            ("decoder", "vocab_size", "1000000000 tokens of width 16"),
+                            ("decoder", "n_embd", "of width 1000000000")):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(about | {part: about[part] | {key: 10**9}}))
+        with pytest.raises(ValueError, match=told) as caught:
+            from_transformers.read_foreign(tmp_path, load_settings([]))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with (tmp_path / "tokenizer.json").open("r+b") as file:
+        file.truncate(200_000_000)
+    with pytest.raises(ValueError, match="its tokenizer.json has 200 MB"):
+        from_transformers.read_foreign(tmp_path, load_settings([]))
+
+
 # --- Photographs ---
 
 
