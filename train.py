@@ -38,6 +38,7 @@ from nanocaption.base.files import read_log
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
 from nanocaption.data.order import Group, flattened, in_order, number_of_captions, packed, seed_of
+from nanocaption.export.from_transformers import read_foreign
 from nanocaption.export.uploads import check_hub, uploads
 from nanocaption.model.options import GREEDY
 from nanocaption.runs import signals
@@ -59,7 +60,7 @@ from nanocaption.use.captioning import caption_batches
 
 
 def main(argv: list[str] | None = None) -> None:
-    start = find_start(load_settings(sys.argv[1:] if argv is None else argv))
+    start = find_start(load_settings(sys.argv[1:] if argv is None else argv), read_foreign)
     settings = start.settings
     device = devices.pick_device(settings.DEVICE, devices.local_rank())
     with signals.catch() as requests:

@@ -16,9 +16,12 @@ Numbers below 0 or beyond those ranges are stretched from the lowest to the high
 """
 
 import base64
+import contextlib
 import io
 import stat
+import threading
 import warnings
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -73,11 +76,39 @@ def read_picture(path: Path | str | Packed, at_least: int | None = None, data: b
     data: the bytes of a packed one, where they were read already. What `check_shape` refuses is refused from the
     header, before anything is decoded. Raises ShardError where a shard cannot be read, or is another one than before.
     """
-    path = path if isinstance(path, Packed) else Path(path)
+    with _told_as_picture_error():
+        if isinstance(path, Packed):
+            if path.length == 0:
+                raise PictureError("empty file")
+            stored = io.BytesIO(read_bytes(path) if data is None else data)
+            return _read(stored, PurePosixPath(path.name).suffix, at_least)
+        path = Path(path)
+        _check_file(path)
+        return _read(path, path.suffix, at_least)
+
+
+def decode_picture(data: bytes) -> Picture:
+    """`read_picture` of the bytes of a file."""
+    with _told_as_picture_error():
+        if not data:
+            raise PictureError("empty file")
+        return _read(io.BytesIO(data), None, None)
+
+
+def convert_image(image: Image.Image) -> Picture:
+    """`read_picture` of what PIL has opened or made, its present frame; the image itself stays as it is."""
+    with _told_as_picture_error():
+        check_shape(image.height, image.width)
+        image.load()
+        return Picture(_rgb(_upright(image))[0], ())
+
+
+@contextlib.contextmanager
+def _told_as_picture_error() -> Iterator[None]:
+    """Whatever a decoder raises becomes a PictureError; its warnings are told by what is done."""
     try:
-        with warnings.catch_warnings():  # of PIL, on odd EXIF blocks and large pictures: told here by what is done
-            warnings.simplefilter("ignore")
-            return _read(path, at_least, data)
+        with _without_warnings():  # of PIL, on odd EXIF blocks and large pictures
+            yield
     except (PictureError, ShardError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
@@ -89,6 +120,33 @@ def read_picture(path: Path | str | Packed, at_least: int | None = None, data: b
         raise PictureError("truncated or damaged", detail) from error
 
 
+_readers: list[warnings.catch_warnings] = []  # one entry for each thread that reads; the first holds the old filters
+_readers_change = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """As warnings.catch_warnings, for threads: the filters are the process's, and put back when the last one leaves.
+
+    Where threads cross, each of them alone would put back what another one had set, and silence would stay for ever.
+    """
+    with _readers_change:
+        if not _readers:
+            first = warnings.catch_warnings()
+            first.__enter__()
+            warnings.simplefilter("ignore")
+        else:
+            first = _readers[0]
+        _readers.append(first)
+    try:
+        yield
+    finally:
+        with _readers_change:
+            _readers.pop()
+            if not _readers:
+                first.__exit__(None, None, None)
+
+
 def check_shape(height: int, width: int) -> None:
     """Raises PictureError above MAX_PIXELS and for a longer shape than MAX_ASPECT."""
     if width * height > MAX_PIXELS:
@@ -97,19 +155,11 @@ def check_shape(height: int, width: int) -> None:
         raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
 
 
-def _read(path: Path | Packed, at_least: int | None, data: bytes | None) -> Picture:
-    file: Path | io.BytesIO
-    if isinstance(path, Packed):
-        if path.length == 0:
-            raise PictureError("empty file")
-        file, ending = io.BytesIO(read_bytes(path) if data is None else data), PurePosixPath(path.name).suffix
-    else:
-        _check_file(path)
-        file, ending = path, path.suffix
+def _read(source: Path | io.BytesIO, suffix: str | None, at_least: int | None) -> Picture:
     try:
-        opened = Image.open(file, formats=FORMATS)
+        opened = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
-        raise PictureError(*_foreign(file)) from None
+        raise PictureError(*_foreign(_head_of(source))) from None
     with opened as image:
         check_shape(image.height, image.width)
         # MPO: a photograph with its preview
@@ -121,7 +171,7 @@ def _read(path: Path | Packed, at_least: int | None, data: bytes | None) -> Pict
         turned = _upright(image)
         pixels, kind = _rgb(turned)
     conversions = {
-        "other suffix": ending.lower() not in SUFFIXES.get(opened.format or "", ()),
+        "other suffix": suffix is not None and suffix.lower() not in SUFFIXES.get(opened.format or "", ()),
         "first frame": frames,
         "turned by EXIF": turned is not image,
         kind or "16 bit": bool(kind) or sixteen,
@@ -180,13 +230,15 @@ def _levels(values: np.ndarray) -> np.ndarray:
     return np.rint((values * (255 / top)).clip(0, 255)).astype(np.uint8)
 
 
-def _foreign(file: Path | io.BytesIO) -> tuple[str, str]:
-    """(reason, detail) for a file in which PIL found no picture."""
-    if isinstance(file, io.BytesIO):
-        head = file.getvalue()[:64]
-    else:
-        with file.open("rb") as opened:
-            head = opened.read(64)
+def _head_of(source: Path | io.BytesIO) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:64]
+    with source.open("rb") as file:
+        return file.read(64)
+
+
+def _foreign(head: bytes) -> tuple[str, str]:
+    """(reason, detail) for a file of this beginning in which PIL found no picture."""
     for start, what in FOREIGN:
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(start):
             return "not a picture", what

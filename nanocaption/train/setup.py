@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, cast
@@ -141,8 +141,12 @@ class Progress(NamedTuple):
         return done, names
 
 
-def find_start(settings: Settings) -> Start:
+def find_start(
+    settings: Settings, read_folder: Callable[[Path, Settings], tuple[Settings, State]] | None = None
+) -> Start:
     """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
+
+    read_folder: reads an INIT_CHECKPOINT_PATH that is a folder, a model of another program.
 
     A fresh start looks at the raw data before the network; a resume needs the prepared set alone. Raises as
     resume.find_resume, make.look_first, resume.load_initial and encoder.check_available.
@@ -157,6 +161,9 @@ def find_start(settings: Settings) -> Start:
         )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
+        if read_folder is not None and Path(settings.INIT_CHECKPOINT_PATH).is_dir():
+            settings, initial = read_folder(Path(settings.INIT_CHECKPOINT_PATH), settings)
+            return start._replace(settings=settings, initial=initial)
         initial = load_initial(settings)
         if is_scst(settings, 0) and not initial["step"]:
             raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
