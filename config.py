@@ -13,6 +13,7 @@ from typing import Literal
 DATASET: str = "demo"  # "demo" (drawn), "flickr30k" (downloaded), your own; or a mix, e.g. "flickr30k,mine*2"
 DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
 RAW_DATA_DIR: str | None = None  # folder or archive with your pictures and captions; read, never changed
+STREAM: bool = False  # RAW_DATA_DIR names WebDataset tars or parquet ('shards/{000..331}.tar'): pictures stay in them
 HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" comes from; as parquet: AnyModal/flickr30k
 HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
 DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all
@@ -102,7 +103,7 @@ RUN_NAME: str | None = None  # name of that folder; None = DATASET and the next 
 RESUME_CHECKPOINT_PATH: str | None = None  # a checkpoint file, or "last": the newest whole one, or else a fresh start
 CHECKPOINT_EVERY_STEPS: int = 0  # save last.safetensors after so many optimizer steps; 0 = by time and epoch only
 CHECKPOINT_EVERY_MINUTES: float = 10.0  # and after so many minutes; 0 = never. Every epoch's end saves as well
-INIT_CHECKPOINT_PATH: str | None = None  # start a fresh run with the weights and the tokenizer of this checkpoint
+INIT_CHECKPOINT_PATH: str | None = None  # start with weights and tokenizer of this checkpoint, or of a ViT-GPT2 folder
 KEEP_BEST: int = 2  # best checkpoints kept in a run's folder
 HF_REPO_ID: str | None = None  # "user/name" on the Hub: new best checkpoints are exported and uploaded beside the run
 HF_PRIVATE: bool = True  # a repository that is made for HF_REPO_ID is private

@@ -73,6 +73,8 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
+from nanocaption.data.shard_index import paths_of
+from nanocaption.data.shards import Packed
 from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
@@ -244,13 +246,14 @@ def finish(
         {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
         for record, caption, own in zip(split.records, captions, per_image, strict=True)
     ]
+    places = dict(zip(references, paths_of(split.folder / "images", split.records), strict=True))
     if loaded and len(loaded.models) == 1:
-        _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
+        _add_maps([row for _, row in shown_rows(rows)], loaded, places)
     results.write_results(output, split.records, captions, scores, ids)
     print("\n".join([*repaired_notes(split.folder), results.scores_table(scores)]), flush=True)
     write_report(
         output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
-        predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (),
+        predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (), places=places,
     )  # fmt: skip
     results.drop_kept(output)
     print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
@@ -301,7 +304,7 @@ def _is_model(name: str) -> bool:
     return all(part.endswith(".safetensors") or is_exported(Path(part) / WEIGHTS) for part in parts)
 
 
-def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> None:
+def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, places: Mapping[str, Path | Packed]) -> None:
     """Add "attention" to the rows: where the one model looked, word by word.
 
     The captions are cut into tokens anew, which nearly always gives the model's own.
@@ -309,7 +312,7 @@ def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> N
     (model,), settings = loaded.models, loaded.settings
     for start in range(0, len(rows), settings.EVAL_BATCH_SIZE):
         part = rows[start : start + settings.EVAL_BATCH_SIZE]
-        paths = [images_dir / row["file_name"] for row in part]
+        paths = [places[row["file_name"]] for row in part]
         pixels = torch.stack([load_image(path, model.image_spec) for path in paths])
         tokens = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN) for row in part]
         ids = [[token for token in row if token > UNK] for row in tokens]  # a cut one has no <end>

@@ -37,7 +37,8 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
-from nanocaption.data.order import Group, in_order, number_of_captions, packed, seed_of
+from nanocaption.data.order import Group, flattened, in_order, number_of_captions, packed, seed_of
+from nanocaption.export.from_transformers import read_foreign
 from nanocaption.export.uploads import check_hub, uploads
 from nanocaption.model.options import GREEDY
 from nanocaption.runs import signals
@@ -54,12 +55,12 @@ from nanocaption.train.optim import parameters_by_name, set_learning_rates
 from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
-from nanocaption.train.steps import steps_of_epoch, whole_steps
+from nanocaption.train.steps import caption_counts, steps_of_epoch, whole_steps
 from nanocaption.use.captioning import caption_batches
 
 
 def main(argv: list[str] | None = None) -> None:
-    start = find_start(load_settings(sys.argv[1:] if argv is None else argv))
+    start = find_start(load_settings(sys.argv[1:] if argv is None else argv), read_foreign)
     settings = start.settings
     device = devices.pick_device(settings.DEVICE, devices.local_rank())
     with signals.catch() as requests:
@@ -339,12 +340,12 @@ def leave(run: Run, progress: Progress, error: Exception | SystemExit) -> NoRetu
 
 
 def read_steps(
-    run: Run, pictures: ImageTextDataset, steps: Sequence[Sequence[Sequence[Group]]]
+    run: Run, pictures: ImageTextDataset, steps: Sequence[list[list[Group]]]
 ) -> Iterator[tuple[list[Batch], float]]:
     """The micro-batches of one step after the other, and the seconds that the loop waited for them."""
     if run.settings.NUM_WORKERS:
         run.saver.wait()  # a process forked while a thread holds a lock would hold it for ever
-    groups = [batch for step in steps for batch in step]
+    groups = flattened(steps)
     batches = iter(make_loader(pictures, groups, run.settings.NUM_WORKERS, run.device.type == "cuda"))
     deaf_to_children()
     for step in steps:
@@ -382,7 +383,7 @@ def out_of_patience(run: Run, progress: Progress) -> bool:
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
-    captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
+    captions = round(sum(map(operator.mul, caption_counts(run.train_set), run.train_set.weights)))
     done = whole_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
     in_epoch = sum(map(number_of_captions, done))
     return tqdm(

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from nanocaption.base.version import VERSION
 
 if TYPE_CHECKING:
+    import torch
+
     from nanocaption.model.captioner import ImageToTextModel as ImageToTextModel
 
 ImageId = TypeVar("ImageId", bound=Hashable)  # a dict[str, ...] is no Mapping[Hashable, ...] to a type checker
@@ -23,18 +25,26 @@ __version__ = VERSION
 __all__ = ["ImageToTextModel", "__version__", "load", "score"]
 
 
-def load(name: str | Path, revision: str | None = None) -> "ImageToTextModel":
-    """A trained captioner, in eval mode on the CPU: `.caption(path)`, `.save_pretrained(folder)`.
+def load(
+    name: str | Path,
+    revision: str | None = None,
+    *,
+    device: "str | torch.device" = "cpu",
+    dtype: "str | torch.dtype" = "float32",
+) -> "ImageToTextModel":
+    """A trained captioner in eval mode: `.caption(picture)`, `.captions(pictures)`, `.save_pretrained(folder)`.
 
     name: a folder that `nanocaption export` wrote, such a model's id on the Hub (user/name, at `revision`), or a
-    checkpoint file of a run. Raises ValueError with one line where it cannot be had, ImportError without torch.
+    checkpoint file of a run. device: "cpu", "cuda", "cuda:1", "mps", or "auto" for what is there. dtype: of the
+    weights, "float32", "bfloat16" or "float16". docs/use.md shows more.
+    Raises ValueError with one line where it cannot be had, ImportError without torch.
     """
     from nanocaption.base.cli import require
 
     require("torch", "caption", "nanocaption.load")
     from nanocaption.use.load import load_captioner
 
-    return load_captioner(name, revision)
+    return load_captioner(name, revision, device, dtype)
 
 
 def score(references: Mapping[ImageId, Sequence[str]], candidates: Mapping[ImageId, str]) -> dict[str, float]:

@@ -40,6 +40,25 @@ def pick_device(name: str, local_rank: int | None = None) -> torch.device:
     return device
 
 
+def named_device(name: str | torch.device) -> torch.device:
+    """What somebody calls a device. ValueError with one line where there is none such."""
+    try:
+        return pick_device(str(name))
+    except (RuntimeError, SystemExit) as error:
+        known = isinstance(error, SystemExit)
+        told = str(error).replace("DEVICE = ", "device = ") if known else f"device = {str(name)!r}: there is no such"
+        raise ValueError(told if known else f"{told} device. Give 'cpu', 'cuda', 'cuda:1', 'mps' or 'auto'.") from error
+
+
+def named_dtype(dtype: str | torch.dtype) -> torch.dtype:
+    """What somebody calls a type of weights. ValueError with one line where it is none."""
+    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    name = str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise ValueError(f"dtype = {name!r}: must be {', '.join(known)}.")
+    return known[name]
+
+
 def pick_dtype(precision: str, device: torch.device) -> torch.dtype:
     """auto: bf16 on a CUDA device that has it, else fp16 there; fp32 elsewhere."""
     if precision == "auto":

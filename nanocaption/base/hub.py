@@ -4,6 +4,7 @@ huggingface_hub respects HF_ENDPOINT, HF_TOKEN, HF_HOME and HF_HUB_OFFLINE. It w
 threads of its own cannot be ended, so uploads beside a training are a process each: that one can be killed.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 WEIGHTS, CONFIG, TOKENIZER = "model.safetensors", "config.json", "tokenizer.json"
@@ -29,8 +30,8 @@ def download(name: str, revision: str | None = None) -> Path:
         raise ValueError(_download_problem(error, name, revision)) from error
 
 
-def push(folder: Path, repo_id: str, private: bool, message: str) -> str:
-    """Commit the files of an exported folder to the model repository `repo_id`; returns its URL.
+def push(folder: Path, repo_id: str, private: bool, message: str, files: Sequence[str] = FILES) -> str:
+    """Commit `files`, those of an exported folder, to the model repository `repo_id`; returns its URL.
 
     private: how the repository is made where there is none yet; one that is there stays as visible as it is.
     Raises ValueError with one line.
@@ -40,7 +41,7 @@ def push(folder: Path, repo_id: str, private: bool, message: str) -> str:
     api = huggingface_hub.HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(FILES))
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(files))
     except errors() + (RuntimeError,) as error:
         raise ValueError(f"{repo_id} could not be uploaded to {api.endpoint}: {reason_of(error)}") from error
     return str(url)

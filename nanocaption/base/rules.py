@@ -200,6 +200,10 @@ def _reward_rules(v: types.SimpleNamespace) -> Rules:
 
 def _data_rules(v: types.SimpleNamespace) -> Rules:
     yield (0 <= v.MAX_BAD_FRACTION <= 1, f"MAX_BAD_FRACTION = {v.MAX_BAD_FRACTION}: must be from 0 to 1")
+    yield (
+        not v.STREAM or v.RAW_DATA_DIR is not None,
+        "STREAM = True needs the shards: set RAW_DATA_DIR to their folder or a pattern (shards/{00000..00331}.tar)",
+    )
     for name in ("VAL_SPLITS", "TEST_SPLITS"):
         shared = sorted(set(v.TRAIN_SPLITS) & set(getattr(v, name)))
         yield (not shared, f"{name} and TRAIN_SPLITS both name {', '.join(shared)}: give each split one use")

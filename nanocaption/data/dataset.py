@@ -15,6 +15,8 @@ from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
 from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
+from nanocaption.data.shard_index import paths_of
+from nanocaption.data.shards import Packed
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image, view_of
 
 ImageInput = Tensor | np.ndarray  # a picture uint8 (3, S, S), its features float16 (P, E), or its number int64 ()
@@ -67,16 +69,21 @@ class ImageTextDataset(Dataset):
         augment: Augment | None = None,
     ):
         self.images_dir = Path(images_dir)
-        self.paths = [self.images_dir / record["file_name"] for record in records]
-        self.token_ids = [[np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids]
-        self.weights = [float(record.get("weight", 1)) for record in records]  # visits of its pairs in an epoch
+        self.paths: Sequence[Path | Packed] = paths_of(self.images_dir, records)
+        self.token_ids: Sequence[list[np.ndarray]] = [
+            [np.asarray(ids, dtype=np.int32) for ids in captions] for captions in token_ids
+        ]
+        # visits of each image's pairs in an epoch
+        self.weights: Sequence[float] = [float(record.get("weight", 1)) for record in records]
         self.image_spec = image_spec
         self.cached = cached
         self.rows: Sequence[int] = range(len(records))  # of each image in `cached`
         self.resident: Tensor | None = None  # see `keep_on`
         self.augment = augment
         self.views = 1
-        self.one_sided = [any(map(SIDES.search, record.get("captions", ()))) for record in records]
+        self.one_sided: Sequence[bool] | np.ndarray = [
+            any(map(SIDES.search, record.get("captions", ()))) for record in records
+        ]
         self.epoch: int | None = None
 
     def __len__(self) -> int:
@@ -114,7 +121,8 @@ class ImageTextDataset(Dataset):
         if how and rng and self.views == 1:
             pixels = found if isinstance(found, Tensor) else torch.from_numpy(np.array(found))
             found = augmented(pixels, how, rng)
-        return found, [self.token_ids[image][caption] for caption in captions]
+        ids = self.token_ids[image]
+        return found, [ids[caption] for caption in captions]
 
     def view(self, image: int, view: int) -> Tensor:
         """View number `view` of a picture, from its file: a function of these and of the augmentation alone."""
@@ -134,7 +142,7 @@ class ImageTextDataset(Dataset):
 
     def _but(self, changes: dict[str, object]) -> "ImageTextDataset":
         """A copy with other values of these fields. (copy.copy would leave out `resident`, as __getstate__ does.)"""
-        other = ImageTextDataset.__new__(ImageTextDataset)
+        other = type(self).__new__(type(self))
         other.__dict__.update(self.__dict__ | changes)
         return other
 

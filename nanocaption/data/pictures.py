@@ -16,14 +16,20 @@ Numbers below 0 or beyond those ranges are stretched from the lowest to the high
 """
 
 import base64
+import contextlib
 import io
 import stat
+import threading
 import warnings
-from pathlib import Path
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import Packed, read_bytes
 
 # EPS and its like are programs that need another program to run: left out.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -63,18 +69,47 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]  # what had to be done, by the names above; () for a plain RGB picture
 
 
-def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
+def read_picture(path: Path | str | Packed, at_least: int | None = None, data: bytes | None = None) -> Picture:
     """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
 
     at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
-    What `check_shape` refuses is refused from the header, before anything is decoded.
+    data: the bytes of a packed one, where they were read already. What `check_shape` refuses is refused from the
+    header, before anything is decoded. Raises ShardError where a shard cannot be read, or is another one than before.
     """
-    path = Path(path)
+    with _told_as_picture_error():
+        if isinstance(path, Packed):
+            if path.length == 0:
+                raise PictureError("empty file")
+            stored = io.BytesIO(read_bytes(path) if data is None else data)
+            return _read(stored, PurePosixPath(path.name).suffix, at_least)
+        path = Path(path)
+        _check_file(path)
+        return _read(path, path.suffix, at_least)
+
+
+def decode_picture(data: bytes) -> Picture:
+    """`read_picture` of the bytes of a file."""
+    with _told_as_picture_error():
+        if not data:
+            raise PictureError("empty file")
+        return _read(io.BytesIO(data), None, None)
+
+
+def convert_image(image: Image.Image) -> Picture:
+    """`read_picture` of what PIL has opened or made, its present frame; the image itself stays as it is."""
+    with _told_as_picture_error():
+        check_shape(image.height, image.width)
+        image.load()
+        return Picture(_rgb(_upright(image))[0], ())
+
+
+@contextlib.contextmanager
+def _told_as_picture_error() -> Iterator[None]:
+    """Whatever a decoder raises becomes a PictureError; its warnings are told by what is done."""
     try:
-        with warnings.catch_warnings():  # of PIL, on odd EXIF blocks and large pictures: told here by what is done
-            warnings.simplefilter("ignore")
-            return _read(path, at_least)
-    except (PictureError, MemoryError):
+        with _without_warnings():  # of PIL, on odd EXIF blocks and large pictures
+            yield
+    except (PictureError, ShardError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
@@ -85,6 +120,33 @@ def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
         raise PictureError("truncated or damaged", detail) from error
 
 
+_readers: list[warnings.catch_warnings] = []  # one entry for each thread that reads; the first holds the old filters
+_readers_change = threading.Lock()
+
+
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """As warnings.catch_warnings, for threads: the filters are the process's, and put back when the last one leaves.
+
+    Where threads cross, each of them alone would put back what another one had set, and silence would stay for ever.
+    """
+    with _readers_change:
+        if not _readers:
+            first = warnings.catch_warnings()
+            first.__enter__()
+            warnings.simplefilter("ignore")
+        else:
+            first = _readers[0]
+        _readers.append(first)
+    try:
+        yield
+    finally:
+        with _readers_change:
+            _readers.pop()
+            if not _readers:
+                first.__exit__(None, None, None)
+
+
 def check_shape(height: int, width: int) -> None:
     """Raises PictureError above MAX_PIXELS and for a longer shape than MAX_ASPECT."""
     if width * height > MAX_PIXELS:
@@ -93,12 +155,11 @@ def check_shape(height: int, width: int) -> None:
         raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
 
 
-def _read(path: Path, at_least: int | None) -> Picture:
-    _check_file(path)
+def _read(source: Path | io.BytesIO, suffix: str | None, at_least: int | None) -> Picture:
     try:
-        opened = Image.open(path, formats=FORMATS)
+        opened = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:
-        raise PictureError(*_foreign(path)) from None
+        raise PictureError(*_foreign(_head_of(source))) from None
     with opened as image:
         check_shape(image.height, image.width)
         # MPO: a photograph with its preview
@@ -110,7 +171,7 @@ def _read(path: Path, at_least: int | None) -> Picture:
         turned = _upright(image)
         pixels, kind = _rgb(turned)
     conversions = {
-        "other suffix": path.suffix.lower() not in SUFFIXES.get(opened.format or "", ()),
+        "other suffix": suffix is not None and suffix.lower() not in SUFFIXES.get(opened.format or "", ()),
         "first frame": frames,
         "turned by EXIF": turned is not image,
         kind or "16 bit": bool(kind) or sixteen,
@@ -169,10 +230,15 @@ def _levels(values: np.ndarray) -> np.ndarray:
     return np.rint((values * (255 / top)).clip(0, 255)).astype(np.uint8)
 
 
-def _foreign(path: Path) -> tuple[str, str]:
-    """(reason, detail) for a file in which PIL found no picture."""
-    with path.open("rb") as file:
-        head = file.read(64)
+def _head_of(source: Path | io.BytesIO) -> bytes:
+    if isinstance(source, io.BytesIO):
+        return source.getvalue()[:64]
+    with source.open("rb") as file:
+        return file.read(64)
+
+
+def _foreign(head: bytes) -> tuple[str, str]:
+    """(reason, detail) for a file of this beginning in which PIL found no picture."""
     for start, what in FOREIGN:
         if head.lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith(start):
             return "not a picture", what
@@ -205,7 +271,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
 
 
-def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:
+def thumbnail(path: Path | Packed, size: int = THUMBNAIL_SIZE) -> Image.Image:
     """A small RGB picture, `size` pixels at most, read as the encoder's are; ValueError where that is not possible."""
     try:
         picture = Image.fromarray(read_picture(path, 2 * size).pixels)

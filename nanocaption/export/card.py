@@ -18,6 +18,7 @@ _METRICS = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4"
 _TYPES = {"Bleu_4": "bleu", "CIDEr": "cider", "ROUGE_L": "rouge"}  # those of the header, by the Hub's names
 _TOWERS = {"vit": "ViT", "deit": "DeiT", "dinov2": "DINOv2", "clip": "CLIP", "siglip": "SigLIP"}
 _SEEN = {"demo": "drawn scenes", "flickr": "photographs", "coco": "photographs", "own": "pictures"}
+_FEW = 100  # pictures: scores over fewer stand nowhere without a warning
 _FROM_HUB = " on the Hugging Face Hub"  # how prepare_dataset ends such a source
 
 
@@ -32,29 +33,62 @@ class Facts(NamedTuple):
     samples_split: str
 
 
-def write_card(state: State, base_model: str | None, image_size: int, facts: Facts) -> str:
+def write_card(
+    state: State, base_model: str | None, image_size: int, facts: Facts, form: str = "nanocaption"
+) -> str:
     """The text of README.md.
 
-    base_model: the encoder's id on the Hub, if it has one. image_size: side of the encoder's input, pixels.
+    base_model: the encoder's id on the Hub, if it has one. image_size: side of the encoder's input, pixels. form: of
+    the export, "nanocaption" or "transformers".
     """
     config, kind = state["config"], kind_of(state["config"]["DATASET"])
     known = {**state.get("environment", {}), **state.get("scheduler_state_dict", {}), **config}
     fields = defaultdict(lambda: "unknown", {name: _plain(value) for name, value in known.items()})
     fields |= {
-        "name": facts.name, "title": facts.name.rpartition("/")[2], "header": _header(config, base_model, facts),
+        "name": facts.name, "title": facts.name.rpartition("/")[2], "header": _header(config, base_model, facts, form),
         "seen": _SEEN[kind], "image_size": image_size, "epoch": state["epoch"], "step": state["step"],
         "averaged": f"; the weights are {told}" if (told := weights_told(state)) else "",
         "written_by": state.get("written_by", "nanoCaption"), **_encoder(state, base_model),
+        **_origin(state, _SEEN[kind]),
     }  # fmt: skip
     texts = re.split(r"^=== (.+) ===\n", Path(__file__).with_name("card_template.md").read_text("utf-8"), flags=re.M)
     blocks = {name: text.strip() for name, text in zip(texts[1::2], texts[2::2], strict=True)}
     for field, (block, own) in {
         "data": _data(config, facts.manifest), "results": _results(config, facts), "samples": _samples(facts),
-        "limits": (f"limits {kind}", {}),
+        "limits": (f"limits {kind}", {}), "use": (f"use {form}", {}),
+        "training": ("training foreign" if is_foreign(state) else "training own", {}),
     }.items():  # fmt: skip
         fields |= own
         fields[field] = blocks[block].format_map(fields)
+    if (scored := _scored(config, facts)) is not None and scored < _FEW:
+        fields["results"] += "\n\n" + blocks["results few"].format_map(fields | {"images": scored})
     return blocks["card"].format_map(fields) + "\n"
+
+
+def is_foreign(state: State) -> bool:
+    """Whether a model was not trained here, but read from a folder of another program."""
+    return state.get("written_by") == "transformers"
+
+
+def _origin(state: State, seen: str) -> dict[str, str]:
+    trained = f"Trained on {seen} of the data set {state['config']['DATASET']} with nanoCaption."
+    added = state["model_arguments"].get("memory_norm", True)
+    return {
+        "trained": "Made with transformers and taken over as it is." if is_foreign(state) else trained,
+        "half": "a block of the encoder holds numbers beyond its range" if added else "it was compared in these only",
+        "elsewhere": "" if state["config"]["ENCODER_MODEL_NAME"] or state["config"]["VIT_STEM"] == "patch"
+        else " (not this one: its encoder begins with convolutions, which no model of transformers does)",
+    }  # fmt: skip
+
+
+def _scored(config: Mapping[str, Any], facts: Facts) -> int | None:
+    """How many pictures the scores of the card are over; None where it has none."""
+    if facts.scores:
+        return int(facts.scores["images"])
+    row = facts.validation or {}
+    if not any(row.get(key) is not None for key in _TYPES):
+        return None
+    return int(config.get("VALIDATION_SCORE_IMAGES") or 0)
 
 
 def kind_of(dataset: str) -> str:
@@ -65,23 +99,27 @@ def kind_of(dataset: str) -> str:
     return kinds.pop() if len(kinds) == 1 else "own"
 
 
-def _header(config: Mapping[str, Any], base_model: str | None, facts: Facts) -> str:
+def _header(config: Mapping[str, Any], base_model: str | None, facts: Facts, form: str) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     dataset, place = config["DATASET"], _slug(facts.manifest, config["DATASET"])
     row = facts.validation or {}
     split, scores = (facts.scores["split"], facts.scores["corpus"]) if facts.scores else ("val", row)
+    scored = _scored(config, facts)
+    few = f" (of {scored} pictures only)" if scored is not None and scored < _FEW else ""
     results = [
         EvalResult(
             task_type="image-to-text", task_name="Image captioning", dataset_type=place, dataset_name=dataset,
-            dataset_split=split, metric_type=_TYPES[key], metric_name=_METRICS[key],
+            dataset_split=split, metric_type=_TYPES[key], metric_name=_METRICS[key] + few,
             metric_value=round(100 * scores[key], 1),
         )
         for key in _TYPES if scores.get(key) is not None
     ]  # fmt: skip
     return ModelCardData(
-        library_name="nanocaption", pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
-        language="en" if kind_of(dataset) != "own" else None, datasets=[place], base_model=base_model,
+        library_name=form, pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
+        language="en" if kind_of(dataset) != "own" else None,
+        datasets=[place] if place != dataset else None,  # another name would be a dead link
+        base_model=base_model,
         metrics=[result.metric_type for result in results] or None, tags=["image-captioning"],
         model_name=facts.name.rpartition("/")[2], eval_results=results or None,
     ).to_yaml()  # fmt: skip

@@ -19,10 +19,15 @@ def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_
     repo_id: where it will be uploaded to; the card then shows how to load it from there.
     """
     facts = find_facts(state, origin, data_dir, repo_id or folder.name)
+    exported.write(folder, state, card_of(state, facts, "nanocaption"))
+    return facts
+
+
+def card_of(state: State, facts: Facts, form: str) -> str:
+    """The text of the card of an export in the format `form`."""
     name = state["config"]["ENCODER_MODEL_NAME"]
     base_model = name if name and exported.is_hub_id(name) else None
-    exported.write(folder, state, write_card(state, base_model, exported.image_spec_of(state)["size"], facts))
-    return facts
+    return write_card(state, base_model, exported.image_spec_of(state)["size"], facts, form)
 
 
 def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:

@@ -4,24 +4,28 @@ Shapes: N images, B captions (each belongs to one image), T tokens, R real token
 P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions per image decoded at once (beams).
 """
 
-from collections.abc import Callable, Mapping
+import itertools
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import cast
+from typing import Unpack, cast, overload
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nanocaption.base import tensors
+from nanocaption.base import devices, hub, tensors
 from nanocaption.base.settings import ModelSettings
 from nanocaption.base.tensors import State
+from nanocaption.data.any_picture import ONE, AnyPicture
 from nanocaption.data.packing import Places, find_places, unpack
 from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
-from nanocaption.model.captions import caption_files
+from nanocaption.model.captions import CaptionText, caption_pictures
 from nanocaption.model.decoder import Cache, Decoder, follow
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless
+from nanocaption.model.options import Names
 
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
 # its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
@@ -50,10 +54,12 @@ class ImageToTextModel(nn.Module):
         self.freeze_encoder = settings.FREEZE_ENCODER
         if self.freeze_encoder:
             self.encoder.requires_grad_(False)
-        # Some towers (CLIP) give patch features without a final norm.
-        self.memory_norm = nn.LayerNorm(self.encoder.width)
+        # Some towers (CLIP) give patch features without a final norm. Models of other programs have none here.
+        parts = tower or {}
+        self.memory_norm = nn.LayerNorm(self.encoder.width) if parts.get("memory_norm", True) else nn.Identity()
         self.memory_projection = nn.Linear(self.encoder.width, settings.DECODER_EMBED_DIM)
-        self.decoder = Decoder(settings, vocab_size, dropout)
+        foreign = (parts.get("decoder_activation", "gelu"), parts.get("never_chosen", []))
+        self.decoder = Decoder(settings, vocab_size, dropout, *foreign)
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
@@ -63,26 +69,86 @@ class ImageToTextModel(nn.Module):
         self.about: State | None = None  # the state that it was made from, without the tensors
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, revision: str | None = None) -> "ImageToTextModel":
-        """The model of an exported folder, or of the Hub by its id and a revision, in eval mode on the CPU.
+    def from_pretrained(
+        cls,
+        name: str | Path,
+        revision: str | None = None,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype = torch.float32,
+    ) -> "ImageToTextModel":
+        """The model of an exported folder, or of the Hub by its id and a revision, in eval mode.
 
-        A folder needs no network. Raises ValueError with one line where there is none or it is damaged.
+        A folder needs no network. device: "cpu", "cuda", "cuda:1", "mps" or "auto". dtype: of the weights, also by its
+        name: float32, bfloat16 or float16; log-probabilities and scores are float32 anyway.
+        Raises ValueError with one line where there is none, it is damaged, or the device or dtype is none.
         """
+        place, kind = devices.named_device(device), devices.named_dtype(dtype)
         state = exported.read(name, revision)
         try:
-            return assemble(state)
+            return assemble(state).to(place, kind)
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from error
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write such a folder, of a model that from_pretrained gave; see exported.write for what is refused."""
+        """Write such a folder, of a model that from_pretrained gave; see exported.write for what is refused.
+
+        The weights are written as float32, whatever they are here.
+        """
+        self._save(Path(folder), None)
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, commit_message: str = "Upload a nanoCaption model"
+    ) -> str:
+        """Write such a folder to the model repository `repo_id` (user/name) of the Hub; returns its URL.
+
+        private: how the repository is made where there is none yet. The token is HF_TOKEN's, or that of a login.
+        Raises ValueError with one line.
+        """
+        with tempfile.TemporaryDirectory() as place:
+            self._save(Path(place) / "model", repo_id)
+            if problem := hub.access_problem(repo_id):
+                raise ValueError(f"Nothing can be uploaded to {repo_id}: {problem}.")
+            return hub.push(Path(place) / "model", repo_id, private, commit_message)
+
+    def _save(self, folder: Path, repo_id: str | None) -> None:
         if self.about is None or "card" not in self.about:
             raise ValueError(f"This model has no card of its own: save what from_pretrained gave. {exported.HINT}")
-        exported.write(Path(folder), {**self.about, "model_state_dict": self.state_dict()}, self.about["card"])
+        weights = {name: tensor.float() for name, tensor in self.state_dict().items()}
+        card = self.about["card"] if repo_id is None else exported.renamed(self.about["card"], repo_id)
+        exported.write(folder, {**self.about, "model_state_dict": weights}, card)
 
-    def caption(self, path: str | Path, **options: float) -> str:
-        """The best caption of a picture file; options as in captions.caption_files, which gives more."""
-        return caption_files(self, [path], **options)[0][0].text
+    @overload
+    def caption(  # type: ignore[overload-overlap]  # a str is one picture, though also a list of texts
+        self, picture: AnyPicture, **options: Unpack[Names]
+    ) -> str: ...
+
+    @overload
+    def caption(self, picture: Iterable[AnyPicture], **options: Unpack[Names]) -> list[str]: ...
+
+    def caption(self, picture: AnyPicture | Iterable[AnyPicture], **options: Unpack[Names]) -> str | list[str]:
+        """The best caption of a picture, or the best of each of several, in order: a list, a generator.
+
+        picture: a path, bytes, a binary file, a PIL image, a numpy array or a torch tensor; what of these is taken says
+        data/any_picture.py. options: see `captions`, which gives more than the text.
+        """
+        if options.get("num_return_sequences", 1) != 1:
+            raise ValueError("caption gives the best caption of a picture: captions([picture], ...) gives several.")
+        if not isinstance(picture, ONE):
+            return [found[0].text for found in self.captions(picture, **options)]
+        return self.captions([picture], **options)[0][0].text
+
+    def captions(
+        self, pictures: Iterable[AnyPicture], *, attention: bool = False, **options: Unpack[Names]
+    ) -> list[list[CaptionText]]:
+        """Captions of several pictures with log-probability and tokens; per picture the best first.
+
+        As many as there are beams, or num_return_sequences of them. attention: also what each token looked at.
+        options: those of options.Names, ours and transformers', e.g. num_beams=5, or do_sample=True, temperature=0.7,
+        top_p=0.9, num_return_sequences=3, seed=1; else the search that the model was saved with. Several threads may
+        call one model. Raises ValueError with one line for a picture or an option that is not taken.
+        """
+        return list(itertools.chain.from_iterable(caption_pictures(self, pictures, attention, options)))
 
     def _initialise(self) -> None:
         """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.
@@ -129,7 +195,17 @@ class ImageToTextModel(nn.Module):
             return torch.cat([self.encoder(self._normalised(part)) for part in parts])
 
     def _normalised(self, images: Tensor) -> Tensor:
-        return (images.float() / 255 - self.mean) / self.std if images.dtype == torch.uint8 else images
+        """In float32, and then of the weights' type: a mean of 8 bits would shift every picture."""
+        if images.dtype == torch.uint8:
+            images = (images.float() / 255 - self.mean) / self.std
+        return images.to(self.memory_projection.weight.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "ImageToTextModel":
+        mean, std = self.mean, self.std
+        super()._apply(fn, recurse)
+        if self.mean.dtype != mean.dtype:  # .half(), .to(torch.bfloat16): these two stay float32
+            self.mean, self.std = mean.to(self.mean.device), std.to(self.std.device)
+        return self
 
     def forward(self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None) -> Tensor:
         """Logits (B, T, V) of the token that follows each of `decoder_input_tokens` (B, T).
@@ -160,7 +236,7 @@ class ImageToTextModel(nn.Module):
             before = torch.arange(others, device=kept.device).expand(len(kept), -1)
             rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
             features = features.gather(1, rows)
-        return self.memory_projection(self.memory_norm(features.to(self.memory_norm.weight.dtype)))
+        return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
 
     @torch.inference_mode()
     def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
@@ -216,9 +292,16 @@ class ImageToTextModel(nn.Module):
 
     def arguments(self) -> Tower:
         """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
-        if isinstance(self.encoder, PretrainedTower):
-            return {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
-        return {}
+        if not isinstance(self.encoder, PretrainedTower):
+            return {}
+        own: Tower = {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
+        if isinstance(self.memory_norm, nn.Identity):
+            own["memory_norm"] = False
+        if self.decoder.activation != "gelu":
+            own["decoder_activation"] = self.decoder.activation
+        if self.decoder.never_chosen:
+            own["never_chosen"] = self.decoder.never_chosen
+        return own
 
     def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""

@@ -1,21 +1,23 @@
 """Captions of pictures: a model, a tokenizer and options -> texts with their probabilities."""
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+import itertools
+import math
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, Unpack
 
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanocaption.base.tensors import State
-from nanocaption.data.tokenizer import END, START, read_text
-from nanocaption.data.transform import ImageSpec, load_image
+from nanocaption.data.any_picture import AnyPicture, fitted_pictures
+from nanocaption.data.tokenizer import END, PAD, START, read_text
+from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
 from nanocaption.model.decoder import Decoder
 from nanocaption.model.endings import endings_of
-from nanocaption.model.options import Options
+from nanocaption.model.options import Names, Options, asked
 
 _PICTURES = 32  # captioned at once
 
@@ -26,6 +28,8 @@ class CaptionText(NamedTuple):
     score: float  # log_prob / length ** length_penalty, see decode.py
     ids: list[int]  # its tokens without <start> and <end>
     broken: bool = False  # whether they ended within a character or were no UTF-8; `text` is what was whole
+    tokens: tuple[str, ...] = ()  # the ids as the tokenizer's vocabulary writes them: "Ġdog"
+    attention: Tensor | None = None  # float32 (len(ids), side, side), where asked for, see caption_pictures
 
 
 class Captioner(Protocol):
@@ -39,25 +43,63 @@ class Captioner(Protocol):
 
     def start_decoding(self, images: Tensor) -> decode.Step: ...
 
+    def cross_attention(
+        self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None
+    ) -> tuple[Tensor, int]: ...
+
+
+def caption_files(
+    model: Captioner, paths: Iterable[AnyPicture], **options: Unpack[Names]
+) -> list[list[CaptionText]]:
+    """`caption_pictures` in one list, by its name of before."""
+    return list(itertools.chain.from_iterable(caption_pictures(model, paths, False, options)))
+
 
 @torch.inference_mode()
-def caption_files(model: Captioner, paths: Sequence[str | Path], **options: float) -> list[list[CaptionText]]:
-    """Captions of picture files with a model of nanocaption.load, per picture the best first.
+def caption_pictures(
+    model: Captioner, pictures: Iterable[AnyPicture], attention: bool, options: Names
+) -> Iterator[list[list[CaptionText]]]:
+    """Captions of pictures in any form of data/any_picture.py, some at a time; per picture the best first.
 
-    options: fields of Options, in place of the search settings the model was saved with.
-    Raises ValueError with one line for a picture that cannot be read.
+    attention: whether each caption gets what its tokens looked at when they were chosen: the mean of the weights over
+    layers and heads, on the grid of patches; what a class or register token got is left out, so that a map sums to 1
+    or less.
+    options: in place of the search settings the model was saved with, see options.Names. With a seed, what is drawn for
+    a picture depends on that and the picture alone.
+    Raises ValueError with one line for a picture or an option that is not taken, and where there is no picture.
     """
     if model.tokenizer is None or model.about is None:
         raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
-    strange = [path for path in paths if not isinstance(path, str | os.PathLike)]
-    if strange:
-        raise ValueError(f"{strange[0]!r:.60} is no path of a picture file: save the picture, and give its path")
-    chosen = Options(**{**search_options(model.about["config"])._asdict(), **options})
-    found = []
-    for start in range(0, len(paths), _PICTURES):
-        chunk = [load_image(path, model.image_spec) for path in paths[start : start + _PICTURES]]
-        found += decode_pictures([model], model.tokenizer, [torch.stack(chunk).to(model.mean.device)], chosen)
-    return found
+    how = asked(options, search_options(model.about["config"]))
+    fitted, none = fitted_pictures(pictures, model.image_spec), True
+    while chunk := list(itertools.islice(fitted, _PICTURES)):
+        none = False
+        pixels = torch.stack(chunk).to(model.mean.device)
+        seeds = None if how.seed is None else [how.seed] * len(chunk)
+        found = decode_pictures([model], model.tokenizer, [pixels], how.options, seeds)
+        found = [captions[: how.captions] for captions in found]
+        if any(math.isnan(captions[0].log_prob) for captions in found):
+            warnings.warn("the model gives no numbers (NaN) for some pictures, whose captions are empty: half precision"
+                          " may be too coarse for it, load it with dtype='float32'", stacklevel=2)  # fmt: skip
+        yield _with_attention(model, pixels, found) if attention else found
+    if none:
+        raise ValueError("There is no picture to caption: the list is empty.")
+
+
+def _with_attention(
+    model: Captioner, pixels: Tensor, found: list[list[CaptionText]]
+) -> list[list[CaptionText]]:
+    index = [image for image, captions in enumerate(found) for _ in captions]
+    flat = [caption for captions in found for caption in captions]
+    tokens = torch.full((len(flat), max(1, *(len(caption.ids) for caption in flat), 1)), PAD)
+    for row, caption in zip(tokens, flat, strict=True):
+        inputs = [START, *caption.ids][: max(1, len(caption.ids))]  # a token is chosen at the place of the one before
+        row[: len(inputs)] = torch.tensor(inputs)
+    device = pixels.device
+    weights, side = model.cross_attention(pixels, tokens.to(device), torch.tensor(index, device=device))
+    maps = weights.float().mean((0, 3))[..., -side * side :].unflatten(-1, (side, side)).cpu()  # (B, T, side, side)
+    seen = iter([c._replace(attention=maps[row, : len(c.ids)].clone()) for row, c in enumerate(flat)])
+    return [[next(seen) for _ in captions] for captions in found]
 
 
 def decode_pictures(
@@ -102,7 +144,8 @@ def _limits(
 
 def _with_text(tokenizer: Tokenizer, caption: decode.Caption) -> CaptionText:
     text, broken = read_text(tokenizer, caption.ids)
-    return CaptionText(text, caption.log_prob, caption.score, caption.ids, broken)
+    tokens = tuple(tokenizer.id_to_token(token) or "" for token in caption.ids)
+    return CaptionText(text, caption.log_prob, caption.score, caption.ids, broken, tokens)
 
 
 def search_options(settings: Mapping[str, object]) -> Options:

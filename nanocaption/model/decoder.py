@@ -6,6 +6,7 @@ captions per image decoded at once (beams), L tokens so far.
 """
 
 import math
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -19,20 +20,31 @@ from nanocaption.data.packing import Places, pack, unpack
 # "v" (N, H, C*K, D/H), where C is how many of them have room
 Cache = list[dict[str, Tensor]]
 _ROOM = 16  # tokens by which that grows
+# Of the feed-forward layers. "gelu" is ours; "gelu_new", its approximation by tanh, comes with models of GPT-2's kind.
+ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}
 
 
 class Decoder(nn.Module):
     """Token and position embeddings, decoder layers, final norm, output map tied to the embeddings."""
 
-    def __init__(self, settings: ModelSettings, vocab_size: int, dropout: float):
+    def __init__(
+        self,
+        settings: ModelSettings,
+        vocab_size: int,
+        dropout: float,
+        activation: str = "gelu",
+        never_chosen: Sequence[int] = (),
+    ):
         super().__init__()
         s, width = settings, settings.DECODER_EMBED_DIM
+        self.activation, self.never_chosen = activation, list(never_chosen)
         self.max_seq_len = s.MAX_SEQ_LEN
         self.pad = s.PAD_TOKEN_ID
         self.embedding = nn.Embedding(vocab_size, width, padding_idx=self.pad)
         self.position_embedding = nn.Embedding(self.max_seq_len, width)
         self.dropout = Dropout(dropout)
-        layers = [DecoderLayer(width, s.DECODER_HEADS, s.DECODER_FF_DIM, dropout) for _ in range(s.DECODER_LAYERS)]
+        sizes = (width, s.DECODER_HEADS, s.DECODER_FF_DIM, dropout, activation)
+        layers = [DecoderLayer(*sizes) for _ in range(s.DECODER_LAYERS)]
         self.layers = cast(list[DecoderLayer], nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
 
@@ -66,15 +78,19 @@ class Decoder(nn.Module):
         x = self.embedding(tokens if rows is None else tokens[rows]) + self.position_embedding.weight[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
             x = layer.step(x, position, layer_cache, hidden, rows, len(tokens))
-        return _spread(self.logits(self.norm(x)), rows, len(tokens))
+        logits = _spread(self.logits(self.norm(x)), rows, len(tokens))
+        if self.never_chosen:  # low enough to have no probability, and still a number in float16
+            logits[:, self.never_chosen] = -30_000.0
+        return logits
 
 
 class DecoderLayer(nn.Module):
     """Causal self-attention, cross-attention over the patches, feed-forward; each pre-norm with a residual."""
 
-    def __init__(self, width: int, heads: int, ff_dim: int, dropout: float):
+    def __init__(self, width: int, heads: int, ff_dim: int, dropout: float, activation: str = "gelu"):
         super().__init__()
         self.heads = heads
+        gelu = nn.GELU(ACTIVATIONS[activation])
         self.self_norm = nn.LayerNorm(width)
         self.self_qkv = nn.Linear(width, 3 * width)
         self.self_out = nn.Linear(width, width)
@@ -83,7 +99,7 @@ class DecoderLayer(nn.Module):
         self.cross_kv = nn.Linear(width, 2 * width)
         self.cross_out = nn.Linear(width, width)
         self.feedforward_norm = nn.LayerNorm(width)
-        self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), nn.GELU(), nn.Linear(ff_dim, width))
+        self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), gelu, nn.Linear(ff_dim, width))
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Tensor, places: Places, memory: Tensor, seen: list[Tensor] | None = None) -> Tensor:

@@ -34,6 +34,7 @@ _TOWERS = {
     "siglip": ("SiglipVisionModel", {}),
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
+TOWER_TYPES = tuple(kind for kind in _TOWERS if kind not in ("clip", "siglip"))  # of towers alone
 _HINT = (
     "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
     "False needs none."
@@ -47,6 +48,9 @@ class Tower(TypedDict, total=False):
 
     encoder_config: dict[str, object]  # of transformers
     image_spec: ImageSpec
+    memory_norm: bool  # False: of a model of another program, which has no norm between encoder and decoder
+    decoder_activation: str  # of such a model, where it is not "gelu": a key of decoder.ACTIVATIONS
+    never_chosen: list[int]  # ids of such a model that stand for what it has no token of its own for
 
 
 class Available(NamedTuple):
@@ -326,6 +330,19 @@ def scratch_image_spec(image_size: int) -> ImageSpec:
 @contextlib.contextmanager
 def _told_in_one_line(name: str) -> Iterator[None]:
     """Silence transformers' loading report and progress bar; its errors become one ValueError of one line."""
+    try:
+        with quiet():
+            yield
+    except (
+        OSError, ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence transformers' loading reports and progress bars."""
     from transformers.utils import logging
 
     verbosity, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
@@ -333,11 +350,6 @@ def _told_in_one_line(name: str) -> Iterator[None]:
     logging.disable_progress_bar()
     try:
         yield
-    except (
-        OSError, ImportError, AttributeError, KeyError, TypeError, ValueError, RuntimeError, SafetensorError,
-    ) as error:  # fmt: skip
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"ENCODER_MODEL_NAME = {name!r} cannot be loaded: {reason} {_HINT}") from error
     finally:
         logging.set_verbosity(verbosity)
         if bar:

@@ -14,11 +14,14 @@ The folder, as `nanocaption export` writes it (hub.FILES):
 A folder needs no network. Nothing in it is code, nothing is unpickled.
 """
 
+import contextlib
 import copy
 import hashlib
 import json
 import os
+import re
 import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +49,7 @@ _OPTIONAL = ("NO_BAD_ENDINGS",)  # of later versions: kept where it is set
 _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
+_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -55,31 +59,33 @@ def write(folder: Path, state: State, card: str) -> None:
     All is written and verified beside it first. An older export there gets new files, and keeps what else it holds;
     config.json comes last, so that a folder that is half old fails its own check. Raises as `check_target`, or OSError.
     """
-    folder = Path(os.path.realpath(folder))
-    check_target(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(new, ignore_errors=True)
-    try:
-        new.mkdir()
+    with made_beside(folder, hub.FILES) as new:
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state["model_state_dict"].items()}
         write_tensors(new / hub.WEIGHTS, weights, {"format": "pt"})
         (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
         (new / "README.md").write_text(card, encoding="utf-8")
         about = describe(state)
         about["sha256"] = {name: _sha256(new / name) for name in (hub.WEIGHTS, hub.TOKENIZER)}
-        longest = {"model_max_length": state["config"]["MAX_SEQ_LEN"]}
-        special = {name: token for name, token in FOR_TRANSFORMERS.items() if name.endswith("_token")}
-        for name, content in (
-            ("tokenizer_config.json", FOR_TRANSFORMERS | longest),
-            ("special_tokens_map.json", special),
-            ("preprocessor_config.json", preprocessor(image_spec_of(state))),
-            (hub.CONFIG, about),
-        ):
-            text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
-            (new / name).write_text(text + "\n", encoding="utf-8")
+        write_preprocessing(new, state)
+        write_json(new / hub.CONFIG, about)
+
+
+@contextlib.contextmanager
+def made_beside(folder: Path, files: Sequence[str], is_older: Callable[[Path], bool] | None = None) -> Iterator[Path]:
+    """A new folder to write `files` into, which then take their place in `folder`, in that order.
+
+    is_older: whether a folder holds an export that may be replaced [is_export]. Raises as check_target, or OSError.
+    """
+    folder = Path(os.path.realpath(folder))
+    check_target(folder, is_older)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(new, ignore_errors=True)
+    try:
+        new.mkdir()
+        yield new
         if folder.is_dir() and any(folder.iterdir()):
-            for name in hub.FILES:
+            for name in files:
                 os.replace(new / name, folder / name)
         else:
             if folder.is_dir():
@@ -90,12 +96,26 @@ def write(folder: Path, state: State, card: str) -> None:
         shutil.rmtree(new, ignore_errors=True)
 
 
-def check_target(folder: Path) -> None:
-    """Raise ValueError where `folder` is a file, or holds files and is not an export of nanoCaption."""
+def write_preprocessing(folder: Path, state: State) -> None:
+    """What tells transformers how to use the tokenizer and how to prepare pictures."""
+    longest = {"model_max_length": state["config"]["MAX_SEQ_LEN"]}
+    special = {name: token for name, token in FOR_TRANSFORMERS.items() if name.endswith("_token")}
+    write_json(folder / "tokenizer_config.json", FOR_TRANSFORMERS | longest)
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(folder / "preprocessor_config.json", preprocessor(image_spec_of(state)))
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def check_target(folder: Path, is_older: Callable[[Path], bool] | None = None) -> None:
+    """Raise ValueError where `folder` is a file, or holds files and is not an export of nanoCaption in this format."""
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a new folder.")
-    if folder.is_dir() and any(folder.iterdir()) and not is_export(folder):
-        raise ValueError(f"{folder} holds files and is no export of nanoCaption: name a new or an empty folder.")
+    if folder.is_dir() and any(folder.iterdir()) and not (is_older or is_export)(folder):
+        raise ValueError(f"{folder} holds files and is no export of nanoCaption in this format: name a new folder.")
 
 
 def is_export(folder: Path) -> bool:
@@ -138,6 +158,7 @@ def describe(state: State) -> dict[str, object]:
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
+        **{name: value for name, value in state["model_arguments"].items() if name in _FOREIGN},
         # A model that is no moving average need not say so.
         "trained": {n: known[n] for n in _FACTS if n in known and (n, known[n]) != ("averaged_steps", 0)} | rewarded,
     }
@@ -157,7 +178,9 @@ def read(name: str | Path, revision: str | None = None) -> State:
     about = _read_config(folder)
     if about.get("model_type") != MODEL_TYPE:
         kind = about.get("model_type", "unknown")
-        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {HINT}")
+        own = kind == "vision-encoder-decoder"
+        hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if own else HINT
+        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {hint}")
     if about.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder} was written by nanoCaption {about.get('library_version')} in format version "
@@ -169,6 +192,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
         arguments = {}
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
+            arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
             **about["trained"],
@@ -183,6 +207,14 @@ def read(name: str | Path, revision: str | None = None) -> State:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def renamed(card: str, name: str) -> str:
+    """The card of a folder that goes by another name from now on: how people load it."""
+    old = re.search(r'nanocaption\.load\("([^"\n]+)"\)', card)
+    if old is None:
+        return card
+    return re.sub(rf'(?<=["\s]){re.escape(old[1])}(?=["`\s])', lambda _: name, card)
 
 
 def locate(name: str | Path, revision: str | None = None) -> Path:

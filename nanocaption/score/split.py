@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from nanocaption.base.settings import Settings
 from nanocaption.data.caption_text import as_read
 from nanocaption.data.prepared import Record, folder_name, load_records, verify
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import check_shards
 from nanocaption.score.results import read_object
 
 
@@ -32,6 +34,10 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
         raise ValueError(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
     try:
         manifest = verify(folder)
+        if "stream" in manifest:
+            check_shards(folder)
+    except ShardError:
+        raise
     except ValueError as error:
         raise ValueError(f"{error}. Prepare it again: {make}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))

@@ -87,7 +87,7 @@ def profile(run: Run, steps: int = STEPS) -> None:
     Every part waits for the device, so that the sum is somewhat above a step's time in training, which is measured
     apart, every other step. Medians.
     """
-    plan = steps_of_epoch(run.settings, run.train_set, epoch=0)[: WARMUP + steps]
+    plan = [*steps_of_epoch(run.settings, run.train_set, epoch=0)[: WARMUP + steps]]
     while len(plan) < WARMUP + 2:  # one step in parts and one whole, at least
         plan = plan + plan
     pictures = run.train_set.at_epoch(0)

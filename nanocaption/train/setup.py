@@ -4,10 +4,10 @@ import contextlib
 import dataclasses
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from tokenizers import Tokenizer
@@ -21,7 +21,9 @@ from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
-from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
+from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
+from nanocaption.data.shards import is_streamed
+from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
@@ -73,6 +75,13 @@ class Run:
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
     rewards: Rewards | None = None  # of self-critical training
     average: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # EMA_DECAY's, see train/average.py
+
+
+class Splits(TypedDict):
+    """The pictures of a run."""
+
+    train: list[Record] | TrainingRecords  # the latter of a streamed set
+    val: list[Record]
 
 
 class Plan(NamedTuple):
@@ -132,8 +141,12 @@ class Progress(NamedTuple):
         return done, names
 
 
-def find_start(settings: Settings) -> Start:
+def find_start(
+    settings: Settings, read_folder: Callable[[Path, Settings], tuple[Settings, State]] | None = None
+) -> Start:
     """What RESUME_CHECKPOINT_PATH and INIT_CHECKPOINT_PATH lead to; what is missing or unsuitable is told here.
+
+    read_folder: reads an INIT_CHECKPOINT_PATH that is a folder, a model of another program.
 
     A fresh start looks at the raw data before the network; a resume needs the prepared set alone. Raises as
     resume.find_resume, make.look_first, resume.load_initial and encoder.check_available.
@@ -148,6 +161,9 @@ def find_start(settings: Settings) -> Start:
         )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
+        if read_folder is not None and Path(settings.INIT_CHECKPOINT_PATH).is_dir():
+            settings, initial = read_folder(Path(settings.INIT_CHECKPOINT_PATH), settings)
+            return start._replace(settings=settings, initial=initial)
         initial = load_initial(settings)
         if is_scst(settings, 0) and not initial["step"]:
             raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
@@ -193,6 +209,7 @@ def prepare(
     model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
     encoding = saved.get("encoding", 1) if saved else ENCODING
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
+    streamed = stream_digest(sets["train"], saved)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
@@ -215,6 +232,7 @@ def prepare(
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
+        **streamed,
         "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
@@ -230,14 +248,30 @@ def prepare(
     return run, progress
 
 
-def rewards_of(settings: Settings, records: Sequence[Record]) -> Rewards | None:
+def rewards_of(settings: Settings, records: Sequence[Record] | TrainingRecords) -> Rewards | None:
     """What OBJECTIVE "scst" rewards with: the training captions as they were written. None with "xe"."""
     if settings.OBJECTIVE != "scst":
         return None
-    rewards, notes = make_rewards(records, settings.SCST_REWARD)
+    written = list(records.raw()) if isinstance(records, TrainingRecords) else records  # CIDEr needs them in memory
+    rewards, notes = make_rewards(written, settings.SCST_REWARD)
     for note in notes:
         devices.console(note)
     return rewards
+
+
+def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, str]:
+    """{"stream_sha256": ...} of a streamed set, for the checkpoints; {} of another.
+
+    SystemExit where the run that saved read its pictures in another order: some would come twice in this epoch.
+    """
+    found = {"stream_sha256": images.digest()} if isinstance(images, StreamedDataset) else {}
+    if saved and saved.get("stream_sha256") != found.get("stream_sha256"):
+        raise SystemExit(
+            f"The pictures of {images.images_dir.parent} do not lie as they did for this run: others, the same ones in "
+            "other shards, or streamed now and not then (or the other way round), so that some would come twice in "
+            "this epoch. Put the old ones back, or start a fresh run from its weights with --init-checkpoint-path."
+        )
+    return found
 
 
 def told_of_others(data_folder: Path, digest: str) -> str:
@@ -250,18 +284,25 @@ def told_of_others(data_folder: Path, digest: str) -> str:
             f"{kept}. Start a fresh run on the new set, with --init-checkpoint-path to begin with the weights of this.")
 
 
-def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
+def load_splits(settings: Settings) -> tuple[Path, Splits]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    if is_streamed(folder):
+        check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
+        train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
+        return folder, {"train": train, "val": load_records(folder, settings.VAL_SPLITS, settings.DATA_CUTOFF)}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
 
 
-def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+def learnt_from(settings: Settings, records: Splits) -> Splits:
     """What a model learns from, and its validation loss is over: captions normalised, in training none of them twice.
 
-    Only here: references stay as they are. What is left out is told.
+    Only here: references stay as they are. What is left out is told. (Of a streamed set all this is done and told where
+    its captions are read.)
     """
+    if isinstance(records["train"], TrainingRecords):
+        return {"train": records["train"], "val": as_read(records["val"], settings.CAPTION_CASE)}
     train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
     if repeats:
         total = sum(len(record["captions"]) for record in records["train"])
@@ -271,13 +312,14 @@ def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict
 
 
 def make_tokenizer(
-    settings: Settings, data_folder: Path, records: list[Record], source: State | None
+    settings: Settings, data_folder: Path, records: list[Record] | TrainingRecords, source: State | None
 ) -> Tokenizer:
     """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
     if source:
         tokenizer, origin = tokenizer_from_json(source["tokenizer"]), "from the checkpoint"
     else:
-        captions = [caption for record in records for caption in record["captions"]]
+        captions: Sequence[str] = [caption for record in records for caption in record["captions"]] if isinstance(
+            records, list) else Texts(records)  # fmt: skip
         tokenizer, fresh = devices.first_rank_first(
             lambda: load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
         )
@@ -447,7 +489,7 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     warmup = schedule.warmup_steps
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
-    captions = sum(len(ids) for ids in run.train_set.token_ids)
+    captions = sum(caption_counts(run.train_set))
     in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
     devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")

@@ -18,6 +18,7 @@ from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import cached_features
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, seed_of
+from nanocaption.data.shards import is_streamed
 from nanocaption.metrics.ptb import Tokenize
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import CaptionText, decode_pictures
@@ -174,7 +175,8 @@ def split_images(loaded: Loaded, split: Split, cached: bool = False) -> ImageTex
     """
     settings, model, token_ids = loaded.settings, loaded.models[0], [[] for _ in split.records]
     images = ImageTextDataset(split.records, split.folder / "images", token_ids, model.image_spec)
-    if cached and len(loaded.models) == 1 and settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
+    kept = settings.FREEZE_ENCODER and settings.CACHE_FEATURES and not is_streamed(split.folder)
+    if cached and kept and len(loaded.models) == 1:
         images.cached = cached_features(settings, split.folder, split.name, images, model, loaded.device)
     return images
 

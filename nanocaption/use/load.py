@@ -20,11 +20,16 @@ from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import best_of_newest, newest_run
 
 
-def load_captioner(name: str | Path, revision: str | None = None) -> ImageToTextModel:
+def load_captioner(
+    name: str | Path, revision: str | None, device: str | torch.device, dtype: str | torch.dtype
+) -> ImageToTextModel:
     """nanocaption.load: the model of an exported folder, of the Hub, or of a checkpoint file."""
     if Path(name).is_file():
-        return assemble(checkpoint.load(name))
-    return ImageToTextModel.from_pretrained(name, revision)
+        if revision is not None:
+            raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {name} is a file here.")
+        place, kind = devices.named_device(device), devices.named_dtype(dtype)
+        return assemble(checkpoint.load(name)).to(place, kind)
+    return ImageToTextModel.from_pretrained(name, revision, device=device, dtype=dtype)
 
 
 def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:

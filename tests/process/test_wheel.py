@@ -116,9 +116,30 @@ def test_without_torch_the_metrics_work_and_the_rest_says_what_to_install(enviro
 @pytest.mark.long
 def test_a_file_that_loads_captions_and_scores_is_clean_under_mypy(environment, folder):
     (folder / "mine.py").write_text(
-        "import nanocaption\n\n"
-        "model = nanocaption.load('my_captioner')\n"
+        "import io\n"
+        "from pathlib import Path\n\n"
+        "import nanocaption\n"
+        "import numpy as np\n"
+        "import torch\n"
+        "from PIL import Image\n\n"
+        "model = nanocaption.load('my_captioner', revision=None, device='cpu', dtype='bfloat16')\n"
+        "model = model.to('cpu').half()\n"
         "text: str = model.caption('photo.jpg')\n"
+        "text = model.caption(Path('photo.jpg'), num_beams=5, max_new_tokens=20)\n"
+        "text = model.caption(Image.open('photo.jpg'))\n"
+        "text = model.caption(b'', beam_size=2)\n"
+        "text = model.caption(io.BytesIO(b''))\n"
+        "text = model.caption(open('photo.jpg', 'rb'))\n"
+        "text = model.caption(np.zeros((9, 9, 3), dtype=np.uint8))\n"
+        "text = model.caption(torch.zeros(3, 9, 9))\n"
+        "texts: list[str] = model.caption([Path('a.jpg'), Path('b.jpg')], do_sample=True, top_p=0.9, seed=1)\n"
+        "texts = model.caption(Path(name) for name in ('a.jpg', 'b.jpg'))\n"
+        "for captions in model.captions(['a.jpg'], attention=True, num_return_sequences=2):\n"
+        "    for caption in captions:\n"
+        "        tokens: tuple[str, ...] = caption.tokens\n"
+        "        total: float = caption.log_prob\n"
+        "        seen: torch.Tensor | None = caption.attention\n"
+        "url: str = model.push_to_hub('user/name', private=True)\n"
         "references: dict[str, list[str]] = {'1.jpg': ['a dog', 'the dog']}\n"
         "scores: dict[str, float] = nanocaption.score(references, {'1.jpg': text})\n"
         "print(text, scores['CIDEr'], nanocaption.__version__)\n"
@@ -128,3 +149,6 @@ def test_a_file_that_loads_captions_and_scores_is_clean_under_mypy(environment, 
     (folder / "mine.py").write_text("import nanocaption\n\nnumber: int = nanocaption.load('my').caption('a')\n")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 1 and "Incompatible types in assignment" in done.stdout
+    (folder / "mine.py").write_text("import nanocaption\n\nnanocaption.load('my').caption('a', num_beam=3)\n")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1 and 'Unexpected keyword argument "num_beam"' in done.stdout

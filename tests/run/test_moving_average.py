@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import nanocaption
 import train
 from nanocaption.base.settings import load_settings
 from nanocaption.commands import average as command
@@ -19,7 +20,7 @@ from nanocaption.runs.folder import LAST, PREVIOUS, best_files
 from nanocaption.train import average, objective
 from nanocaption.train.losses import Objective
 from nanocaption.train.setup import find_start
-from nanocaption.use.load import load_captioner, load_state
+from nanocaption.use.load import load_state
 from tests.conftest import TINY_RUN, run_command, tiny_flags
 from tests.processes import losses
 
@@ -143,7 +144,7 @@ def test_everything_that_uses_a_checkpoint_takes_the_average_and_says_so(average
     run, steps = averaged
     best = best_files(run)[0]
     expected = checkpoint.load(best)["model_state_dict"]
-    assert same(dict(load_captioner(best).state_dict()), expected)
+    assert same(dict(nanocaption.load(best).state_dict()), expected)
     state, _ = load_state(best, load_settings([]))
     assert "the weights are the moving average of" in capsys.readouterr().err
     exported.write(tmp_path / "export", state, "card")

@@ -329,5 +329,5 @@ def test_each_switch_says_yes_by_its_name_and_no_with_no_before_it():
         for word, value in ((f"--{flag}", True), (f"--no-{flag}", False)):
             own, rest = take_settings([word])
             assert (own, rest) == ([word], [])
-            others = ["--encoder-model-name", "vit"] if name == "FREEZE_ENCODER" else []
-            assert getattr(load_settings([*own, *others]), name) is value, word
+            needed = {"FREEZE_ENCODER": ["--encoder-model-name", "vit"], "STREAM": ["--raw-data-dir", "shards"]}
+            assert getattr(load_settings([*own, *needed.get(name, [])]), name) is value, word

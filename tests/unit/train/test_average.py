@@ -7,13 +7,13 @@ import shutil
 import pytest
 import torch
 
+import nanocaption
 from nanocaption.commands import average as command
 from nanocaption.model import exported
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import BEST_CIDER, LAST
 from nanocaption.train import average
 from nanocaption.use import soup
-from nanocaption.use.load import load_captioner
 from tests.conftest import run_command
 
 
@@ -76,7 +76,7 @@ def test_the_mean_of_two_is_the_hand_made_one_to_the_bit_says_what_it_is_of_and_
     half, more = (checkpoint.load(tmp_path / f"{name}.safetensors")["model_state_dict"] for name in ("half", "more"))
     assert any(not torch.equal(half[key], more[key]) for key in half)  # the control: shares count
     assert "the mean of 2 models" in capsys.readouterr().out
-    model = load_captioner(tmp_path / "half.safetensors")
+    model = nanocaption.load(tmp_path / "half.safetensors")
     assert model.about is not None and len(model.about["average_of"]) == 2
     folder = tmp_path / "export"
     exported.write(folder, checkpoint.load(tmp_path / "half.safetensors"), "card")
