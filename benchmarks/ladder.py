@@ -38,7 +38,8 @@ class Rung(NamedTuple):
     train: tuple[str, ...] = ()  # flags of train.py
     start: str | None = None  # the rung with whose last weights it begins
     of: tuple[str, ...] = ()  # without `train`: the rung that is evaluated; several are an ensemble
-    soup: bool = False  # the weights of `of` are averaged instead
+    soup: bool = False  # the weights of `of` are averaged instead, with these
+    average: tuple[str, ...] = ()  # flags of nanocaption average
     base: str | None = "xe"  # the rung that it is tested against
     evaluate: tuple[str, ...] = ()  # flags of evaluate.py
     other_seed: int = 0  # added to the seed: another run from the same start
@@ -52,8 +53,8 @@ PLAIN = (
 LAYERS = ("--encoder-layers", "6,9,12")
 VIEWS = (*LAYERS, "--random-flip", "--feature-views", "2")
 HALF = (*VIEWS, "--patch-drop", "0.5")
-SCST = (*HALF, "--objective", "scst", "--num-epochs", "10")
-FULL = (*SCST, "--scst-xe-weight", "0.25", "--ema-decay", "0.99")
+SCST = (*HALF, "--objective", "scst", "--scst-lr-schedule", "cosine", "--ema-decay", "0.99")
+FULL = (*SCST, "--scst-learning-rate", "2e-5", "--min-lr", "2e-6", "--num-epochs", "3")
 RUNGS: dict[str, Rung] = {
     "xe": Rung(PLAIN, base=None),
     "layers": Rung((*PLAIN, *LAYERS)),
@@ -62,17 +63,20 @@ RUNGS: dict[str, Rung] = {
     "longer": Rung((*PLAIN, *HALF, "--num-epochs", "16"), base="half"),
     "penalty": Rung(of=("views",), base="views", evaluate=("--length-penalty", "0.7")),
     "consensus": Rung(of=("views",), base="views", evaluate=("--beam-size", "10", "--consensus", "20")),
-    "scst": Rung((*PLAIN, *SCST), start="views", base="views"),
-    "scst_xe": Rung((*PLAIN, *SCST, "--scst-xe-weight", "0.25"), start="views", base="scst"),
-    "scst_full": Rung((*PLAIN, *FULL), start="views", base="scst_xe"),
-    "scst_bleu": Rung((*PLAIN, *FULL, "--scst-reward", "cider+bleu"), start="views", base="scst_full"),
-    "scst_again": Rung((*PLAIN, *FULL), start="views", base="scst_full", other_seed=100),
-    "soup": Rung(of=("scst_full", "scst_again"), soup=True, base="scst_full"),
-    "ensemble": Rung(of=("scst_full", "scst_again"), base="scst_full"),
+    "scst_fast": Rung((*PLAIN, *SCST, "--num-epochs", "6"), start="views", base="views"),  # rate 1e-4
+    "scst_fast_xe": Rung(
+        (*PLAIN, *SCST, "--num-epochs", "6", "--scst-xe-weight", "0.25"), start="views", base="scst_fast"
+    ),
+    "part_way": Rung(of=("views", "scst_fast"), soup=True, average=("--weights", "0.75,0.25"), base="scst_fast"),
+    "scst": Rung((*PLAIN, *FULL), start="views", base="views"),
+    "scst_bleu": Rung((*PLAIN, *FULL, "--scst-reward", "cider+bleu"), start="views", base="scst"),
+    "scst_again": Rung((*PLAIN, *FULL), start="views", base="scst", other_seed=100),
+    "soup": Rung(of=("scst", "scst_again"), soup=True, base="scst"),
+    "ensemble": Rung(of=("scst", "scst_again"), base="scst"),
     "unfrozen": Rung(
         (*PLAIN, *FULL, "--no-freeze-encoder", "--feature-views", "0", "--random-crop-area", "0.7",
          "--encoder-learning-rate", "1e-5", "--num-epochs", "4"),
-        start="scst_full", base="scst_full",
+        start="scst", base="scst",
     ),
 }  # fmt: skip
 
@@ -125,31 +129,36 @@ def climb(place: Place, name: str, seed: int) -> Path:
     found = json.loads(result.read_text()) if result.exists() else {}
     if not found:
         members = [climb(place, other, seed) for other in rung.of]
-        minutes = sum(minutes_of(place, other, seed) for other in rung.of)
+        own = 0.0
         if rung.train:
-            checkpoint, minutes = train(place, name, seed)
+            checkpoint, own = train(place, name, seed)
         elif rung.soup:
             checkpoint = place.output / f"{name}-{seed}.safetensors"
-            command("-m", "nanocaption", "average", *map(str, members), "-o", str(checkpoint))
+            command("-m", "nanocaption", "average", *map(str, members), "-o", str(checkpoint), *rung.average)
         else:
             checkpoint = Path(",".join(map(str, members)))
-        found = {"checkpoint": str(checkpoint), "minutes": minutes}
+        found = {"checkpoint": str(checkpoint), "own_minutes": own}
         found |= score(place, name, seed, checkpoint)
         write_atomically(result, json.dumps(found, indent=1) + "\n")
     return Path(found["checkpoint"])
 
 
-def minutes_of(place: Place, name: str, seed: int) -> float:
-    return float(json.loads((place.output / f"{name}-{seed}.json").read_text())["minutes"])
+def minutes_of(output: Path, name: str, seed: str | int) -> float:
+    """Of the training of a rung and of all that it came from, each counted once."""
+    needed, found = [name], set[str]()
+    while needed:
+        rung = needed.pop()
+        found.add(rung)
+        needed += [*RUNGS[rung].of, *filter(None, [RUNGS[rung].start])]
+    return sum(float(json.loads((output / f"{rung}-{seed}.json").read_text())["own_minutes"]) for rung in found)
 
 
 def train(place: Place, name: str, seed: int) -> tuple[Path, float]:
-    """The run of a rung, begun or resumed: its last checkpoint, and the minutes of it and of what it began from."""
+    """The run of a rung, begun or resumed: its last checkpoint, and its minutes."""
     rung, folder = RUNGS[name], place.output / "runs" / f"{name}-{seed}"
-    before, begun = 0.0, ["--run-name", folder.name, "--seed", str(seed + rung.other_seed)]
+    begun = ["--run-name", folder.name, "--seed", str(seed + rung.other_seed)]
     if rung.start:
         begun += ["--init-checkpoint-path", str(climb(place, rung.start, seed))]
-        before = minutes_of(place, rung.start, seed)
     if (folder / LAST).exists():
         begun = ["--resume-checkpoint-path", str(folder / LAST)]
     clock, start = place.output / f"{folder.name}.minutes", time.monotonic()
@@ -158,7 +167,7 @@ def train(place: Place, name: str, seed: int) -> tuple[Path, float]:
     finally:
         minutes = (time.monotonic() - start) / 60 + (float(clock.read_text()) if clock.exists() else 0.0)
         write_atomically(clock, f"{minutes:.2f}\n")
-    return folder / LAST, before + minutes
+    return folder / LAST, minutes
 
 
 def score(place: Place, name: str, seed: int, checkpoint: Path) -> dict[str, Any]:
@@ -181,13 +190,14 @@ def train_peer(place: Place, seed: int) -> None:
     if result.exists():
         return
     climb(place, "xe", seed)
-    minutes = minutes_of(place, "xe", seed)
+    minutes = minutes_of(place.output, "xe", seed)
     captions = place.output / "runs" / f"{PEER}-{seed}"
     settings = (str(RECIPE), *place.data, *PLAIN, "--seed", str(seed), *place.more)
     command("benchmarks/ladder_peer.py", "--minutes", f"{minutes:.1f}", "--output", str(captions), *settings)
     file = str(captions / "dev.json")
-    command("evaluate.py", *place.data, "--predictions", file, "--split", "val", "--output", str(output))
-    found = {"minutes": minutes, "checkpoint": file, "scores": json.loads((output / "scores.json").read_text())}
+    data = ("--dataset", "flickr8k", *place.data, *place.more)
+    command("evaluate.py", *data, "--predictions", file, "--split", "val", "--output", str(output))
+    found = {"own_minutes": minutes, "checkpoint": file, "scores": json.loads((output / "scores.json").read_text())}
     write_atomically(result, json.dumps(found, indent=1) + "\n")
 
 
@@ -208,13 +218,14 @@ def row_of(name: str, path: Path) -> list[str]:
     found = json.loads(path.read_text())
     scores, text = found["scores"], found["scores"]["text"]
     low, high = scores["intervals"]["CIDEr"]
-    base, change = "", ""
+    seed, base, change = path.stem[len(name) + 1 :], "", ""
+    minutes = minutes_of(path.parent, name, seed) if name in RUNGS else found["own_minutes"]
     if difference := found.get("differences", {}).get("CIDEr"):
         base, change = RUNGS[name].base, f"{100 * difference['difference']:+.1f}, {difference['p']:.4f}"
     return [
-        name, path.stem[len(name) + 1 :], f"{100 * scores['corpus']['CIDEr']:.1f} [{100 * low:.1f}-{100 * high:.1f}]",
+        name, seed, f"{100 * scores['corpus']['CIDEr']:.1f} [{100 * low:.1f}-{100 * high:.1f}]",
         f"{100 * scores['corpus']['Bleu_4']:.1f}", base, change, f"{text['bad_endings']:.1%}",
-        f"{text['unstopped']:.1%}", f"{text['distinct_2']:.3f}", f"{found['minutes']:.0f}",
+        f"{text['unstopped']:.1%}", f"{text['distinct_2']:.3f}", f"{minutes:.0f}",
     ]  # fmt: skip
 
 
