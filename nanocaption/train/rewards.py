@@ -18,16 +18,13 @@ import numpy as np
 
 from nanocaption.data.prepared import Record
 from nanocaption.metrics.characters import character_tokenize, without_spaces
+from nanocaption.metrics.diversity import ends_badly
 from nanocaption.metrics.ptb import LINE_ENDS, Tokenize, ptb_tokenize
 from nanocaption.metrics.scores import MANY_UNSPACED, References, bleu_rewards, cider_rewards, prepare_references
 
 # Words of the reward that no text gives: PTB's tokens are in lower case.
 _END, _NO_TEXT = "<END>", "<NO-TEXT>"
 MOST = 0.9  # share of the training captions from which their last sign is asked of drawn ones
-BAD_ENDINGS = frozenset((
-    "a", "an", "the", "this", "that", "his", "her", "its", "their", "of", "in", "on", "at", "to", "for", "with", "by",
-    "from", "as", "and", "or", "while", "is", "are", "wearing", "holding",
-))  # fmt: skip
 
 
 class Rewards(NamedTuple):
@@ -44,7 +41,7 @@ class Earned(NamedTuple):
 
     rewards: np.ndarray  # (B,) float64
     lengths: np.ndarray  # (B,) words
-    bad_endings: np.ndarray  # (B,) whether it ended, and with one of BAD_ENDINGS
+    bad_endings: np.ndarray  # (B,) whether it ended, and badly, see metrics.diversity.ends_badly
     unsigned: np.ndarray  # (B,) whether `Rewards.ending` is missing
 
 
@@ -105,7 +102,7 @@ def earn(
     if rewards.bleu:
         found = found + bleu_rewards(rewards.references, images, words)
     plain = [[word for word in caption.split() if word not in (_END, _NO_TEXT)] for caption in words]
-    bad = [end and own[-1:] != [] and own[-1] in BAD_ENDINGS for own, end in zip(plain, ended, strict=True)]
+    bad = [end and ends_badly(text) for text, end in zip(texts, ended, strict=True)]
     return Earned(found, np.array([len(own) for own in plain]), np.array(bad), ~np.array(signed))
 
 
