@@ -6,13 +6,17 @@ whoever decodes it reads them, and few are in memory at a time. Of parquet one r
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from nanocaption.base.files import is_junk
 from nanocaption.data import shards
 from nanocaption.data.pictures import SUFFIXES
 from nanocaption.data.shards import Packed
 from nanocaption.prepare import archives, packed, tars
+
+if TYPE_CHECKING:
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
 
 ENDINGS = frozenset(ending for endings in SUFFIXES.values() for ending in endings)
 KEY_COLUMNS = ("__key__", "key", *packed.NAME_COLUMNS, "image_id", "id")
@@ -53,22 +57,31 @@ def _in_parquet(shard: Path) -> Iterator[Entry]:
         if column is None:
             names = ", ".join(file.schema_arrow.names)
             raise ValueError(f"{shard} has the columns {names[:200]}: none with the bytes of pictures")
-        named = key_column(file.schema_arrow.names)
+        named = key_column(file.schema_arrow, column)
         rows, row = max(1, file.metadata.num_rows), 0
         for group in range(file.num_row_groups):
-            keys = file.read_row_group(group, columns=[named])[named].to_pylist() if named else None
+            keys = _keys(file, group, named)
             for place, length in enumerate(shards.cell_lengths(str(shard), group, column)):
-                known = keys[place] if keys else None
-                key = str(row) if known is None else str(known)
+                key = str(keys[place]) if keys and keys[place] is not None else str(row)
                 picture = Packed(key, str(shard), group, place, length, column=column)
                 problem = _too_large(length) if length else "the row has no picture"
                 yield Entry(key, row, picture, problem, (row + 1) / rows)
                 row += 1
 
 
-def key_column(names: Sequence[str]) -> str | None:
-    """The column that says what each row is called, if there is one."""
-    return next((name for name in KEY_COLUMNS if name in names), None)
+def key_column(schema: "pyarrow.Schema", pictures: str) -> str | None:
+    """The column, or its part, that says what each row is called, if there is one. pictures: that of their bytes."""
+    named = next((name for name in KEY_COLUMNS if name in schema.names), None)
+    image, _, part = pictures.rpartition(".")
+    has_path = part == "bytes" and image in schema.names and schema.field(image).type.get_field_index("path") >= 0
+    return named or (f"{image}.path" if has_path else None)
+
+
+def _keys(file: "ParquetFile", group: int, named: str | None) -> Sequence[object] | None:
+    if named is None:
+        return None
+    cells = file.read_row_group(group, columns=[named], use_threads=False).column(0).to_pylist()
+    return [(cell or {}).get("path") for cell in cells] if named.endswith(".path") else cells
 
 
 def _too_large(size: int) -> str:

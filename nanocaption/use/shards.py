@@ -253,7 +253,7 @@ def summary_lines(counts: Counts, jobs: Sequence[Job], seconds: float) -> list[s
     speed = f", {counts.pictures / seconds:.1f} images/s" if counts.pictures else ""
     lines = [f"{_of(counts.shards, 'shard')} captioned, {_of(counts.pictures, 'picture')}{speed}"]
     if before:
-        lines.append(f"{_of(len(before), 'shard')} done before: {_of(pictures, 'picture')}, {without:,} without caption")
+        lines.append(f"{_of(len(before), 'shard')} done before: {_of(pictures, 'picture')}, {without:,} captionless")
     if counts.bad:
         kinds = ", ".join(f"{number:,} {reason}" for reason, number in counts.bad.most_common())
         lines.append(f"{_of(sum(counts.bad.values()), 'picture')} without caption, see the column error: {kinds}. "
