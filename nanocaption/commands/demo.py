@@ -141,13 +141,29 @@ class Found(NamedTuple):
 
 def look(loaded: "Loaded", path: Path) -> Seen:
     """A picture, read. ValueError where that is not possible, or it has more pixels than a visitor's may have."""
-    from nanocaption.data.pictures import check_shape, data_uri, header_shape, thumbnail
+    from nanocaption.data.pictures import data_uri, thumbnail
     from nanocaption.data.transform import load_image, seen_part
 
-    check_shape(*header_shape(path), most=visitors.MAX_PIXELS)
+    check_pixels(path)
     spec = loaded.models[0].image_spec
     pixels, image, box = load_image(path, spec)[None], thumbnail(path, SHOWN_SIDE), seen_part(path, spec)
     return Seen(pixels, data_uri(image, "JPEG"), image.width / image.height, box)
+
+
+def check_pixels(path: Path) -> None:
+    """Raises PictureError where a picture's header promises more pixels than a visitor's may have."""
+    from PIL import Image, UnidentifiedImageError
+
+    from nanocaption.data.pictures import FORMATS, PictureError
+
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return  # what is wrong, load_image will say
+    if width * height > visitors.MAX_PIXELS:
+        most = visitors.MAX_PIXELS / 1e6
+        raise PictureError("too large", f"{width} x {height}, above {most:.0f} megapixels")
 
 
 def look_or_say(loaded: "Loaded", path: Path) -> Seen | Problem:

@@ -89,26 +89,10 @@ def read_picture(path: Path | str | Packed, at_least: int | None = None, data: b
         raise PictureError("truncated or damaged", detail) from error
 
 
-def header_shape(path: Path) -> tuple[int, int]:
-    """(height, width) as a picture's header says, which is all that is read. Raises PictureError."""
-    _check_file(path)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as opened:
-                return opened.height, opened.width
-    except UnidentifiedImageError:
-        raise PictureError(*_foreign(path)) from None
-    except Image.DecompressionBombError:
-        raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from None
-    except Exception as error:  # as of read_picture
-        raise PictureError("truncated or damaged", str(error).strip().split("\n")[0] or type(error).__name__) from error
-
-
-def check_shape(height: int, width: int, most: int = MAX_PIXELS) -> None:
-    """Raises PictureError above `most` pixels and for a longer shape than MAX_ASPECT."""
-    if width * height > most:
-        raise PictureError("too large", f"{width} x {height}, above {most / 1e6:.0f} megapixels")
+def check_shape(height: int, width: int) -> None:
+    """Raises PictureError above MAX_PIXELS and for a longer shape than MAX_ASPECT."""
+    if width * height > MAX_PIXELS:
+        raise PictureError("too large", f"{width} x {height}, above {MAX_PIXELS / 1e6:.0f} megapixels")
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise PictureError("too long a shape", f"{width} x {height}, above {MAX_ASPECT} : 1")
 
