@@ -19,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 
 UPLOAD_BYTES = 20 * 10**6  # of a picture
 MAX_PIXELS = 50_000_000  # a phone's 48 megapixels pass
-WAITING = 32  # requests at most, besides the one that is answered
+WAITING = 64  # requests at most, besides the one that is answered
 PATIENCE = 60.0  # seconds that one waits at most, and that an upload may take
 HELD_BYTES = 512 * 10**6  # of all uploads together
 HELD_SECONDS = 120.0  # an upload that nothing asks about is deleted
