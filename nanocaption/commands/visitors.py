@@ -158,18 +158,25 @@ class Uploads:
             raise Refused("Too many pictures are waiting. Please try again in a minute.")
         self.size += size
 
-    def add(self, owner: str, name: str, data: bytes) -> str:
-        """Keep a picture, whose bytes are reserved already; its path."""
-        mine = [path for path, upload in self.held.items() if upload.owner == owner]
-        for path in mine[: max(0, len(mine) - HELD_EACH + 1)]:
-            self.drop(path, self.held.pop(path).size)
+    def write(self, name: str, data: bytes) -> str:
+        """The path of a new file with these bytes, for `hold`."""
         folder = self.folder / secrets.token_hex(16)
         folder.mkdir(mode=0o700, parents=True)
         clean = "".join(letter for letter in Path(name).name if letter.isprintable()).strip(". ")[-60:]
         path = folder / (clean or "picture")
-        path.write_bytes(data)
-        self.held[str(path)] = _Upload(owner, len(data), time.monotonic())
+        try:
+            path.write_bytes(data)
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         return str(path)
+
+    def hold(self, path: str, owner: str, size: int) -> None:
+        """Keep a file for its owner, whose bytes are reserved already; of HELD_EACH others the oldest goes."""
+        mine = [held for held, upload in self.held.items() if upload.owner == owner]
+        for old in mine[: max(0, len(mine) - HELD_EACH + 1)]:
+            self.drop(old, self.held.pop(old).size)
+        self.held[path] = _Upload(owner, size, time.monotonic())
 
     def owned(self, path: object, owner: str) -> bool:
         """Whether a path is one of an upload of this visitor that nothing was asked about yet."""
@@ -261,11 +268,14 @@ class Guard:
         kept = 0
         try:
             name, data = await asyncio.wait_for(_file_of(scope, receive, size), PATIENCE)
-            path = await asyncio.to_thread(self.uploads.add, owner, name, data)
+            path = await asyncio.to_thread(self.uploads.write, name, data)
+            self.uploads.hold(path, owner, len(data))  # here, in the one thread that changes what is held
             kept = len(data)
             return [path]
         except TimeoutError:
             raise Refused(f"The picture took longer than {PATIENCE:.0f} seconds to come.", 408) from None
+        except OSError:  # the disk is full
+            raise Refused("There is no room for pictures just now. Please try again later.", 507) from None
         finally:
             self.uploads.size -= size - kept
 

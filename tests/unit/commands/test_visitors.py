@@ -127,10 +127,16 @@ def test_behind_a_tunnel_visitors_are_told_apart_by_their_cookies():
 # --- Uploads ---
 
 
+def held(uploads: Uploads, owner: str, name: str, data: bytes) -> str:
+    path = uploads.write(name, data)
+    uploads.hold(path, owner, len(data))
+    return path
+
+
 def test_an_upload_serves_its_visitor_once_and_is_deleted(tmp_path):
     uploads = Uploads(tmp_path)
     uploads.reserve(3)
-    path = uploads.add("me", "../../etc/pass\nwd.jpg", b"abc")
+    path = held(uploads, "me", "../../etc/pass\nwd.jpg", b"abc")
     assert Path(path).parent.parent == tmp_path and Path(path).name == "passwd.jpg"
     for owner in ("you", ""):
         with pytest.raises(Refused, match="not here"):
@@ -150,7 +156,7 @@ def test_uploads_are_bounded(tmp_path, monkeypatch):
     uploads = Uploads(tmp_path)
     for number in range(visitors.HELD_EACH + 2):  # the oldest go
         uploads.reserve(2)
-        uploads.add("me", f"{number}.jpg", b"ab")
+        held(uploads, "me", f"{number}.jpg", b"ab")
     assert sorted(path.name for path in tmp_path.rglob("*.jpg")) == ["2.jpg", "3.jpg", "4.jpg", "5.jpg"]
     with pytest.raises(Refused, match="Too many pictures are waiting"):
         uploads.reserve(3)
@@ -158,6 +164,18 @@ def test_uploads_are_bounded(tmp_path, monkeypatch):
     time.sleep(0.001)
     uploads.reserve(3)  # nobody asked about the others
     assert list(tmp_path.rglob("*.jpg")) == [] and uploads.size == 3
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    uploads = Uploads(tmp_path)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="No space"):
+        uploads.write("a.jpg", b"abc")
+    assert list(tmp_path.iterdir()) == [] and uploads.held == {}
 
 
 # --- What is let through ---
@@ -214,7 +232,7 @@ def test_a_visitor_gets_a_cookie_once(guard):
 
 
 def test_no_file_of_a_visitor_is_sent(guard, tmp_path):
-    upload = guard.uploads.add("me", "a.jpg", b"abc")
+    upload = held(guard.uploads, "me", "a.jpg", b"abc")
     example = tmp_path / "example.jpg"
     example.write_bytes(b"abc")
     (tmp_path / "link.jpg").symlink_to(upload)
@@ -226,7 +244,7 @@ def test_no_file_of_a_visitor_is_sent(guard, tmp_path):
 
 
 def test_a_request_names_no_file_but_its_visitors_own(guard):
-    upload = guard.uploads.add("me", "a.jpg", b"abc")
+    upload = held(guard.uploads, "me", "a.jpg", b"abc")
 
     def asked(path: object, cookie: str = "nanocaption_visitor=me") -> Answer:
         body = json.dumps({"data": [{"path": path, "meta": {"_type": "gradio.FileData"}}, 1]}).encode()
@@ -253,6 +271,9 @@ def test_an_upload_is_received_up_to_its_bounds(guard, monkeypatch):
     pytest.importorskip("python_multipart")
     monkeypatch.setattr(visitors, "UPLOAD_BYTES", 20_000)
 
+    def full(*_: object) -> str:
+        raise OSError(28, "No space left on device")
+
     def sent(data: bytes, **headers: str) -> Answer:
         body, kind = form(data)
         headers = {"cookie": "nanocaption_visitor=me", "content_type": kind, **headers}
@@ -266,4 +287,6 @@ def test_an_upload_is_received_up_to_its_bounds(guard, monkeypatch):
     assert sent(b"x" * 20_001).status == 413 and sent(b"x" * 40_000).status == 413
     assert sent(b"abc", content_length="1000000").status == 413
     assert sent(b"abc", content_type="text/plain").status == 400
+    monkeypatch.setattr(Uploads, "write", full)
+    assert sent(b"abc").status == 507
     assert guard.uploads.size == 3  # what was refused holds no room
