@@ -1,4 +1,4 @@
-"""The example on Ray Data of docs/masses.md, on a local cluster of two workers."""
+"""The example on Ray Data of docs/masses.md, on a local cluster of two workers and one that reads."""
 
 import os
 import re
@@ -32,8 +32,9 @@ def test_the_example_gives_the_captions_of_one_process(demo_data, tiny_run_made,
         whole = repr(str(tmp_path / place))  # workers have other folders of their own
         source = source.replace(quoted, f"({whole},)" if quoted.startswith("(") else whole)
     assert source.count(str(tmp_path)) == 3
-    (tmp_path / "example.py").write_text(f"import ray\n\nray.init(num_cpus=2)\n{source}")
-    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    (tmp_path / "example.py").write_text(f"import ray\n\nray.init(num_cpus=3)\n{source}")
+    done = subprocess.run([sys.executable, "example.py"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          timeout=300)  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = {row["path"].rpartition("/")[2]: row for row in parquet.read_table(tmp_path / "out").to_pylist()}
     model = nanocaption.load(tmp_path / "my_captioner")
