@@ -152,6 +152,8 @@ def answer_keeper(handler: Any, hub: Hub) -> None:
     if fault.status:
         headers = {"Retry_After": fault.retry_after} if fault.retry_after else {}
         return send(handler, hub, fault.status, **headers)
+    if handler.path.removeprefix("/kept/") not in hub.files:
+        return send(handler, hub, 404)
     data = hub.files[handler.path.removeprefix("/kept/")] if fault.body is None else fault.body
     headers = {"ETag": hub.keeper_etag, "Content_Type": "text/html" if fault.html else "application/octet-stream"}
     asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))

@@ -297,7 +297,7 @@ def open_parquet(shard: Path | str) -> "ParquetFile":
     """A pyarrow ParquetFile. Raises ValueError where it is none, or pyarrow is missing."""
     pyarrow, parquet = import_pyarrow()
     try:
-        return parquet.ParquetFile(remote.File(shard) if remote.is_address(str(shard)) else shard)
+        return parquet.ParquetFile(remote.File(str(shard)) if remote.is_address(str(shard)) else shard)
     except (pyarrow.ArrowException, OSError) as error:
         raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
 

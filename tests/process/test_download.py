@@ -236,6 +236,6 @@ def test_a_host_that_was_never_there_is_not_asked_twice(hub, monkeypatch):
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    with pytest.raises(download.hub.errors()):
+    with pytest.raises(retry.hub.errors()):
         download.listing("someone/mini30k", "main")
     assert slept == []

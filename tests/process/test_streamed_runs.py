@@ -53,7 +53,7 @@ def data(tmp_path_factory) -> Path:
 
 def arguments(data: Path, output: Path, kind: str, *more: str) -> list[str]:
     places = ["--data-dir", str(data), "--output-dir", str(output), "--dataset", kind, "--stream",
-              "--raw-data-dir", f"{data}/raw_{kind}/{{00000..00003}}.{kind}"]  # fmt: skip
+              "--raw-data-dir", f"{data}/raw_{kind}/{{00000..00001}}.{kind}"]  # fmt: skip
     return [*places, *TINY_MODEL.split(), *HARD.split(), "--num-epochs", "2", *more]
 
 
@@ -109,12 +109,13 @@ def test_any_number_of_workers_is_the_same_run(data, tmp_path, whole):
     assert fingerprint(run) == fingerprint(whole["tar"])
 
 
-def test_a_streamed_run_is_the_run_on_the_unpacked_set(data, tmp_path, capsys):
+@pytest.mark.parametrize("kind", ["tar", pytest.param("parquet", marks=long)])
+def test_a_streamed_run_is_the_run_on_the_unpacked_set(data, tmp_path, capsys, kind):
     """Of one window the order is the same, and so are the losses and the captions, to the bit."""
     prepare("unpacked", data, raw_dir=data / "raw_tar")
     plain = ["--data-dir", str(data), *TINY_MODEL.split(), *HARD.split(), "--num-epochs", "2"]
     expected = None
-    for name in ("unpacked", "tar", "parquet"):
+    for name in ("unpacked", kind):
         train.main([*plain, "--output-dir", str(tmp_path / name), "--dataset", name])
         places = ["--data-dir", str(data), "--output-dir", str(tmp_path / name)]
         evaluate.main([*places, "--dataset", name, "--split", "val"])
@@ -124,7 +125,7 @@ def test_a_streamed_run_is_the_run_on_the_unpacked_set(data, tmp_path, capsys):
         expected = expected or found
         assert found == expected and len(found[0]) == STEPS + 2
         assert "data:image/jpeg" in (results / "report.html").read_text()
-    assert capsys.readouterr().out.count("streamed: each picture is read from its shard") == 2
+    assert capsys.readouterr().out.count("streamed: each picture is read from its shard") == 1
 
 
 def test_two_processes_share_the_pairs_and_resume_exactly(data, tmp_path):
@@ -182,7 +183,7 @@ def test_the_same_pictures_in_other_shards_are_another_order_and_no_resume(tmp_p
 def test_a_picture_that_breaks_while_training_stops_the_run_which_goes_on_once_it_is_mended(tmp_path, data):
     raw = write_tars(tmp_path / "raw_tar", samples(NUMBER), 25)
     argv = arguments(tmp_path, tmp_path, "tar", "--num-workers", "0")
-    prepare("tar", tmp_path, raw_dir=raw, stream=f"{raw}/{{00000..00003}}.tar", rules=Rules(workers=1))
+    prepare("tar", tmp_path, raw_dir=raw, stream=f"{raw}/{{00000..00001}}.tar", rules=Rules(workers=1))
     path = Index(tmp_path / "tar").picture(30)
     shard, about = Path(path.shard), os.stat(path.shard)
     right = shard.read_bytes()
@@ -234,6 +235,7 @@ def test_shards_on_a_server_are_those_on_the_disk(server, tmp_path, kind):
     assert (far / "captions.json").read_bytes() == (near / "captions.json").read_bytes()
     assert (far / "stream" / "index.npy").read_bytes() == (near / "stream" / "index.npy").read_bytes()
     server.log.clear()
+    shards._row_groups.cache_clear()
     index = Index(far)
     assert [read_bytes(index.picture(place)) for place in range(30)] == [jpeg(place) for place in range(30)]
     asked = server.downloads()
@@ -258,9 +260,9 @@ def test_a_connection_that_breaks_is_tried_again(server, tmp_path, capsys):
     far = remote_set(tmp_path, address(server, "tar"))
     server.faults += [Fault(cut=100), Fault(status=503), Fault(cut=0)]
     assert read_bytes(Index(far).picture(3)) == jpeg(3)
-    assert capsys.readouterr().err.count("next try in") == 3
+    assert capsys.readouterr().out.count("next try in") == 3
     server.faults += [Fault(cut=100)] * 4
-    with pytest.raises(ValueError, match="00000.tar could not be read .*the same command goes on"):
+    with pytest.raises(ValueError, match="00000.tar could not be read .*The same command goes on"):
         read_bytes(Index(far).picture(3))
     server.faults.clear()
     server.faults += [Fault(cut=500), Fault(status=500)]
