@@ -26,7 +26,8 @@ def test_the_example_gives_the_captions_of_one_process(demo_data, tiny_run_made,
         shutil.copy(picture, tmp_path / "photos")
     (tmp_path / "photos" / "x.jpg").write_text("no picture")
     shutil.copy(tiny_run_made / "last.safetensors", tmp_path / "my_captioner")
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0",
+                                "RAY_worker_niceness": "0"}  # fmt: skip
     source = example
     for quoted, place in (('("my_captioner",)', "my_captioner"), ('"photos/"', "photos"), ('"out/"', "out")):
         whole = repr(str(tmp_path / place))  # workers have other folders of their own
