@@ -41,7 +41,8 @@ async def told(client: httpx.AsyncClient, session: str, function: int, data: lis
         async for line in lines.aiter_lines():
             message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
             if message.get("msg") == "process_completed":
-                return "" if message["success"] else str(message["output"].get("error"))
+                said = str(message["output"].get("data" if message["success"] else "error"))
+                return said if not message["success"] or "nc problem" in said else ""
     return "the stream ended"
 
 

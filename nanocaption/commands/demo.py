@@ -171,7 +171,11 @@ def look_or_say(loaded: "Loaded", path: Path) -> Seen | Problem:
     try:
         return look(loaded, path)
     except ValueError as error:
-        return Problem(f'<p class="nc problem" role="alert">{html.escape(reason_of(path, error))}</p>')
+        return problem(reason_of(path, error))
+
+
+def problem(text: str) -> Problem:
+    return Problem(f'<p class="nc problem" role="alert">{html.escape(text)}</p>')
 
 
 def reason_of(path: Path, error: ValueError) -> str:
@@ -259,14 +263,17 @@ def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Ha
     async def take(file: dict[str, object] | None, request: gr.Request) -> tuple[Seen | Problem | None, None]:
         if file is None:
             return None, None
-        with told_by(gr), uploads.take(file.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
-            return await turn(request, functools.partial(look_or_say, loaded, path)), None
+        try:  # as an error it would stay in the drop zone
+            with uploads.take(file.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
+                return await turn(request, functools.partial(look_or_say, loaded, path)), None
+        except visitors.Refused as refused:
+            return problem(str(refused)), None
 
     async def show(
         picture: Seen | Problem | Path | None, beams: float, number: float, temperature: float, request: gr.Request
     ) -> str:
-        if picture is None:
-            return ""
+        if picture is None or isinstance(picture, Problem):
+            return picture.text if picture else ""
         how = {"beams": whole_number(beams, 1, MAX_BEAMS), "number": whole_number(number, 1, MAX_CAPTIONS),
                "temperature": max(0.0, min(2.0, temperature))}  # fmt: skip
         with told_by(gr):
