@@ -63,6 +63,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     places = expanded(arguments.shards, "--shards ", WHAT)
 
     from nanocaption.base import devices
+    from nanocaption.data.shards import import_pyarrow
     from nanocaption.model.captions import search_options
     from nanocaption.use import shards
     from nanocaption.use.load import find_checkpoints, load_models
@@ -70,12 +71,17 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
     if arguments.checkpoint is None:
         print(f"captions of {paths[0]}", file=sys.stderr)
+    import_pyarrow()  # what is missing is told before the model is loaded
+    output = Path(arguments.output)
+    output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"--output {output}: may not be written to, name another folder or change its rights")
     devices.pick_device(settings.DEVICE, devices.local_rank())  # a process of torchrun gets a GPU of its own
     loaded = load_models(paths, settings)
     captions = arguments.num_captions
     options = decoding_flags.options(arguments, search_options(loaded.settings.values), captions)
     facts = shards.facts_of(loaded, paths, options, captions)
-    jobs = shards.plan(places, Path(arguments.output), facts, arguments.force)
+    jobs = shards.plan(places, output, facts, arguments.force)
     part, (rank, processes) = read_part(arguments.part) or (1, 1), _processes()
     mine, start = shards.part_of(jobs, part, rank, processes), time.monotonic()
     counts = shards.caption_shards(loaded, mine, options, captions, shown=rank == 0)
