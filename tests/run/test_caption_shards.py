@@ -14,7 +14,7 @@ from nanocaption.commands import caption
 from nanocaption.data import shards as packed_shards
 from nanocaption.prepare import shard_pictures
 from nanocaption.use import shards
-from tests import shard_sets
+from tests import hub_files, shard_sets
 from tests.shard_sets import Sample, add, write_parquets, write_tar
 
 
@@ -234,3 +234,20 @@ def test_mistakes_are_told_before_any_work(tmp_path):
         with pytest.raises(ValueError, match=f"--shards '{tmp_path}.*leads to no shard. --shards takes"):
             caption.main(["--shards", str(where), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["tar", "parquet"])
+def test_shards_on_a_server_give_what_they_give_here(kind, model, pictures, tmp_path, monkeypatch, capsys):
+    shard_sets.WRITERS[kind](tmp_path / "in", its(pictures), 5)
+    hub = hub_files.Hub(f"owner/{kind}s", {path.name: path.read_bytes() for path in (tmp_path / "in").iterdir()})
+    of_shards(model, tmp_path / "in", tmp_path / "here")
+    with hub_files.serve(hub):
+        hub_files.turn_to(monkeypatch, hub.url, tmp_path / "cache")
+        plain, of_hub = f"{hub.keeper_url}/kept/0000{{0..1}}.{kind}", f"hf://datasets/owner/{kind}s/*.{kind}"
+        for where, name in ((plain, "http"), (of_hub, "hf")):
+            of_shards(model, where, tmp_path / name)
+            of_shards(model, where, tmp_path / name)
+            assert "2 shards done before" in capsys.readouterr().out
+            for number in range(2):
+                file = f"0000{number}.parquet"
+                assert rows(tmp_path / name / file) == rows(tmp_path / "here" / file)
