@@ -102,6 +102,11 @@ def world_size_of_environment() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank_of_environment() -> int:
+    """Which process torchrun says this is, also where it has not joined the others."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def local_rank() -> int:
     """Which of this machine's processes this is; names its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -7,6 +7,7 @@
     nanocaption caption holiday.jpg --num-captions 5 --sample --temperature 0.8
     nanocaption caption holiday.jpg --attention words.png       the picture, lit where each word looked
     find . -name '*.jpg' | nanocaption caption - --output captions.json
+    nanocaption caption --shards 'in/{0000..0999}.tar' --output out/    millions of pictures, see docs/masses.md
 
 A picture that cannot be read is told on stderr, the others are captioned, and the exit code is 1.
 """
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING
 
 from nanocaption.base import cli
 from nanocaption.base.files import PICTURE_SUFFIXES, walk_files, write_file
-from nanocaption.commands import decoding_flags
+from nanocaption.commands import caption_shards, decoding_flags
 from nanocaption.model.options import Options
 
 if TYPE_CHECKING:  # these import torch
@@ -32,7 +33,7 @@ if TYPE_CHECKING:  # these import torch
 
 _PARSER = cli.parser("nanocaption caption", __doc__)
 _PARSER.add_argument(
-    "pictures", nargs="+", help="files, folders with pictures in or below them, or - for a list of paths on stdin"
+    "pictures", nargs="*", help="files, folders with pictures in or below them, or - for a list of paths on stdin"
 )
 _PARSER.add_argument(
     "--checkpoint",
@@ -43,12 +44,17 @@ _PARSER.add_argument("--num-captions", type=int, default=1, help="captions per p
 _PARSER.add_argument("--json", action="store_true", help="print JSON with log-probabilities instead of text")
 _PARSER.add_argument("--output", help="write the JSON to this file instead")
 _PARSER.add_argument("--attention", help="one picture: draw what each word looked at into this PNG file")
+caption_shards.add(_PARSER)
 decoding_flags.add(_PARSER)
 
 
 def main(argv: list[str]) -> int:
     """Caption what argv names; returns the exit code, 1 where a picture could not be read."""
     arguments, settings = cli.parse(_PARSER, argv)
+    if problems := caption_shards.problems(arguments):
+        raise SystemExit("\n".join(problems))
+    if arguments.shards is not None:
+        return caption_shards.main(arguments, settings)
     pictures = find_pictures(arguments.pictures)
     check_arguments(arguments, pictures)
 

@@ -4,9 +4,12 @@
     nanocaption demo runs/demo-001/last.safetensors --port 7861
     nanocaption demo my_captioner --host 0.0.0.0                an exported folder, for all who reach this machine
 
-It needs Gradio: pip install 'nanocaption[demo]'. The pictures stay on this machine, and are deleted at the end.
+It needs Gradio: pip install 'nanocaption[demo]'. The pictures stay on this machine, and each is deleted when it is
+answered. Programs ask the same address for captions, at its endpoint /caption: see docs/serve.md.
 """
 
+import contextlib
+import functools
 import html
 import importlib.util
 import json
@@ -16,14 +19,18 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from types import ModuleType
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nanocaption.base import cli
+from nanocaption.commands import visitors
+from nanocaption.commands.caption import caption_row
 
 if TYPE_CHECKING:  # these import torch, and Gradio
     import gradio
+    from torch import Tensor
 
     from nanocaption.model.captions import CaptionText
     from nanocaption.use.attention import JsonMaps
@@ -39,6 +46,8 @@ _PARSER.add_argument("--share", action="store_true", help="a public address, thr
 EXAMPLES = 12
 MAX_CAPTIONS, MAX_BEAMS = 8, 10
 SHOWN_SIDE = 960  # pixels: a phone's picture is sent back smaller
+SESSIONS = 200  # whose picture is remembered, some 0.3 MB each; of more the oldest forgets it
+T = TypeVar("T")
 
 
 def main(argv: list[str]) -> None:
@@ -60,14 +69,18 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         import gradio as gr
+        from starlette.middleware import Middleware
 
-        page = build_page(loaded, title, held_out(loaded))
+        uploads = visitors.Uploads(Path(folder) / "uploads")
+        page = build_page(loaded, title, held_out(loaded), uploads)
         css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
         try:
             _, address, public = page.launch(
                 server_name=arguments.host, server_port=arguments.port, share=arguments.share, show_error=True,
                 quiet=True, prevent_thread_lock=True, run_history=False, footer_links=[], css=css,
-                head=f"<script>\n{script}</script>", enable_monitoring=False,
+                head=f"<script>\n{script}</script>", enable_monitoring=False, ssr_mode=False,
+                max_file_size=visitors.UPLOAD_BYTES, state_session_capacity=SESSIONS, max_threads=4 * visitors.WAITING,
+                app_kwargs={"middleware": [Middleware(visitors.Guard, uploads=uploads, folder=Path(folder))]},
                 theme=gr.themes.Default(primary_hue="orange", font=["system-ui", "sans-serif"],
                                         font_mono=["ui-monospace", "monospace"]),
             )  # fmt: skip
@@ -103,6 +116,21 @@ def held_out(loaded: "Loaded") -> list[Path]:
     return [path for path in paths if path.is_file()]
 
 
+class Seen(NamedTuple):
+    """A picture as the model is given it, and as it is shown."""
+
+    pixels: "Tensor"  # uint8 (1, 3, S, S), on the CPU
+    shown: str  # a small JPEG, as a data URI
+    ratio: float  # width : height
+    box: list[float]  # what of it the model saw, see transform.seen_part
+
+
+class Problem(NamedTuple):
+    """Why a picture cannot be seen, as HTML."""
+
+    text: str
+
+
 class Found(NamedTuple):
     """What there is to say of a picture, each kind of captions with the best first."""
 
@@ -111,25 +139,78 @@ class Found(NamedTuple):
     maps: "list[JsonMaps]"  # what the words of both looked at
 
 
-def find_captions(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> Found:
+def look(loaded: "Loaded", path: Path) -> Seen:
+    """A picture, read. ValueError where that is not possible, or it has more pixels than a visitor's may have."""
+    from nanocaption.data.pictures import data_uri, thumbnail
+    from nanocaption.data.transform import load_image, seen_part
+
+    check_pixels(path)
+    spec = loaded.models[0].image_spec
+    pixels, image, box = load_image(path, spec)[None], thumbnail(path, SHOWN_SIDE), seen_part(path, spec)
+    return Seen(pixels, data_uri(image, "JPEG"), image.width / image.height, box)
+
+
+def check_pixels(path: Path) -> None:
+    """Raises PictureError where a picture's header promises more pixels than a visitor's may have."""
+    from PIL import Image, UnidentifiedImageError
+
+    from nanocaption.data.pictures import FORMATS, PictureError
+
+    try:
+        with Image.open(path, formats=FORMATS) as opened:
+            width, height = opened.size
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError, Image.DecompressionBombError):
+        return  # what is wrong, load_image will say
+    if width * height > visitors.MAX_PIXELS:
+        most = visitors.MAX_PIXELS / 1e6
+        raise PictureError("too large", f"{width} x {height}, above {most:.0f} megapixels")
+
+
+def look_or_say(loaded: "Loaded", path: Path) -> Seen | Problem:
+    """As `look`, with the reason in one line where it is not possible."""
+    try:
+        return look(loaded, path)
+    except ValueError as error:
+        return problem(reason_of(path, error))
+
+
+def problem(text: str) -> Problem:
+    return Problem(f'<p class="nc problem" role="alert">{html.escape(text)}</p>')
+
+
+def reason_of(path: Path, error: ValueError) -> str:
+    """Why a picture cannot be read, without where it lies."""
+    reason = str(error).removeprefix(f"The picture {path} cannot be read: ")
+    return f"{path.name} cannot be read: {reason}"
+
+
+@contextlib.contextmanager
+def computing(loaded: "Loaded") -> Iterator[None]:
+    """Without gradients, in the number format of the settings."""
+    import torch
+
+    from nanocaption.base import devices
+
+    dtype = devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
+    with torch.inference_mode(), devices.autocast(loaded.device, dtype):
+        yield
+
+
+def find_captions(
+    loaded: "Loaded", picture: Path | Seen, *, beams: int, number: int, temperature: float
+) -> Found:
     """Captions of a picture, `number` of each kind; the search takes as many beams at least.
 
     ValueError where the picture cannot be read.
     """
-    import torch
-
-    from nanocaption.base import devices
-    from nanocaption.data.transform import load_image
     from nanocaption.model.captions import decode_pictures, search_options
     from nanocaption.use.attention import attend
 
-    model, settings = loaded.models[0], loaded.settings
-    pixels = load_image(path, model.image_spec)[None].to(loaded.device)
-    search = search_options(settings.values)._replace(beam_size=max(beams, number))
+    seen = look(loaded, picture) if isinstance(picture, Path) else picture
+    model, pixels = loaded.models[0], seen.pixels.to(loaded.device)
+    search = search_options(loaded.settings.values)._replace(beam_size=max(beams, number))
     draw = search._replace(samples=number, temperature=temperature)
-    with torch.inference_mode(), devices.autocast(
-        loaded.device, devices.pick_dtype(settings.PRECISION, loaded.device)
-    ):
+    with computing(loaded):
         found = [
             decode_pictures([model], loaded.tokenizer, [pixels], options)[0] for options in (search, draw)
         ]
@@ -138,20 +219,94 @@ def find_captions(loaded: "Loaded", path: Path, *, beams: int, number: int, temp
     return Found(beam, sampled, maps)
 
 
-def build_page(loaded: "Loaded", title: str, examples: Sequence[Path]) -> "gradio.Blocks":
-    """The page. examples: pictures that are offered on it."""
+def answer(loaded: "Loaded", title: str, path: Path, number: int, beams: int) -> dict[str, object]:
+    """What the endpoint /caption says of a picture: the captions of a search, the best first.
+
+    ValueError with one line where it cannot be read.
+    """
+    from nanocaption.model.captions import decode_pictures, search_options
+
+    try:
+        pixels = look(loaded, path).pixels.to(loaded.device)
+    except ValueError as error:
+        raise ValueError(reason_of(path, error)) from error
+    options = search_options(loaded.settings.values)._replace(beam_size=max(beams, number))
+    with computing(loaded):
+        (found,) = decode_pictures([loaded.models[0]], loaded.tokenizer, [pixels], options)
+    return {"captions": [caption_row(caption) for caption in found[:number]], "model": title}
+
+
+def whole_number(value: object, low: int, high: int) -> int:
+    """What a visitor sent for a number, within its bounds; the lower one for what is none."""
+    number = value if isinstance(value, int | float) and math.isfinite(value) else low
+    return max(low, min(high, int(number)))
+
+
+class Handlers(NamedTuple):
+    """What the page does when it is used, and its endpoint: functions for Gradio, which gives them the request."""
+
+    take: Callable[..., object]  # an uploaded file -> (what was seen in it, an empty drop zone)
+    show: Callable[..., object]  # what was seen, and the settings -> HTML
+    caption: Callable[..., object]  # a file, how many, beams -> what `answer` gives
+
+
+def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Handlers:
+    """Each takes its visitor's turn, and deletes the upload when it ends."""
     import gradio as gr
 
-    def show(path: str | None, beams: float, number: float, temperature: float) -> str:
-        if path is None:
-            return ""
-        return result_html(loaded, Path(path), beams=int(beams), number=int(number), temperature=temperature)
+    turns = visitors.Turns()
 
+    async def turn(request: gr.Request, work: Callable[[], T]) -> T:
+        address = request.client.host if request.client else ""
+        return await turns.take(visitors.visitor_of(address, request.cookies.get(visitors.COOKIE, "")), work)
+
+    async def take(file: dict[str, object] | None, request: gr.Request) -> tuple[Seen | Problem | None, None]:
+        if file is None:
+            return None, None
+        try:  # as an error it would stay in the drop zone
+            with uploads.take(file.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
+                return await turn(request, functools.partial(look_or_say, loaded, path)), None
+        except visitors.Refused as refused:
+            return problem(str(refused)), None
+
+    async def show(
+        picture: Seen | Problem | Path | None, beams: float, number: float, temperature: float, request: gr.Request
+    ) -> str:
+        if picture is None or isinstance(picture, Problem):
+            return picture.text if picture else ""
+        how = {"beams": whole_number(beams, 1, MAX_BEAMS), "number": whole_number(number, 1, MAX_CAPTIONS),
+               "temperature": max(0.0, min(2.0, temperature))}  # fmt: skip
+        with told_by(gr):
+            return await turn(request, functools.partial(result_html, loaded, picture, **how))
+
+    async def caption(
+        picture: dict[str, object] | None, num_captions: float, beam_size: float, request: gr.Request
+    ) -> dict[str, object]:
+        """Captions of a picture, the best first, each with the natural logarithm of its probability."""
+        number, beams = whole_number(num_captions, 1, MAX_CAPTIONS), whole_number(beam_size, 1, MAX_BEAMS)
+        if picture is None:
+            raise gr.Error("No picture was sent.", print_exception=False)
+        with told_by(gr), uploads.take(picture.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
+            return await turn(request, functools.partial(answer, loaded, title, path, number, beams))
+
+    return Handlers(take, show, caption)
+
+
+def build_page(
+    loaded: "Loaded", title: str, examples: Sequence[Path], uploads: visitors.Uploads
+) -> "gradio.Blocks":
+    """The page and its endpoint. examples: pictures that are offered on it."""
+    import gradio as gr
+
+    take, show, caption = make_handlers(loaded, title, uploads)
+    # Whose turn it is Turns says, not Gradio's queue.
+    alone = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     with gr.Blocks(title=f"nanoCaption: {title}", analytics_enabled=False) as page:
         head = f'<header class="nc"><h1>What is in this picture?</h1><p>{html.escape(title)}</p></header>'
         gr.HTML(head, apply_default_css=False)
         chosen = gr.State()
         drop = gr.File(label="Your picture", file_types=["image"], height=132, elem_id="drop")
+        gr.HTML(f'<p class="nc limits">{visitors.TOLD}</p>', apply_default_css=False)
         result = gr.HTML(elem_id="result", apply_default_css=False)
         if examples:
             images = gr.Dataset(
@@ -167,29 +322,40 @@ def build_page(loaded: "Loaded", title: str, examples: Sequence[Path]) -> "gradi
             )
             again = gr.Button("Caption it again")
         inputs = [chosen, beams, number, temperature]
-        follow = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True}
-        # The drop zone is emptied at once, ready for the next picture: the result shows this one.
-        drop.upload(lambda path: (path, None), drop, [chosen, drop], show_progress="hidden").then(**follow)
+        follow = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True} | alone
+        follow["show_progress"] = "full"
+        # The drop zone is emptied at once, ready for the next picture: the result shows this one. Without `preprocess`
+        # Gradio hands over where the file lies, and makes no other of it.
+        drop.upload(take, drop, [chosen, drop], preprocess=False, **alone).success(**follow)
         if examples:
-            images.click(lambda place: str(examples[place]), images, chosen, show_progress="hidden").then(**follow)
+            images.click(lambda place: examples[place], images, chosen, **alone).success(**follow)
             images.type = "index"
         again.click(**follow)
-    return page
+        picture, many = gr.File(visible=False, label="picture"), gr.Number(1, visible=False)
+        wide, found = gr.Number(first, visible=False), gr.JSON(visible=False)
+        gr.Button(visible=False).click(
+            caption, [picture, many, wide], found, api_name="caption", preprocess=False, concurrency_limit=None
+        )
+    return page.queue(max_size=8 * visitors.WAITING)
 
 
-def result_html(loaded: "Loaded", path: Path, *, beams: int, number: int, temperature: float) -> str:
-    """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
-    from nanocaption.data.pictures import data_uri, thumbnail
-    from nanocaption.data.transform import seen_part
-
+@contextlib.contextmanager
+def told_by(gr: ModuleType) -> Iterator[None]:
+    """What is refused, and a picture that cannot be read, becomes the one line that Gradio tells the visitor."""
     try:
-        image = thumbnail(path, SHOWN_SIDE)
-        width, height = image.size
-        found = find_captions(loaded, path, beams=beams, number=number, temperature=temperature)
-        box = seen_part(path, loaded.models[0].image_spec)
-    except ValueError as error:
-        reason = str(error).removeprefix(f"The picture {path} cannot be read: ")
-        return f'<p class="nc problem" role="alert">{html.escape(path.name)} cannot be read: {html.escape(reason)}</p>'
+        yield
+    except (visitors.Refused, ValueError) as error:
+        raise gr.Error(str(error), duration=10, print_exception=False) from None
+
+
+def result_html(
+    loaded: "Loaded", picture: Path | Seen | Problem, *, beams: int, number: int, temperature: float
+) -> str:
+    """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
+    seen = look_or_say(loaded, picture) if isinstance(picture, Path) else picture
+    if isinstance(seen, Problem):
+        return seen.text
+    found = find_captions(loaded, seen, beams=beams, number=number, temperature=temperature)
     likeliest = max(caption.log_prob for caption in found.beam + found.sampled)
     parts, maps = [], iter(found.maps)
     kinds = (("Beam search", "and the probability of the whole caption", found.beam),
@@ -198,11 +364,11 @@ def result_html(loaded: "Loaded", path: Path, *, beams: int, number: int, temper
         counts = Counter(caption.text for caption in captions)
         rows = {c.text: caption_html(c, counts[c.text], likeliest, next(maps)) for c in captions}
         parts.append(f'<h2>{heading} <small>{note}</small></h2><ol>{"".join(rows.values())}</ol>')
-    x, y, right, bottom = box
-    place = f"--ratio:{width / height};--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
+    x, y, right, bottom = seen.box
+    place = f"--ratio:{seen.ratio};--x:{x};--y:{y};--w:{right - x};--h:{bottom - y}"
     return (
         f'<div class="nc result"><figure><div class="stage" style="{place}">'
-        f'<img src="{data_uri(image, "JPEG")}" alt="the picture"><div class="veil"></div></div>'
+        f'<img src="{seen.shown}" alt="the picture"><div class="veil"></div></div>'
         "<figcaption>Tap a word: the picture stays light where the model looked.</figcaption></figure>"
         f'<div>{"".join(parts)}</div></div>'
     )

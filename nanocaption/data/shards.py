@@ -13,8 +13,10 @@ it is read, or a server that sends other bytes than were asked for, is an error 
 
 import collections
 import functools
+import importlib
 import json
 import os
+import threading
 import zlib
 from pathlib import Path, PurePosixPath
 from types import ModuleType
@@ -152,22 +154,42 @@ def _opened(path: str, _process: int) -> _File:
     return _File(path)
 
 
+def cell_lengths(shard: str, group: int, column: str) -> list[int]:
+    """How many bytes each picture of a row group has, 0 for none. The row group stays in memory, to be read next."""
+    return _row_groups(os.getpid()).lengths((shard, group), column)
+
+
 class _RowGroups:
-    """The row groups of parquet files that were read last, GROUPS_BYTES of them."""
+    """The row groups of parquet files that were read last, GROUPS_BYTES of them. Threads may share it."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.files: collections.OrderedDict[str, Any] = collections.OrderedDict()
         self.groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
         self.size = 0
 
     def cell(self, picture: Packed) -> bytes:
-        key = (picture.shard, picture.start)
-        if key not in self.groups:
-            self._keep(key, self._read(*key, picture.column))
-        self.groups.move_to_end(key)
-        cell = self.groups[key][picture.row].as_py()
+        cell = self._group((picture.shard, picture.start), picture.column)[picture.row].as_py()
         data = cell["bytes"] if isinstance(cell, dict) else cell
         return data or b""
+
+    def lengths(self, key: tuple[str, int], column: str) -> list[int]:
+        compute = importlib.import_module("pyarrow.compute")
+        cells = self._group(key, column)
+        cells = compute.struct_field(cells, "bytes") if column.endswith(".bytes") else cells
+        kinds = import_pyarrow()[0].types
+        if kinds.is_null(cells.type):
+            return [0] * len(cells)
+        if kinds.is_dictionary(cells.type):
+            cells = compute.dictionary_decode(cells)
+        return [length or 0 for length in compute.binary_length(cells).to_pylist()]
+
+    def _group(self, key: tuple[str, int], column: str) -> Any:
+        with self.lock:
+            if key not in self.groups:
+                self._keep(key, self._read(*key, column))
+            self.groups.move_to_end(key)
+            return self.groups[key]
 
     def _read(self, shard: str, group: int, column: str) -> Any:
         if shard not in self.files:

@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -23,6 +23,9 @@ from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
 from nanocaption.prepare.picture_files import plain_name
 from nanocaption.prepare.sidecars import find_sidecars, texts_of
+
+if TYPE_CHECKING:
+    import pyarrow
 
 NAME_COLUMNS = ("filename", "file_name", "image_name")
 # In this order: in the captioned copies that have both, alt_text was rewritten by a language model.
@@ -241,11 +244,17 @@ def parquet_columns(shard: Path) -> Columns:
             fetch = f" ({urls[0]} gives addresses: fetch the pictures with img2dataset first)" if urls else ""
             raise ValueError(f"{shard} has the columns {', '.join(schema.names)[:200]}: expected one with the bytes of "
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...{fetch}")
-        data = f"{image}.bytes" if _bytes_part(schema.field(image)) else image
+        data = picture_column(schema) or image
         gaps = _may_be_empty(file.metadata, data)
         name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, image, gaps)
     split, status = (key if key in schema.names else None for key in ("split", "status"))
     return Columns(image, data, captions, several, others, name, split, status, gaps)
+
+
+def picture_column(schema: "pyarrow.Schema") -> str | None:
+    """The column, or its part, with the bytes of the pictures."""
+    image = _image_column(schema)
+    return f"{image}.bytes" if image is not None and _bytes_part(schema.field(image)) else image
 
 
 def _caption_columns(schema: Any) -> tuple[list[str], bool, list[str]]:

@@ -96,21 +96,24 @@ def _common(places: Sequence[str]) -> Path:
     return Path(places[0] if is_address(places[0]) else os.path.commonpath([*map(os.path.dirname, places)]))
 
 
-def expanded(where: str) -> list[str]:
-    """'a/{00..02}.tar,b/*.tar', a folder -> whole paths and addresses, sorted. Raises ValueError for one not there."""
+def expanded(where: str, name: str = "RAW_DATA_DIR = ", what: str = WHAT) -> list[str]:
+    """'a/{00..02}.tar,b/*.tar', a folder -> whole paths and addresses, sorted. Raises ValueError for one not there.
+
+    name, what: what stands before `where` in messages, and what is told of shards.
+    """
     found: list[str] = []
     for pattern in itertools.chain.from_iterable(map(braces, _split(where))):
         its = _in_repository(pattern) if pattern.startswith("hf://") else [pattern] if is_address(pattern) else (
             _on_disk(pattern))  # fmt: skip
         if not its:
-            raise ValueError(f"RAW_DATA_DIR = {where!r}: {pattern} leads to no shard. {WHAT}")
+            raise ValueError(f"{name}{where!r}: {pattern} leads to no shard. {what}")
         found += its
     others = [place for place in found if not place.lower().endswith(ENDINGS)]
     if packed_tars := [place for place in others if place.lower().endswith((".tar.gz", ".tgz"))]:
         raise ValueError(f"{cases(packed_tars, 'shard')} compressed as a whole, of which no picture can be read "
                          "without all before it: unpack with gunzip, pictures are compressed already")  # fmt: skip
     if others:
-        raise ValueError(f"RAW_DATA_DIR = {where!r}: {cases(others, 'file')} no .tar and no .parquet. {WHAT}")
+        raise ValueError(f"{name}{where!r}: {cases(others, 'file')} no .tar and no .parquet. {what}")
     return sorted(set(found))
 
 
@@ -128,7 +131,7 @@ def braces(pattern: str) -> list[str]:
     if inside:
         first, last = int(inside[1]), int(inside[2])
         if not 0 <= last - first < MOST_SHARDS:
-            raise ValueError(f"RAW_DATA_DIR: {opened[0]} is no range: write {{00000..00331}}, the smaller number first")
+            raise ValueError(f"{opened[0]} is no range: write {{00000..00331}}, the smaller number first")
         width = len(inside[1]) if inside[1].startswith("0") or len(inside[1]) == len(inside[2]) else 0
         words = [str(number).zfill(width) for number in range(first, last + 1)]
     else:
