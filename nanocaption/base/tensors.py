@@ -36,7 +36,7 @@ class State(TypedDict, total=False):
     captions_sha256: str
     rewarded_steps: int  # of self-critical training; none where a checkpoint does not say
     stream_sha256: str  # of a run on a streamed set: its pictures and what its order depends on
-    encoding: int  # of the captions of its run, tokenizer.ENCODING; 1 where a checkpoint does not say
+    encoding: int  # of the data of its run, tokenizer.ENCODING; 1 where a checkpoint does not say
     written_by: str
     card: str  # of an exported folder: its README.md
 

@@ -52,7 +52,7 @@ def make_inputs(
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
     needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them anew every epoch; with FEATURE_VIEWS
     the features of so many changed views of each training picture. On a GPU with room features stay there.
-    Of a streamed set nothing is cached but the captions' ids. encoding: of the captions, as `encode_batch` takes it.
+    Of a streamed set nothing is cached but the captions' ids. encoding: of the run, tokenizer.ENCODING.
     """
     sets = {}
     streamed = is_streamed(folder)
@@ -68,7 +68,7 @@ def make_inputs(
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         images.augment = augmentation(settings) if split == "train" else None
-        tell_one_sided(images)
+        keep_sides(images, encoding)
         features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES and not streamed
         if features and images.augment is not None and not settings.FEATURE_VIEWS:
             devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
@@ -88,7 +88,10 @@ def augmentation(settings: Settings) -> Augment | None:
     return None
 
 
-def tell_one_sided(images: ImageTextDataset) -> None:
+def keep_sides(images: ImageTextDataset, encoding: int) -> None:
+    """Tell how many pictures are never mirrored; in a run of before none of them is spared."""
+    if encoding < 3:
+        images.one_sided = [False] * len(images)
     if images.augment is not None and images.augment.flip and (count := sum(images.one_sided)):
         devices.console(f"RANDOM_FLIP: {count:,} of {len(images):,} training pictures stay as they are, as their "
                         "captions name left or right")  # fmt: skip
@@ -105,7 +108,7 @@ def streamed_set(
     for line in cut_notes(split, found.cut, found.captions, settings.MAX_SEQ_LEN):
         devices.console(line)
     images = StreamedDataset(records.folder, found, image_spec, augmentation(settings))
-    tell_one_sided(images)
+    keep_sides(images, encoding)
     return images
 
 

@@ -14,7 +14,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
-ENCODING = 2  # goes up when `encode_batch` gives other ids; runs keep theirs. 1: cut captions had an <end>
+# Goes up when a run's captions or pictures would be others; runs keep theirs. 1: cut captions had an <end>. 2:
+# RANDOM_FLIP mirrored pictures whose captions name left or right as well.
+ENCODING = 3
 FOR_TRANSFORMERS = {  # tokenizer_config.json
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",

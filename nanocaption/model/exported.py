@@ -42,10 +42,11 @@ MODEL_TYPE = "nanocaption"
 FORMAT_VERSION = 1
 # What a folder keeps of the settings: the model, what it reads and writes, and how captions are searched for. Paths and
 # names of the machine stay there.
+OPTIONAL = {"NO_BAD_ENDINGS": False, "ENCODER_LAYERS": None}  # of later versions: kept where they are set
 SETTINGS = (
-    *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
+    *(name for name in CHECKPOINT_SETTINGS if name not in OPTIONAL),
+    "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
-_OPTIONAL = ("NO_BAD_ENDINGS",)  # of later versions: kept where it is set
 _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
@@ -135,7 +136,7 @@ def image_spec_of(state: State) -> ImageSpec:
 def describe(state: State) -> dict[str, object]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
     known, settings = dict(state.items()), {name: state["config"][name] for name in SETTINGS}
-    settings |= {name: value for name in _OPTIONAL if (value := state["config"].get(name))}
+    settings |= {name: value for name in OPTIONAL if (value := state["config"].get(name))}
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
@@ -197,7 +198,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
         return cast(State, {
             **about["trained"],
             "config": {name: about["settings"][name] for name in SETTINGS}
-            | {name: about["settings"].get(name, False) for name in _OPTIONAL},
+            | {name: about["settings"].get(name, default) for name, default in OPTIONAL.items()},
             "model_arguments": arguments,
             "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
             "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),

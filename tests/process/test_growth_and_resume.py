@@ -108,7 +108,7 @@ def splits(text: bytes) -> dict[str, str]:
 
 def test_a_wrong_raw_folder_is_told_before_the_hub_is_asked(place):
     def asked() -> None:
-        def refuse(name: str, _size: int | None) -> None:
+        def refuse(name: str, *_: object) -> None:
             raise ValueError(f"the Hub was asked for {name}")
 
         setup.check_available = refuse

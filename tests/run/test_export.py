@@ -240,7 +240,7 @@ def test_the_folder_holds_weights_once_and_nothing_of_this_machine(exports):
 
 
 def test_every_setting_that_fixes_a_model_is_kept():
-    assert set(CHECKPOINT_SETTINGS) <= set(exported.SETTINGS) <= set(CONSTANTS)
+    assert set(CHECKPOINT_SETTINGS) <= {*exported.SETTINGS, *exported.OPTIONAL} <= set(CONSTANTS)
     assert search_options(CONSTANTS) == search_options(load_settings([]).values)
 
 
