@@ -6,7 +6,8 @@
     model.caption("photo.jpg")                 # "A dog runs on the beach."
     nanocaption.score({1: ["A dog runs.", "The dog is running"]}, {1: "A dog running"})   # {"Bleu_1": ...}
 
-The command is `nanocaption`, see `nanocaption --help`. Importing this module is quick: `load` alone imports torch.
+The command is `nanocaption`, see `nanocaption --help`. Importing this module is quick: `load` alone imports
+torch, and of an ONNX export onnxruntime instead.
 """
 
 from collections.abc import Hashable, Mapping, Sequence
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import torch
 
     from nanocaption.model.captioner import ImageToTextModel as ImageToTextModel
+    from nanocaption.model.onnx_captioner import OnnxCaptioner as OnnxCaptioner
 
 ImageId = TypeVar("ImageId", bound=Hashable)  # a dict[str, ...] is no Mapping[Hashable, ...] to a type checker
 __version__ = VERSION
@@ -31,15 +33,24 @@ def load(
     *,
     device: "str | torch.device" = "cpu",
     dtype: "str | torch.dtype" = "float32",
-) -> "ImageToTextModel":
-    """A trained captioner in eval mode: `.caption(picture)`, `.captions(pictures)`, `.save_pretrained(folder)`.
+) -> "ImageToTextModel | OnnxCaptioner":
+    """A trained captioner in eval mode: `.caption(picture)`, `.captions(pictures)`.
 
     name: a folder that `nanocaption export` wrote, such a model's id on the Hub (user/name, at `revision`), or a
     checkpoint file of a run. device: "cpu", "cuda", "cuda:1", "mps", or "auto" for what is there. dtype: of the
     weights, "float32", "bfloat16" or "float16". docs/use.md shows more.
-    Raises ValueError with one line where it cannot be had, ImportError without torch.
+    A folder of `nanocaption export --format onnx` gives an OnnxCaptioner, which runs without torch: on "cpu", as its
+    graphs are, or with dtype="int8" those of 8 bits where it has both. Any other gives an ImageToTextModel.
+    Raises ValueError with one line where it cannot be had, ImportError where torch or onnxruntime is not installed.
     """
     from nanocaption.base.cli import require
+    from nanocaption.model.onnx_folder import is_onnx_export
+
+    if is_onnx_export(Path(name).expanduser()):
+        require("onnxruntime", "onnx", "nanocaption.load of an ONNX export")
+        from nanocaption.model.onnx_captioner import load_onnx
+
+        return load_onnx(Path(name).expanduser(), revision, str(device), str(dtype))
 
     require("torch", "caption", "nanocaption.load")
     from nanocaption.use.load import load_captioner

@@ -104,7 +104,8 @@ def write_graphs(model: ImageToTextModel, folder: Path) -> None:
     _write(once, (pixels,), ({0: images},), (["pixel_values"], memory_names("present", layers)), folder / encoder_file)
     past = [torch.zeros(2, 3, heads, 4, width // heads) for _ in range(2 * layers)]
     given = (torch.full((2, 3), 5), torch.tensor([4]), memory, past)
-    free = ({0: images, 1: beams}, None, [{0: images} for _ in memory], [{0: images, 1: beams, 3: length} for _ in past])
+    rows = {0: images, 1: beams}
+    free = (rows, None, [{0: images} for _ in memory], [{**rows, 3: length} for _ in past])
     kept = [*memory_names("past_key_values", layers), *token_names("past_key_values", layers)]
     inputs = ["input_ids", "position_ids", *kept]
     outputs = ["logits", "attention", *token_names("present", layers)]

@@ -251,7 +251,7 @@ def _forbidden(history: np.ndarray, vocabulary: int, end_id: int, options: Optio
 
 
 def _chances(images: int, captions: int, length: int, seeds: Sequence[int] | None) -> np.ndarray:
-    """A random number in [0, 1) for every token of every caption, (N * captions, length), of 24 bits as torch.rand's."""
+    """A random number in [0, 1) for every token of every caption, (N * captions, length); 24 bits, as torch.rand's."""
     if seeds is None:
         seeds = np.random.default_rng().integers(2**63 - 1, size=images).tolist()
     streams = [np.random.RandomState(seed % 2**32) for seed in seeds]

@@ -69,7 +69,8 @@ class OnnxCaptioner:
         past = {f"past_key_values.{name}": shape for name, shape in (memory | tokens).items()}
         inputs: dict[str, Shape] = {"input_ids": (None, None), "position_ids": (1,), **past}
         own: dict[str, Shape] = {"logits": (None, None, export.vocab_size), "attention": (None, None, patches)}
-        of_memory, of_tokens = ({f"present.{name}": shape for name, shape in parts.items()} for parts in (memory, tokens))
+        of_memory = {f"present.{name}": shape for name, shape in memory.items()}
+        of_tokens = {f"present.{name}": shape for name, shape in tokens.items()}
         for name, found, expected in (
             (encoder, self._encoder.get_inputs(), {"pixel_values": (None, 3, side, side)}),
             (encoder, self._encoder.get_outputs(), of_memory),
@@ -179,6 +180,17 @@ class OnnxCaptioner:
         maps = np.stack(seen, 2)[..., -grid * grid :].reshape(len(found), most, longest, grid, grid)
         return [[caption._replace(attention=maps[image, place, : len(caption.ids)].copy())
                  for place, caption in enumerate(captions)] for image, captions in enumerate(found)]  # fmt: skip
+
+
+def load_onnx(folder: Path, revision: str | None, device: str, dtype: str) -> OnnxCaptioner:
+    """nanocaption.load of the folder of an ONNX export. ValueError for what such a model has not."""
+    if revision is not None:
+        raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {folder} is a folder here.")
+    if device not in ("cpu", "auto"):
+        raise ValueError(f"device = {device!r}: an ONNX export runs on the CPU here. Give 'cpu'.")
+    if dtype.removeprefix("torch.") not in ("float32", "int8"):
+        raise ValueError(f"dtype = {dtype!r}: an ONNX export is run as it was written. Leave it out, or give 'int8'.")
+    return OnnxCaptioner(folder, "int8" if dtype == "int8" else None)
 
 
 def _session(export: OnnxExport, name: str) -> onnxruntime.InferenceSession:

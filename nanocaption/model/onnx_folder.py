@@ -11,11 +11,13 @@ Nothing in it is code. What is read is bounded before it is used: whoever wrote 
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nanocaption.base.hub import CONFIG
 from nanocaption.base.version import VERSION
-from nanocaption.data.fitting import ImageSpec
+
+if TYPE_CHECKING:  # imports numpy, which a look at config.json can do without
+    from nanocaption.data.fitting import ImageSpec
 
 MODEL_TYPE = "nanocaption_onnx"
 FORMAT_VERSION = 1
@@ -40,7 +42,7 @@ class OnnxExport(NamedTuple):
     max_seq_len: int
     patches: int  # keys of a picture
     grid: int  # the last grid * grid of them are its patches, row by row
-    image_spec: ImageSpec
+    image_spec: "ImageSpec"
     settings: dict[str, Any]  # those of the search, by name
     precisions: tuple[str, ...]
     sha256: dict[str, str]
@@ -148,7 +150,7 @@ def _number(name: str, value: object) -> int | float:
     return value
 
 
-def _image_spec(given: dict[str, Any]) -> ImageSpec:
+def _image_spec(given: dict[str, Any]) -> "ImageSpec":
     sides = given["resize"] if isinstance(given["resize"], list) else [given["resize"]]
     for side in (given["size"], *sides):
         _whole("a side of image_spec", side, 1, 8192)
@@ -158,4 +160,4 @@ def _image_spec(given: dict[str, Any]) -> ImageSpec:
     if len(sides) > 2 or 0 in given["std"] or given["interpolation"] not in _INTERPOLATIONS:
         raise ValueError(f"image_spec: {str(given)[:200]} is not followed")
     names = ("size", "resize", "crop", "mean", "std", "interpolation")
-    return cast(ImageSpec, {name: given[name] for name in names})
+    return cast("ImageSpec", {name: given[name] for name in names})
