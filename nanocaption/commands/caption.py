@@ -92,17 +92,16 @@ def caption_by_onnx(arguments: argparse.Namespace, settings: "Settings", picture
     from nanocaption.model.onnx_captioner import OnnxCaptioner
 
     model = OnnxCaptioner(Path(arguments.checkpoint))
-    own = settings.on(model.export.settings)
-    options = decoding_flags.options(arguments, search_options(own.values), arguments.num_captions)
+    options = decoding_flags.options(arguments, search_options(settings.values), arguments.num_captions)
 
     def caption(readable: list[Path], pixels: "list[np.ndarray]") -> "list[list[CaptionText]]":
         import numpy
 
-        seeds = [seed_of(own.SEED, picture.name) for picture in readable]
+        seeds = [seed_of(settings.SEED, picture.name) for picture in readable]
         return model.decode(numpy.stack(pixels), options, seeds)
 
-    size = min(own.EVAL_BATCH_SIZE, _AT_ONCE)
-    found = in_chunks(pictures, size, own.NUM_WORKERS, shows_progress(arguments, pictures),
+    size = min(settings.EVAL_BATCH_SIZE, _AT_ONCE)
+    found = in_chunks(pictures, size, settings.NUM_WORKERS, shows_progress(arguments, pictures),
                       lambda picture: fitted_form(picture, model.export.image_spec), caption)  # fmt: skip
     return tell(found, arguments, len(pictures), None)
 

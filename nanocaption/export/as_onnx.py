@@ -15,11 +15,13 @@ all three are free. S side in pixels, P patches, H heads, D width of the decoder
 picture share its keys; whoever searches reorders the keys of the tokens. Names as such files have them elsewhere.
 """
 
+import contextlib
 import copy
 import functools
+import logging
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -117,12 +119,27 @@ def _write(
     path: Path,
 ) -> None:  # fmt: skip
     """free: which sizes of what is `given` are. names: of inputs and outputs."""
-    with warnings.catch_warnings(), quiet():
-        warnings.simplefilter("ignore")  # of the exporter, about its own insides
+    with without_advice(), quiet():
         torch.onnx.export(
             module, given, path, input_names=names[0], output_names=names[1], opset_version=OPSET, dynamo=True,
             dynamic_shapes=free, external_data=False, verbose=False,
         )  # fmt: skip
+
+
+@contextlib.contextmanager
+def without_advice() -> Iterator[None]:
+    """Exporter and quantisers tell of their own insides, and one of them sets the logging of the whole program."""
+    root = logging.root
+    before, level, handlers = root.manager.disable, root.level, list(root.handlers)
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
 def _fix_positions(model: ImageToTextModel, pixels: Tensor) -> None:

@@ -1,24 +1,20 @@
 """The folder of `--format onnx`: graphs, tokenizer and what a runtime without torch needs, see model/onnx_folder.py."""
 
-import contextlib
 import hashlib
-import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnx
 import torch
-from onnxruntime.quantization import QuantType, quantize_dynamic
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
 
 from nanocaption.base import hub
 from nanocaption.base.tensors import State
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, PAD, START, UNK
-from nanocaption.export.as_onnx import OPSET, write_graphs
+from nanocaption.export.as_onnx import OPSET, without_advice, write_graphs
 from nanocaption.export.as_transformers import drawn_pictures
 from nanocaption.model import exported, onnx_folder
 from nanocaption.model.captioner import ImageToTextModel, assemble
@@ -89,7 +85,10 @@ def quantize(folder: Path) -> None:
     processors without VNNI sums of two products would else go beyond 16 bits.
     """
     (encoder, decoder), (small_encoder, small_decoder) = graph_names("fp32"), graph_names("int8")
-    with _without_advice():
+    with without_advice():
+        from onnxruntime.quantization import QuantType, quantize_dynamic
+        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+
         how = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
         blocks = MatMulNBitsQuantizer(onnx.load(folder / encoder), algo_config=how)
         blocks.process()
@@ -98,17 +97,6 @@ def quantize(folder: Path) -> None:
             folder / decoder, folder / small_decoder, op_types_to_quantize=["MatMul", "Gather"], per_channel=True,
             reduce_range=True, weight_type=QuantType.QInt8,
         )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _without_advice() -> Iterator[None]:
-    """onnxruntime's quantisers tell through the logging of all that graphs could be made smaller before."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _describe(model: ImageToTextModel, state: State, folder: Path) -> dict[str, object]:

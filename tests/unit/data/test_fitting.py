@@ -60,8 +60,9 @@ def test_every_form_gives_the_bytes_of_the_path_with_torch(tmp_path):
     Image.fromarray(picture(64, 48)).save(path, exif=Image.Exif())
     pixels = np.array(Image.open(path))
     grey = pixels[:, :, 0]
-    forms = [path, str(path), path.read_bytes(), Image.open(path), pixels, pixels / 255, pixels.astype("f4") / 255, grey,
-             grey[:, :, None], channels_first(pixels), channels_first(pixels).bfloat16() / 256, pixels[::-1]]  # fmt: skip
+    floats, tensor = pixels.astype("f4") / 255, channels_first(pixels)
+    forms = [path, str(path), path.read_bytes(), Image.open(path), pixels, pixels / 255, floats, grey, grey[:, :, None],
+             tensor, tensor.bfloat16() / 256, pixels[::-1]]  # fmt: skip
     for form in forms:
         assert np.array_equal(fitted_form(form, SPEC), fitted_picture(form, SPEC).permute(1, 2, 0))
     with path.open("rb") as file, io.BytesIO(path.read_bytes()) as other:
