@@ -1,15 +1,13 @@
 """What a caption is, whichever way it was found: ids with their probabilities, and the text of them. Without torch."""
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Generic, NamedTuple, TypeVar
 
 from tokenizers import Tokenizer
 
 from nanocaption.data.tokenizer import read_text
 
-if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor
+Maps = TypeVar("Maps")  # torch.Tensor; of an ONNX export numpy.ndarray
 
 
 class Caption(NamedTuple):
@@ -18,15 +16,14 @@ class Caption(NamedTuple):
     score: float  # log_prob / length ** length_penalty
 
 
-class CaptionText(NamedTuple):
+class CaptionText(NamedTuple, Generic[Maps]):
     text: str
     log_prob: float  # sum over its tokens
     score: float  # log_prob / length ** length_penalty, see decode.py
     ids: list[int]  # its tokens without <start> and <end>
     broken: bool = False  # whether they ended within a character or were no UTF-8; `text` is what was whole
     tokens: tuple[str, ...] = ()  # the ids as the tokenizer's vocabulary writes them: "Ġdog"
-    # float32 (len(ids), side, side), where asked for, see captions.caption_pictures; of an ONNX export numpy's
-    attention: "Tensor | np.ndarray | None" = None
+    attention: Maps | None = None  # float32 (len(ids), side, side), where asked for, see captions.caption_pictures
 
 
 def caption_of(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:
@@ -37,7 +34,7 @@ def caption_of(ids: list[int], end_id: int, log_prob: float, length_penalty: flo
     return Caption([token for token in ids[:length] if token != end_id], log_prob, log_prob / length**length_penalty)
 
 
-def with_text(tokenizer: Tokenizer, caption: Caption) -> CaptionText:
+def with_text(tokenizer: Tokenizer, caption: Caption) -> CaptionText[Maps]:
     text, broken = read_text(tokenizer, caption.ids)
     tokens = tuple(tokenizer.id_to_token(token) or "" for token in caption.ids)
     return CaptionText(text, caption.log_prob, caption.score, caption.ids, broken, tokens)

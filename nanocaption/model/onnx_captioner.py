@@ -97,14 +97,14 @@ class OnnxCaptioner:
 
     def captions(
         self, pictures: Iterable[picture_forms.OnePicture], *, attention: bool = False, **options: Unpack[Names]
-    ) -> list[list[CaptionText]]:
+    ) -> list[list[CaptionText[np.ndarray]]]:
         """Captions of several pictures; arguments, result and errors are those of ImageToTextModel.captions.
 
         Of random captions without a seed the system draws the seeds, not torch's generator.
         """
         how = asked(options, search_options(self.export.settings))
         fitted = picture_forms.fitted_forms(pictures, self.export.image_spec)
-        results: list[list[CaptionText]] = []
+        results: list[list[CaptionText[np.ndarray]]] = []
         while chunk := list(itertools.islice(fitted, _PICTURES)):
             seeds = None if how.seed is None else [how.seed] * len(chunk)
             results += self.decode(np.stack(chunk), how.options, seeds, how.captions, attention)
@@ -115,7 +115,7 @@ class OnnxCaptioner:
     def decode(
         self, pixels: np.ndarray, options: Options, seeds: Sequence[int] | None = None, most: int | None = None,
         attention: bool = False,
-    ) -> list[list[CaptionText]]:  # fmt: skip
+    ) -> list[list[CaptionText[np.ndarray]]]:  # fmt: skip
         """Captions of N pictures, uint8 (N, S, S, 3), as decode_pictures gives them; at most `most` of each."""
         memory = self.encode(pixels)
         limits = decode_numpy.Limits(START, END, self.export.max_seq_len - 1)
@@ -162,8 +162,8 @@ class OnnxCaptioner:
         return step
 
     def _with_attention(
-        self, memory: list[np.ndarray], found: list[list[CaptionText]]
-    ) -> list[list[CaptionText]]:
+        self, memory: list[np.ndarray], found: list[list[CaptionText[np.ndarray]]]
+    ) -> list[list[CaptionText[np.ndarray]]]:
         """The captions once more through the decoder, all at once, for what each token looked at when it was chosen."""
         most = max(map(len, found))
         longest = max(1, *(len(caption.ids) for captions in found for caption in captions), 1)

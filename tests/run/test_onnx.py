@@ -70,7 +70,7 @@ def ids(found) -> list[list[list[int]]]:
 @pytest.mark.parametrize("kind", ALL_KINDS)
 def test_every_kind_of_encoder_gives_the_same_captions(kind, tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, kind, ALL_KINDS[kind])
-    path = make_checkpoint(kind, tmp_path)
+    path = make_checkpoint(kind, tmp_path, "--min-length 3")
     ours = assemble(checkpoint.load(path))
     found = onnx_export.write_onnx(tmp_path / "light", checkpoint.load(path), "card", "both")
     assert [(one.precision, one.same == one.captions) for one in found][0] == ("fp32", True)
@@ -139,7 +139,8 @@ def test_threads_share_one_model(light, photos):
 
 def test_int8_is_chosen_by_name_and_is_near(made, ours, photos):
     small = nanocaption.load(made / "light", dtype="int8")
-    assert small.precision == "int8" and nanocaption.load(made / "light").precision == "fp32"
+    assert nanocaption.OnnxCaptioner(made / "light", "int8").precision == small.precision == "int8"
+    assert nanocaption.load(made / "light").precision == "fp32"
     assert ids(small.captions(photos)) != [] and onnx_export.compare(ours, small).logits < 0.1
     sizes = [sum((made / "light" / name).stat().st_size for name in onnx_export.graph_names(one))
              for one in ("fp32", "int8")]  # fmt: skip
