@@ -57,23 +57,10 @@ def pixels_of(picture: AnyPicture) -> Tensor:
     if isinstance(picture, np.ndarray):
         return _channels_first(picture_forms.pixels_of_array(picture))
     if isinstance(picture, Tensor):
-        return _of_tensor(picture)
+        return _channels_first(picture_forms.pixels_of_tensor(picture))
     data = picture_forms.bytes_of(picture)
     pixels = decoded_jpeg(np.frombuffer(bytearray(data), dtype=np.uint8))
     return _channels_first(decode_picture(data).pixels) if pixels is None else pixels
-
-
-def _of_tensor(tensor: Tensor) -> Tensor:
-    shape = tuple(tensor.shape)
-    layout = picture_forms.layout_of(shape, "A tensor", "(3, H, W) or grey (H, W)")
-    if layout == "channels last":
-        raise ValueError(f"A tensor of shape {shape}: torch's are (3, H, W), give tensor.permute(2, 0, 1).")
-    if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise ValueError(picture_forms.TYPES.format("a tensor", str(tensor.dtype).removeprefix("torch.")))
-    tensor = tensor.detach().cpu()
-    tensor = tensor if tensor.dtype == torch.uint8 else tensor.double()
-    values = tensor[:, :, None] if tensor.ndim == 2 else tensor.permute(1, 2, 0)
-    return _channels_first(picture_forms.levels_of(values.numpy()))
 
 
 def _channels_first(pixels: np.ndarray) -> Tensor:

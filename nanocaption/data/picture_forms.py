@@ -6,8 +6,8 @@ any_picture.py says which forms are taken; it adds torch's tensors to them, and 
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Protocol, TypeAlias, TypeVar, runtime_checkable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -23,10 +23,27 @@ class BinaryFile(Protocol):
     def read(self) -> bytes: ...
 
 
+class TorchTensor(Protocol):
+    """Of a torch.Tensor what is asked for here, where nothing imports torch."""
+
+    shape: Sequence[int]
+    dtype: object
+
+    def is_floating_point(self) -> bool: ...
+
+    def detach(self) -> "TorchTensor": ...
+
+    def cpu(self) -> "TorchTensor": ...
+
+    def double(self) -> "TorchTensor": ...
+
+    def numpy(self) -> np.ndarray: ...
+
+
 Pixels = TypeVar("Pixels")
 OnePicture: TypeAlias = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray
 FORMS = (str, os.PathLike, bytes, bytearray, memoryview, BinaryFile, Image.Image, np.ndarray)
-TYPES = "A picture as {} of {}: must be uint8 from 0 to 255, or floating point from 0 to 1."
+_TYPES = "A picture as {} of {}: must be uint8 from 0 to 255, or floating point from 0 to 1."
 _TAKEN = "Pictures are paths, bytes, binary files, PIL images, numpy arrays and torch tensors."
 _URL = re.compile(r"(?:[a-z][a-z0-9+.-]*://|https?:/|data:[\w/+.;=-]*,)", re.IGNORECASE)  # a Path has one slash less
 _CHANNELS = (1, 3)
@@ -66,9 +83,7 @@ def _is_tensor(thing: object) -> bool:
 
 def _pixels_of(picture: object) -> np.ndarray:
     if _is_tensor(picture):
-        from nanocaption.data import any_picture
-
-        return any_picture.pixels_of(picture).permute(1, 2, 0).numpy()  # type: ignore[arg-type]  # a tensor
+        return pixels_of_tensor(cast(TorchTensor, picture))
     if isinstance(picture, Image.Image):
         return convert_image(picture).pixels
     return pixels_of_array(picture) if isinstance(picture, np.ndarray) else decode_picture(bytes_of(picture)).pixels
@@ -113,15 +128,29 @@ def bytes_of(picture: object) -> bytes:
 
 def pixels_of_array(array: np.ndarray) -> np.ndarray:
     """uint8 (H, W, 3), a copy. ValueError with one line."""
-    layout = layout_of(array.shape, "An array", "(H, W, 3) or grey (H, W)")
+    layout = _layout(array.shape, "An array", "(H, W, 3) or grey (H, W)")
     if layout == "channels first":
         raise ValueError(f"An array of shape {array.shape}: numpy's are (H, W, 3), give array.transpose(1, 2, 0).")
     if array.dtype != np.uint8 and array.dtype.kind != "f":
-        raise ValueError(TYPES.format("an array", array.dtype))
-    return levels_of(array[:, :, None] if array.ndim == 2 else array)
+        raise ValueError(_TYPES.format("an array", array.dtype))
+    return _levels_of(array[:, :, None] if array.ndim == 2 else array)
 
 
-def layout_of(shape: tuple[int, ...], what: str, wanted: str) -> str:
+def pixels_of_tensor(tensor: TorchTensor) -> np.ndarray:
+    """uint8 (H, W, 3), a copy. ValueError with one line."""
+    shape = tuple(tensor.shape)
+    layout = _layout(shape, "A tensor", "(3, H, W) or grey (H, W)")
+    if layout == "channels last":
+        raise ValueError(f"A tensor of shape {shape}: torch's are (3, H, W), give tensor.permute(2, 0, 1).")
+    kind = str(tensor.dtype).removeprefix("torch.")
+    if kind != "uint8" and not tensor.is_floating_point():
+        raise ValueError(_TYPES.format("a tensor", kind))
+    tensor = tensor.detach().cpu()
+    values = (tensor if kind == "uint8" else tensor.double()).numpy()
+    return _levels_of(values[:, :, None] if values.ndim == 2 else values.transpose(1, 2, 0))
+
+
+def _layout(shape: tuple[int, ...], what: str, wanted: str) -> str:
     """Where the channels of a shape are. ValueError where it is none of a picture, or can be read in two ways."""
     if len(shape) == 4:
         raise ValueError(f"{what} of shape {shape} is a batch: give its pictures one by one, as list(...).")
@@ -146,7 +175,7 @@ def _sides(sides: tuple[int, ...], what: str) -> tuple[int, int]:
     return sides[0], sides[1]
 
 
-def levels_of(values: np.ndarray) -> np.ndarray:
+def _levels_of(values: np.ndarray) -> np.ndarray:
     """(H, W, C) uint8, or floating point from 0 to 1 -> uint8 (H, W, 3), a copy. C: 3, or 1 of a grey picture."""
     if values.dtype != np.uint8:
         values = values.astype(np.float64)
