@@ -17,6 +17,10 @@ from nanocaption.model.options import Options, option_problems
 Step = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 _FLOOR = np.float32(-1e9)  # as in decode.py, and so is what else has its name
 _LEAVE_OUT = 0.2
+_FOLLOWED = (
+    "beam_size", "length_penalty", "min_length", "no_repeat_ngram", "beam_groups", "diversity_penalty", "samples",
+    "temperature", "top_k", "top_p", "max_length",
+)  # fmt: skip
 
 
 class Limits(NamedTuple):
@@ -30,8 +34,11 @@ class Limits(NamedTuple):
 def decode(
     step: Step, images: int, options: Options, limits: Limits, seeds: Sequence[int] | None = None
 ) -> list[list[Caption]]:
-    """decode.decode"""
+    """decode.decode. ValueError as well for an option that decode.py follows and this file does not."""
     o = options
+    for name in set(o._fields) - {*_FOLLOWED}:
+        if getattr(o, name) != o._field_defaults[name]:
+            raise ValueError(f"{name} = {getattr(o, name)}: is not followed without torch, leave it out.")
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
     limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))

@@ -99,3 +99,12 @@ def test_options_that_cannot_be_meant_are_refused_in_the_same_words():
                 module.decode(None, 1, options, module.Limits(**LIMITS))
             told.append(str(caught.value))
         assert told[0] == told[1]
+
+
+def test_an_option_that_only_torch_follows_is_refused_not_ignored(monkeypatch):
+    limits = decode_numpy.Limits(**LIMITS)
+    assert set(Options._fields) <= {*decode_numpy._FOLLOWED}
+    monkeypatch.setattr(decode_numpy, "_FOLLOWED", tuple(name for name in Options._fields if name != "min_length"))
+    with pytest.raises(ValueError, match="min_length = 2: is not followed without torch"):
+        decode_numpy.decode(in_numpy(toy_step(0, [0], 7)), 1, Options(min_length=2), limits)
+    assert decode_numpy.decode(in_numpy(toy_step(0, [0], 7)), 1, Options(), limits)
