@@ -132,7 +132,7 @@ class OnnxCaptioner:
         parts: list[Sequence[np.ndarray]] = []
         for start in range(0, len(pixels), _ENCODED):
             part = pixels[start : start + _ENCODED].transpose(0, 3, 1, 2).astype(np.float32) / np.float32(255)
-            parts.append(self._encoder.run(None, {"pixel_values": np.ascontiguousarray((part - mean) / std)}))
+            parts.append(self._run(self._encoder, {"pixel_values": np.ascontiguousarray((part - mean) / std)}))
         return list(parts[0]) if len(parts) == 1 else [np.concatenate(part) for part in zip(*parts, strict=True)]
 
     def start_decoding(self, memory: list[np.ndarray], seen: list[np.ndarray] | None = None) -> decode_numpy.Step:
@@ -153,13 +153,20 @@ class OnnxCaptioner:
                 past = [part.repeat(beams, 1) for part in past]
             inputs = {"input_ids": tokens.reshape(-1, beams).astype(np.int64), "position_ids": np.array([length])}
             inputs |= dict(zip(names[0], memory, strict=True)) | dict(zip(names[1], past, strict=True))
-            logits, looked, *past = self._decoder.run(None, inputs)
+            logits, looked, *past = self._run(self._decoder, inputs)
             length += 1
             if seen is not None:
                 seen.append(looked)
             return logits.reshape(len(tokens), -1)
 
         return step
+
+    def _run(self, graph: onnxruntime.InferenceSession, inputs: dict[str, np.ndarray]) -> list[np.ndarray]:
+        """All outputs. ValueError, with one line, where the graph fails: only one that was not written here does."""
+        try:
+            return graph.run(None, inputs)
+        except Exception as error:  # the library has a class of its own for each of its codes
+            raise ValueError(f"{self.export.folder}: its graph fails: {' '.join(str(error).split())[:200]}") from error
 
     def _with_attention(
         self, memory: list[np.ndarray], found: list[list[CaptionText[np.ndarray]]]

@@ -28,6 +28,7 @@ _SIZES = {  # name -> (least, most)
     "layers": (1, 200), "heads": (1, 1000), "width": (1, 65_536), "vocab_size": (4, 1_000_000),
     "max_seq_len": (2, 10_000), "patches": (1, 100_000), "grid": (1, 1000),
 }  # fmt: skip
+_SEARCH = {"BEAM_SIZE": (1, 100), "MIN_LENGTH": (0, 10_000), "NO_REPEAT_NGRAM": (0, 10_000)}
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest-exact", "nearest")
 
 
@@ -93,8 +94,8 @@ def read_onnx_export(folder: Path) -> OnnxExport:
         precisions = tuple(name for name in PRECISIONS if set(graph_names(name)) <= about["sha256"].keys())
         if not precisions:
             raise ValueError("sha256: names no pair of an encoder and a decoder")
-        settings = {name: _number(name, about["settings"][name]) for name in
-                    ("BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM")}  # fmt: skip
+        settings: dict[str, Any] = {"LENGTH_PENALTY": _number("LENGTH_PENALTY", about["settings"]["LENGTH_PENALTY"])}
+        settings |= {name: _whole(name, about["settings"][name], *limits) for name, limits in _SEARCH.items()}
         sha256 = {str(name): str(digest) for name, digest in about["sha256"].items()}
         return OnnxExport(folder, **sizes, image_spec=_image_spec(about["image_spec"]), settings=settings,
                           precisions=precisions, sha256=sha256)  # fmt: skip
@@ -145,8 +146,8 @@ def _whole(name: str, value: object, least: int, most: int) -> int:
 
 
 def _number(name: str, value: object) -> int | float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 10_000:
-        raise ValueError(f"{name} = {str(value)[:40]}: must be a number from 0 to 10,000")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 10:
+        raise ValueError(f"{name} = {str(value)[:40]}: must be a number from 0 to 10")
     return value
 
 

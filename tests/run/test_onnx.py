@@ -172,8 +172,8 @@ import nanocaption
 from nanocaption.__main__ import main
 model = nanocaption.load({str(made / "light")!r})
 print(ascii(model.captions([{str(photos[0])!r}], attention=True)[0][0].text))
-sys.argv = ["nanocaption", "caption", {str(photos[0])!r}, "--checkpoint", {str(made / "light")!r}, "--json", "--length-penalty", "0.7",
-            "--min-length", "2", "--no-repeat-ngram", "3"]
+sys.argv = ["nanocaption", "caption", {str(photos[0])!r}, "--checkpoint", {str(made / "light")!r}, "--json",
+            "--length-penalty", "0.7", "--min-length", "2", "--no-repeat-ngram", "3"]
 main()
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True,
@@ -319,6 +319,23 @@ def elsewhere(folder: Path, about: dict) -> None:
     (folder / "encoder_model.onnx").write_bytes(graph.SerializeToString())
 
 
+def broken_reshape(folder: Path, about: dict) -> None:
+    """A graph that onnxruntime takes, and that fails when it runs."""
+    graph = onnx.load(folder / "encoder_model.onnx")
+    (shape, *_) = [node.input[1] for node in graph.graph.node if node.op_type == "Reshape"]
+    given = next(one for one in graph.graph.initializer if one.name == shape)
+    given.CopyFrom(onnx.numpy_helper.from_array(np.array([7, 11, 13], np.int64), shape))
+    del graph.graph.value_info[:]
+    (folder / "encoder_model.onnx").write_bytes(graph.SerializeToString())
+
+
+def test_a_graph_that_fails_when_it_runs_is_one_line(made, tmp_path, photos):
+    folder = altered(made, tmp_path, broken_reshape)
+    with pytest.raises(ValueError, match="its graph fails|cannot be run by onnxruntime") as caught:
+        nanocaption.load(folder).caption(photos[0])
+    assert "\n" not in str(caught.value)
+
+
 def own_operator(folder: Path, about: dict) -> None:
     graph = onnx.load(folder / "encoder_model.onnx")
     graph.graph.node.append(helper.make_node("Run", ["pixel_values"], ["more"], domain="evil"))
@@ -338,7 +355,9 @@ def own_operator(folder: Path, about: dict) -> None:
     (lambda f, about: about["image_spec"].update(size=10**9), "a side of image_spec = 1000000000: must be"),
     (lambda f, about: about["image_spec"].update(size=64), "does not fit its config.json: pixel_values is"),
     (lambda f, about: about["image_spec"].update(std=[0, 1, 1]), "is not followed"),
-    (lambda f, about: about["settings"].update(BEAM_SIZE=10**9), "BEAM_SIZE = 1000000000: must be a number from 0"),
+    (lambda f, about: about["settings"].update(BEAM_SIZE=10**9), "BEAM_SIZE = 1000000000: must be a whole number"),
+    (lambda f, about: about["settings"].update(MIN_LENGTH=1.5), "MIN_LENGTH = 1.5: must be a whole number from 0"),
+    (lambda f, about: about["settings"].update(LENGTH_PENALTY="a"), "LENGTH_PENALTY = a: must be a number from 0"),
     (lambda f, about: about.pop("sizes"), "lacks what belongs there"),
     (lambda f, about: about.update(sha256={}), "names no pair of an encoder and a decoder"),
     (without("decoder_model_merged.onnx"), "is not whole: it has no decoder_model_merged.onnx"),
@@ -349,7 +368,7 @@ def own_operator(folder: Path, about: dict) -> None:
     (foreign_decoder, "does not fit its config.json: input_ids is None"),
     (elsewhere, "cannot be run by onnxruntime"),
     (own_operator, "cannot be run by onnxruntime"),
-], ids=range(22))  # fmt: skip
+], ids=range(24))  # fmt: skip
 def test_a_strangers_folder_is_one_line(made, tmp_path, change, told):
     folder = altered(made, tmp_path, change)
     with pytest.raises(ValueError, match=told) as caught:
