@@ -10,11 +10,13 @@ from PIL import Image
 from nanocaption.data.any_picture import fitted_picture, fitted_pictures
 from nanocaption.data.fitting import ImageSpec, fitted_array, resized_array
 from nanocaption.data.picture_forms import fitted_form, fitted_forms
-from nanocaption.data.transform import fitted, resized
+from nanocaption.data.transform import fitted, load_image, resized
+from tests.conftest import ROOT
 
 SPEC: ImageSpec = {
     "size": 32, "resize": 32, "crop": False, "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bicubic",
 }  # fmt: skip
+NATIVE = ROOT.parent / "shared" / "data" / "flickr8k_native"
 SHAPES = [(375, 500), (64, 64), (40, 300), (33, 57), (224, 500), (7, 5), (700, 90), (3, 3), (1, 20), (900, 450)]
 
 
@@ -96,3 +98,14 @@ def test_a_list_is_read_as_it_is_asked_for_and_says_which_fails():
         for fit in (fitted_forms, fitted_pictures):
             with pytest.raises(ValueError, match="is one picture, not a list"):
                 list(fit(one, SPEC))
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not NATIVE.is_dir(), reason="needs ../shared/data")
+@pytest.mark.parametrize("changes", [{"size": 224, "resize": 224}, {"size": 224, "resize": 256, "crop": True}], ids=str)
+def test_real_photographs_have_the_bytes_of_the_path_with_torch(changes):
+    paths = sorted(NATIVE.glob("*.jpg"))
+    assert len(paths) > 200
+    for path in paths:
+        spec: ImageSpec = {**SPEC, **changes}
+        assert np.array_equal(fitted_form(path, spec), load_image(path, spec).permute(1, 2, 0)), path
