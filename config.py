@@ -13,6 +13,7 @@ from typing import Literal
 DATASET: str = "demo"  # "demo" (drawn), "flickr30k" (downloaded), your own; or a mix, e.g. "flickr30k,mine*2"
 DATA_DIR: str = "data"  # prepared sets are kept in DATA_DIR/DATASET
 RAW_DATA_DIR: str | None = None  # folder or archive with your pictures and captions; read, never changed
+STREAM: bool = False  # RAW_DATA_DIR names WebDataset tars or parquet ('shards/{000..331}.tar'): pictures stay in them
 HF_DATASET_ID: str = "nlphuji/flickr30k"  # where "flickr30k" comes from; as parquet: AnyModal/flickr30k
 HF_DATASET_REVISION: str = "main"  # branch, tag or commit of HF_DATASET_ID
 DATA_CUTOFF: int | None = None  # take only the first N images of each split (quick trials); None = all
@@ -24,7 +25,8 @@ MAX_BAD_FRACTION: float = 0.01  # largest share of pictures, or captions, that m
 CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of captions trained on; the other rules: data/caption_text.py
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process, and checks new data on every core
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never
-RANDOM_FLIP: bool = False  # mirror half of the training pictures; wrong where captions say left and right
+RANDOM_FLIP: bool = False  # mirror half of the training pictures; but those whose captions say left or right
+FEATURE_VIEWS: int = 0  # frozen encoder: keep the features of so many RANDOM_* views of a picture; 0 = encode anew
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
 CACHE_IMAGES: bool = True  # otherwise each picture is decoded and resized once, and kept there
 CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work is done anew every epoch
@@ -39,6 +41,7 @@ UNK_TOKEN_ID: int = 3  # never occurs: every byte has a token
 
 # --- Encoder ---
 ENCODER_MODEL_NAME: str | None = None  # Hub id or folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; None = from scratch
+ENCODER_LAYERS: tuple[int, ...] | None = None  # blocks whose outputs, side by side, are seen, (6, 9, 12); None = last
 FREEZE_ENCODER: bool = False  # keep a pretrained encoder as it is
 IMAGE_SIZE: int | None = None  # side in pixels of the encoder's input; None = a pretrained encoder's own, else 64
 VIT_PATCH_SIZE: int = 8  # from scratch: one token per patch of this side, pixels
@@ -79,8 +82,17 @@ WEIGHT_DECAY: float = 0.05  # not on biases, norms and embeddings
 ADAM_BETAS: tuple[float, float] = (0.9, 0.98)  # AdamW's decay rates of the mean gradient and of its mean square
 ADAM_EPS: float = 1e-8  # AdamW's guard against division by zero
 GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipping
+EMA_DECAY: float = 0.0  # moving average of the weights, validated and exported in their place, e.g. 0.99; 0 = none
 MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradient, all skipped, before the run stops
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
+PATCH_DROP: float = 0.0  # share of a picture's patch features that a training step leaves out, drawn anew each time
+OBJECTIVE: Literal["xe", "scst"] = "xe"  # cross-entropy; or self-critical, drawn captions rewarded: docs/training.md
+SCST_START_EPOCH: int = 0  # "scst": so many epochs of cross-entropy come first; 0 needs INIT_CHECKPOINT_PATH
+SCST_SAMPLES: int = 5  # "scst": captions drawn per picture; each is measured against the mean of the others
+SCST_REWARD: Literal["cider", "cider+bleu"] = "cider"  # CIDEr-D, alone or plus smoothed BLEU-4; <end> is a word in it
+SCST_XE_WEIGHT: float = 0.0  # "scst": weight of the cross-entropy of one own caption per picture beside the reward
+SCST_LEARNING_RATE: float = 1e-4  # "scst": peak rate, after a short warmup; WEIGHT_DECAY does not act there
+SCST_LR_SCHEDULE: Literal["constant", "cosine"] = "constant"  # "scst": cosine falls to MIN_LR
 VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
 VALIDATION_SCORE_IMAGES: int = 100  # validation images captioned (greedy) and scored each time; 0 = loss only
 EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the run stops; 0 = never
@@ -106,3 +118,5 @@ BEAM_SIZE: int = 3  # 1 = greedy
 LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_PENALTY; larger = longer captions
 MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>
 NO_REPEAT_NGRAM: int = 0  # no sequence of this many tokens occurs twice in a caption; 0 = off
+NO_BAD_ENDINGS: bool = False  # English: no caption ends in a word that must go on, as "with", "in", "a", "the"
+CONSENSUS: int = 0  # random captions a picture that judge the beams: the one most like them is taken; 0 = the likeliest

@@ -6,6 +6,7 @@
     python evaluate.py --checkpoint A.safetensors,B.safetensors   an ensemble: their probabilities are averaged
     python evaluate.py --beam-size 1 --device cpu             any setting of config.py is a flag here, too
     python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
+    python evaluate.py --length-penalties 0.7,1,1.3           the one that is best on val, for the test split
     python evaluate.py --predictions anyones.json             score captions of any model, without one
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
@@ -40,6 +41,10 @@ _PARSER.add_argument(
     "--only-predicted", action="store_true", help="with files: score the images that have a prediction alone"
 )
 _PARSER.add_argument("--json", metavar="FILE", help="with --compare: write the differences there as well")
+_PARSER.add_argument(
+    "--length-penalties", metavar="P,P,...",
+    help="choose LENGTH_PENALTY among these: the one whose captions of the val split have the highest CIDEr",
+)  # fmt: skip
 _PARSER.add_argument("--meteor", action="store_true", help="METEOR as well: needs Java and pycocoevalcap")
 _PARSER.add_argument("--spice", action="store_true", help="SPICE as well: Java 8 or 11, pycocoevalcap, a download")
 _PARSER.add_argument(
@@ -68,10 +73,13 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
+from nanocaption.data.shard_index import paths_of
+from nanocaption.data.shards import Packed
 from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.captions import search_options
+from nanocaption.model.options import Options
 from nanocaption.score import results
 from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report
@@ -79,8 +87,9 @@ from nanocaption.score.report_html import GalleryRow
 from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
 from nanocaption.use.attention import attend
-from nanocaption.use.captioning import caption_split, decoding_facts, results_name
-from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models
+from nanocaption.use.captioning import caption_split, decoding_facts, judged_by, results_name
+from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models, trained_by_reward
+from nanocaption.use.penalties import Tried, best_of, table, try_penalties
 
 
 def main(argv: list[str]) -> None:
@@ -88,6 +97,8 @@ def main(argv: list[str]) -> None:
     arguments = _PARSER.parse_args(rest)
     if problems := flag_problems(arguments):
         raise SystemExit("\n".join(problems))
+    if arguments.length_penalties:
+        decoding_flags.penalties(arguments)  # a mistake is told before a model is loaded
     arguments.split = arguments.split or "test"
     try:
         settings = load_settings(own)
@@ -113,6 +124,8 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
          "--split is for checkpoints: both sides of --compare are captions already"),
         (not captioned or not decoding_flags.used(a),
          "--sample, --max-length and their like are for checkpoints: here all is captioned already"),
+        (not a.length_penalties or not (a.predictions or a.compare),
+         "--length-penalties chooses for one checkpoint: leave out --predictions and --compare"),
         (not a.only_predicted or a.predictions or a.compare,
          "--only-predicted goes with --predictions FILE or --compare A B: a checkpoint captions all"),
         (not a.json or Path(a.json).absolute().parent.is_dir(),
@@ -130,16 +143,31 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     loaded = load_models(paths, given)
     settings, states = loaded.settings, loaded.states
     options = decoding_flags.options(arguments, search_options(settings.values))
+    if settings.CONSENSUS and arguments.sample:
+        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    if settings.CONSENSUS and arguments.length_penalties:
+        raise SystemExit("--length-penalties goes by beam search alone: set CONSENSUS to 0")
+    judged = judged_by(loaded, metrics.TOKENIZERS[arguments.tokenize])
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
-    made_by = " + ".join(f"{path.name} {digest}" for path, digest in zip(paths, digests, strict=True))
-    decoding = decoding_facts(loaded, options)
+    made_by = " + ".join(
+        f"{path.name} {digest}{' scst:eos' * trained_by_reward(state)}"
+        for path, digest, state in zip(paths, digests, states, strict=True)
+    )
+    tried: list[Tried] = []
+    if arguments.length_penalties:
+        options, tried = choose_penalty(arguments, loaded, options)
+        if split.name == "+".join(settings.VAL_SPLITS):
+            devices.console(f"Chosen on {split.name}: use it on another split with --length-penalty "
+                            f"{options.length_penalty:g}")  # fmt: skip
+            return split.folder
+    decoding = decoding_facts(loaded, options, judged)
     key = results.digest(made_by, decoding, split.captions_sha256, split.folder.name, split.name, len(split.records),
                          *_tokens_named(arguments))  # fmt: skip
     metrics.require_java(arguments.meteor, arguments.spice)
     decided: list[tuple[Path, bool]] = []
     if devices.rank() == 0:  # the others would look while this one writes
-        place = paths[0].parent / results_name(loaded, options, split)
+        place = paths[0].parent / results_name(loaded, options, split, judged)
         output = Path(arguments.output) if arguments.output else results.folder_for(place, key)
         decided = [(output, reuse and results.read_object(output / "scores.json").get("key") == key)]
     output, done = devices.gather(decided)[0]
@@ -151,12 +179,28 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
             print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
         print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
               f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
-    captions, broken = caption_split(loaded, options, split, output, key)
+    captions, broken = caption_split(loaded, options, split, output, key, judged)
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
-        facts = {"decoding": decoding, "checkpoints": digests, "key": key}
+        facts: dict[str, object] = {"decoding": decoding, "checkpoints": digests, "key": key}
+        facts |= {"length_penalties": [row._asdict() for row in tried]} if tried else {}
         finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded, broken)
     return output
+
+
+def choose_penalty(
+    arguments: argparse.Namespace, loaded: Loaded, options: Options
+) -> tuple[Options, list[Tried]]:
+    """The options with the length penalty of --length-penalties that is best on the val split, and what each scored."""
+    penalties = decoding_flags.penalties(arguments)
+    if options.beam_size == 1:
+        raise SystemExit("--length-penalties ranks beams: BEAM_SIZE = 1 leaves no choice")
+    val = load_split(loaded.settings, "val", loaded.states[0]["config"])
+    devices.console(f"captioning {len(val.records)} images of {val.folder.name}/{val.name} with "
+                    f"{len(penalties)} length penalties")  # fmt: skip
+    tried = try_penalties(loaded, options, val, penalties, metrics.TOKENIZERS[arguments.tokenize])
+    devices.console(table(tried))
+    return options._replace(length_penalty=best_of(tried)), tried
 
 
 def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
@@ -202,13 +246,14 @@ def finish(
         {"file_name": record["file_name"], "caption": caption, "references": record["captions"], "cider": own["CIDEr"]}
         for record, caption, own in zip(split.records, captions, per_image, strict=True)
     ]
+    places = dict(zip(references, paths_of(split.folder / "images", split.records), strict=True))
     if loaded and len(loaded.models) == 1:
-        _add_maps([row for _, row in shown_rows(rows)], loaded, split.folder / "images")
+        _add_maps([row for _, row in shown_rows(rows)], loaded, places)
     results.write_results(output, split.records, captions, scores, ids)
     print("\n".join([*repaired_notes(split.folder), results.scores_table(scores)]), flush=True)
     write_report(
         output / "report.html", title=f"{folder.resolve().name}: captions of the {split.name} split", scores=scores,
-        predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (),
+        predictions=rows, images_dir=split.folder / "images", history=_history(folder) if loaded else (), places=places,
     )  # fmt: skip
     results.drop_kept(output)
     print(f"\npredictions, scores and the gallery: {output}/ (open {output / 'report.html'})")
@@ -259,7 +304,7 @@ def _is_model(name: str) -> bool:
     return all(part.endswith(".safetensors") or is_exported(Path(part) / WEIGHTS) for part in parts)
 
 
-def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> None:
+def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, places: Mapping[str, Path | Packed]) -> None:
     """Add "attention" to the rows: where the one model looked, word by word.
 
     The captions are cut into tokens anew, which nearly always gives the model's own.
@@ -267,7 +312,7 @@ def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, images_dir: Path) -> N
     (model,), settings = loaded.models, loaded.settings
     for start in range(0, len(rows), settings.EVAL_BATCH_SIZE):
         part = rows[start : start + settings.EVAL_BATCH_SIZE]
-        paths = [images_dir / row["file_name"] for row in part]
+        paths = [places[row["file_name"]] for row in part]
         pixels = torch.stack([load_image(path, model.image_spec) for path in paths])
         tokens = [encode(loaded.tokenizer, row["caption"], settings.MAX_SEQ_LEN) for row in part]
         ids = [[token for token in row if token > UNK] for row in tokens]  # a cut one has no <end>

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import math
 import operator
 import shlex
 import time
@@ -36,24 +37,25 @@ from nanocaption.base import devices
 from nanocaption.base.files import read_log
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
-from nanocaption.data.order import Group, in_order, number_of_captions, packed, seed_of
+from nanocaption.data.order import Group, flattened, in_order, number_of_captions, packed, seed_of
 from nanocaption.export.from_transformers import read_foreign
 from nanocaption.export.uploads import check_hub, uploads
 from nanocaption.model.options import GREEDY
 from nanocaption.runs import signals
-from nanocaption.runs.folder import LAST, best_files
+from nanocaption.runs.folder import LAST, best_of
 from nanocaption.runs.log import write_row
 from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
 from nanocaption.score.curves import plot_curves
 from nanocaption.score.scoring import score_captions
-from nanocaption.train import profile, sharding
+from nanocaption.train import average, profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
 from nanocaption.train.losses import caption_objective
-from nanocaption.train.optim import set_learning_rates
-from nanocaption.train.setup import Progress, Run, find_start, own_folder, prepare
+from nanocaption.train.objective import begin_objective, ready
+from nanocaption.train.optim import parameters_by_name, set_learning_rates
+from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
-from nanocaption.train.steps import steps_of_epoch, whole_steps
+from nanocaption.train.steps import caption_counts, steps_of_epoch, whole_steps
 from nanocaption.use.captioning import caption_batches
 
 
@@ -114,7 +116,7 @@ def fit(run: Run, progress: Progress) -> None:
     if devices.rank() == 0:
         curves = run.folder / "curves.png"
         plot_curves(read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
-        best = next(iter(best_files(run.folder)), run.folder / LAST)
+        best = best_of(run.folder) or run.folder / LAST
         print(f"curves: {curves}\nbest checkpoint: {best}")
         print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
 
@@ -144,7 +146,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         return  # stopped in the validation after the last step
     bar.set_description(f"epoch {progress.epoch + 1}/{settings.NUM_EPOCHS}")
     run.model.train()
-    objective = caption_objective(settings.LABEL_SMOOTHING)
+    objective = begin_objective(run, progress)
     pictures = run.train_set.at_epoch(progress.epoch)
     reading = read_steps(run, pictures, todo)
     batches, wait = next(reading)
@@ -152,30 +154,46 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         start = time.perf_counter()
         # What a step draws is a function of (seed, step, rank) alone: nothing that ran before can change it.
         seed_generators(seed_of(settings.SEED, progress.step, devices.rank()))
-        rates = set_learning_rates(run.optimizer, run.plan.schedule.rate(progress.step), run.plan.encoder_share)
+        rates = set_learning_rates(run.optimizer, run.plan.rate(progress.step), run.plan.encoder_share)
+        batches, drawn = ready(run, progress, batches, groups, pictures.resident)
         begun = accumulate_gradients(run, objective, batches, pictures.resident)
         waited = wait
         if number < len(todo):
             batches, wait = next(reading)  # made while a GPU works on this step
         found = read_found(begun)
         finite = found.finite(scaled=run.scaler.is_enabled())
-        take_update(run.optimizer, run.scaler, skip=not finite)
-        progress = progress.after_step(finite)
+        # Where all captions of each picture earn the same, nothing changes the weights: not the moments either.
+        skip = not finite or (drawn is not None and found.norm == 0)
+        take_update(run.optimizer, run.scaler, skip=skip)
+        averaged = bool(run.average) and not skip and math.isfinite(found.norm)  # fp16 skips by itself where it is not
+        if averaged:
+            update_average(run, progress)
+        progress = progress.after_step(finite, rewarded=drawn is not None, averaged=averaged)
         row = {
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,
             "grad_norm": found.norm, "captions_per_s": round(found.captions / (time.perf_counter() - start), 1),
-            "input_s": round(waited, 4),
+            "input_s": round(waited, 4), **(drawn.row() if drawn else {}),
         }  # fmt: skip
         skipped = [] if finite else pictures_of_step(run, groups)
         try:
             write_row(run.log, row, run.copies)
-            bar.set_postfix_str(f"loss {found.loss:.3f}, lr {rates['lr']:.1e}", refresh=False)
-            bar.update(found.captions)
+            shown = f"reward {row['reward']:.3f}" if drawn else f"loss {found.loss:.3f}"
+            bar.set_postfix_str(f"{shown}, lr {rates['lr']:.1e}", refresh=False)
+            bar.update(int(drawn.own) if drawn else found.captions)
             if not finite:
                 report_nonfinite(run, progress, skipped, found, bar)
         finally:
             yield progress  # counted first: an error in telling of the step must not save it as not done
+
+
+def update_average(run: Run, progress: Progress) -> None:
+    """Take the step that was taken into the moving average. Raises HalfUpdate where that failed."""
+    try:
+        weights = parameters_by_name(run.optimizer)
+        average.update(run.average, weights, run.settings.EMA_DECAY, progress.averaged_steps)
+    except Exception as error:
+        raise HalfUpdate(f"the update of the moving average failed: {error}") from error
 
 
 def boundary(run: Run, progress: Progress, seconds_since_save: float) -> bool:
@@ -225,21 +243,25 @@ def evaluate(run: Run) -> float:
 def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, list[str]]:
     """Validate where it is time to; returns (progress with one more epoch, names for it as one of the best)."""
     settings = run.settings
+    by_cider = is_scst(settings, progress.epoch)
     done = progress._replace(epoch=progress.epoch + 1, step_in_epoch=0)
+    if by_cider and progress.epoch == settings.SCST_START_EPOCH:
+        done = done._replace(validations_without_gain=0)  # so far it counted another gain
     if done.epoch != settings.NUM_EPOCHS and done.epoch % settings.VALIDATION_INTERVAL:
         return done, []
     seed_generators(seed_of(settings.SEED, "validation", done.epoch, devices.rank()))
     if settings.NUM_WORKERS:
         run.saver.wait()
-    with sharding.gathered(run.model):
+    with average.in_place(run.average, parameters_by_name(run.optimizer)), sharding.gathered(run.model):
         val_loss = evaluate(run)
         scores, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
         stop_if_asked(run)
-    done, names = done.after_validation(val_loss, scores.get("CIDEr"))
+    done, names = done.after_validation(val_loss, scores.get("CIDEr"), by_cider)
     place = {"step": done.step, "epoch": done.epoch}
-    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}" + " (best)" * (done.validations_without_gain == 0)
+    best = " (best)" * (done.validations_without_gain == 0)
+    text = f"epoch {done.epoch}: validation loss {val_loss:.4f}{'' if by_cider else best}"
     if scores:
-        text += f", CIDEr {100 * scores['CIDEr']:.1f}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
+        text += f", CIDEr {100 * scores['CIDEr']:.1f}{best if by_cider else ''}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
         text += f" (greedy, {len(run.val_records)} images)"
         text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scores.items() if k.startswith("true_"))
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
@@ -247,6 +269,8 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores}, run.copies)
     if devices.rank() == 0:
         bar.write(text)
+        if by_cider and (warning := scst.drift(read_log(run.folder / "log.jsonl"))):
+            bar.write(warning)
     return done, names
 
 
@@ -280,7 +304,7 @@ def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = F
     """
     run.saver.wait()
     tell_problem(run)
-    state = take_state(run.model, run.optimizer, run.scaler, {**progress._asdict(), **run.about})
+    state = take_state(run.model, run.optimizer, run.scaler, {**progress._asdict(), **run.about}, run.average)
     if devices.rank() == 0:
         run.saver.start(state, names)
     if wait:
@@ -316,12 +340,12 @@ def leave(run: Run, progress: Progress, error: Exception | SystemExit) -> NoRetu
 
 
 def read_steps(
-    run: Run, pictures: ImageTextDataset, steps: Sequence[Sequence[Sequence[Group]]]
+    run: Run, pictures: ImageTextDataset, steps: Sequence[list[list[Group]]]
 ) -> Iterator[tuple[list[Batch], float]]:
     """The micro-batches of one step after the other, and the seconds that the loop waited for them."""
     if run.settings.NUM_WORKERS:
         run.saver.wait()  # a process forked while a thread holds a lock would hold it for ever
-    groups = [batch for step in steps for batch in step]
+    groups = flattened(steps)
     batches = iter(make_loader(pictures, groups, run.settings.NUM_WORKERS, run.device.type == "cuda"))
     deaf_to_children()
     for step in steps:
@@ -348,15 +372,18 @@ def stop_if_asked(run: Run) -> None:
 
 def out_of_patience(run: Run, progress: Progress) -> bool:
     patience = run.settings.EARLY_STOPPING_PATIENCE
+    if run.settings.OBJECTIVE == "scst" and progress.epoch <= run.settings.SCST_START_EPOCH:
+        return False  # the self-critical phase is still to come
     if not patience or progress.validations_without_gain < patience:
         return False
-    devices.console(f"Stopping early: no better loss in EARLY_STOPPING_PATIENCE = {patience} validations.")
+    what = "CIDEr" if run.settings.OBJECTIVE == "scst" else "loss"
+    devices.console(f"Stopping early: no better {what} in EARLY_STOPPING_PATIENCE = {patience} validations.")
     return True
 
 
 def progress_bar(run: Run, progress: Progress) -> tqdm:
     """Over the captions of all epochs, those that are done included."""
-    captions = round(sum(map(operator.mul, map(len, run.train_set.token_ids), run.train_set.weights)))
+    captions = round(sum(map(operator.mul, caption_counts(run.train_set), run.train_set.weights)))
     done = whole_steps(run.settings, run.train_set, progress.epoch)[: progress.step_in_epoch]
     in_epoch = sum(map(number_of_captions, done))
     return tqdm(

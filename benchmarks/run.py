@@ -51,6 +51,7 @@ JOBS = (
         "train_step_encoder_trained_40", "train_step_frozen_tiny", "train_step_frozen_tiny_divided",
         "train_step_frozen_tiny_40", "train_step_frozen_base",
     )),
+    Job("benchmarks.scst", ("train_step_scst",)),
     Job("benchmarks.decoding", tuple(
         f"{row}{kind}" for kind in ("", "_divided", "_50", "_10", "_default_sizes")
         for row in ("beam3_captioning", "beam3_decoder", "encoder")

@@ -26,6 +26,7 @@ SHOWN = {
     "train_step_frozen_tiny_divided": (FROZEN, f"{VED}, `Trainer`, in 4 passes of 40"),
     "train_step_frozen_tiny_40": ("the same, 40 captions", f"{VED}, `Trainer`"),
     "train_step_frozen_base": ("training step of 80 captions, ViT-B/16 frozen", f"{VED}, `Trainer`"),
+    "train_step_scst": ("self-critical step of 160 drawn captions, one thread", "cross-entropy step of as many"),
     "beam3_captioning": (PIXELS, f"{VED}, `generate`"),
     "beam3_captioning_divided": (PIXELS, f"{VED}, `generate`, 50 at once"),
     "beam3_captioning_50": ("the same, 50 at once", f"{VED}, `generate`"),

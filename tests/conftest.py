@@ -24,6 +24,9 @@ from nanocaption.prepare.make import prepare  # noqa: E402
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background: tests send Ctrl-C to themselves
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if sys.dont_write_bytecode:  # all tests' asserts would be rewritten anew by every process: seconds of each
+    sys.dont_write_bytecode = False
+    sys.pycache_prefix = str(Path(__file__).resolve().parents[1] / ".pytest_cache" / "bytecode")
 check_report.draw = lambda *_: None  # half a second of every set; one test of test_preflight.py draws
 os.fsync = lambda _: None  # what a killed process wrote stays without it; only a power cut would tell the difference
 

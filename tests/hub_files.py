@@ -152,14 +152,17 @@ def answer_keeper(handler: Any, hub: Hub) -> None:
     if fault.status:
         headers = {"Retry_After": fault.retry_after} if fault.retry_after else {}
         return send(handler, hub, fault.status, **headers)
+    if handler.path.removeprefix("/kept/") not in hub.files:
+        return send(handler, hub, 404)
     data = hub.files[handler.path.removeprefix("/kept/")] if fault.body is None else fault.body
     headers = {"ETag": hub.keeper_etag, "Content_Type": "text/html" if fault.html else "application/octet-stream"}
-    asked = re.fullmatch(r"bytes=(\d+)-", handler.headers.get("Range", ""))
+    asked = re.fullmatch(r"bytes=(\d+)-(\d*)", handler.headers.get("Range", ""))
     same = handler.headers.get("If-Range") in (None, hub.keeper_etag)
     if asked and same and fault.lines_up and fault.body is None:
         start = int(asked[1])
         if start >= len(data):
             return send(handler, hub, 416)
-        headers["Content_Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        return send(handler, hub, 206, data[start:], start, fault.cut, fault.slow, **headers)
+        end = min(int(asked[2]) + 1, len(data)) if asked[2] else len(data)
+        headers["Content_Range"] = f"bytes {start}-{end - 1}/{len(data)}"
+        return send(handler, hub, 206, data[start:end], start, fault.cut, fault.slow, **headers)
     return send(handler, hub, 200, data, 0, fault.cut, fault.slow, **headers)

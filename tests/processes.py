@@ -61,6 +61,7 @@ def warm_up() -> None:
     Seconds of every process: an optimizer imports torch._dynamo, a validation numpy.ma.
     """
     importlib.import_module("numpy.ma")
+    importlib.import_module("numpy.ctypeslib")
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 4, 4), torch.nn.Flatten(2), torch.nn.LayerNorm(16),
                                 torch.nn.TransformerEncoderLayer(16, 2, 16, batch_first=True))  # fmt: skip

@@ -4,7 +4,10 @@ On one process, without torchrun, every function of the second half gives back w
 """
 
 import contextlib
+import importlib
 import os
+import time
+import weakref
 from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
@@ -75,13 +78,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> contextlib.AbstractCon
 def start(device_kind: str) -> None:
     """Join the process group that torchrun announces in the environment; nothing to do on one process."""
     if world_size_of_environment() > 1 and not dist.is_initialized():
+        # This module binds the group of its time of import as a default argument (torch 2.14). Imported later, as
+        # torch's optimizers do on their way, it keeps the group and gloo's threads alive beyond stop().
+        importlib.import_module("torch.distributed.nn.functional")
         # The others wait while the first process downloads a data set or fills the feature cache.
         dist.init_process_group("nccl" if device_kind == "cuda" else "gloo", timeout=timedelta(hours=6))
 
 
 def stop() -> None:
+    """Leave the process group, with none of its threads left at work.
+
+    One of gloo's that still holds the tensor of the last sum needs the GIL to give it back. From an interpreter that
+    ends it gets none and aborts the process, whose work is done ("terminate called without an active exception").
+    """
     if dist.is_initialized():
-        dist.destroy_process_group()
+        group = weakref.ref(dist.group.WORLD)
+        dist.destroy_process_group()  # waits for the threads where nobody else keeps the group
+        if group() is not None:  # torch's tables of FSDP do
+            time.sleep(0.3)
 
 
 def world_size_of_environment() -> int:

@@ -11,33 +11,35 @@ _AT_LEAST_ONE = (
     "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
     "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
     "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
-    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES",
 )  # fmt: skip
 _NOT_NEGATIVE = (
+    "FEATURE_VIEWS",
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
-    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CACHE_LIMIT_GB",
+    "SCST_START_EPOCH", "SCST_XE_WEIGHT",
+    "MIN_LENGTH", "NO_REPEAT_NGRAM", "CONSENSUS", "CACHE_LIMIT_GB",
 )  # fmt: skip
-_ABOVE_ZERO = ("LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
-_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO")  # 0 <= value < 1
+_ABOVE_ZERO = ("LEARNING_RATE", "SCST_LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
+_FRACTIONS = ("DECODER_DROPOUT", "LABEL_SMOOTHING", "WARMUP_RATIO", "PATCH_DROP", "EMA_DECAY")  # 0 <= value < 1
 NAMES = (*_AT_LEAST_ONE, *_NOT_NEGATIVE, *_ABOVE_ZERO, *_FRACTIONS)
 _REPO_ID = r"(?!.*(--|\.\.))\w([\w.-]*\w)?/\w([\w.-]{0,94}\w)?"
 
 
 def type_problem(name: str, value: object, kind: object) -> str | None:
     """What is wrong with a value where the setting's annotation is `kind`; None where it fits."""
-    if any(_fits(value, option) for option in _options(kind)):
+    if any(_fits(value, option) for option in options_of(kind)):
         return None
     return f"{name} = {value!r}: must be {_type_text(kind)}"
 
 
 def accepts(kind: object, part: type) -> bool:
     """Whether a setting annotated as `kind` may be of the type `part`."""
-    return part in _options(kind)
+    return part in options_of(kind)
 
 
-def _options(kind: Any) -> tuple[Any, ...]:
+def options_of(kind: Any) -> tuple[Any, ...]:
     union = typing.get_origin(kind) in (types.UnionType, typing.Union)
     return typing.get_args(kind) if union else (kind,)
 
@@ -51,16 +53,18 @@ def _fits(value: object, kind: Any) -> bool:
     if not isinstance(value, tuple):
         return False
     if Ellipsis in parts:
-        return value != () and all(isinstance(part, str) and part for part in value)
+        return value != () and all(type(part) is parts[0] and part for part in value)
     return len(value) == len(parts) and all(type(part) in (int, float) for part in value)
 
 
 def _type_text(kind: Any) -> str:
-    if len(options := _options(kind)) > 1:
+    if len(options := options_of(kind)) > 1:
         return " or ".join(map(_type_text, options))
     if typing.get_origin(kind) is Literal:
         return "one of " + ", ".join(repr(choice) for choice in typing.get_args(kind))
     if typing.get_origin(kind) is tuple:
+        if int in typing.get_args(kind) and Ellipsis in typing.get_args(kind):
+            return "whole numbers, e.g. 6,9,12 on the command line and (6, 9, 12) in a file"
         if Ellipsis in typing.get_args(kind):
             return "one name or more, e.g. train,restval on the command line and ('train', 'restval') in a file"
         return f"{len(typing.get_args(kind))} numbers, e.g. 0.9,0.98"
@@ -90,7 +94,9 @@ Rules = Iterator[tuple[bool, str]]  # (whether it holds, what to say where it do
 def cross_problems(values: Mapping[str, object]) -> list[str]:
     """What is wrong with values beside each other."""
     v = types.SimpleNamespace(**values)
-    rules = (_decoder_rules(v), _encoder_rules(v), _training_rules(v), _data_rules(v), _run_rules(v))
+    rules = (
+        _decoder_rules(v), _encoder_rules(v), _training_rules(v), _reward_rules(v), _data_rules(v), _run_rules(v),
+    )  # fmt: skip
     return [text for holds, text in itertools.chain(*rules) if not holds]
 
 
@@ -105,6 +111,11 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
         f"(MAX_SEQ_LEN = {v.MAX_SEQ_LEN})",
     )
     yield (v.LENGTH_PENALTY <= 10, f"LENGTH_PENALTY = {v.LENGTH_PENALTY}: at most 10, 1 is usual")
+    yield (v.CONSENSUS <= 1000, f"CONSENSUS = {v.CONSENSUS}: at most 1000 random captions, 20 do")
+    yield (
+        v.CONSENSUS == 0 or v.BEAM_SIZE > 1,
+        f"CONSENSUS = {v.CONSENSUS} chooses among beams: BEAM_SIZE = {v.BEAM_SIZE} leaves no choice, 10 is good",
+    )
     yield (v.BEAM_SIZE <= 100, f"BEAM_SIZE = {v.BEAM_SIZE}: at most 100, give fewer")
     yield (
         _divides(v.DECODER_HEADS, v.DECODER_EMBED_DIM),
@@ -113,6 +124,12 @@ def _decoder_rules(v: types.SimpleNamespace) -> Rules:
 
 
 def _encoder_rules(v: types.SimpleNamespace) -> Rules:
+    layers = v.ENCODER_LAYERS
+    yield (
+        layers is None or (v.ENCODER_MODEL_NAME and layers[0] >= 1 and list(layers) == sorted(set(layers))),
+        f"ENCODER_LAYERS = {layers}: names blocks of a pretrained encoder (ENCODER_MODEL_NAME), from 1, each once "
+        "and in their order",
+    )
     if v.ENCODER_MODEL_NAME is not None:
         return
     yield (
@@ -141,14 +158,52 @@ def _training_rules(v: types.SimpleNamespace) -> Rules:
     )
     yield (v.MIN_LR <= v.LEARNING_RATE, f"MIN_LR = {v.MIN_LR} must not be above LEARNING_RATE = {v.LEARNING_RATE}")
     yield (0 < v.RANDOM_CROP_AREA <= 1, f"RANDOM_CROP_AREA = {v.RANDOM_CROP_AREA}: must be above 0, and 1 at most")
+    changed = v.RANDOM_FLIP or v.RANDOM_CROP_AREA < 1
+    yield (
+        v.FEATURE_VIEWS == 0 or (v.FEATURE_VIEWS > 1 and changed and v.FREEZE_ENCODER and v.CACHE_FEATURES),
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: is 0, or 2 and more with FREEZE_ENCODER and CACHE_FEATURES, and with "
+        "RANDOM_FLIP or RANDOM_CROP_AREA below 1, which make the views",
+    )
+    yield (
+        v.FEATURE_VIEWS <= 2 or v.RANDOM_CROP_AREA < 1,
+        f"FEATURE_VIEWS = {v.FEATURE_VIEWS}: RANDOM_FLIP alone gives 2 different views; for more set RANDOM_CROP_AREA",
+    )
     yield (
         all(0 <= beta < 1 for beta in v.ADAM_BETAS),
         f"ADAM_BETAS = {v.ADAM_BETAS}: each must be at least 0 and below 1",
     )
 
 
+def _reward_rules(v: types.SimpleNamespace) -> Rules:
+    yield (
+        v.SCST_SAMPLES != 1,  # below that is told by its own rule
+        f"SCST_SAMPLES = {v.SCST_SAMPLES}: needs at least 2, a caption is measured against the mean of the others; "
+        "5 is usual",
+    )
+    if v.OBJECTIVE != "scst":
+        return
+    yield (
+        v.NUM_EPOCHS == "auto" or v.SCST_START_EPOCH < v.NUM_EPOCHS,
+        f"SCST_START_EPOCH = {v.SCST_START_EPOCH}: must be below NUM_EPOCHS = {v.NUM_EPOCHS}, which counts the epochs "
+        "of both objectives",
+    )
+    yield (
+        v.VALIDATION_SCORE_IMAGES > 0,
+        "OBJECTIVE = 'scst' with VALIDATION_SCORE_IMAGES = 0: its best checkpoint is the one of the best CIDEr; score "
+        "at least 100 images",
+    )
+    yield (
+        v.SCST_LR_SCHEDULE == "constant" or v.MIN_LR <= v.SCST_LEARNING_RATE,
+        f"MIN_LR = {v.MIN_LR} must not be above SCST_LEARNING_RATE = {v.SCST_LEARNING_RATE}",
+    )
+
+
 def _data_rules(v: types.SimpleNamespace) -> Rules:
     yield (0 <= v.MAX_BAD_FRACTION <= 1, f"MAX_BAD_FRACTION = {v.MAX_BAD_FRACTION}: must be from 0 to 1")
+    yield (
+        not v.STREAM or v.RAW_DATA_DIR is not None,
+        "STREAM = True needs the shards: set RAW_DATA_DIR to their folder or a pattern (shards/{00000..00331}.tar)",
+    )
     for name in ("VAL_SPLITS", "TEST_SPLITS"):
         shared = sorted(set(v.TRAIN_SPLITS) & set(getattr(v, name)))
         yield (not shared, f"{name} and TRAIN_SPLITS both name {', '.join(shared)}: give each split one use")

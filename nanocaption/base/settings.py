@@ -53,6 +53,7 @@ class ModelSettings:
     DECODER_LAYERS: int
     DECODER_FF_DIM: int
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
+    ENCODER_LAYERS: tuple[int, ...] | None = None  # nor this
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "ModelSettings":
@@ -68,9 +69,14 @@ CHECKPOINT_SETTINGS = (*DATA_SETTINGS, *(field.name for field in dataclasses.fie
 RESUME_SETTINGS = (
     *CHECKPOINT_SETTINGS,
     "SEED", "CAPTIONS_PER_IMAGE", "PRECISION", "COMPILE", "DECODER_DROPOUT", "RANDOM_CROP_AREA", "RANDOM_FLIP",
+    "FEATURE_VIEWS",
     "LEARNING_RATE", "ENCODER_LEARNING_RATE", "LR_SCHEDULE", "WARMUP_STEPS", "WARMUP_RATIO", "WARMUP_LR", "MIN_LR",
     "LR_DECAY_RATE", "WEIGHT_DECAY", "ADAM_BETAS", "ADAM_EPS", "GRAD_CLIP_VALUE", "LABEL_SMOOTHING",
+    "PATCH_DROP", "OBJECTIVE", "SCST_START_EPOCH", "SCST_SAMPLES", "SCST_REWARD", "SCST_XE_WEIGHT",
+    "SCST_LEARNING_RATE", "SCST_LR_SCHEDULE",
 )  # fmt: skip
+# What a run did whose checkpoint is older than these settings and does not say.
+AS_BEFORE = {"PATCH_DROP": 0.0, "OBJECTIVE": "xe"}
 _SHORT = {"--lr": "LEARNING_RATE"}  # further names of flags
 
 
@@ -314,6 +320,16 @@ def _parse_argv(argv: list[str], declared: Declared) -> tuple[str | None, dict[s
     return known.recipe, flags, problems
 
 
+class _Switch(argparse.BooleanOptionalAction):
+    """--name and --no-name. Argparse's own takes every flag that begins with --no- for a no: --no-bad-endings, too."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: Any = None
+    ) -> None:
+        denied = {f"--no-{flag.removeprefix('--')}" for flag in self.option_strings}
+        setattr(namespace, self.dest, option_string not in denied)
+
+
 def _parser(declared: Declared) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         usage="%(prog)s [recipe] [--setting value ...]",  # argparse's own would list all flags after every mistake
@@ -330,7 +346,7 @@ def _parser(declared: Declared) -> argparse.ArgumentParser:
             text = (comment + " " if comment else "") + f"[{declared.constants[name]}]"
             text = text.replace("%", "%%")
             if declared.types[name] is bool:
-                group.add_argument(*flags, dest=name, action=argparse.BooleanOptionalAction, default=None, help=text)
+                group.add_argument(*flags, dest=name, action=_Switch, default=None, help=text)
             else:
                 group.add_argument(*flags, dest=name, metavar=name.split("_")[-1], help=text)
     return parser
@@ -341,9 +357,11 @@ def _from_text(kind: Any, text: Any) -> Any:
     if isinstance(text, bool) or (text.lower() == "none" and rules.accepts(kind, types.NoneType)):
         return text if isinstance(text, bool) else None
     try:
-        if typing.get_origin(kind) is tuple:
-            one = str.strip if Ellipsis in typing.get_args(kind) else float
-            return tuple(one(part) for part in text.split(","))
+        for option in rules.options_of(kind):
+            if typing.get_origin(option) is tuple:
+                first, *more = typing.get_args(option)
+                one = float if Ellipsis not in more else int if first is int else str.strip
+                return tuple(one(part) for part in text.split(","))
         if rules.accepts(kind, int):
             return int(text)
         if rules.accepts(kind, float):

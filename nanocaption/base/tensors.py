@@ -34,10 +34,16 @@ class State(TypedDict, total=False):
     best_val_loss: float | None
     best_cider: float | None
     captions_sha256: str
+    rewarded_steps: int  # of self-critical training; none where a checkpoint does not say
+    stream_sha256: str  # of a run on a streamed set: its pictures and what its order depends on
     encoding: int  # of the captions of its run, tokenizer.ENCODING; 1 where a checkpoint does not say
     written_by: str
     card: str  # of an exported folder: its README.md
 
+    average_of: list[dict[str, Any]]  # of a mean of checkpoints: name, sha256, step, epoch and weight of each
+    averaged_steps: int  # steps that the moving average has taken in; the model is that average where it is above 0
+
+    raw_state_dict: dict[str, Tensor]  # beside a moving average: the weights that the training goes on with
     optimizer_state_dict: OptimizerState
     scaler_state_dict: dict[str, Any]
     scheduler_state_dict: dict[str, Any]  # what the learning rate depends on
@@ -51,6 +57,15 @@ class State(TypedDict, total=False):
     steps_per_epoch: int
     wandb_run_id: str | None
     saved_at: float  # seconds since 1970
+
+
+def weights_told(state: State) -> str | None:
+    """What the weights of the model are where they are not those of a training's last step, for messages; else None."""
+    if members := state.get("average_of"):
+        return f"the mean of {len(members)} checkpoints ({', '.join(member['name'] for member in members)})"
+    if steps := state.get("averaged_steps"):
+        return f"the moving average of {steps:,} steps (EMA_DECAY)"
+    return None
 
 
 def slots_by_name(state: OptimizerState) -> dict[str, Tensor]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # these import torch, or numpy, which --help can do without
 
     from nanocaption.base.settings import Settings
     from nanocaption.model.caption_types import CaptionText
+    from nanocaption.use.captioning import Judged
     from nanocaption.use.load import Loaded
 
 Pixels = TypeVar("Pixels")
@@ -64,6 +65,7 @@ def main(argv: list[str]) -> int:
     cli.require("torch", "caption", "nanocaption caption")
 
     from nanocaption.use.attention import draw_picture
+    from nanocaption.use.captioning import judged_by
     from nanocaption.use.load import find_checkpoints, load_models
 
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
@@ -73,7 +75,10 @@ def main(argv: list[str]) -> int:
         print(f"captions of {paths[0]}", file=sys.stderr)
     loaded = load_models(paths, settings)
     options = decoding_flags.options(arguments, search_options(loaded.settings.values), arguments.num_captions)
-    found = caption_pictures(loaded, pictures, options, shows_progress(arguments, pictures))
+    if loaded.settings.CONSENSUS and arguments.sample:
+        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    judged = judged_by(loaded)
+    found = caption_pictures(loaded, pictures, options, judged, shows_progress(arguments, pictures))
 
     def draw(picture: Path, caption: "CaptionText") -> None:
         write_file(Path(arguments.attention), draw_picture(loaded.models[0], loaded.tokenizer, picture, caption))
@@ -87,6 +92,8 @@ def caption_by_onnx(arguments: argparse.Namespace, settings: "Settings", picture
     cli.require("onnxruntime", "onnx", "nanocaption caption of an ONNX export")
     if arguments.attention:
         raise SystemExit("--attention draws with torch: give the checkpoint, or an export of --format nanocaption")
+    if settings.CONSENSUS:
+        raise SystemExit("CONSENSUS weighs captions with torch: set it to 0, or give the checkpoint")
     from nanocaption.data.order import seed_of
     from nanocaption.data.picture_forms import fitted_form
     from nanocaption.model.onnx_captioner import OnnxCaptioner
@@ -175,7 +182,7 @@ def _is_one_of(name: str | None, paths: list[Path]) -> bool:
 
 
 def caption_pictures(
-    loaded: "Loaded", pictures: list[Path], options: Options, progress: bool
+    loaded: "Loaded", pictures: list[Path], options: Options, judged: "Judged | None", progress: bool
 ) -> Iterator[tuple[Path, "list[CaptionText] | None"]]:
     """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
     from torch import Tensor
@@ -192,6 +199,7 @@ def caption_pictures(
         return caption_images(
             loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
             device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
+            judged=judged,
         )  # fmt: skip
 
     return in_chunks(pictures, settings.EVAL_BATCH_SIZE, settings.NUM_WORKERS, progress,

@@ -56,6 +56,21 @@ def problems(arguments: argparse.Namespace, captions: int = 1) -> list[str]:
     return lines + [text for holds, text in rules if not holds]
 
 
+def penalties(arguments: argparse.Namespace) -> list[float]:
+    """The length penalties of evaluate.py's --length-penalties. SystemExit with one line for what are none."""
+    a = arguments
+    text = f"--length-penalties {a.length_penalties}"
+    try:
+        found = [float(part) for part in a.length_penalties.split(",")]
+    except ValueError:
+        raise SystemExit(f"{text}: must be numbers with commas between, e.g. 0.7,1,1.3") from None
+    if not all(0 <= penalty <= 10 for penalty in found) or len(set(found)) < max(2, len(found)):
+        raise SystemExit(f"{text}: must be two or more different numbers from 0 to 10")
+    if a.sample or a.beam_groups > 1:
+        raise SystemExit("--length-penalties goes by plain beam search: leave out --sample and --beam-groups")
+    return found
+
+
 def options(arguments: argparse.Namespace, search: Options, captions: int = 1) -> Options:
     """`search` (as the settings have it) changed as the flags say, for so many captions a picture.
 

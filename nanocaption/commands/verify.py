@@ -12,6 +12,7 @@ def main(argv: list[str]) -> None:
         return print(_USAGE)
     if len(argv) != 1:
         raise SystemExit(_USAGE)
+    from nanocaption.base.tensors import weights_told
     from nanocaption.model import exported  # --help works without safetensors
     from nanocaption.runs import checkpoint
 
@@ -26,6 +27,12 @@ def main(argv: list[str]) -> None:
     print(f"  best validation loss {state.get('best_val_loss')}")
     model = state["model_state_dict"]
     print(f"  {len(model)} model tensors, {sum(t.numel() for t in model.values()):,} values")
+    if told := weights_told(state):
+        print(f"  the weights are {told}")
+    for member in state.get("average_of", []):
+        print("    {name}: weight {weight:.4g}, epoch {epoch}, step {step}, sha256 {sha256}".format(**member))
+    if "raw_state_dict" in state:
+        print(f"  beside them the weights that its training goes on with: {len(state['raw_state_dict'])} tensors")
     if "optimizer_state_dict" in state:
         print(f"  optimizer state of {len(state['optimizer_state_dict']['state'])} parameters")
     print(f"  tokenizer of {len(json.loads(state['tokenizer'])['model']['vocab'])} tokens")

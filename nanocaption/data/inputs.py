@@ -12,10 +12,12 @@ from torch import nn
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.caches import Rows, Source, cached_rows, key_of
-from nanocaption.data.dataset import Batch, ImageTextDataset, padded
+from nanocaption.data.dataset import Batch, ImageTextDataset, Views, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
+from nanocaption.data.shards import is_streamed
+from nanocaption.data.stream import StreamedDataset, TrainingRecords, encode
 from nanocaption.data.tokenizer import ENCODING, PAD, cut_lengths, encode_batch, tokenizer_digest
 from nanocaption.data.transform import Augment, ImageSpec
 
@@ -39,7 +41,7 @@ class Captioner(Protocol):
 def make_inputs(
     settings: Settings,
     folder: Path,
-    records: Mapping[str, Sequence[Record]],
+    records: Mapping[str, Sequence[Record] | TrainingRecords],
     tokenizer: Tokenizer,
     model: Captioner,
     device: torch.device,
@@ -48,27 +50,63 @@ def make_inputs(
     """A data set per split of `records`, made from the prepared data in `folder`.
 
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
-    needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them. On a GPU with room features stay there.
-    encoding: of the captions, as `encode_batch` takes it.
+    needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them anew every epoch; with FEATURE_VIEWS
+    the features of so many changed views of each training picture. On a GPU with room features stay there.
+    Of a streamed set nothing is cached but the captions' ids. encoding: of the captions, as `encode_batch` takes it.
     """
     sets = {}
+    streamed = is_streamed(folder)
+    if streamed and (settings.CACHE_IMAGES or (settings.CACHE_FEATURES and settings.FREEZE_ENCODER)):
+        devices.console("streamed: each picture is read from its shard every epoch; CACHE_IMAGES and CACHE_FEATURES, "
+                        "which would copy the set, are left aside")  # fmt: skip
     for split, rows in records.items():
+        if isinstance(rows, TrainingRecords):
+            sets[split] = streamed_set(settings, split, rows, tokenizer, model.image_spec, encoding)
+            continue
         captions = [caption for row in rows for caption in row["captions"]]
         ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
         token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
-        if split == "train" and (settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP):
-            images.augment = Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED)
-        features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES
-        if features and images.augment is not None:
+        images.augment = augmentation(settings) if split == "train" else None
+        tell_one_sided(images)
+        features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES and not streamed
+        if features and images.augment is not None and not settings.FEATURE_VIEWS:
             devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
         elif features:
             images.cached = cached_features(settings, folder, split, images, model, device)
             keep_on_device(images, device)
-        if images.cached is None and settings.CACHE_IMAGES:
+        if images.cached is None and settings.CACHE_IMAGES and not streamed:
             images.cached = cached_pictures(settings, folder, split, images)
         sets[split] = images
     return sets
+
+
+def augmentation(settings: Settings) -> Augment | None:
+    """How training pictures are changed at random; None: not at all."""
+    if settings.RANDOM_CROP_AREA < 1 or settings.RANDOM_FLIP:
+        return Augment(settings.RANDOM_CROP_AREA, settings.RANDOM_FLIP, settings.SEED)
+    return None
+
+
+def tell_one_sided(images: ImageTextDataset) -> None:
+    if images.augment is not None and images.augment.flip and (count := sum(images.one_sided)):
+        devices.console(f"RANDOM_FLIP: {count:,} of {len(images):,} training pictures stay as they are, as their "
+                        "captions name left or right")  # fmt: skip
+
+
+def streamed_set(
+    settings: Settings, split: str, records: TrainingRecords, tokenizer: Tokenizer, image_spec: ImageSpec, encoding: int
+) -> StreamedDataset:  # fmt: skip
+    """The training pictures of a streamed set. Tells how many captions MAX_SEQ_LEN cuts, and what is left out."""
+    found = devices.first_rank_first(lambda: encode(records, tokenizer, settings.MAX_SEQ_LEN, encoding))
+    if found.repeats:
+        devices.console(f"captions, {split}: {found.repeats:,} of {found.captions + found.repeats:,} say the same as "
+                        "another one of their picture and are left out of training")  # fmt: skip
+    for line in cut_notes(split, found.cut, found.captions, settings.MAX_SEQ_LEN):
+        devices.console(line)
+    images = StreamedDataset(records.folder, found, image_spec, augmentation(settings))
+    tell_one_sided(images)
+    return images
 
 
 def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> list[str]:
@@ -130,12 +168,22 @@ def cached_features(
     model: Captioner,
     device: torch.device,
 ) -> Rows | None:
-    """The frozen encoder's output for every picture, float16 (P, E) each; None where CACHE_LIMIT_GB forbids it."""
+    """The frozen encoder's output for every picture, float16 (P, E) each; None where CACHE_LIMIT_GB forbids it.
+
+    Where the pictures change and FEATURE_VIEWS asks for several views, those of all first views, then of all second
+    ones, and so on.
+    """
     dtype = devices.pick_dtype(settings.PRECISION, device)
     model.eval()
+    about: list[object] = ["features", str(dtype), images.image_spec, model.encoder_identity()]
+    views = settings.FEATURE_VIEWS if images.augment is not None else 1
+    if views > 1:
+        about.append(["views", views, images.augment, images.one_sided])
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
-        for batch in _read(images, places, settings.NUM_WORKERS):
+        groups = [(place % len(images), (), place // len(images)) for place in places]
+        pictures = images if views == 1 else Views(images)
+        for batch in make_loader(pictures, chunks(groups, READ_AT_ONCE), settings.NUM_WORKERS):
             with torch.no_grad(), devices.autocast(device, dtype):
                 found = model.encode(batch.images.to(device)).to(torch.float16).cpu()  # (n, P, E)
             if not found.isfinite().all():
@@ -143,9 +191,14 @@ def cached_features(
             yield found.numpy()
 
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
-    about = ["features", str(dtype), images.image_spec, model.encoder_identity()]
     key = key_of(images.paths, images.images_dir, about, weights)
-    return _kept(settings, folder, f"features_{split}", key, Source(len(images), make, f"encoder features, {split}"))
+    source = Source(views * len(images), make, f"encoder features, {split}", "view" if views > 1 else "image")
+    found = _kept(settings, folder, f"features_{split}", key, source)
+    if found is not None:
+        images.views = views
+    elif views > 1:
+        devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+    return found
 
 
 def cached_pictures(settings: Settings, folder: Path, split: str, images: ImageTextDataset) -> Rows | None:

@@ -15,17 +15,20 @@ from collections.abc import Sequence
 import torch
 from torch.utils.data import DataLoader
 
-from nanocaption.data.dataset import Batch, ImageTextDataset, collate_fn
-from nanocaption.data.order import Group
+from nanocaption.data.dataset import Batch, ImageTextDataset, Views, collate_fn
+from nanocaption.data.order import Group, Steps
 
 
 def make_loader(
-    dataset: ImageTextDataset, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
+    dataset: ImageTextDataset | Views, batches: Sequence[Sequence[Group]], workers: int, pin_memory: bool = False
 ) -> DataLoader[Batch]:
-    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes."""
+    """The given batches of groups, in the order given, as `Batch`, read by `workers` processes.
+
+    Those of a streamed set (Steps) are taken one by one as they are read.
+    """
     return DataLoader(
         dataset,
-        batch_sampler=[list(batch) for batch in batches],
+        batch_sampler=batches if isinstance(batches, Steps) else [list(batch) for batch in batches],
         collate_fn=collate_fn,
         num_workers=min(workers, len(batches)),
         pin_memory=pin_memory,

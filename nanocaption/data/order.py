@@ -6,8 +6,8 @@ import hashlib
 import itertools
 import math
 import random
-from collections.abc import Iterable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from typing import TypeVar, overload
 
 # (image, its captions that travel together), numbers within the data set; and, where a weight brings the image again
 # in one epoch, which time this is, from 1.
@@ -89,18 +89,69 @@ def epoch_steps(
     if any(weight % 1 for weight in weights or ()):
         usual = number_of_captions(epoch_groups(caption_counts, per_image, seed, 0, weights))
     target = step_target(caption_counts, per_image, per_step)
-    number = max(1, usual // target + (usual % target >= max(group_sizes(caption_counts, per_image))))
-    pending, steps, taken = collections.deque(groups), [], 0
-    for left in range(number - 1, 0, -1):  # steps after this one, each needs a group
-        goal, step = (number - left) * target * captions // usual, []
-        while not step or (taken < goal and len(pending) > left):
-            near = itertools.islice(pending, AHEAD)
-            place = next((place for place, group in enumerate(near) if len(group[1]) <= goal - taken), 0)
+    number = number_of_steps(usual, target, group_sizes(caption_counts, per_image))
+    goals = [step * target * captions // usual for step in range(1, number)]
+    return list(filled(groups, len(groups), goals))
+
+
+def number_of_steps(captions: int, target: int, sizes: Collection[int]) -> int:
+    """Of an epoch of so many captions, with `target` in a step. sizes: those of its groups."""
+    return max(1, captions // target + (captions % target >= max(sizes)))
+
+
+def filled(groups: Iterable[Group], number: int, goals: Iterable[int]) -> Iterator[list[Group]]:
+    """The steps that `number` groups make, in their order but for what waits: see epoch_steps.
+
+    goals: how many captions there are with each step but the last, which takes the rest. No more groups are taken from
+    `groups` than the next AHEAD.
+    """
+    source = iter(groups)
+    pending: collections.deque[Group] = collections.deque(itertools.islice(source, AHEAD))
+    goals, taken = list(goals), 0
+    for left, goal in zip(range(len(goals), 0, -1), goals, strict=True):  # steps after this one, each needs a group
+        step: list[Group] = []
+        while not step or (taken < goal and number > left):
+            place = next((place for place, group in enumerate(pending) if len(group[1]) <= goal - taken), 0)
             step.append(pending[place])
             taken += len(pending[place][1])
+            number -= 1
             del pending[place]
-        steps.append(step)
-    return [*steps, list(pending)]
+            pending.extend(itertools.islice(source, 1))
+        yield step
+    yield [*pending, *source]
+
+
+class Steps(Sequence[T]):
+    """`length` items that `make` gives anew whenever they are asked for, so that they need not be held in memory."""
+
+    def __init__(self, length: int, make: Callable[[], Iterable[T]], start: int = 0):
+        self.length, self.make, self.start = length, make, start
+
+    def __len__(self) -> int:
+        return self.length - self.start
+
+    def __iter__(self) -> Iterator[T]:
+        return itertools.islice(self.make(), self.start, None)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+    @overload
+    def __getitem__(self, place: slice) -> Sequence[T]: ...
+    def __getitem__(self, place: int | slice) -> T | Sequence[T]:
+        if isinstance(place, int):
+            return next(itertools.islice(iter(self), range(len(self))[place], None))
+        start, stop, _ = place.indices(len(self))
+        if stop == len(self) and place.step in (None, 1):
+            return Steps(self.length, self.make, self.start + start)
+        return list(itertools.islice(iter(self), start, stop, place.step))
+
+
+def flattened(steps: Sequence[list[T]]) -> Sequence[T]:
+    """The items of all steps in one row; of Steps as Steps, whose length is then that of the steps."""
+    def items() -> Iterator[T]:
+        return (item for step in steps for item in step)
+
+    return Steps(len(steps), items) if isinstance(steps, Steps) else [*items()]
 
 
 def step_target(caption_counts: Sequence[int], per_image: int, per_step: int) -> int:

@@ -22,11 +22,14 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import Packed, read_bytes
 
 # EPS and its like are programs that need another program to run: left out.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "JPEG2000", "AVIF")
@@ -66,14 +69,20 @@ class Picture(NamedTuple):
     conversions: tuple[str, ...]  # what had to be done, by the names above; () for a plain RGB picture
 
 
-def read_picture(path: Path | str, at_least: int | None = None) -> Picture:
+def read_picture(path: Path | str | Packed, at_least: int | None = None, data: bytes | None = None) -> Picture:
     """The picture at `path`, decoded whole. Raises PictureError where that is not possible, whatever the file is.
 
     at_least: for a look at it, a JPEG may come out 2, 4 or 8 times smaller, with sides no shorter than this; faster.
-    What `check_shape` refuses is refused from the header, before anything is decoded.
+    data: the bytes of a packed one, where they were read already. What `check_shape` refuses is refused from the
+    header, before anything is decoded. Raises ShardError where a shard cannot be read, or is another one than before.
     """
-    path = Path(path)
     with _told_as_picture_error():
+        if isinstance(path, Packed):
+            if path.length == 0:
+                raise PictureError("empty file")
+            stored = io.BytesIO(read_bytes(path) if data is None else data)
+            return _read(stored, PurePosixPath(path.name).suffix, at_least)
+        path = Path(path)
         _check_file(path)
         return _read(path, path.suffix, at_least)
 
@@ -100,7 +109,7 @@ def _told_as_picture_error() -> Iterator[None]:
     try:
         with _without_warnings():  # of PIL, on odd EXIF blocks and large pictures
             yield
-    except (PictureError, MemoryError):
+    except (PictureError, ShardError, MemoryError):
         raise
     except Image.DecompressionBombError as error:
         raise PictureError("too large", f"above {MAX_PIXELS / 1e6:.0f} megapixels") from error
@@ -262,7 +271,7 @@ def plain_jpeg_size(data: bytes) -> tuple[int, int] | None:
 THUMBNAIL_SIZE = 224  # pixels of the longer side: about 10 kB as JPEG, so 200 pictures make some 3 MB
 
 
-def thumbnail(path: Path, size: int = THUMBNAIL_SIZE) -> Image.Image:
+def thumbnail(path: Path | Packed, size: int = THUMBNAIL_SIZE) -> Image.Image:
     """A small RGB picture, `size` pixels at most, read as the encoder's are; ValueError where that is not possible."""
     try:
         picture = Image.fromarray(read_picture(path, 2 * size).pixels)

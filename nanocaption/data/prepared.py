@@ -10,11 +10,12 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict, cast
 
 from nanocaption.base.files import cases, walk_files
+from nanocaption.data.shards import is_streamed
 
 
 class Record(TypedDict, total=False):
@@ -28,6 +29,7 @@ class Record(TypedDict, total=False):
     scene: dict[str, Any]  # of drawn pictures: what is in it
     set: str  # of a mix: which of its sets, and how often an epoch visits its pairs where that is not once
     weight: float
+    place: int  # of a streamed set, in memory alone: which picture of captions.json this is, see data/shards.py
 
 
 def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | None = None) -> list[Record]:
@@ -35,17 +37,39 @@ def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | 
 
     cutoff: as in `first_of_each`. Raises ValueError where a split has no image.
     """
-    path = Path(folder) / "captions.json"
-    records: list[Record] = json.loads(path.read_text(encoding="utf-8"))["images"]
+    folder = Path(folder)
     splits = (splits,) if isinstance(splits, str) else splits
-    there = sorted({record["split"] for record in records})
+    there: set[str] = set()
+    records: list[Record] = []
+    streamed = is_streamed(folder)
+    for place, record in enumerate(iter_records(folder / "captions.json")):
+        there.add(record["split"])
+        if record["split"] in splits:
+            records.append(record | {"place": place} if streamed else record)
+    check_splits(folder / "captions.json", splits, there)
+    return first_of_each(records, cutoff)
+
+
+def check_splits(path: Path, splits: Sequence[str], there: Collection[str]) -> None:
+    """Raises ValueError where the captions.json at `path` has no image of one of these splits."""
     absent = [repr(split) for split in splits if split not in there]
     if absent:
         raise ValueError(
-            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(there) or 'no images'}. Which "
-            "are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
+            f"{path} has no image of the split {', '.join(absent)}; it has {', '.join(sorted(there)) or 'no images'}. "
+            "Which are used is set with TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS."
         )
-    return first_of_each([record for record in records if record["split"] in splits], cutoff)
+
+
+def iter_records(path: Path) -> Iterator[Record]:
+    """The images of a captions.json, one after the other. As store.py writes it a file is read line by line."""
+    with path.open(encoding="utf-8") as file:
+        if file.readline() == '{"images": [\n':
+            for line in file:
+                if line.startswith("]"):
+                    return
+                yield json.loads(line.rstrip(",\n"))
+            raise ValueError(f"{path} is not whole: its last line is missing")
+    yield from json.loads(path.read_text(encoding="utf-8"))["images"]
 
 
 def first_of_each(records: Sequence[Record], cutoff: int | None) -> list[Record]:
@@ -127,29 +151,36 @@ class Manifest(TypedDict, total=False):
     counts: Required[dict[str, dict[str, int]]]  # split -> images, captions
     captions_sha256: Required[str]
     pictures_sha256: str
+    stream: dict[str, Any]  # of a set whose pictures stay in their shards: how many there are, see data/shards.py
 
 
 def verify(folder: Path) -> Manifest:
     """The manifest of a whole set. Raises ValueError with one line when the set is not whole.
 
     Whole: the manifest is there, captions.json has the digest it names, and images/ has every picture of captions.json
-    by name (the pictures are not opened: well under a second for 30,000).
+    by name (the pictures are not opened: well under a second for 30,000); of a streamed set, stream/ has its index.
     """
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
-        captions = (folder / "captions.json").read_bytes()
+        with (folder / "captions.json").open("rb") as captions:
+            digest = hashlib.file_digest(captions, "sha256").hexdigest()
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not whole: it has no {Path(error.filename).name}") from None
     except ValueError as error:
         raise ValueError(f"{folder} is not whole: its manifest.json is no JSON ({error})") from None
     if not isinstance(manifest, dict) or not {"counts", "captions_sha256"} <= manifest.keys():
         raise ValueError(f"{folder} is not whole: its manifest.json lacks counts or captions_sha256")
-    if manifest["captions_sha256"] != hashlib.sha256(captions).hexdigest():
+    if manifest["captions_sha256"] != digest:
         raise EditedError(f"{folder} is not whole: captions.json has changed since manifest.json was written; to use "
                           "such changes make them in a folder of your own (RAW_DATA_DIR), and delete "
                           f"{folder / 'manifest.json'} to make this set again")
-    names = [record["file_name"] for record in json.loads(captions)["images"]]
+    if "stream" in manifest:
+        from nanocaption.data.shard_index import check_index  # numpy, which --help need not wait for
+
+        check_index(folder, sum(count["images"] for count in manifest["counts"].values()))
+        return cast(Manifest, manifest)
+    names = [record["file_name"] for record in iter_records(folder / "captions.json")]
     present = set(walk_files(folder / "images"))
     missing = [name for name in names if name not in present]
     if missing:

@@ -163,8 +163,13 @@ def read_text(tokenizer: Tokenizer, ids: Sequence[int]) -> tuple[str, bool]:
     return text[1:] if text.startswith(" ") else text, broken
 
 
+def token_bytes(tokenizer: Tokenizer, token: int) -> bytes:
+    """What a token, none of the special ones, stands for in a text."""
+    return bytes(_BYTE_OF[letter] for letter in tokenizer.id_to_token(token) or "")
+
+
 def _bytes_of(tokenizer: Tokenizer, ids: Sequence[int]) -> bytes:
-    return bytes(_BYTE_OF[letter] for i in ids for letter in tokenizer.id_to_token(i) or "")
+    return b"".join(token_bytes(tokenizer, token) for token in ids)
 
 
 def _is_utf8(data: bytes) -> bool:

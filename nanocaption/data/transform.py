@@ -17,9 +17,10 @@ from torch import Tensor
 
 from nanocaption.data.fitting import ImageSpec, resized_shape
 from nanocaption.data.pictures import THUMBNAIL_SIZE, check_shape, plain_jpeg_size, read_picture
+from nanocaption.data.shards import Packed, read_bytes
 
 
-def load_image(path: Path | str, image_spec: ImageSpec) -> Tensor:
+def load_image(path: Path | str | Packed, image_spec: ImageSpec) -> Tensor:
     """The picture as an encoder wants it: uint8 (3, S, S), resized with antialiasing, upright as its EXIF says.
 
     Raises ValueError with the path where it cannot be read.
@@ -48,7 +49,7 @@ def fitted(pixels: Tensor, image_spec: ImageSpec) -> Tensor:
     return pixels[:, top : top + cut, left : left + cut].contiguous()
 
 
-def seen_part(path: Path, image_spec: ImageSpec) -> list[float]:
+def seen_part(path: Path | Packed, image_spec: ImageSpec) -> list[float]:
     """[left, top, right, bottom] of what `load_image` leaves of a picture, as fractions, for the "box" of its maps.
 
     With black borders it is more than the picture: below 0 and above 1.
@@ -70,17 +71,24 @@ def resized(pixels: Tensor, height: int, width: int, mode: str) -> Tensor:
     return F.interpolate(pixels[None], (height, width), mode=mode, antialias=not mode.startswith("nearest"))[0]
 
 
-def _decoded(path: Path | str) -> Tensor:
+def _decoded(path: Path | str | Packed) -> Tensor:
     """uint8 (3, H, W), in memory by rows of pixels, which resizing reads fastest.
 
     A plain JPEG goes through torchvision's decoder, 0.3 ms faster than PIL with its copies for 500 x 375; the pixels
     are the same. Everything else, and whatever that decoder refuses, is read_picture's.
     """
-    if _jpeg_decoder() is not None and os.path.isfile(path):
-        pixels = decoded_jpeg(np.fromfile(path, dtype=np.uint8))
+    if _jpeg_decoder() is not None and (isinstance(path, Packed) or os.path.isfile(path)):
+        pixels = decoded_jpeg(_bytes_at(path))
         if pixels is not None:
             return pixels
     return torch.from_numpy(read_picture(path).pixels).permute(2, 0, 1)
+
+
+def _bytes_at(path: Path | str | Packed) -> np.ndarray:
+    """uint8 (bytes,), writable"""
+    if isinstance(path, Packed):
+        return np.frombuffer(bytearray(read_bytes(path)), dtype=np.uint8)
+    return np.fromfile(path, dtype=np.uint8)
 
 
 def decoded_jpeg(data: np.ndarray) -> Tensor | None:
@@ -114,19 +122,29 @@ class Augment(NamedTuple):
 
 
 def augmented(pixels: Tensor, how: Augment, rng: random.Random) -> Tensor:
-    """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides.
+    """A picture uint8 (3, S, S) -> the same size and type, cropped and mirrored as `rng` decides."""
+    pixels = cropped(pixels, how.crop_area, rng)
+    return pixels.flip(-1) if how.flip and rng.random() < 0.5 else pixels
+
+
+def view_of(pixels: Tensor, how: Augment, view: int, rng: random.Random) -> Tensor:
+    """View number `view` of a picture uint8 (3, S, S): 0 is the picture itself, every second one is mirrored."""
+    if view:
+        pixels = cropped(pixels, how.crop_area, rng)
+    return pixels.flip(-1) if how.flip and view % 2 else pixels
+
+
+def cropped(pixels: Tensor, crop_area: float, rng: random.Random) -> Tensor:
+    """A picture uint8 (3, S, S) -> the same size, a part of it of at least the share crop_area, as `rng` decides.
 
     The crop's share of the area and its shape (3:4 to 4:3, log-uniform) are drawn as in Szegedy et al. 2015, but only
     shapes that fit into the picture.
     """
-    size = pixels.shape[-1]
-    if how.crop_area < 1:
-        area = rng.uniform(how.crop_area, 1)
-        widest = math.log(min(4 / 3, 1 / area))  # a wider or higher one would be cut off and lose area
-        shape = math.exp(rng.uniform(-widest, widest))
-        height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
-        top, left = rng.randint(0, size - height), rng.randint(0, size - width)
-        pixels = resized(pixels[:, top : top + height, left : left + width], size, size, "bilinear")
-    if how.flip and rng.random() < 0.5:
-        pixels = pixels.flip(-1)
-    return pixels
+    if crop_area >= 1:
+        return pixels
+    size, area = pixels.shape[-1], rng.uniform(crop_area, 1)
+    widest = math.log(min(4 / 3, 1 / area))  # a wider or higher one would be cut off and lose area
+    shape = math.exp(rng.uniform(-widest, widest))
+    height, width = (min(size, max(1, round(size * math.sqrt(area * s)))) for s in (1 / shape, shape))
+    top, left = rng.randint(0, size - height), rng.randint(0, size - width)
+    return resized(pixels[:, top : top + height, left : left + width], size, size, "bilinear")

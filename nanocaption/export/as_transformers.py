@@ -15,8 +15,8 @@ encoder does have is the final norm of its own, of any input. Hence:
     from scratch, "patch" stem  SigLIP's vision model has the same parts, then as above. The "conv" stem is in no model.
 
 Only epsilons differ: c makes those behind it vanish, as that of `memory_norm`, 1e-5 beside a variance of about 1.
-What one takes from the result, on average over drawn pictures, is taken from the norm's weights instead. Every export is
-compared with ours by its logits and ids before it is handed out.
+What one takes from the result, on average over drawn pictures, is taken from the norm's weights instead. Every export
+is compared with ours by its logits and ids before it is handed out.
 """
 
 import copy
@@ -139,19 +139,24 @@ def _encoder(model: ImageToTextModel) -> "PreTrainedModel":
     if isinstance(model.encoder, VisionTransformer):
         tower = _as_siglip(model.encoder, model.image_spec["size"])
     elif isinstance(model.encoder, PretrainedTower):
+        if model.encoder.layers:
+            raise ValueError(
+                f"The decoder sees the outputs of blocks {', '.join(map(str, model.encoder.layers))} side by side "
+                f"(ENCODER_LAYERS), and an encoder of transformers gives those of the last alone. {_ELSE}."
+            )
         tower = _at_size(model.encoder.tower, model.image_spec["size"])
     if norm is None:
         return tower
     lost = [norm]
     if tower.config.model_type == "clip_vision_model":
         lost += [module for module in _blocks(tower).modules() if isinstance(module, nn.LayerNorm)]
-    pixels = model._normalised(drawn_pictures(model, 4))
+    pixels = (drawn_pictures(model, 4) / 255 - model.mean) / model.std
     _take_epsilons(lambda: norm(tower(pixels).last_hidden_state), lost)
     return _clip_as_vit(tower, norm) if tower.config.model_type == "clip_vision_model" else _with_norm(tower, norm)
 
 
 def _take_epsilons(run: Callable[[], Tensor], norms: Sequence[nn.LayerNorm]) -> None:
-    """Multiply the weight of each norm by what its epsilon leaves of its result, on average over what `run` gives it."""
+    """Multiply each norm's weight by what its epsilon leaves of its result, on average over what `run` gives it."""
     left: dict[nn.Module, float] = {}
 
     def look(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -244,7 +249,9 @@ def _make_norm(block: nn.Module, norm: nn.LayerNorm, scale: float) -> None:
     width = len(norm.weight)
     maps = _maps(block)
     first, second = maps[-2:]  # the feed-forward layers come last, after the maps of the attention
+    # SwiGLU: two maps, or one of twice the width, whose results are multiplied.
     gated = sum(module.in_features == width and module.out_features == first.out_features for module in maps) > 1
+    gated = gated or second.in_features != first.out_features
     if second.out_features != width or first.out_features < 2 * width or gated:
         raise ValueError(f"The encoder's feed-forward layers have no room for a norm in transformers. {_ELSE}.")
     for module in block.modules():

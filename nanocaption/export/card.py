@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from nanocaption.base.tensors import State
+from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.prepared import is_mix, parse_mix
 
 _METRICS = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "CIDEr": "CIDEr-D",
@@ -47,6 +47,7 @@ def write_card(
     fields |= {
         "name": facts.name, "title": facts.name.rpartition("/")[2], "header": _header(config, base_model, facts, form),
         "seen": _SEEN[kind], "image_size": image_size, "epoch": state["epoch"], "step": state["step"],
+        "averaged": f"; the weights are {told}" if (told := weights_told(state)) else "",
         "written_by": state.get("written_by", "nanoCaption"), **_encoder(state, base_model),
         **_origin(state, _SEEN[kind]),
     }  # fmt: skip

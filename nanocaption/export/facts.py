@@ -66,6 +66,8 @@ def find_evaluation(
     for path, scores in read:
         if scores["checkpoints"] == own and not {"sampled with seed", "cut at"} & scores["decoding"].keys():
             alike = own_decoding.items() <= scores["decoding"].items() and "groups" not in scores["decoding"]
+            alike = alike and "consensus of" not in scores["decoding"]
+            alike = alike and bool(config.get("NO_BAD_ENDINGS")) == ("no bad endings" in scores["decoding"])
             found.append(((alike, scores["split"] == "test", scores["images"], path.stat().st_mtime), path, scores))
     if not found:
         return {}, []

@@ -9,12 +9,13 @@ What cannot be followed is refused by its name. Nothing in the folder is run.
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from torch import Tensor
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 MODEL_TYPE = "vision-encoder-decoder"
 _ACTIVATIONS = {"gelu_pytorch_tanh": "gelu_new", "gelu_fast": "gelu_new"}  # other names of it
+_LARGEST_TOKENIZER = 100_000_000  # bytes; GPT-2's has 3.6 million
 # Keys of a GPT-2 config that change what it computes -> the one value that is followed.
 _FOLLOWED = {
     "add_cross_attention": True, "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False,
@@ -110,6 +112,7 @@ def _load(folder: Path) -> "VisionEncoderDecoderModel":
     if _ACTIVATIONS.get(activation, activation) not in ACTIVATIONS:
         known = ", ".join([*ACTIVATIONS, *_ACTIVATIONS])
         raise ValueError(f"its decoder's activation_function = {activation!r}, only {known} are followed.")
+    _check_sizes(folder, config)
     with quiet():
         model, report = VisionEncoderDecoderModel.from_pretrained(
             folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
@@ -121,6 +124,24 @@ def _load(folder: Path) -> "VisionEncoderDecoderModel":
     if not torch.equal(embeddings, head):
         raise ValueError("its decoder's lm_head is not tied to the token embeddings (tie_word_embeddings), ours is.")
     return model
+
+
+def _check_sizes(folder: Path, config: "PreTrainedConfig") -> None:
+    """ValueError where a config asks for more than its weights file holds, before anything of that size is made."""
+    path = folder / "model.safetensors"
+    if not path.is_file():
+        return
+    with safe_open(path, "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    for part, layers in (("encoder", config.encoder.num_hidden_layers), ("decoder", config.decoder.n_layer)):
+        numbers = (re.match(rf"{part}\..*?\.(?:h|layers?)\.(\d+)\.", name) for name in shapes)
+        held = len({number[1] for number in numbers if number})
+        if held != layers:
+            raise ValueError(f"its {part} has {layers} layers by its config, and {held} by its weights.")
+    rows = shapes.get("decoder.transformer.wte.weight")
+    if rows not in (None, (config.decoder.vocab_size, config.decoder.n_embd)):
+        raise ValueError(f"its decoder has {config.decoder.vocab_size} tokens of width {config.decoder.n_embd} by its "
+                         f"config, and {rows[0]} of {rows[1]} by its weights.")  # fmt: skip
 
 
 def _roles(model: "VisionEncoderDecoderModel", unknown: int | None) -> list[int]:
@@ -148,6 +169,9 @@ def _their_tokenizer(folder: Path) -> tuple[dict[str, Any], int | None]:
     """(the content of its tokenizer.json, the id of its unknown token). ValueError unless it is a byte-level BPE."""
     from transformers import AutoTokenizer
 
+    path = folder / "tokenizer.json"
+    if path.is_file() and path.stat().st_size > _LARGEST_TOKENIZER:
+        raise ValueError(f"its tokenizer.json has {path.stat().st_size / 1e6:.0f} MB, at most 100 are read.")
     theirs = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     backend = getattr(theirs, "backend_tokenizer", None)
     if backend is None:

@@ -117,7 +117,8 @@ def _describe(model: ImageToTextModel, state: State, folder: Path) -> dict[str, 
             "grid": side // encoder.patch_size,
         },
         "image_spec": model.image_spec,
-        "settings": {name: state["config"][name] for name in settings},
+        "settings": {name: state["config"][name] for name in settings}
+        | ({"NO_BAD_ENDINGS": True} if state["config"].get("NO_BAD_ENDINGS") else {}),
         "sha256": {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in sorted(hashed)},
     }  # fmt: skip
 

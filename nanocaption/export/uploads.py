@@ -14,6 +14,7 @@ from nanocaption.base import cli, devices, hub
 from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State
 from nanocaption.export.facts import title_of, write_export
+from nanocaption.runs.folder import BEST_CIDER
 from nanocaption.runs.saver import Saver
 
 WAIT_SECONDS = 300.0  # at the end of a training, for the upload of its best checkpoint
@@ -107,7 +108,8 @@ def uploads(settings: Settings, run: Path, writer: Saver) -> Iterator[None]:
     beside = Uploads(settings.HF_REPO_ID, settings.HF_PRIVATE, lambda text: tqdm.write(text))
 
     def publish(state: State, names: Sequence[str]) -> None:
-        best = next((run / name for name in names if name.startswith("checkpoint_epoch_")), None)
+        kind = BEST_CIDER if settings.OBJECTIVE == "scst" else "checkpoint_epoch_"
+        best = next((run / name for name in names if name.startswith(kind)), None)
         if best is None:
             return
         try:

@@ -8,6 +8,7 @@
   `ROUGE_L`, as fractions. `score_per_image(...)`: the same for each image, by id.
 - `prepare_references(references)`, then `score_prepared(prepared, candidates)` -> `Scores(corpus, per_image)`, many
   times; `cider_rewards(prepared, images, captions)` for any captions of any of its images.
+- `consensus(prepared, candidates, judges)`: how far captions agree with others of their picture (minimum Bayes risk).
 - `measure(prepared, candidates)` holds what each image adds: `total(measured)` makes `Scores` of it,
   `intervals(measured)` their bootstrap intervals, `compare(first, second)` a paired test of two models' captions.
   `part_of(measured, places)` has some of the images, their CIDEr with the document frequencies of all.
@@ -28,7 +29,8 @@ it, so order matters, rarely.
 
 from nanocaption.metrics.bootstrap import Difference, compare, differences_table, intervals
 from nanocaption.metrics.characters import character_tokenize
-from nanocaption.metrics.diversity import TextStatistics, text_statistics
+from nanocaption.metrics.consensus import consensus
+from nanocaption.metrics.diversity import TextStatistics, ends_badly, text_statistics
 from nanocaption.metrics.files import references_digest, require_same_references, signature
 from nanocaption.metrics.java import require_java
 from nanocaption.metrics.ptb import ptb_tokenize

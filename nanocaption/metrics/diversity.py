@@ -1,9 +1,19 @@
 """What captions look like on their own, without references: variety, length, repetition."""
 
+import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
+
+# Words that a caption cannot end in: those of ruotianluo/ImageCaptioning.pytorch (`bad_endings`), and some more that
+# need another word behind them.
+BAD_ENDINGS = (
+    "with", "in", "on", "of", "a", "at", "to", "for", "an", "this", "his", "her", "that", "the",
+    "and", "while", "by", "from", "as", "is", "are", "wearing", "holding",
+)  # fmt: skip
+_STOPS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")
+_WORD = re.compile(r"[0-9a-z_\x80-\U0010ffff][0-9a-z_'\-\x80-\U0010ffff]*")
 
 
 class TextStatistics(NamedTuple):
@@ -15,6 +25,8 @@ class TextStatistics(NamedTuple):
     repetition: float  # share of captions with a word twice in a row, or three words in a row that come again
     empty: int  # captions without any word
     broken: int  # captions with U+FFFD, which stands for bytes that are no character
+    bad_endings: float  # share of captions that end in one of BAD_ENDINGS, see ends_badly
+    unstopped: float  # share of captions without a full stop (or ! or ?) at their end; empty ones are among them
     seen: float | None  # share of captions that stand word for word in the training captions, where these are given
 
 
@@ -46,8 +58,19 @@ def text_statistics(
         repetition=sum(map(repeats, sentences)) / len(sentences),
         empty=sum(not sentence for sentence in sentences),
         broken=sum("\ufffd" in caption for caption in captions),
+        bad_endings=sum(map(ends_badly, captions)) / len(sentences),
+        unstopped=sum(not caption.rstrip().endswith(_STOPS) for caption in captions) / len(sentences),
         seen=None if known is None else sum(caption in known for caption in tokens) / len(tokens),
     )
+
+
+def ends_badly(caption: str) -> bool:
+    """Whether the last word of a caption, as written, is one of BAD_ENDINGS, in capitals too, whatever sign is behind.
+
+    A word goes on through apostrophes and hyphens ("drive-in" is not "in"); what is not ASCII counts as letters.
+    """
+    words = _WORD.findall("".join(letter.lower() if letter.isascii() else letter for letter in caption))
+    return bool(words) and words[-1] in BAD_ENDINGS
 
 
 def repeats(words: Sequence[str]) -> bool:

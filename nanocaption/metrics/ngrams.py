@@ -169,7 +169,7 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     cell_candidate = np.repeat(np.arange(len(words)), count)
     difference = np.maximum(lengths - 1, 0)[cell_candidate] - np.maximum(index.lengths[cell_caption] - 1, 0)
     penalty = np.exp(-(difference.astype(np.float64) ** 2) / (2 * 6.0**2))
-    candidate, order, gram, tf = _counted(index, words, lengths)
+    candidate, order, gram, tf = counted(index, words, lengths)
     known = np.flatnonzero(gram < np.diff(index.first_gram)[order])
     gram = gram[known] + index.first_gram[order[known]]
     idf = np.full(len(tf), np.log(float(len(index.first_caption) - 1)))  # strangers are in no image
@@ -185,7 +185,7 @@ def overlap_of(index: ReferenceIndex, captions: Sequence[str], images: np.ndarra
     return Overlap(matches, lengths, cider)
 
 
-def _counted(
+def counted(
     index: ReferenceIndex, words: list[list[str]], lengths: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Distinct (candidate, order, n-gram), sorted: candidate, order - 1, id within the order, and count.
@@ -268,9 +268,15 @@ def _join(
     return products.reshape(-1, MAX_ORDER), matches.reshape(-1, MAX_ORDER)
 
 
-def closest_lengths(index: ReferenceIndex, lengths: np.ndarray) -> np.ndarray:
-    """(images,) the length of each image's reference closest to its candidate's length; on a tie the shorter."""
-    wanted = np.repeat(lengths, np.diff(index.first_caption))
+def closest_lengths(index: ReferenceIndex, lengths: np.ndarray, images: np.ndarray | None = None) -> np.ndarray:
+    """The length of each candidate's closest reference in length, on a tie the shorter: (candidates,).
+
+    lengths: of the candidates. images: the image index of each; None: one candidate for each image, in their order.
+    """
+    images = np.arange(len(lengths)) if images is None else images
+    first = index.first_caption[images]
+    count = index.first_caption[images + 1] - first
+    own = index.lengths[_runs(first, count)]
     # One number orders first by distance, then by length.
     scale = int(max(index.lengths.max(), lengths.max())) + 1
-    return np.minimum.reduceat(np.abs(index.lengths - wanted) * scale + index.lengths, index.first_caption[:-1]) % scale
+    return np.minimum.reduceat(np.abs(own - np.repeat(lengths, count)) * scale + own, np.cumsum(count) - count) % scale

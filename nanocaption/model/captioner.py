@@ -19,7 +19,7 @@ from nanocaption.base.settings import ModelSettings
 from nanocaption.base.tensors import State
 from nanocaption.data.any_picture import ONE, AnyPicture
 from nanocaption.data.packing import Places, find_places, unpack
-from nanocaption.data.tokenizer import tokenizer_from_json
+from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
 from nanocaption.model.captions import CaptionText, caption_pictures
@@ -30,6 +30,9 @@ from nanocaption.model.options import Names
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
 # its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
 _CPU_PATCHES = 16 * 14**2
+# Of so many captions decoded at once on a CPU, those that have ended are left out of the products once this share or
+# less is open. Drawn ones stay in the batch until the others of their image have ended: a third of all rows.
+_MANY_ROWS, _FEW_ENDED = 64, 0.9
 
 
 class ImageToTextModel(nn.Module):
@@ -116,7 +119,9 @@ class ImageToTextModel(nn.Module):
         exported.write(folder, {**self.about, "model_state_dict": weights}, card)
 
     @overload
-    def caption(self, picture: AnyPicture, **options: Unpack[Names]) -> str: ...
+    def caption(  # type: ignore[overload-overlap]  # a str is one picture, though also a list of texts
+        self, picture: AnyPicture, **options: Unpack[Names]
+    ) -> str: ...
 
     @overload
     def caption(self, picture: Iterable[AnyPicture], **options: Unpack[Names]) -> list[str]: ...
@@ -213,20 +218,32 @@ class ImageToTextModel(nn.Module):
         logits = self.decoder.logits(self.hidden(images, decoder_input_tokens, places))  # (R, V)
         return unpack(logits, places.in_captions, places.captions)
 
-    def hidden(self, images: Tensor, decoder_input_tokens: Tensor, places: Places) -> Tensor:
-        """`forward` without the last map, for the real tokens only, caption after caption: (R, D)."""
-        return self.decoder(decoder_input_tokens, self.memory(images), places)
+    def hidden(
+        self, images: Tensor, decoder_input_tokens: Tensor, places: Places, kept: Tensor | None = None
+    ) -> Tensor:
+        """`forward` without the last map, for the real tokens only, caption after caption: (R, D). kept: see memory."""
+        return self.decoder(decoder_input_tokens, self.memory(images, kept), places)
 
-    def memory(self, images: Tensor) -> Tensor:
-        """Images or features -> what the decoder attends to, (N, P, D)."""
+    def memory(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images or features -> what the decoder attends to, (N, P, D).
+
+        kept: (N, J) numbers of the patches that it may attend to, 0 .. patches - 1; None = all. A tower's class and
+        register tokens, which stand before the patches, are kept as well.
+        """
         features = images if images.ndim == 3 else self.encode(images)
+        if kept is not None:
+            others = features.shape[1] - self.patches()
+            before = torch.arange(others, device=kept.device).expand(len(kept), -1)
+            rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
+            features = features.gather(1, rows)
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
 
     @torch.inference_mode()
     def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The step function that decode.py works with, holding the KV cache of these images.
 
-        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token. `parents` says which row of
+        step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token; after <end> nothing comes, and
+        logits there may be all 0. `parents` says which row of
         the step before each row continues; rows stay with their image, so the K captions of image n are rows
         n*K .. n*K+K-1 and share its cross-attention keys, computed once here. Where whole images are missing from
         `parents`, they are dropped, and N is smaller from there on.
@@ -246,7 +263,7 @@ class ImageToTextModel(nn.Module):
             # All K captions of an image attend to the keys of all K, and each is shown its own: that spares reordering
             # the cache at every step, and turns K products with a vector into one with a matrix.
             hidden = (slots[..., None] != beams).flatten(2)[:, None] if len(beams) > 1 else None  # (N, 1, K, L*K)
-            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden)
+            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens))
 
         return step
 
@@ -269,6 +286,10 @@ class ImageToTextModel(nn.Module):
         pixels = images.shape[-1] if images.ndim == 4 else self.image_spec["size"]
         return stacked.view(*stacked.shape[:3], heads, patches), pixels // self.encoder.patch_size
 
+    def patches(self) -> int:
+        """How many patches a picture of the model's own size has."""
+        return (self.image_spec["size"] // self.encoder.patch_size) ** 2
+
     def arguments(self) -> Tower:
         """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
         if not isinstance(self.encoder, PretrainedTower):
@@ -284,7 +305,17 @@ class ImageToTextModel(nn.Module):
 
     def encoder_identity(self) -> Mapping[str, object] | None:
         """What, besides weights and pictures, decides a pretrained encoder's features; None of one from scratch."""
-        return nameless(self.arguments().get("encoder_config"))
+        found = nameless(self.arguments().get("encoder_config"))
+        layers = self.encoder.layers if isinstance(self.encoder, PretrainedTower) else ()
+        return found | {"nanocaption_layers": list(layers)} if found and layers else found
+
+
+def _open_rows(tokens: Tensor) -> Tensor | None:
+    """The rows of tokens (R,) that have not ended; None: too few have to be worth leaving out."""
+    if len(tokens) < _MANY_ROWS or tokens.device.type != "cpu":  # on a GPU the answer would be waited for
+        return None
+    rows = (tokens != END).nonzero()[:, 0]
+    return rows if len(rows) <= _FEW_ENDED * len(tokens) else None
 
 
 def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | None = None) -> ImageToTextModel:

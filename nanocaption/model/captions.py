@@ -17,6 +17,7 @@ from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
 from nanocaption.model.caption_types import CaptionText, with_text
 from nanocaption.model.decoder import Decoder
+from nanocaption.model.endings import endings_of
 from nanocaption.model.options import Names, Options, asked, search_options
 
 _PICTURES = 32  # captioned at once
@@ -104,8 +105,29 @@ def decode_pictures(
     pixels: per model its own reading of the pictures, uint8 (N, 3, S, S) on the models' device.
     seeds: of random captions, one per picture, see decode.sample.
     """
-    steps = [model.start_decoding(images) for model, images in zip(models, pixels, strict=True)]
-    longest = min(model.decoder.max_seq_len for model in models) - 1
-    limits = decode.Limits(START, END, longest, pixels[0].device)
-    results = decode.decode(decode.ensemble(steps), len(pixels[0]), options, limits, seeds)
+    results = decode.decode(_step(models, pixels), len(pixels[0]), options, _limits(models, tokenizer, pixels, options),
+                            seeds)  # fmt: skip
     return [[with_text(tokenizer, caption) for caption in found] for found in results]
+
+
+def search_pictures(
+    models: Sequence[Captioner], tokenizer: Tokenizer, pixels: Sequence[Tensor], options: Options,
+    penalties: Sequence[float],
+) -> list[list[list[CaptionText]]]:  # fmt: skip
+    """`decode_pictures` by beam search, for each length penalty, in one search: see decode.beam_searches."""
+    limits = _limits(models, tokenizer, pixels, options)
+    limits = limits._replace(max_length=min(options.max_length or limits.max_length, limits.max_length))
+    results = decode.beam_searches(_step(models, pixels), len(pixels[0]), options, limits, penalties)
+    return [[[with_text(tokenizer, caption) for caption in found] for found in each] for each in results]
+
+
+def _step(models: Sequence[Captioner], pixels: Sequence[Tensor]) -> decode.Step:
+    return decode.ensemble([model.start_decoding(images) for model, images in zip(models, pixels, strict=True)])
+
+
+def _limits(
+    models: Sequence[Captioner], tokenizer: Tokenizer, pixels: Sequence[Tensor], options: Options
+) -> decode.Limits:
+    longest, device = min(model.decoder.max_seq_len for model in models) - 1, pixels[0].device
+    endings = endings_of(tokenizer).on(device) if options.no_bad_endings else None
+    return decode.Limits(START, END, longest, device, endings)

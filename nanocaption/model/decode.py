@@ -8,9 +8,10 @@ N images, K beams, G groups of K/G beams, R = N*K rows, V vocabulary, L tokens s
 
 What the numbers of a caption mean, whichever way it was found: log_prob is its log-probability under the model itself
 (of an ensemble: under the averaged probabilities), however the choice was restricted; score is
-log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length and
-n-gram blocking forbid tokens without raising the probability of the rest. Where every token is forbidden, <end> is
-allowed again, so a caption may then be shorter than min_length; no score is ever infinite because of a rule.
+log_prob / length ** length_penalty, where length counts the tokens after <start>, <end> included. Minimum length,
+n-gram blocking and no_bad_endings forbid tokens without raising the probability of the rest. Where every token is
+forbidden, <end> is allowed again, so a caption may then be shorter than min_length, or end badly; no score is ever
+infinite because of a rule.
 A model whose logits are no numbers (NaN) for an image gives an empty caption there, and its log_prob and score are NaN.
 """
 
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanocaption.model.caption_types import Caption, caption_of
+from nanocaption.model.endings import Endings
 from nanocaption.model.options import Options, option_problems
 
 Step = Callable[[Tensor, Tensor | None], Tensor]
@@ -38,6 +40,7 @@ class Limits(NamedTuple):
     end_id: int
     max_length: int  # most tokens after <start>, <end> included
     device: torch.device | str = "cpu"
+    endings: Endings | None = None  # for Options.no_bad_endings, on `device`
 
 
 def decode(
@@ -51,6 +54,8 @@ def decode(
     o = options
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
+    if o.no_bad_endings and limits.endings is None:
+        raise ValueError("no_bad_endings needs the table of a tokenizer, see endings.py: it is not among the limits")
     limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))
     if o.samples:
         return sample(step, images, o, limits, seeds)
@@ -80,12 +85,12 @@ def sample(
     """options.samples random captions per image, drawn token by token; per image the best score first.
 
     temperature divides the logits (0 = greedy); top_k keeps the k likeliest tokens (0 = all); top_p the fewest that
-    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_search`.
+    hold that much probability (Holtzman et al. 2020). Other rules as in `beam_searches`.
     seeds: one per image. What is drawn for an image depends on its own seed alone, whatever else is in the batch, and
     its first captions are the same however many are asked for. None: seeds from torch's global generator.
     Two captions of an image may be equal. log_prob is under the model itself, not under the distribution drawn from.
     """
-    o, captions, (start_id, end_id, max_length, device) = options, options.samples, limits
+    o, captions, (start_id, end_id, max_length, device, _) = options, options.samples, limits
     rows = torch.arange(images * captions, device=device)  # whose captions are still being made
     history = torch.full((len(rows), 1), start_id, device=device)  # (R, L)
     finished = torch.zeros(len(rows), dtype=torch.bool, device=device)
@@ -96,13 +101,14 @@ def sample(
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
         logits = step(history[:, -1], parents).float()
-        forbidden = _forbidden(history, logits.shape[-1], end_id, o)
+        forbidden = _forbidden(history, logits.shape[-1], limits, o)
         allowed = logits if forbidden is None else logits.masked_fill(forbidden, -torch.inf)
         if chances is None:
             tokens = allowed.argmax(-1)
         else:
-            below = allowed - allowed.amax(-1, keepdim=True)  # a low temperature makes infinity of other numbers
-            tokens = _draw(below / o.temperature, o.top_k, o.top_p, chances[rows, length - 1])
+            if o.temperature != 1:  # a low one makes infinity of numbers other than differences from the largest
+                allowed = (allowed - allowed.amax(-1, keepdim=True)) / o.temperature
+            tokens = _draw(allowed, o.top_k, o.top_p, chances[rows, length - 1])
         chosen = F.log_softmax(logits, -1).gather(1, tokens[:, None])[:, 0]
         log_prob += chosen.masked_fill(finished, 0.0)
         tokens = tokens.masked_fill(finished, end_id)
@@ -123,38 +129,52 @@ def sample(
 
 
 def beam_search(step: Step, images: int, options: Options, limits: Limits) -> list[list[Caption]]:
+    """`beam_searches` with the one length penalty of the options."""
+    return beam_searches(step, images, options, limits, [options.length_penalty])[0]
+
+
+def beam_searches(
+    step: Step, images: int, options: Options, limits: Limits, penalties: Sequence[float]
+) -> list[list[list[Caption]]]:
     """The best options.beam_size captions of each image, best first, by log_prob / length ** length_penalty.
 
     max_length limits the length, and what has no <end> by then counts as it stands. An image is settled when no open
     beam can still pass its worst finished one, judged at the present length as transformers does
     (early_stopping=False).
     min_length: fewest tokens before <end>. no_repeat_ngram: no n tokens occur twice in a caption (0 = off); <start>
-    counts as its first token.
+    counts as its first token. no_bad_endings: no caption ends, or is cut, behind a word that must go on (endings.py).
     beam_groups > 1, which must divide the beams: diverse beam search (Vijayakumar et al. 2016). The groups go one after
     the other at every step, and each token costs a group diversity_penalty for every open beam of an earlier group that
     took it at this step. The costs lead the search of a group and stay with its beams, but are in neither log_prob nor
     score. First comes the best caption of each group, by score, then the second best of each; two groups may find the
     same caption.
+    penalties: the search is made once for all of these length penalties, and gives for each what a search with it alone
+    gives: they only decide which finished captions stay, and when an image is settled; the open beams are the same.
+    More than one do not go with groups, which watch each other until they are settled. That of the options is not used.
     """
+    if options.beam_groups > 1 and len(penalties) > 1:
+        raise ValueError("several length penalties do not go with beam_groups: search with each")
     beams, groups = options.beam_size, options.beam_groups
-    searches = [_start(images, beams // groups, limits) for _ in range(groups)]
+    searches = [_start(images, beams // groups, limits, penalties) for _ in range(groups)]
     place = torch.arange(images, device=limits.device)  # the images that are still searched
     tokens, parents = torch.full((images * beams,), limits.start_id, device=limits.device), None
-    found: dict[int, list[Caption]] = {}
+    found: dict[int, list[list[Caption]]] = {}
     for length in range(1, limits.max_length + 1):
-        searches, rows = _advance(searches, step(tokens, parents).float(), options, limits.end_id)
-        settled = torch.stack([search.settled for search in searches]).all(0)
+        searches, rows = _advance(searches, step(tokens, parents).float(), options, limits)
+        settled = torch.stack([search.settled() for search in searches]).all(0)
         leaving = _leaving(settled, length == limits.max_length)
         if leaving is not None:
-            done = _collect([search.of(leaving) for search in searches], limits.end_id, options.length_penalty)
-            found.update(zip(place[leaving].tolist(), done, strict=True))
+            leavers = [search.of(leaving) for search in searches]
+            done = zip(*(_collect([search.done[place] for search in leavers], limits.end_id)
+                         for place in range(len(penalties))), strict=True)  # fmt: skip
+            found.update(zip(place[leaving].tolist(), map(list, done), strict=True))
             going = (~leaving).nonzero()[:, 0]
             if not len(going):
                 break
             place, rows = place[going], rows[going]
             searches = [search.of(going) for search in searches]
         parents, tokens = rows.flatten(), torch.cat([search.ids[:, :, -1] for search in searches], 1).flatten()
-    return [found[image] for image in range(images)]
+    return [[found[image][place] for image in range(images)] for place in range(len(penalties))]
 
 
 def _leaving(finished: Tensor, last: bool) -> Tensor | None:
@@ -165,34 +185,51 @@ def _leaving(finished: Tensor, last: bool) -> Tensor | None:
     return finished if count >= _LEAVE_OUT * len(finished) else None
 
 
+class _Done(NamedTuple):
+    """The best K finished captions of every image under one length penalty, best first."""
+
+    scores: Tensor  # (N, K) totals / length ** penalty; _FLOOR = none
+    log_probs: Tensor  # (N, K)
+    ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
+    settled: Tensor  # (N,) no open beam can pass the worst of them
+    penalty: float
+
+    def of(self, images: Tensor) -> "_Done":
+        scores, log_probs, ids, settled = (part[images] for part in self[:4])
+        return _Done(scores, log_probs, ids, settled, self.penalty)
+
+
 class _Search(NamedTuple):
-    """One group of K beams of every image: the open ones, and the best K finished ones, best first."""
+    """One group of K beams of every image: the open ones, and for each length penalty the finished ones."""
 
     totals: Tensor  # (N, K) what is compared: log-probability less the costs of diversity; _FLOOR = no beam
     log_probs: Tensor  # (N, K)
     ids: Tensor  # (N, K, L)
-    done_scores: Tensor  # (N, K) totals / length ** length_penalty
-    done_log_probs: Tensor  # (N, K)
-    done_ids: Tensor  # (N, K, max_length) without <start>, <end> and after it more of it
-    settled: Tensor  # (N,)
+    done: tuple[_Done, ...]
 
     def of(self, images: Tensor) -> "_Search":
         """That of some images, by a mask or by their places."""
-        return _Search(*(part[images] for part in self))
+        totals, log_probs, ids = (part[images] for part in self[:3])
+        return _Search(totals, log_probs, ids, tuple(done.of(images) for done in self.done))
+
+    def settled(self) -> Tensor:
+        """(N,) under every penalty."""
+        return torch.stack([done.settled for done in self.done]).all(0)
 
 
-def _start(images: int, beams: int, limits: Limits) -> _Search:
+def _start(images: int, beams: int, limits: Limits, penalties: Sequence[float]) -> _Search:
     floor = torch.full((images, beams), _FLOOR, device=limits.device)
     totals = floor.clone()
     totals[:, 0] = 0.0  # one open beam per image: K equal ones would find the same caption K times
     ids = torch.full((images, beams, 1), limits.start_id, device=limits.device)
     done_ids = torch.full((images, beams, limits.max_length), limits.end_id, device=limits.device)
     settled = torch.zeros(images, dtype=torch.bool, device=limits.device)
-    return _Search(totals, totals, ids, floor, floor, done_ids, settled)
+    done = tuple(_Done(floor, floor, done_ids, settled, penalty) for penalty in penalties)
+    return _Search(totals, totals, ids, done)
 
 
 def _advance(
-    searches: list[_Search], logits: Tensor, options: Options, end_id: int
+    searches: list[_Search], logits: Tensor, options: Options, limits: Limits
 ) -> tuple[list[_Search], Tensor]:
     """One more token for the beams of all groups. logits: (R, V).
 
@@ -202,7 +239,7 @@ def _advance(
     groups = len(searches)
     totals = logits.logsumexp(-1, keepdim=True)
     history = torch.cat([search.ids for search in searches], 1).flatten(0, 1)  # (R, L)
-    forbidden = _forbidden(history, logits.shape[-1], end_id, options)
+    forbidden = _forbidden(history, logits.shape[-1], limits, options)
     if forbidden is not None:
         logits = logits.masked_fill(forbidden, _FLOOR)
     own = [x.view(images, groups, width, -1).unbind(1) for x in (logits, totals)]  # each (N, K/G, V or 1)
@@ -210,9 +247,9 @@ def _advance(
     first_row = torch.arange(images, device=logits.device)[:, None] * groups * width  # (N, 1)
     advanced, rows = [], []
     for group, (before, own_logits, own_totals) in enumerate(zip(searches, *own, strict=True)):
-        search, beam = _advance_group(before, own_logits, own_totals, costs, end_id, options.length_penalty)
+        search, beam = _advance_group(before, own_logits, own_totals, costs, limits)
         if costs is not None:
-            counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
+            counted = (search.totals > _FLOOR / 2) & ~search.settled()[:, None]
             costs.scatter_add_(1, search.ids[:, :, -1], options.diversity_penalty * counted.float())
         advanced.append(search)
         rows.append(first_row + group * width + beam)
@@ -220,13 +257,13 @@ def _advance(
 
 
 def _advance_group(
-    search: _Search, logits: Tensor, totals: Tensor, costs: Tensor | None, end_id: int, length_penalty: float
+    search: _Search, logits: Tensor, totals: Tensor, costs: Tensor | None, limits: Limits
 ) -> tuple[_Search, Tensor]:
     """One more token for the beams of a group. logits (N, K, V) and their logsumexp (N, K, 1), costs (N, V) of tokens.
 
     Returns the search and which of the K beams each open one continues, (N, K).
     """
-    length, max_length = search.ids.shape[2], search.done_ids.shape[2]
+    length, max_length = search.ids.shape[2], limits.max_length
     images, beams, vocabulary = logits.shape
     # 2K candidates: at most K of them end, so K remain to go on. None of them is beyond the 2K best of its own beam.
     gains, token = (logits if costs is None else logits - costs[:, None]).topk(min(2 * beams, vocabulary))
@@ -236,22 +273,31 @@ def _advance_group(
     own = logits.flatten(1).gather(1, beam * vocabulary + token) - totals[:, :, 0].gather(1, beam)
     own = search.log_probs.gather(1, beam) + own
     ids = torch.cat([_pick(search.ids, beam), token[:, :, None]], 2)
-    ends = token == end_id
+    ends = token == limits.end_id
 
     # What ends among the first K, and at the limit everything, is measured against the finished ones.
     rank = torch.arange(best.shape[1], device=best.device)
-    # A settled image takes no more, however long the others of its batch go on.
-    finishes = (ends | (length == max_length)) & (rank < beams) & (best > _FLOOR / 2) & ~search.settled[:, None]
-    scores = (best / length**length_penalty).masked_fill(~finishes, _FLOOR)
-    padded = F.pad(ids[:, :, 1:], (0, max_length - length), value=end_id)
-    done_scores, order = torch.cat([search.done_scores, scores], 1).topk(beams, dim=1)
-    done_log_probs = torch.cat([search.done_log_probs, own], 1).gather(1, order)
-    done_ids = _pick(torch.cat([search.done_ids, padded], 1), order)
-
+    finishes = (ends | (length == max_length)) & (rank < beams) & (best > _FLOOR / 2)
+    padded = F.pad(ids[:, :, 1:], (0, max_length - length), value=limits.end_id)
     totals, order = best.masked_fill(ends, _FLOOR).topk(beams, dim=1)
-    settled = search.settled | (totals[:, 0] / length**length_penalty <= done_scores[:, -1])
-    log_probs, ids, beam = own.gather(1, order), _pick(ids, order), beam.gather(1, order)
-    return _Search(totals, log_probs, ids, done_scores, done_log_probs, done_ids, settled), beam
+    done = tuple(_finish(done, best.masked_fill(~finishes, _FLOOR), own, padded, totals[:, 0], length)
+                 for done in search.done)  # fmt: skip
+    return _Search(totals, own.gather(1, order), _pick(ids, order), done), beam.gather(1, order)
+
+
+def _finish(
+    done: _Done, totals: Tensor, log_probs: Tensor, ids: Tensor, best_open: Tensor, length: int
+) -> _Done:
+    """`done` with what finishes at this length: totals (N, 2K), _FLOOR where nothing does. best_open: totals (N,).
+
+    A settled image takes no more, however long the others of its batch go on.
+    """
+    there = (totals > _FLOOR / 2) & ~done.settled[:, None]
+    scores = (totals / length**done.penalty).masked_fill(~there, _FLOOR)
+    scores, order = torch.cat([done.scores, scores], 1).topk(done.scores.shape[1], dim=1)
+    settled = done.settled | (best_open / length**done.penalty <= scores[:, -1])
+    log_probs = torch.cat([done.log_probs, log_probs], 1).gather(1, order)
+    return _Done(scores, log_probs, _pick(torch.cat([done.ids, ids], 1), order), settled, done.penalty)
 
 
 def _pick(ids: Tensor, index: Tensor) -> Tensor:
@@ -259,15 +305,15 @@ def _pick(ids: Tensor, index: Tensor) -> Tensor:
     return ids.gather(1, index[:, :, None].expand(-1, -1, ids.shape[2]))
 
 
-def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> list[list[Caption]]:
+def _collect(parts: list[_Done], end_id: int) -> list[list[Caption]]:
     """The finished captions per image: the best of each group by score, then the second of each, and so on."""
     results: list[list[Caption]] = []
-    for image in range(len(searches[0].settled)):
+    for image in range(len(parts[0].settled)):
         ranked: list[tuple[int, float, Caption]] = []
-        for search in searches:
-            rows = (search.done_ids[image], search.done_log_probs[image], search.done_scores[image])
+        for done in parts:
+            rows = (done.ids[image], done.log_probs[image], done.scores[image])
             found = [
-                caption_of(ids, end_id, log_prob, length_penalty)
+                caption_of(ids, end_id, log_prob, done.penalty)
                 for ids, log_prob, score in zip(*(row.tolist() for row in rows), strict=True)
                 if score > _FLOOR / 2
             ]
@@ -278,14 +324,15 @@ def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> lis
     return results
 
 
-def _forbidden(history: Tensor, vocabulary: int, end_id: int, options: Options) -> Tensor | None:
+def _forbidden(history: Tensor, vocabulary: int, limits: Limits, options: Options) -> Tensor | None:
     """(R, V) True for tokens that may not follow `history` (R, L); None where all may.
 
     A row that would have nothing left may end.
     """
+    end_id, endings = limits.end_id, limits.endings if options.no_bad_endings else None
     ngram, too_short = options.no_repeat_ngram, history.shape[1] <= options.min_length
     repeats = ngram and history.shape[1] >= ngram
-    if not too_short and not repeats:
+    if not too_short and not repeats and endings is None:
         return None
     rows = len(history)
     forbidden = torch.zeros((rows, vocabulary + 1), dtype=torch.bool, device=history.device)
@@ -298,7 +345,14 @@ def _forbidden(history: Tensor, vocabulary: int, end_id: int, options: Options) 
     forbidden = forbidden[:, :vocabulary]
     if too_short:
         forbidden[:, end_id] = True
-    if repeats:
+    if endings is not None:
+        # Found anew at every step: a look-up for each token so far is cheaper than states that move with their beams.
+        state = torch.zeros_like(history[:, 0])
+        for tokens in history.T:
+            state = endings.following[state, tokens]
+        last = history.shape[1] == limits.max_length  # what comes now has nothing behind it
+        forbidden |= (endings.last if last else endings.forbidden)[state]
+    if repeats or endings is not None:
         forbidden[:, end_id] &= ~forbidden.all(1)
     return forbidden
 
@@ -326,4 +380,6 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
     token = torch.searchsorted(shares, shares[:, -1:] * chances[:, None], right=True).clamp(max=logits.shape[1] - 1)
     # Rounding may lead to a token that may not come: behind all others, or where sums made in parallel fall again.
     possible = logits.gather(1, token) > -torch.inf
+    if possible.device.type == "cpu" and possible.all():  # on a GPU the answer would be waited for
+        return token[:, 0]
     return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]

@@ -12,14 +12,15 @@ from typing import NamedTuple
 import numpy as np
 
 from nanocaption.model.caption_types import Caption, caption_of
+from nanocaption.model.ending_tables import Tables
 from nanocaption.model.options import Options, option_problems
 
 Step = Callable[[np.ndarray, np.ndarray | None], np.ndarray]
 _FLOOR = np.float32(-1e9)  # as in decode.py, and so is what else has its name
 _LEAVE_OUT = 0.2
 _FOLLOWED = (
-    "beam_size", "length_penalty", "min_length", "no_repeat_ngram", "beam_groups", "diversity_penalty", "samples",
-    "temperature", "top_k", "top_p", "max_length",
+    "beam_size", "length_penalty", "min_length", "no_repeat_ngram", "no_bad_endings", "beam_groups",
+    "diversity_penalty", "samples", "temperature", "top_k", "top_p", "max_length",
 )  # fmt: skip
 
 
@@ -29,6 +30,7 @@ class Limits(NamedTuple):
     start_id: int
     end_id: int
     max_length: int  # most tokens after <start>, <end> included
+    endings: Tables | None = None  # for Options.no_bad_endings
 
 
 def decode(
@@ -41,6 +43,8 @@ def decode(
             raise ValueError(f"{name} = {getattr(o, name)}: is not followed without torch, leave it out.")
     if wrong := option_problems(o):
         raise ValueError("; ".join(wrong))
+    if o.no_bad_endings and limits.endings is None:
+        raise ValueError("no_bad_endings needs the table of a tokenizer, see endings.py: it is not among the limits")
     limits = limits._replace(max_length=min(o.max_length or limits.max_length, limits.max_length))
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):  # of logits that are no numbers, or -inf
         if o.samples:
@@ -57,7 +61,7 @@ def _sample(
     step: Step, images: int, options: Options, limits: Limits, seeds: Sequence[int] | None
 ) -> list[list[Caption]]:
     """decode.sample. Without seeds they come from the system, not from a generator that a program has seeded."""
-    o, captions, (start_id, end_id, max_length) = options, options.samples, limits
+    o, captions, (start_id, end_id, max_length, _) = options, options.samples, limits
     rows = np.arange(images * captions)
     history = np.full((len(rows), 1), start_id)  # (R, L)
     finished = np.zeros(len(rows), bool)
@@ -68,7 +72,7 @@ def _sample(
     found: dict[int, Caption] = {}
     for length in range(1, max_length + 1):
         logits = step(history[:, -1], parents)
-        forbidden = _forbidden(history, logits.shape[-1], end_id, o)
+        forbidden = _forbidden(history, logits.shape[-1], limits, o)
         allowed = logits if forbidden is None else np.where(forbidden, np.float32(-np.inf), logits)
         if chances is None:
             tokens = allowed.argmax(-1)
@@ -102,7 +106,7 @@ def _beam_search(step: Step, images: int, options: Options, limits: Limits) -> l
     tokens, parents = np.full(images * beams, limits.start_id), None
     found: dict[int, list[Caption]] = {}
     for length in range(1, limits.max_length + 1):
-        searches, rows = _advance(searches, step(tokens, parents), options, limits.end_id)
+        searches, rows = _advance(searches, step(tokens, parents), options, limits)
         settled = np.stack([search.settled for search in searches]).all(0)
         leaving = _leaving(settled, length == limits.max_length)
         if leaving is not None:
@@ -147,14 +151,14 @@ def _start(images: int, beams: int, limits: Limits) -> _Search:
 
 
 def _advance(
-    searches: list[_Search], logits: np.ndarray, options: Options, end_id: int
+    searches: list[_Search], logits: np.ndarray, options: Options, limits: Limits
 ) -> tuple[list[_Search], np.ndarray]:
     """One more token for the beams of all groups -> the searches, and the row that each open beam continues (N, K)."""
     images, width = searches[0].totals.shape
     groups, vocabulary = len(searches), logits.shape[-1]
     totals = _logsumexp(logits)  # (R, 1)
     history = np.concatenate([search.ids for search in searches], 1).reshape(len(logits), -1)  # (R, L)
-    forbidden = _forbidden(history, vocabulary, end_id, options)
+    forbidden = _forbidden(history, vocabulary, limits, options)
     if forbidden is not None:
         logits = np.where(forbidden, _FLOOR, logits)
     own_logits, own_totals = (x.reshape(images, groups, width, -1) for x in (logits, totals))
@@ -163,7 +167,7 @@ def _advance(
     advanced, rows = [], []
     for group, before in enumerate(searches):
         parts = (own_logits[:, group], own_totals[:, group])
-        search, beam = _advance_group(before, *parts, costs, end_id, options.length_penalty)
+        search, beam = _advance_group(before, *parts, costs, limits.end_id, options.length_penalty)
         if costs is not None:
             counted = (search.totals > _FLOOR / 2) & ~search.settled[:, None]
             places = (np.arange(images)[:, None], search.ids[:, :, -1])
@@ -238,11 +242,12 @@ def _collect(searches: list[_Search], end_id: int, length_penalty: float) -> lis
     return results
 
 
-def _forbidden(history: np.ndarray, vocabulary: int, end_id: int, options: Options) -> np.ndarray | None:
+def _forbidden(history: np.ndarray, vocabulary: int, limits: Limits, options: Options) -> np.ndarray | None:
     """decode._forbidden"""
+    end_id, endings = limits.end_id, limits.endings if options.no_bad_endings else None
     ngram, too_short = options.no_repeat_ngram, history.shape[1] <= options.min_length
     repeats = ngram and history.shape[1] >= ngram
-    if not too_short and not repeats:
+    if not too_short and not repeats and endings is None:
         return None
     forbidden = np.zeros((len(history), vocabulary), bool)
     if repeats:
@@ -252,7 +257,13 @@ def _forbidden(history: np.ndarray, vocabulary: int, end_id: int, options: Optio
         forbidden[row, grams[row, place, -1]] = True
     if too_short:
         forbidden[:, end_id] = True
-    if repeats:
+    if endings is not None:
+        state = np.zeros(len(history), np.int64)
+        for tokens in history.T:
+            state = endings.following[state, tokens]
+        last = history.shape[1] == limits.max_length
+        forbidden |= (endings.last if last else endings.forbidden)[state]
+    if repeats or endings is not None:
         forbidden[:, end_id] &= ~forbidden.all(1)
     return forbidden
 

@@ -66,14 +66,19 @@ class Decoder(nn.Module):
         """(..., D) -> (..., V)"""
         return F.linear(hidden, self.embedding.weight)
 
-    def step(self, tokens: Tensor, position: int, cache: Cache, hidden: Tensor | None) -> Tensor:
-        """tokens (N*K,) at `position` -> logits (N*K, V). hidden: see DecoderLayer.step."""
+    def step(
+        self, tokens: Tensor, position: int, cache: Cache, hidden: Tensor | None, rows: Tensor | None = None
+    ) -> Tensor:
+        """tokens (N*K,) at `position` -> logits (N*K, V). hidden, rows: see DecoderLayer.step.
+
+        The logits of what is not among `rows` are 0.
+        """
         if position >= self.max_seq_len:
             raise ValueError(f"Token {position + 1}: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
-        x = self.embedding(tokens) + self.position_embedding.weight[position]  # (N*K, D)
+        x = self.embedding(tokens if rows is None else tokens[rows]) + self.position_embedding.weight[position]
         for layer, layer_cache in zip(self.layers, cache, strict=True):
-            x = layer.step(x, position, layer_cache, hidden)
-        logits = self.logits(self.norm(x))
+            x = layer.step(x, position, layer_cache, hidden, rows, len(tokens))
+        logits = _spread(self.logits(self.norm(x)), rows, len(tokens))
         if self.never_chosen:  # low enough to have no probability, and still a number in float16
             logits[:, self.never_chosen] = -30_000.0
         return logits
@@ -122,23 +127,26 @@ class DecoderLayer(nn.Module):
         k = k.transpose(-1, -2)
         return {"memory_k": k.contiguous(), "memory_v": v.contiguous(), "k": k[..., :0], "v": v[:, :, :0]}
 
-    def step(self, x: Tensor, position: int, cache: dict[str, Tensor], hidden: Tensor | None) -> Tensor:
+    def step(
+        self, x: Tensor, position: int, cache: dict[str, Tensor], hidden: Tensor | None, rows: Tensor | None, every: int
+    ) -> Tensor:
         """One new token per row, x (N*K, D); its keys and values are put into the cache.
 
         hidden (N, 1, K, L*K): True for what a row may not see of the L tokens so far, this one included; None: nothing.
+        rows (A,): those that x (A, D) has of the `every` = N*K; None: all. Only attention has room for the others.
         """
         images, width = len(cache["memory_k"]), x.shape[1]
-        beams = len(x) // images
+        beams = every // images
         end = (position + 1) * beams
         if end > cache["v"].shape[2]:
             cache["k"], cache["v"] = F.pad(cache["k"], (0, _ROOM * beams)), F.pad(cache["v"], (0, 0, 0, _ROOM * beams))
-        qkv = self.self_qkv(self.self_norm(x)).view(images, beams, 3 * width)
+        qkv = _spread(self.self_qkv(self.self_norm(x)), rows, every).view(images, beams, 3 * width)
         q, k, v = self._split(qkv, 3)  # each (N, H, K, D/H)
         cache["k"][..., end - beams : end] = k.transpose(-1, -2)
         cache["v"][:, :, end - beams : end] = v
-        x = x + self.self_out(_attend(q, cache["k"][..., :end], cache["v"][:, :, :end], hidden))
-        (q,) = self._split(self.cross_q(self.cross_norm(x)).view(images, beams, width), 1)
-        x = x + self.cross_out(_attend(q, cache["memory_k"], cache["memory_v"], None))
+        x = x + self.self_out(_among(_attend(q, cache["k"][..., :end], cache["v"][:, :, :end], hidden), rows))
+        (q,) = self._split(_spread(self.cross_q(self.cross_norm(x)), rows, every).view(images, beams, width), 1)
+        x = x + self.cross_out(_among(_attend(q, cache["memory_k"], cache["memory_v"], None), rows))
         return x + self.feedforward(self.feedforward_norm(x))
 
     def _split(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
@@ -161,6 +169,15 @@ class Dropout(nn.Dropout):
         bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         keep = bits[: x.numel()].view(x.shape) >= dropped - 2**15
         return x * keep.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
+def _spread(x: Tensor, rows: Tensor | None, every: int) -> Tensor:
+    """x (A, D) at its `rows` of (every, D), zeros elsewhere; as it is where `rows` are all, None."""
+    return x if rows is None else x.new_zeros(every, x.shape[1]).index_copy_(0, rows, x)
+
+
+def _among(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
 
 
 def _join(x: Tensor) -> Tensor:

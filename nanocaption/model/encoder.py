@@ -6,7 +6,7 @@ N images, S side in pixels, P patch tokens (class token included where the tower
 
 import contextlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, TypedDict
 
@@ -123,15 +123,23 @@ def _conv_stem(patch_size: int, width: int) -> nn.Sequential:
 
 
 class PretrainedTower(nn.Module):
-    """A vision tower of transformers. `config` is what rebuilds it without any download."""
+    """A vision tower of transformers. `config` is what rebuilds it without any download.
+
+    layers: the blocks, counted from 1, whose outputs stand side by side in the features, each normalised by itself;
+    of the last block it is the tower's own output, as it is. None = that alone. A classifier's last block keeps what
+    its classes need; those before it know more of the rest of a picture.
+    """
 
     tower: "PreTrainedModel"
 
-    def __init__(self, tower: "PreTrainedModel"):
+    def __init__(self, tower: "PreTrainedModel", layers: Sequence[int] | None = None):
         super().__init__()
-        self.tower = tower
+        self.tower, self.layers = tower, tuple(layers or ())
         tower.config.return_dict = True  # a config may ask for tuples
-        self.width, self.patch_size = tower.config.hidden_size, _side(tower.config.patch_size)
+        self.patch_size, depth = _side(tower.config.patch_size), tower.config.num_hidden_layers
+        self.width = tower.config.hidden_size * max(1, len(self.layers))
+        if any(layer > depth for layer in self.layers):
+            raise ValueError(f"ENCODER_LAYERS = {self.layers}: it has {depth} blocks.")
 
     @property
     def config(self) -> dict[str, object]:
@@ -147,7 +155,16 @@ class PretrainedTower(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         # A side other than the tower's own needs its position embeddings resized.
         resized = images.shape[-1] != _side(self.tower.config.image_size)
-        return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
+        if not self.layers:
+            return self.tower(images, interpolate_pos_encoding=resized).last_hidden_state  # (N, P, E)
+        found = self.tower(images, interpolate_pos_encoding=resized, output_hidden_states=True)
+        depth = len(found.hidden_states) - 1  # before the first block, then after each
+        shape = (self.tower.config.hidden_size,)
+        parts = [
+            found.last_hidden_state if layer == depth else F.layer_norm(found.hidden_states[layer], shape)
+            for layer in self.layers
+        ]
+        return torch.cat(parts, -1)  # (N, P, layers * E)
 
 
 def make_encoder(
@@ -160,15 +177,15 @@ def make_encoder(
         shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
         return VisionTransformer(*shape), scratch_image_spec(size)
     if tower:
-        return rebuild_pretrained(tower["encoder_config"]), tower["image_spec"]
-    return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE)
+        return rebuild_pretrained(tower["encoder_config"], s.ENCODER_LAYERS), tower["image_spec"]
+    return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE, s.ENCODER_LAYERS)
 
 
-def check_available(name: str, image_size: int | None = None) -> Available:
+def check_available(name: str, image_size: int | None = None, layers: Sequence[int] | None = None) -> Available:
     """Raise ValueError, with one line, unless `name` is a vision tower that can be loaded and given its pictures.
 
-    image_size: side of the input in pixels; None = the tower's own. Cheap, it reads the config and the preprocessor
-    file and runs a tower without weights, so that a mistake shows before a data set is made.
+    image_size: side of the input in pixels; None = the tower's own. layers: see PretrainedTower. Cheap, it reads the
+    config and the preprocessor file and runs a tower without weights, so that a mistake shows before data is made.
     """
     import transformers
 
@@ -192,7 +209,7 @@ def check_available(name: str, image_size: int | None = None) -> Available:
         spec = at_size(spec, image_size)
     _check_side(spec["size"], image_size, patch)
     with _told_in_one_line(name):
-        _try(_TOWERS[config.model_type], tower_config, spec["size"])
+        _try(_TOWERS[config.model_type], tower_config, spec["size"], layers)
     return Available(path, local, spec)
 
 
@@ -227,10 +244,12 @@ def _check_side(side: int, image_size: int | None, patch: int) -> None:
         )
 
 
-def _try(kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int) -> None:
+def _try(
+    kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int, layers: Sequence[int] | None
+) -> None:
     """Run one picture through the tower on the meta device, which computes shapes only."""
     with torch.device("meta"), torch.no_grad():
-        tower = PretrainedTower(_empty_tower(kind, config))
+        tower = PretrainedTower(_empty_tower(kind, config), layers)
         tower(torch.empty(1, 3, side, side))
 
 
@@ -256,15 +275,17 @@ def _hub_answers(name: str) -> bool:
     return True
 
 
-def load_pretrained(name: str, image_size: int | None = None) -> tuple[PretrainedTower, ImageSpec]:
+def load_pretrained(
+    name: str, image_size: int | None = None, layers: Sequence[int] | None = None
+) -> tuple[PretrainedTower, ImageSpec]:
     """The vision tower `name`, a Hub id or a local folder, and its image_spec (see `read_image_spec`).
 
-    image_size: side of the input in pixels; None = the tower's own. Raises ValueError with one line where the tower
-    cannot be loaded, or its patches do not divide the side.
+    image_size: side of the input in pixels; None = the tower's own. layers: see PretrainedTower. Raises ValueError with
+    one line where the tower cannot be loaded, or its patches do not divide the side.
     """
     import transformers
 
-    path, local, spec = check_available(name, image_size)
+    path, local, spec = check_available(name, image_size, layers)
     with _told_in_one_line(name):
         config = transformers.AutoConfig.from_pretrained(path, local_files_only=local)
         class_name, arguments = _TOWERS[config.model_type]
@@ -280,7 +301,7 @@ def load_pretrained(name: str, image_size: int | None = None) -> tuple[Pretraine
         unused = sorted(key for key in report["unexpected_keys"] if _OF_A_LAYER.search(key))
         if unused:
             raise ValueError(f"{len(unused)} of its weights have no place in a tower of its config, e.g. {unused[0]}.")
-    return PretrainedTower(tower), spec
+    return PretrainedTower(tower, layers), spec
 
 
 def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
@@ -289,12 +310,13 @@ def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
     return None if config is None else {name: value for name, value in config.items() if name not in names}
 
 
-def rebuild_pretrained(config: dict[str, object]) -> PretrainedTower:
+def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] | None = None) -> PretrainedTower:
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
     kind = _TOWERS[str(config["model_type"])]
-    return PretrainedTower(_empty_tower(kind, getattr(transformers, kind[0]).config_class.from_dict(config)))
+    tower_config = getattr(transformers, kind[0]).config_class.from_dict(config)
+    return PretrainedTower(_empty_tower(kind, tower_config), layers)
 
 
 def scratch_image_spec(image_size: int) -> ImageSpec:

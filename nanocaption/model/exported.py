@@ -45,7 +45,10 @@ FORMAT_VERSION = 1
 SETTINGS = (
     *CHECKPOINT_SETTINGS, "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",
 )  # fmt: skip
-_FACTS = ("epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by")  # of a checkpoint, kept
+_OPTIONAL = ("NO_BAD_ENDINGS",)  # of later versions: kept where it is set
+_FACTS = (  # of a checkpoint, kept
+    "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
+)  # fmt: skip
 _FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
@@ -132,9 +135,11 @@ def image_spec_of(state: State) -> ImageSpec:
 def describe(state: State) -> dict[str, object]:
     """The content of config.json, but for the sha256s. Its first names are those that transformers gives them."""
     known, settings = dict(state.items()), {name: state["config"][name] for name in SETTINGS}
+    settings |= {name: value for name in _OPTIONAL if (value := state["config"].get(name))}
     tower = settings["ENCODER_MODEL_NAME"]
     if tower is not None and not is_hub_id(tower):
         settings["ENCODER_MODEL_NAME"] = Path(tower).name  # a folder's path says nothing to anyone else
+    rewarded = {"rewarded_steps": steps} if (steps := state.get("rewarded_steps")) else {}
     encoder_config = copy.deepcopy(nameless(state["model_arguments"].get("encoder_config")))
     return {
         "model_type": MODEL_TYPE,
@@ -154,7 +159,8 @@ def describe(state: State) -> dict[str, object]:
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
         **{name: value for name, value in state["model_arguments"].items() if name in _FOREIGN},
-        "trained": {name: known[name] for name in _FACTS if name in known},
+        # A model that is no moving average need not say so.
+        "trained": {n: known[n] for n in _FACTS if n in known and (n, known[n]) != ("averaged_steps", 0)} | rewarded,
     }
 
 
@@ -172,7 +178,9 @@ def read(name: str | Path, revision: str | None = None) -> State:
     about = _read_config(folder)
     if about.get("model_type") != MODEL_TYPE:
         kind = about.get("model_type", "unknown")
-        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {HINT}")
+        own = kind == "vision-encoder-decoder"
+        hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if own else HINT
+        raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {hint}")
     if about.get("format_version") != FORMAT_VERSION:
         raise ValueError(
             f"{folder} was written by nanoCaption {about.get('library_version')} in format version "
@@ -188,7 +196,8 @@ def read(name: str | Path, revision: str | None = None) -> State:
         card = folder / "README.md"
         return cast(State, {
             **about["trained"],
-            "config": {name: about["settings"][name] for name in SETTINGS},
+            "config": {name: about["settings"][name] for name in SETTINGS}
+            | {name: about["settings"].get(name, False) for name in _OPTIONAL},
             "model_arguments": arguments,
             "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
             "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),

@@ -20,6 +20,7 @@ from nanocaption.data import picture_forms
 from nanocaption.data.tokenizer import END, START, tokenizer_from_json
 from nanocaption.model import decode_numpy, onnx_folder
 from nanocaption.model.caption_types import CaptionText, with_text
+from nanocaption.model.ending_tables import tables_of
 from nanocaption.model.onnx_folder import OnnxExport, memory_names, token_names
 from nanocaption.model.options import Names, Options, asked, search_options
 
@@ -118,7 +119,8 @@ class OnnxCaptioner:
     ) -> list[list[CaptionText[np.ndarray]]]:  # fmt: skip
         """Captions of N pictures, uint8 (N, S, S, 3), as decode_pictures gives them; at most `most` of each."""
         memory = self.encode(pixels)
-        limits = decode_numpy.Limits(START, END, self.export.max_seq_len - 1)
+        endings = tables_of(self.tokenizer) if options.no_bad_endings else None
+        limits = decode_numpy.Limits(START, END, self.export.max_seq_len - 1, endings)
         results = decode_numpy.decode(self.start_decoding(memory), len(pixels), options, limits, seeds)
         found = [[with_text(self.tokenizer, caption) for caption in captions[:most]] for captions in results]
         if any(math.isnan(captions[0].log_prob) for captions in found):

@@ -96,6 +96,8 @@ def read_onnx_export(folder: Path) -> OnnxExport:
             raise ValueError("sha256: names no pair of an encoder and a decoder")
         settings: dict[str, Any] = {"LENGTH_PENALTY": _number("LENGTH_PENALTY", about["settings"]["LENGTH_PENALTY"])}
         settings |= {name: _whole(name, about["settings"][name], *limits) for name, limits in _SEARCH.items()}
+        if about["settings"].get("NO_BAD_ENDINGS"):
+            settings["NO_BAD_ENDINGS"] = True
         sha256 = {str(name): str(digest) for name, digest in about["sha256"].items()}
         return OnnxExport(folder, **sizes, image_spec=_image_spec(about["image_spec"]), settings=settings,
                           precisions=precisions, sha256=sha256)  # fmt: skip

@@ -9,12 +9,13 @@ from typing import Any, NamedTuple, TypedDict
 
 
 class Options(NamedTuple):
-    """Beam search, or `samples` random captions. What each means: decode.beam_search and decode.sample."""
+    """Beam search, or `samples` random captions. What each means: decode.beam_searches and decode.sample."""
 
     beam_size: int = 1
     length_penalty: float = 1.0
     min_length: int = 0
     no_repeat_ngram: int = 0
+    no_bad_endings: bool = False
     beam_groups: int = 1
     diversity_penalty: float = 0.5
     samples: int = 0  # above 0: this many random captions instead of a search
@@ -31,7 +32,8 @@ def search_options(settings: Mapping[str, object]) -> Options:
     """The beam search that settings, by name, ask for."""
     names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
     chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
-    return Options(**chosen)
+    # Earlier checkpoints and exports do not say.
+    return Options(**chosen, no_bad_endings=bool(settings.get("NO_BAD_ENDINGS", False)))
 
 
 class Names(TypedDict, total=False):

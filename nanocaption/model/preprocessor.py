@@ -37,7 +37,7 @@ def read_image_spec(path: str, local: bool = True) -> ImageSpec:
     """
     from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(path, local_files_only=local)
+    processor = AutoImageProcessor.from_pretrained(path, local_files_only=local, trust_remote_code=False)
     names = getattr(type(processor), "valid_kwargs", None)
     if names is None:
         raise ValueError(f"its {type(processor).__name__} is not an image processor that is known here. {_FIX}")

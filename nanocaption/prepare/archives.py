@@ -38,6 +38,7 @@ class Member(NamedTuple):
     kind: str  # "file", "folder", "link or device"
     encrypted: bool = False
     hidden_name: str = ""  # zipfile cuts a name at a NUL; this one is whole
+    offset: int | None = None  # where the content of a file in a tar begins
 
 
 def is_archive(path: Path) -> bool:
@@ -109,12 +110,14 @@ def zip_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]
 
 def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]]]:
     with contextlib.ExitStack() as stack:
-        open_file = gzip.open if archive.name.lower().endswith("gz") else open
-        file = stack.enter_context(open_file(archive, "rb"))
+        file: IO[bytes] = stack.enter_context(archive.open("rb"))
+        if archive.name.lower().endswith("gz"):
+            file = stack.enter_context(gzip.GzipFile(fileobj=file))
         opened = stack.enter_context(tarfile.open(fileobj=LimitedReader(file), mode="r:"))
         for info in opened:
             kind = "file" if info.isreg() and not info.issparse() else "folder" if info.isdir() else "link or device"
-            yield Member(info.name, info.size, None, kind), lambda info=info: opened.extractfile(info)
+            member = Member(info.name, info.size, None, kind, offset=info.offset_data)
+            yield member, lambda info=info: opened.extractfile(info)
             opened.members.clear()  # otherwise a tar of a million pictures fills the memory with its listing
 
 

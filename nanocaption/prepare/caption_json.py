@@ -375,7 +375,7 @@ def is_jsonl(path: Path) -> str:
 
 def read_metadata_parquet(path: Path) -> Rows:
     """metadata.parquet of a Hugging Face image folder: rows as in metadata.jsonl."""
-    from nanocaption.prepare.packed import import_pyarrow
+    from nanocaption.data.shards import import_pyarrow
 
     pyarrow, parquet = import_pyarrow()
     try:

@@ -35,6 +35,8 @@ from nanocaption.base import cli
 from nanocaption.base.files import json_lines, open_to_append
 from nanocaption.data.caption_text import TEXT_VERSION, clean
 from nanocaption.data.prepared import Record
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import Packed, read_bytes, state_of
 from nanocaption.prepare import check_report, splits
 from nanocaption.prepare.check_report import Examined, Report
 
@@ -73,8 +75,9 @@ class Checked(NamedTuple):
 
 
 def check(
-    folder: Path, records: Sequence[Record], paths: Mapping[str, Path] | None, rules: Rules, draw: Draw | None = None
-) -> Checked:
+    folder: Path, records: Sequence[Record], paths: Mapping[str, Path | Packed] | None, rules: Rules,
+    draw: Draw | None = None,
+) -> Checked:  # fmt: skip
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
     paths: file_name -> picture; None: pictures drawn here, which are not opened. draw: gives the splits of those that
@@ -161,21 +164,21 @@ def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], 
     }
 
 
-def scan(paths: Mapping[str, Path], log: Path, workers: int) -> dict[str, Examined]:
+def scan(paths: Mapping[str, Path | Packed], log: Path, workers: int) -> dict[str, Examined]:
     """What each picture is, in the order given: name -> {bytes, width, height, conversions, sha256, pixels, refused}.
 
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
     """
     known = _read_scan(log)
-    files = {name: size_and_time(path) for name, path in paths.items()}
+    files = sizes_and_times(paths)
     found = {name: known[name] for name, file in files.items()
              if name in known and (known[name]["bytes"], known[name]["time"]) == file}  # fmt: skip
     todo = [name for name in paths if name not in found]
     log.parent.mkdir(parents=True, exist_ok=True)
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
     with open_to_append(log) as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
-        for number, answer in examine_all([str(paths[name]) for name in todo], workers):
+        for number, answer in examine_all([address_of(paths[name]) for name in todo], workers):
             name = todo[number]
             size, time = files[name]
             entry: Examined = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
@@ -201,27 +204,51 @@ def size_and_time(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def examine(path: str) -> Examined:
-    """Decode one picture whole: {width, height, conversions, sha256, pixels, refused}, see `scan`."""
+def sizes_and_times(paths: Mapping[str, Path | Packed]) -> dict[str, tuple[int, int]]:
+    """`size_and_time` of each; of a packed one its own size and the time of its shard, of one on a server its ETag."""
+    times: dict[str, int] = {}
+    for shard in {path.shard for path in paths.values() if isinstance(path, Packed)}:
+        _, time, etag = state_of(shard)
+        times[shard] = time or zlib.crc32(etag.encode())
+    return {name: (path.length, times[path.shard]) if isinstance(path, Packed) else size_and_time(path)
+            for name, path in paths.items()}  # fmt: skip
+
+
+def address_of(path: Path | Packed) -> str | list[object]:
+    """What tells another process, in JSON, where a picture lies."""
+    return [*path] if isinstance(path, Packed) else str(path)
+
+
+def examine(address: str | Sequence[object]) -> Examined:
+    """Decode one picture whole: {width, height, conversions, sha256, pixels, refused}, of a packed one crc: see `scan`.
+
+    address: as address_of gives it. Raises ShardError.
+    """
     from nanocaption.data.pictures import PictureError, read_picture
 
+    path = address if isinstance(address, str) else Packed(*address)
+    data = read_bytes(path) if isinstance(path, Packed) else None
     try:
-        picture = read_picture(path)
+        picture = read_picture(path, data=data)
         height, width, _ = picture.pixels.shape
         if min(height, width) < MIN_SIDE:
             raise PictureError(f"a side below {MIN_SIDE} pixels", f"{width} x {height}")
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if data is None:
+            with open(str(path), "rb") as file:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+        else:
+            digest = hashlib.sha256(data).hexdigest()
     except PictureError as error:
         detail = str(error)[len(error.reason) + 2 :]
         return {"width": 0, "height": 0, "conversions": [], "sha256": "", "pixels": 0,
                 "refused": {"reason": error.reason, "detail": detail}}  # fmt: skip
     # A CRC costs a tenth of a sha256 of the pixels, which would take longer than decoding: `find_copies` looks again.
     return {"width": width, "height": height, "conversions": list(picture.conversions), "sha256": digest,
-            "pixels": zlib.crc32(picture.pixels), "refused": None}  # fmt: skip
+            "pixels": zlib.crc32(picture.pixels), "refused": None,
+            **({} if data is None else {"crc": zlib.crc32(data)})}  # fmt: skip
 
 
-def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, Examined]]:
+def examine_all(paths: Sequence[str | list[object]], workers: int) -> Iterator[tuple[int, Examined]]:
     """(number, `examine` of that path) for all of them, as they get ready, from at most `workers` processes.
 
     Raises ValueError naming the picture at which a process died.
@@ -252,7 +279,9 @@ def examine_all(paths: Sequence[str], workers: int) -> Iterator[tuple[int, Exami
                 process.communicate()
 
 
-def _examine_some(idle: queue.SimpleQueue[Any], paths: Sequence[str], first: int) -> list[tuple[int, Examined]]:
+def _examine_some(
+    idle: queue.SimpleQueue[Any], paths: Sequence[str | list[object]], first: int
+) -> list[tuple[int, Examined]]:
     """(number, answer) for AT_ONCE of the paths, from the `first` on, by one of the idle processes."""
     process, some = idle.get(), paths[first : first + AT_ONCE]
     try:
@@ -269,7 +298,10 @@ def _examine_some(idle: queue.SimpleQueue[Any], paths: Sequence[str], first: int
                 raise ValueError(f"a process that decodes pictures died at {path} ({how}): where memory is short set "
                                  "NUM_WORKERS = 1, otherwise take that picture out; then run again, what was checked "
                                  "so far is kept")
-            answers.append((number, json.loads(line)))
+            answer = json.loads(line)
+            if "error" in answer:
+                raise ShardError(answer["error"])
+            answers.append((number, answer))
         return answers
     finally:
         idle.put(process)
@@ -279,7 +311,11 @@ def _serve() -> None:
     """What each of these processes does, until its input ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which ends this one
     for line in sys.stdin.buffer:
-        sys.stdout.buffer.write(json.dumps(examine(json.loads(line))).encode() + b"\n")
+        try:
+            answer: Mapping[str, object] = examine(json.loads(line))
+        except ShardError as error:
+            answer = {"error": str(error)}
+        sys.stdout.buffer.write(json.dumps(answer).encode() + b"\n")
         sys.stdout.buffer.flush()
 
 
@@ -288,7 +324,7 @@ def usable_cores() -> int:
 
 
 def find_copies(
-    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path | Packed]
 ) -> tuple[dict[str, Any], set[str]]:
     """(what the report says of pictures with the same pixels, the names to leave out because another split has them)"""
     return _left_out(_groups_of_copies(records, found, paths))
@@ -312,13 +348,13 @@ def _left_out(groups: Sequence[Sequence[Record]]) -> tuple[dict[str, Any], set[s
 
 
 def _groups_of_copies(
-    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path]
+    records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path | Packed]
 ) -> list[list[Record]]:
     def key(record: Record) -> tuple[int, int, int]:
         entry = found[record["file_name"]]
         return entry["width"], entry["height"], entry["pixels"]
 
-    files: dict[tuple[int, int, int], dict[str, Path]] = {}
+    files: dict[tuple[int, int, int], dict[str, Path | Packed]] = {}
     for record in records:
         files.setdefault(key(record), {})[found[record["file_name"]]["sha256"]] = paths[record["file_name"]]
     # Different files whose pixels have one CRC are few: only they are decoded again.
@@ -329,7 +365,7 @@ def _groups_of_copies(
     return [group for group in groups.values() if len(group) > 1]
 
 
-def _pixels_digest(path: Path) -> str:
+def _pixels_digest(path: Path | Packed) -> str:
     from nanocaption.data.pictures import read_picture
 
     return hashlib.sha256(read_picture(path).pixels).hexdigest()

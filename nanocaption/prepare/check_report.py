@@ -27,6 +27,7 @@ class Examined(TypedDict, total=False):
     conversions: list[str]  # what reading it had to change
     sha256: str  # of the file
     pixels: int  # CRC-32 of what was decoded
+    crc: int  # of a packed picture: CRC-32 of its bytes
     refused: dict[str, str] | None  # reason and detail, where it cannot be used
 
 

@@ -10,21 +10,16 @@ import hashlib
 import json
 import os
 import re
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import IO, Any, NamedTuple, TypedDict, TypeVar, cast
+from typing import IO, Any, NamedTuple, TypedDict, cast
 
 from tqdm import tqdm
 
-from nanocaption.base import hub
+from nanocaption.base import retry
 from nanocaption.base.files import size_of, write_atomically
 
-WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new try; the next failure after these ends the download
-LONGEST_WAIT = 300  # of what a server asks for with Retry-After
-PROGRESS = 2**20  # bytes that a try must bring for the count of failures to start again
-T = TypeVar("T")
 HTML = "instead of {} the server sent an HTML page: a login page or a proxy?"
 
 
@@ -64,18 +59,14 @@ class WrongContent(ValueError):
     """The server sent something else than the file."""
 
 
-class Broken(OSError):
-    """A transfer that ended early, or must start again; another try may help."""
-
-
 def listing(repository: str, revision: str) -> tuple[str, list[str]]:
     """(commit, names of all files) of a dataset repository. Raises what `hub.errors` names."""
     import huggingface_hub
     from huggingface_hub import constants
 
     api = huggingface_hub.HfApi(endpoint=constants.ENDPOINT)
-    info = retried(lambda: api.dataset_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT),
-                   "the list of files", patient=False)  # fmt: skip
+    info = retry.retried(lambda: api.dataset_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT),
+                         "the list of files", patient=False)  # fmt: skip
     return str(info.sha), [str(sibling.rfilename) for sibling in info.siblings or ()]
 
 
@@ -83,7 +74,7 @@ def ask(repository: str, commit: str, name: str) -> Remote:
     """ETag and size of one file. Raises what `hub.errors` names."""
     import huggingface_hub
 
-    found = retried(lambda: huggingface_hub.get_hf_file_metadata(url_of(repository, commit, name)), name)
+    found = retry.retried(lambda: huggingface_hub.get_hf_file_metadata(url_of(repository, commit, name)), name)
     if not found.etag or found.size is None or not found.commit_hash:
         raise WrongContent(f"the server tells no ETag, size and commit of {name}: is it a Hub?")
     return Remote(repository, found.commit_hash, name, found.etag, found.size)
@@ -139,7 +130,7 @@ def fetch(remote: Remote, folder: Path) -> Fetched:
         with tqdm(total=remote.size, initial=size_of(part), desc=remote.name, unit="B", unit_scale=True,
                   mininterval=0.5) as bar:  # fmt: skip
             while part.stat().st_size < remote.size:
-                retried(lambda: one_request(part, remote, bar), remote.name, lambda: part.stat().st_size)
+                retry.retried(lambda: one_request(part, remote, bar), remote.name, lambda: part.stat().st_size)
         digest = checked_digest(part, remote)
         beside(target, ".json").unlink(missing_ok=True)  # it may speak of an older file of this name
         os.replace(part, target)
@@ -181,7 +172,7 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
                                     follow_redirects=True) as response:  # fmt: skip
         if response.status_code == 416:
             part.write_bytes(b"")
-            raise Broken(f"the server has nothing beyond byte {have:,} of {remote.name}")
+            raise retry.Broken(f"the server has nothing beyond byte {have:,} of {remote.name}")
         if response.status_code >= 400:
             response.read()
         utils.hf_raise_for_status(response)
@@ -196,7 +187,7 @@ def one_request(part: Path, remote: Remote, bar: tqdm) -> None:
             write_json(beside(part, ".json"), about | {"host_etag": None if host_etag.startswith("W/") else host_etag})
             append(file, response.iter_bytes(), remote, bar)
     if part.stat().st_size < remote.size:
-        raise Broken(f"the transfer of {remote.name} ended at byte {part.stat().st_size:,} of {remote.size:,}")
+        raise retry.Broken(f"the transfer of {remote.name} ended at byte {part.stat().st_size:,} of {remote.size:,}")
 
 
 def append(file: IO[bytes], chunks: Iterator[bytes], remote: Remote, bar: tqdm) -> None:
@@ -254,44 +245,6 @@ def checked_digest(part: Path, remote: Remote) -> str:
 def sha256_name(text: str) -> str | None:
     """The ETag of a large file is its sha256; a small file's is something else."""
     return text if re.fullmatch(r"[0-9a-f]{64}", text) else None
-
-
-def retried(action: Callable[[], T], what: str, progress: Callable[[], int] = int, patient: bool = True) -> T:
-    """action(), tried again after a pause where the failure may pass: 429, 5xx, time-outs, cut connections.
-
-    progress: bytes so far; tries that bring enough do not count. patient: whether a host that cannot be reached at all
-    may pass, too.
-    """
-    failures = 0
-    while True:
-        before = progress()
-        try:
-            return action()
-        except hub.errors() as error:
-            failures = 0 if progress() - before >= PROGRESS else failures + 1
-            if not may_pass(error, patient) or failures > len(WAITS):
-                raise
-            wait = asked_wait(error) or WAITS[max(0, failures - 1)]
-            tqdm.write(f"{what}: {hub.reason_of(error)}; next try in {wait:g} s")
-            time.sleep(wait)
-
-
-def may_pass(error: Exception, patient: bool) -> bool:
-    from huggingface_hub.utils import httpx
-
-    response = getattr(error, "response", None)
-    if response is not None:
-        return response.status_code == 429 or response.status_code >= 500
-    if isinstance(error, httpx.ConnectError):
-        return patient
-    return isinstance(error, (httpx.TransportError, Broken)) and not isinstance(error, httpx.UnsupportedProtocol)
-
-
-def asked_wait(error: Exception) -> float | None:
-    """Seconds that the server asks to wait with Retry-After; a date there is left alone."""
-    response = getattr(error, "response", None)
-    text = response.headers.get("Retry-After", "") if response is not None else ""
-    return min(float(text), LONGEST_WAIT) if text.isdecimal() else None
 
 
 def locked(target: Path) -> AbstractContextManager[object]:

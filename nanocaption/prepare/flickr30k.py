@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from nanocaption.base import hub
 from nanocaption.base.files import free_bytes, in_units, require_space
+from nanocaption.data import shards
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import archives, download, packed
 from nanocaption.prepare.caption_files import Rows, Source
@@ -56,7 +57,7 @@ def find(repository: str, revision: str, folder: Path) -> Copy:
     except hub.errors() as error:
         raise explained(error, "the list of files", repository, revision) from error
     if any(name.endswith(".parquet") for name in copy.files):
-        packed.import_pyarrow()  # before 4 GB are downloaded that nothing could read
+        shards.import_pyarrow()  # before 4 GB are downloaded that nothing could read
     missing = [file for file in copy.files.values() if isinstance(file, download.Remote)]
     if not missing:
         place = next(file.path.parent for file in copy.files.values() if isinstance(file, download.Fetched))

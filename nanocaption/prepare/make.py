@@ -9,10 +9,12 @@
 A set counts as whole only when its manifest fits its captions.json and every picture is there; a run that was cut off
 leaves no manifest, and the next run goes on from the pictures already in place. Three kinds of source: "demo" is drawn
 here, "flickr30k" is downloaded, and any name can be read from a folder of your own (layouts.py says which layouts).
-Several names with commas between are mixed (mix.py).
+Several names with commas between are mixed (mix.py). With STREAM the pictures stay in their shards, and stream/ says
+where (streamed.py).
 """
 
 import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -23,7 +25,8 @@ from nanocaption.base.files import cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
-from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits
+from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards
+from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits, streamed
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
@@ -40,6 +43,7 @@ def prepare_from(settings: Settings, *, compare: bool = True, remake: bool = Fal
     return prepare(
         settings.DATASET,
         Path(settings.DATA_DIR),
+        stream=settings.RAW_DATA_DIR if settings.STREAM else None,
         raw_dir=raw_dir_of(settings),
         seed=settings.DATA_SEED,
         cutoff=settings.DATA_CUTOFF,
@@ -68,7 +72,13 @@ def look_first(settings: Settings) -> None:
     data_dir, raw_dir = Path(settings.DATA_DIR), raw_dir_of(settings)
     for name in check_names(settings.DATASET, data_dir, raw_dir):
         folder = folder_of(name, data_dir)
-        if prepared.is_whole(folder):
+        if settings.STREAM or is_streamed(folder):
+            if prepared.is_whole(folder):
+                stream = settings.RAW_DATA_DIR if settings.STREAM else None
+                take_stream(folder, prepared.verify(folder), raw_dir, stream, compare=True)
+            else:
+                streamed.expanded(settings.RAW_DATA_DIR or "")
+        elif prepared.is_whole(folder):
             if problem := changed_since(folder, prepared.verify(folder), raw_dir, rules_of(settings)):
                 raise ValueError(problem)
         elif raw_dir is not None:
@@ -114,6 +124,7 @@ def prepare(
     rules: check.Rules = check.DEFAULT_RULES,
     compare: bool = True,
     remake: bool = False,
+    stream: str | None = None,
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
@@ -124,6 +135,7 @@ def prepare(
     rules: how pictures and captions are checked and cleaned (check.py).
     compare: whether a whole set must be what raw_dir holds now; False: it is taken as it is (a resume needs no more).
     remake: make a set that is whole anew from raw_dir. Pictures keep the splits that were drawn for them.
+    stream: the shards, as RAW_DATA_DIR names them, in which the pictures are to stay.
     Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
     whole set made from something else.
     """
@@ -139,8 +151,13 @@ def prepare(
         return prepare_mix(folder_of(prepared.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
     if (manifest := whole_manifest(folder, cutoff, seed, rules.caption_case)) and not remake:
-        take_whole(folder, manifest, raw_dir, rules, compare)
+        if stream is not None or "stream" in manifest:
+            take_stream(folder, manifest, raw_dir, stream, compare)
+        else:
+            take_whole(folder, manifest, raw_dir, rules, compare)
         return folder
+    if stream is not None:
+        return prepare_stream(folder, stream, seed, cutoff, rules)
     if name == "demo":
         return prepare_demo(folder, seed, cutoff, rules)
     if raw_dir is not None:
@@ -224,12 +241,28 @@ def prepare_folder(
     return folder
 
 
+def prepare_stream(folder: Path, where: str, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
+    """A set at `folder` whose pictures stay in the shards that `where` names. Raises ValueError as streamed.find."""
+    if (folder / "images").is_dir() and any((folder / "images").iterdir()):
+        raise ValueError(f"{folder} holds pictures of a set that is not streamed: take another DATASET for this one")
+    kept = folder / "stream" / "read"
+    found = streamed.find(where, kept)
+    contents = layouts.read(found.source, seed)
+    print(f"{where}: layout {contents.source.name}, because {contents.source.why}")
+    pictures = found.locate([record["file_name"] for record in contents.records])
+    make_set(folder, contents, pictures, cutoff, rules, shards=found.shards, seed=seed if contents.drawn else None,
+             licence=FOLDER_LICENCE, source=where, stream={"shards": len(found.shards)})  # fmt: skip
+    shutil.rmtree(kept, ignore_errors=True)
+    return folder
+
+
 def make_set(
-    folder: Path, contents: layouts.Contents, pictures: dict[str, Path], cutoff: int | None, rules: check.Rules,
-    *, seed: int | None = None, **about: object,
+    folder: Path, contents: layouts.Contents, pictures: Mapping[str, Path | Packed], cutoff: int | None,
+    rules: check.Rules, *, seed: int | None = None, shards: Sequence[Shard] = (), **about: object,
 ) -> None:  # fmt: skip
     """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
 
+    shards: in which the pictures stay.
     pictures: file_name -> where it lies; not used where the source unpacks them. seed: draws the splits, None where
     they are the source's own. about: more for the manifest.
     """
@@ -244,9 +277,15 @@ def make_set(
         pictures = in_images(folder, records)
     checked = check.check(folder, records, pictures, rules, draw)
     begin(folder)
-    if not unpack:
+    if shards:
+        kept = [(record["file_name"], pictures[record["file_name"]]) for record in checked.records]
+        from nanocaption.data.shard_index import write_index  # numpy, which --help need not wait for
+
+        write_index(folder, shards, [path._replace(crc=checked.found[name]["crc"]) for name, path in kept
+                                     if isinstance(path, Packed)])  # fmt: skip
+    elif not unpack:
         for record in tqdm(checked.records, desc="pictures", unit="picture"):
-            bring(pictures[record["file_name"]], folder / "images" / record["file_name"])
+            bring(Path(str(pictures[record["file_name"]])), folder / "images" / record["file_name"])
     write_set(folder, checked.records, contents.notes, checked, cutoff=cutoff, layout=contents.source.name, seed=seed,
               **about)  # fmt: skip
 
@@ -336,6 +375,25 @@ def whole_manifest(
     for note in prepared.repaired_notes(folder):
         print(note)
     return manifest
+
+
+def take_stream(folder: Path, manifest: Manifest, raw_dir: Path | None, stream: str | None, compare: bool) -> None:
+    """Raises ValueError where a whole set is not streamed, where it should be, or its shards are others than before.
+
+    compare: whether RAW_DATA_DIR must name the shards that the set was made from.
+    """
+    if "stream" not in manifest:
+        raise ValueError(f"{folder} holds its pictures unpacked: to stream the shards take another DATASET for them, "
+                         "or use it as it is with STREAM = False (--no-stream)")
+    if stream is None and raw_dir is not None and compare:
+        raise ValueError(f"{folder} is streamed from its shards: set STREAM = True (--stream) to use it, or take "
+                         "another DATASET for what is unpacked from RAW_DATA_DIR")
+    check_shards(folder)
+    if stream is not None and compare:
+        now, then = streamed.expanded(stream), [shard["path"] for shard in read_shards(folder)]
+        if others := sorted({*now} ^ {*then}):
+            raise ValueError(f"{folder} was made from other shards than RAW_DATA_DIR = {stream!r} means now: "
+                             f"{cases(others, 'shard')} more or less. {changes.ANEW}")
 
 
 def take_whole(folder: Path, manifest: Manifest, raw_dir: Path | None, rules: check.Rules, compare: bool) -> None:

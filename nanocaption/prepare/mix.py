@@ -30,6 +30,9 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
     """
     folders = [folder.parent / part.name for part in parts]
     manifests = [verify(source) for source in folders]
+    if shards := [part.name for part, manifest in zip(parts, manifests, strict=True) if "stream" in manifest]:
+        raise ValueError(f"{', '.join(shards)} stays in its shards (STREAM) and cannot be mixed: prepare it once more "
+                         "under another name with STREAM = False, or train on it alone")
     made_of = {part.name: {"weight": part.weight, "captions_sha256": manifest["captions_sha256"]}
                for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
     if _is_made_of(folder, made_of):

@@ -13,12 +13,12 @@ import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from types import ModuleType
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from nanocaption.base.files import cases, require_space, size_of, write_file
+from nanocaption.data.shards import import_pyarrow, open_parquet
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
 from nanocaption.prepare.picture_files import plain_name
@@ -203,7 +203,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
     with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard, label in archives.labels_of(shards).items():
             for _, row, data, _ in parquet_rows(shard, parquet_columns(shard), label, pictures=True):
-                name = _name_in_set(row.file_name, label, data, wanted)
+                name = name_in_set(row.file_name, label, data, wanted)
                 if name is not None and name not in written:
                     if size_of(folder / name) != len(data):
                         write_file(folder / name, data)
@@ -211,7 +211,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
                     bar.update()
 
 
-def _name_in_set(name: str, label: str, data: bytes, wanted: Collection[str]) -> str | None:
+def name_in_set(name: str, label: str, data: bytes, wanted: Collection[str]) -> str | None:
     """Which of the names that `qualified` gives a picture is wanted."""
     for made in (name, f"{label}/{name}"):
         if made in wanted:
@@ -222,18 +222,10 @@ def _name_in_set(name: str, label: str, data: bytes, wanted: Collection[str]) ->
     return made if made in wanted else None
 
 
-def _open_parquet(shard: Path) -> Any:
-    pyarrow, parquet = import_pyarrow()
-    try:
-        return parquet.ParquetFile(shard)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-
-
 def holds_pictures(shard: Path) -> bool:
     """Whether a shard has a column for pictures, or is broken, which reading it will tell."""
     try:
-        with _open_parquet(shard) as file:
+        with open_parquet(shard) as file:
             return _image_column(file.schema_arrow) is not None
     except ValueError:
         return True
@@ -241,7 +233,7 @@ def holds_pictures(shard: Path) -> bool:
 
 def parquet_columns(shard: Path) -> Columns:
     """Raises ValueError where the shard is no parquet file, or has no pictures or captions in it."""
-    with _open_parquet(shard) as file:
+    with open_parquet(shard) as file:
         schema = file.schema_arrow
         image, (captions, several, others) = _image_column(schema), _caption_columns(schema)
         if image is None or not captions:
@@ -325,7 +317,7 @@ def parquet_rows(shard: Path, columns: Columns, label: str, pictures: bool) -> I
     """
     pictures = pictures or columns.reads_pictures
     read = [*columns.captions, columns.name, columns.split, columns.status, columns.data if pictures else None]
-    with _open_parquet(shard) as file:
+    with open_parquet(shard) as file:
         batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
         for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
             image = row.get(columns.image)
@@ -367,12 +359,3 @@ def _no_pictures(shard: Path) -> str:
 def content_name(data: bytes) -> str:
     ending = next((ending for magic, ending in MAGIC.items() if data.startswith(magic)), ".img")
     return hashlib.sha256(data).hexdigest()[:24] + ending
-
-
-def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("parquet files need pyarrow: pip install pyarrow") from None
-    return pyarrow, pyarrow.parquet

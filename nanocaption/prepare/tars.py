@@ -5,6 +5,7 @@ WebDataset ends a key at the first point of a name, so that "img 2.150.jpg" woul
 wherever in the tar they stand. Members that are not used are counted and named.
 """
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Collection
@@ -143,8 +144,11 @@ def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -
     """Write the pictures `file_names` to `folder`; those already there are kept."""
     wanted = set(file_names)
     for shard, label in archives.labels_of(shards).items():
-        def name_in_set(name: str, label: str = label) -> str | None:
-            return next((name for name in (name, f"{label}/{name}") if name in wanted), None)
+        in_set = functools.partial(name_in_set, label=label, wanted=wanted)
+        members = archives.checked(shard, lambda name, in_set=in_set: in_set(name) is not None)
+        archives.unpack(shard, members, lambda name, in_set=in_set: folder / (in_set(name) or name))
 
-        members = archives.checked(shard, lambda name: name_in_set(name) is not None)
-        archives.unpack(shard, members, lambda name: folder / (name_in_set(name) or name))
+
+def name_in_set(name: str, label: str, wanted: Collection[str]) -> str | None:
+    """Which of the names that `qualified` gives a member of the shard `label` is wanted."""
+    return next((name for name in (name, f"{label}/{name}") if name in wanted), None)

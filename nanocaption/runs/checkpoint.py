@@ -1,6 +1,7 @@
 """One self-verifying .safetensors file per checkpoint. No pickle, in or out.
 
-Layout: tensors under `model/<parameter>` and `optim/<parameter>/<slot>`; everything else (position, settings,
+Layout: tensors under `model/<parameter>` and `optim/<parameter>/<slot>`, and where the model is a moving average
+(EMA_DECAY) the weights that its training goes on with under `raw/<parameter>`; everything else (position, settings,
 tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys in random order.
 safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with them and checked
 on every load. Older files also hold random generators under `rng/`, which nothing needs any more.
@@ -29,7 +30,10 @@ _REQUIRED = {  # key -> type
     "epoch": int, "step": int, "model_state_dict": dict, "optimizer_state_dict": dict, "config": dict,
     "config_constants": dict, "tokenizer": str,
 }  # fmt: skip
-_COUNTS = ("epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row")
+_COUNTS = (
+    "epoch", "step", "step_in_epoch", "validations_without_gain", "nonfinite_in_a_row", "rewarded_steps",
+    "averaged_steps",
+)  # fmt: skip
 
 
 class OtherFormat(ValueError):
@@ -39,7 +43,8 @@ class OtherFormat(ValueError):
 def save(path: Path | str, state: State) -> None:
     """Write `state` to `path`; the file appears complete and verified, or not at all.
 
-    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"};
+    state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"},
+        perhaps "raw_state_dict" {name: tensor};
         every other key must be JSON-ready.
     Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
     """
@@ -121,7 +126,8 @@ def size_in_bytes(state: State) -> int:
 
 def check_finite(state: State, origin: str) -> None:
     """Raise ValueError, naming the tensor, where weights or optimizer state hold NaN or infinity."""
-    for name, tensor in (state["model_state_dict"] | slots_by_name(state["optimizer_state_dict"])).items():
+    raw = {f"the raw {name}": tensor for name, tensor in state.get("raw_state_dict", {}).items()}
+    for name, tensor in (state["model_state_dict"] | raw | slots_by_name(state["optimizer_state_dict"])).items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"{origin} holds values that are not finite, in {name}.")
 
@@ -144,6 +150,7 @@ def _pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """state -> (tensors by flat name, the rest as JSON-ready values)."""
     values: dict[str, Any] = dict(state)
     tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
+    tensors |= {f"raw/{name}": tensor for name, tensor in values.pop("raw_state_dict", {}).items()}
     optimizer = values.pop("optimizer_state_dict")
     for name, slots in optimizer["state"].items():
         tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
@@ -153,11 +160,14 @@ def _pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> State:
     model: dict[str, Tensor] = {}
+    raw: dict[str, Tensor] = {}
     optimizer: dict[str, dict[str, Tensor]] = {}
     for key, tensor in tensors.items():
         room, _, name = key.partition("/")
         if room == "model":
             model[name] = tensor
+        elif room == "raw":
+            raw[name] = tensor
         elif room == "optim":
             parameter, _, slot = name.rpartition("/")
             optimizer.setdefault(parameter, {})[slot] = tensor
@@ -165,7 +175,7 @@ def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> S
             raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
     groups = values.pop("optimizer_param_groups", [])
     parts = {"model_state_dict": model, "optimizer_state_dict": {"state": optimizer, "param_groups": groups}}
-    return cast(State, {**values, **parts})
+    return cast(State, {**values, **parts, **({"raw_state_dict": raw} if raw else {})})
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -35,9 +35,26 @@ def best_files(run: Path) -> list[Path]:
     return [path for _, _, path in sorted(found)]
 
 
+def best_of(run: Path) -> Path | None:
+    """The checkpoint of a run to use: that of the lowest validation loss, and of a run with OBJECTIVE "scst", which
+    raises that loss, that of the best CIDEr. None where nothing has been validated."""
+    by_loss, by_cider = next(iter(best_files(run)), None), run / BEST_CIDER
+    if by_cider.is_file():
+        with contextlib.suppress(ValueError):  # a damaged one
+            config = checkpoint.read_header(by_cider)["config"]
+            if isinstance(config, dict) and config.get("OBJECTIVE") == "scst":
+                return by_cider
+    return by_loss
+
+
 LAST, PREVIOUS, BEST_CIDER = "last.safetensors", "previous.safetensors", "best_cider.safetensors"
 _NEW = ".new.safetensors"
 _STRAY = re.compile(r"\.\S+\.\d+\.tmp|\.nanocaption-\w+|\.new\.safetensors")  # of files.beside and of this module
+
+
+def is_name_of_run(name: str) -> bool:
+    """Whether training gives this name to a checkpoint in its folder."""
+    return name in (LAST, PREVIOUS, BEST_CIDER) or _BEST.fullmatch(name) is not None
 
 
 def new_folder(settings: Settings) -> Path:
@@ -79,9 +96,9 @@ def newest_run(output_dir: Path | str) -> Path | None:
 
 def best_of_newest(output_dir: Path | str) -> Path | None:
     """The best checkpoint of the newest run that has been validated, or else the newest run's last; None without."""
-    validated = [run for run in _runs(output_dir) if best_files(run)]
+    validated = {run: best for run in _runs(output_dir) if (best := best_of(run))}
     if validated:
-        return best_files(max(validated, key=_last_save))[0]
+        return validated[max(validated, key=_last_save)]
     run = newest_run(output_dir)
     return run and _checkpoints(run)[0]
 

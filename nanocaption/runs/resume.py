@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from nanocaption.base import devices
 from nanocaption.base.settings import (
+    AS_BEFORE,
     CHECKPOINT_SETTINGS,
     DATA_SETTINGS,
     RESUME_SETTINGS,
@@ -69,8 +70,13 @@ def _load_given(path: Path) -> State:
 def _resume(path: Path, saved: State, settings: Settings, notes: Sequence[str] = ()) -> Start:
     """The resumed run keeps its own settings, but for what was changed since, in config.py, by recipe or by flag.
 
-    SystemExit, naming old -> new, where a change would make it another run.
+    SystemExit, naming old -> new, where a change would make it another run, and for a mean of checkpoints.
     """
+    if saved.get("average_of"):
+        raise SystemExit(
+            f"Cannot resume: {path} is a mean of checkpoints, which has no optimizer state. Resume one of its members, "
+            f"or start a fresh run from it with --init-checkpoint-path {path}"
+        )
     keep = unchanged_since(settings, saved["config_constants"]) - {"RESUME_CHECKPOINT_PATH", "INIT_CHECKPOINT_PATH"}
     settings = settings.on({name: saved["config"][name] for name in keep if name in saved["config"]})
     for name in ("BATCH_SIZE", "NUM_EPOCHS"):
@@ -87,7 +93,7 @@ def _refuse_another_run(
     path: Path, saved: State, settings: Settings, old: tuple[int, ...], new: tuple[int, ...]
 ) -> None:
     """SystemExit, naming old -> new, where the settings, or the division of a step's captions, make it another run."""
-    refused = differences(settings, saved["config"], RESUME_SETTINGS)
+    refused = differences(settings, AS_BEFORE | saved["config"], RESUME_SETTINGS)
     if settings.RUN_NAME not in (None, saved["config"]["RUN_NAME"], path.parent.name):
         refused.append(f"RUN_NAME: {path.parent.name!r} -> {settings.RUN_NAME!r}")
     if math.prod(old) != math.prod(new):
@@ -115,6 +121,13 @@ def _notes(saved: State, settings: Settings, divided_otherwise: bool) -> list[st
     stretched = settings.NUM_EPOCHS not in (saved["config"]["NUM_EPOCHS"], *range(saved["epoch"] + 1))
     if stretched and settings.LR_SCHEDULE in ("linear", "cosine"):
         notes.append(f"The {settings.LR_SCHEDULE} schedule now ends with the new NUM_EPOCHS; it followed the old one.")
+    average = "raw_state_dict" in saved
+    if settings.EMA_DECAY and not average:
+        notes.append("EMA_DECAY is new: the average begins with the weights of this checkpoint; validations before "
+                     "it were of the weights themselves.")  # fmt: skip
+    if average and not settings.EMA_DECAY:
+        notes.append("EMA_DECAY is 0 now: the average ends, the weights themselves go on; validations before this were "
+                     "of the average.")  # fmt: skip
     return notes
 
 

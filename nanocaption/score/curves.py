@@ -22,6 +22,7 @@ class Curves(NamedTuple):
     val: Points
     cider: Points  # times 100, as scores are shown
     note: str | None  # says how many values cannot be drawn, if any
+    reward: Points = []  # of self-critical training, whose loss is none to be drawn: about 0, whatever is learnt
 
 
 def extract_curves(history: Rows) -> Curves:
@@ -33,13 +34,15 @@ def extract_curves(history: Rows) -> Curves:
     in_epochs = bool(train_rows) and all(is_finite(row.get("epoch")) for row in train_rows)
     # A validation row's own epoch is a whole number; its step places it exactly between the training rows.
     per_step = train_rows[-1]["epoch"] / max(train_rows[-1]["step"], 1) if in_epochs else 1
-    train = [(row["epoch"] if in_epochs else row["step"], row.get("loss")) for row in train_rows]
+    places = [(row["epoch"] if in_epochs else row["step"], row) for row in train_rows]
+    train = [(x, row.get("loss")) for x, row in places if "reward" not in row]
+    reward = [(x, row["reward"]) for x, row in places if "reward" in row]
     val = [(row["step"] * per_step, row.get("val_loss")) for row in val_rows]
     cider = [(row["step"] * per_step, row["CIDEr"]) for row in val_rows if "CIDEr" in row]
-    kept = [[(x, y) for x, y in points if is_finite(y)] for points in (train, val, cider)]
-    lost = len(train + val + cider) - sum(map(len, kept))
+    kept = [[(x, y) for x, y in points if is_finite(y)] for points in (train, val, cider, reward)]
+    lost = len(train + val + cider + reward) - sum(map(len, kept))
     return Curves("epoch" if in_epochs else "step", kept[0], smooth_curve(kept[0]), kept[1],
-                  [(x, 100 * y) for x, y in kept[2]], f"left out, as not finite: {lost}" if lost else None)
+                  [(x, 100 * y) for x, y in kept[2]], f"left out, as not finite: {lost}" if lost else None, kept[3])
 
 
 def _rows_that_hold(history: Sequence[Mapping[str, Any]]) -> list[list[Mapping[str, Any]]]:
@@ -73,7 +76,7 @@ def smooth_curve(points: Points) -> Points:
 
 
 def curve_charts(curves: Curves) -> list[Chart]:
-    """The losses and, if there are any, CIDEr; empty where there is nothing to draw."""
+    """The losses and, if there are any, CIDEr and rewards of drawn captions; empty where there is nothing to draw."""
     charts = []
     if curves.train or curves.val:
         lines = {"training": curves.train, "training, moving mean": curves.smooth, "validation": curves.val}
@@ -84,11 +87,15 @@ def curve_charts(curves: Curves) -> list[Chart]:
     if curves.cider:
         draw = partial(draw_lines, lines={"CIDEr": curves.cider}, best=max, form="{:.1f}", x_label=curves.x_label)
         charts.append(Chart("Validation CIDEr", {}, draw))
+    if curves.reward:
+        lines = {"training": curves.reward, "training, moving mean": smooth_curve(curves.reward), "CIDEr": []}
+        draw = partial(draw_lines, lines=lines, best=max, form="{:.2f}", x_label=curves.x_label)
+        charts.append(Chart("Reward of drawn captions", {}, draw))
     return charts
 
 
 def plot_curves(history: Rows, path: Path | str, title: str) -> None:
-    """Write a PNG: training and validation loss on the left, validation CIDEr (x 100), if any, on the right.
+    """Write a PNG: training and validation loss, and beside them, if any, validation CIDEr (x 100) and rewards.
 
     history: rows of log.jsonl. The file appears complete or not at all. ValueError if no loss can be drawn.
     """
@@ -98,7 +105,8 @@ def plot_curves(history: Rows, path: Path | str, title: str) -> None:
     charts = curve_charts(curves)
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7 if len(charts) == 1 else 11, 4.2), dpi=150, layout="constrained", facecolor="white")
+    width = 7 if len(charts) == 1 else 5.5 * len(charts)
+    figure = Figure(figsize=(width, 4.2), dpi=150, layout="constrained", facecolor="white")
     figure.suptitle(title, parse_math=False, x=0.012, ha="left", fontsize=13, weight="bold", color="#222222")
     panels = figure.subplots(1, len(charts), squeeze=False)[0]
     for panel, chart in zip(panels, charts, strict=True):

@@ -2,12 +2,13 @@
 
 import base64
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from nanocaption.base.files import write_file
 from nanocaption.data.pictures import data_uri, thumbnail
+from nanocaption.data.shards import Packed
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.score import report_html
 from nanocaption.score.curves import Rows
@@ -21,18 +22,21 @@ T = TypeVar("T")
 def write_report(
     path: Path | str, *, title: str, scores: Scores, predictions: Sequence[GalleryRow],
     images_dir: Path | str, history: Rows = (), max_images: int = MAX_IMAGES,
+    places: Mapping[str, Path | Packed] | None = None,
 ) -> None:  # fmt: skip
     """Write one self-contained HTML page (no network, light and dark): scores, curves, gallery of captions.
 
-    scores: fractions (0.61 is shown as 61.0). predictions: at least one; their file names lie below images_dir. Of
-    more than max_images rows the best, the worst and evenly spaced ones between are shown, and the page says so.
+    scores: fractions (0.61 is shown as 61.0). predictions: at least one; their file names lie below images_dir, or
+    where `places` says. Of more than max_images rows the best, the worst and evenly spaced ones between are shown, and
+    the page says so.
     history: rows of log.jsonl, for the curves. Text of the data is escaped. The file appears complete or not at all.
 
     Raises ValueError for shown pictures that are missing or unreadable.
     """
     total = len(predictions)
     shown = shown_rows(predictions, max_images)
-    small = [thumbnail(Path(images_dir) / row["file_name"]) for _, row in shown]
+    names = [row["file_name"] for _, row in shown]
+    small = [thumbnail(places[name] if places else Path(images_dir) / name) for name in names]
     aspects = sorted(picture.width / picture.height for picture in small)
     script = parts()["page"].partition("<script>")[2].partition("</script>")[0]
     few = ": few, so these scores are rough, CIDEr above all" if scores.get("images", total) < FEW_IMAGES else ""

@@ -22,6 +22,7 @@ METRIC_LABELS = {**{f"Bleu_{n}": f"BLEU-{n}" for n in (1, 2, 3, 4)}, "METEOR": "
 TEXT_LABELS = {"distinct_1": "Distinct words per word", "distinct_2": "Distinct pairs per pair",
                "mean_length": "Words per caption", "vocabulary": "Different words", "repetition": "Repeat themselves",
                "empty": "Empty captions", "broken": "Broken captions",
+               "bad_endings": "End in a word that must go on", "unstopped": "Without a full stop",
                "seen": "In the training captions, word for word"}
 
 

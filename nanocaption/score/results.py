@@ -125,6 +125,9 @@ def scores_table(scores: Scores) -> str:
         f"{text['distinct_1']:.3f}, distinct-2 {text['distinct_2']:.3f}; {text['repetition']:.1%} repeat themselves"
         + (f"; {text['seen']:.1%} stand in the training captions" if "seen" in text else "")
     )
+    if "bad_endings" in text:
+        bad, unstopped = text["bad_endings"], text["unstopped"]
+        lines.append(f"endings    {bad:.1%} end in a word that must go on, {unstopped:.1%} have no full stop")
     if text.get("broken"):
         lines.append(f"{text['broken']} captions are broken: they end within a character, or are no Unicode text.")
     if text["empty"]:

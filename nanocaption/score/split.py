@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 from nanocaption.base.settings import Settings
 from nanocaption.data.caption_text import as_read
 from nanocaption.data.prepared import Record, folder_name, load_records, verify
+from nanocaption.data.remote import ShardError
+from nanocaption.data.shards import check_shards
 from nanocaption.score.results import read_object
 
 
@@ -32,6 +34,10 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
         raise ValueError(f"There is no data set {folder}. Make it: {make}. Or name yours: --dataset NAME")
     try:
         manifest = verify(folder)
+        if "stream" in manifest:
+            check_shards(folder)
+    except ShardError:
+        raise
     except ValueError as error:
         raise ValueError(f"{error}. Prepare it again: {make}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
@@ -42,15 +48,20 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
     if bare := [record["file_name"] for record in records if not record["captions"]]:
         raise ValueError(f"{len(bare)} of {len(records)} pictures have no reference caption, the first {bare[0]!r}: "
                          "give them one or take them out of captions.json")  # fmt: skip
-    training = _training_captions(Path(settings.DATA_DIR), trained)
+    training = [caption for record in training_records(Path(settings.DATA_DIR), trained)
+                for caption in record["captions"]]  # fmt: skip
     return Split("+".join(splits), folder, records, training or None, manifest["captions_sha256"])
 
 
-def _training_captions(data_dir: Path, trained: Mapping[str, Any]) -> list[str]:
-    """The captions of the training split; none where its data set is gone."""
-    origin = data_dir / folder_name(trained["DATASET"])
+def training_records(data_dir: Path, trained: Mapping[str, object]) -> list[Record]:
+    """The pictures of the training split with their captions; none where its data set is gone.
+
+    trained: the settings by name of the training.
+    """
+    config: Mapping[str, Any] = trained
+    origin = data_dir / folder_name(config["DATASET"])
     images = read_object(origin / "captions.json").get("images", [])
     there = {row["split"] for row in images} if isinstance(images, list) else set()
-    seen = [split for split in trained.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
-    records = load_records(origin, seen, trained["DATA_CUTOFF"]) if seen else []
-    return [caption for record in as_read(records, "keep") for caption in record["captions"]]  # tokens have no case
+    seen = [split for split in config.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
+    records = load_records(origin, seen, config["DATA_CUTOFF"]) if seen else []
+    return as_read(records, "keep")  # tokens have no case

@@ -11,7 +11,7 @@ from nanocaption.data.dataset import ImageTextDataset, collate_fn
 from nanocaption.data.order import deal, packed
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.train.losses import caption_objective
-from nanocaption.train.steps import whole_steps
+from nanocaption.train.steps import caption_counts, whole_steps
 
 CPU_CAPTIONS = 160  # a CPU is as fast per caption from about here on
 SHARE = 0.9  # of the GPU's memory that a step may take
@@ -25,8 +25,8 @@ def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextData
     Tried with the longest caption of the set. No larger than leaves STEPS_AN_EPOCH steps, but FEWEST_CAPTIONS for all
     processes and micro-batches together. Raises SystemExit where not even one image fits.
     """
-    together = min(settings.CAPTIONS_PER_IMAGE, max(len(ids) for ids in train_set.token_ids))
-    captions = int(sum(map(operator.mul, map(len, train_set.token_ids), train_set.weights)))
+    together = min(settings.CAPTIONS_PER_IMAGE, max(caption_counts(train_set)))
+    captions = int(sum(map(operator.mul, caption_counts(train_set), train_set.weights)))
     parts = settings.GRAD_ACCUM_STEPS * devices.world_size()
     per_step = max(FEWEST_CAPTIONS, captions // STEPS_AN_EPOCH)
     most, limit = max(1, per_step // (together * parts)), f"leave an epoch {STEPS_AN_EPOCH} steps"

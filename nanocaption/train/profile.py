@@ -6,7 +6,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,12 +16,13 @@ from torch import Tensor
 from nanocaption.base import devices
 from nanocaption.data.dataset import Batch
 from nanocaption.data.loader import make_loader
+from nanocaption.data.order import Group
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.runs import signals
 from nanocaption.runs.log import write_row
 from nanocaption.runs.resume import Start
-from nanocaption.train.losses import caption_objective
-from nanocaption.train.setup import Run, prepare
+from nanocaption.train.objective import begin_objective, ready
+from nanocaption.train.setup import Progress, Run, prepare
 from nanocaption.train.step import Mark, accumulate_gradients, read_found, take_update
 from nanocaption.train.steps import steps_of_epoch
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 STEPS, WARMUP = 20, 4
 PARTS = {  # in the order in which a step takes them -> what it says of one in the table
     "input": "reading and collating; a GPU's training overlaps it",
+    "samples": "self-critical: captions drawn and rewarded",
     "copy to device": "",
     "encoder": "and the map of its features to the decoder's width",
     "decoder": "",
@@ -85,7 +87,7 @@ def profile(run: Run, steps: int = STEPS) -> None:
     Every part waits for the device, so that the sum is somewhat above a step's time in training, which is measured
     apart, every other step. Medians.
     """
-    plan = steps_of_epoch(run.settings, run.train_set, epoch=0)[: WARMUP + steps]
+    plan = [*steps_of_epoch(run.settings, run.train_set, epoch=0)[: WARMUP + steps]]
     while len(plan) < WARMUP + 2:  # one step in parts and one whole, at least
         plan = plan + plan
     pictures = run.train_set.at_epoch(0)
@@ -97,14 +99,14 @@ def profile(run: Run, steps: int = STEPS) -> None:
         reading = itertools.islice(loader, len(groups))
         if number < WARMUP:  # counting costs time, and the first steps are not typical
             with flop_counter() as counter:
-                step(run, reading, pictures.resident, number)
+                step(run, reading, groups, pictures.resident, number)
             flops = counter.get_total_flops()
         elif number % 2:
             with watched(run.model, clock):
-                captions += step(run, reading, pictures.resident, number, clock.mark)
+                captions += step(run, reading, groups, pictures.resident, number, clock.mark)
         else:
             start = clock.now()
-            captions += step(run, reading, pictures.resident, number)
+            captions += step(run, reading, groups, pictures.resident, number)
             whole.append(clock.now() - start)
     rate = matmul_rate(run.device, devices.pick_dtype(run.settings.PRECISION, run.device))
     text = table(clock.medians(), statistics.median(whole), captions / (len(plan) - WARMUP), flops, rate)
@@ -112,12 +114,15 @@ def profile(run: Run, steps: int = STEPS) -> None:
 
 
 def step(
-    run: Run, reading: Iterable[Batch], resident: Tensor | None, number: int, mark: Mark = lambda part: None
-) -> int:
-    """A step as training does it, told to `mark` part by part; returns its captions."""
-    batches = list(reading)
+    run: Run, reading: Iterable[Batch], groups: Sequence[Sequence[Group]], resident: Tensor | None, number: int,
+    mark: Mark = lambda part: None,
+) -> int:  # fmt: skip
+    """A step as training's first epoch does it, told to `mark` part by part; returns its captions."""
+    batches, place = list(reading), Progress(step=number, step_in_epoch=number)
     mark("input")
-    objective = caption_objective(run.settings.LABEL_SMOOTHING)
+    objective = begin_objective(run, place)
+    batches, _ = ready(run, place, batches, groups, resident)
+    mark("samples")
     found = read_found(accumulate_gradients(run, objective, batches, resident, mark))
     take_update(run.optimizer, run.scaler, skip=not found.finite(run.scaler.is_enabled()))
     mark("optimizer")

@@ -7,20 +7,23 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypedDict, cast
 
 import torch
 from tokenizers import Tokenizer
+from torch import Tensor
 
 from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import State, check_fits
+from nanocaption.base.tensors import State, check_fits, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
-from nanocaption.data.prepared import Record, kept_captions, load_records, sample_places, verify
+from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
+from nanocaption.data.shards import is_streamed
+from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
 from nanocaption.model.encoder import check_available
@@ -40,9 +43,13 @@ from nanocaption.runs.folder import (
 from nanocaption.runs.log import REPLACED, Copy, rewind_log, write_row
 from nanocaption.runs.resume import Start, find_resume, load_initial
 from nanocaption.runs.saver import Saver
-from nanocaption.train import amount, batch_size, optim, sharding
+from nanocaption.train import amount, average, batch_size, optim, sharding
+from nanocaption.train.rewards import Rewards, make_rewards
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
+
+# Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
+SCST_WARMUP = 50
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,6 +73,15 @@ class Run:
     requests: signals.Requests
     log: FileIO | None  # of the first process alone
     copies: Sequence[Copy] = ()  # of the log, to W&B and TensorBoard
+    rewards: Rewards | None = None  # of self-critical training
+    average: Mapping[str, Tensor] = dataclasses.field(default_factory=dict)  # EMA_DECAY's, see train/average.py
+
+
+class Splits(TypedDict):
+    """The pictures of a run."""
+
+    train: list[Record] | TrainingRecords  # the latter of a streamed set
+    val: list[Record]
 
 
 class Plan(NamedTuple):
@@ -74,6 +90,18 @@ class Plan(NamedTuple):
     captions_per_step: int  # that a step aims at
     schedule: optim.Schedule
     encoder_share: float  # of its learning rate
+    scst: optim.Schedule | None = None  # of the self-critical phase, its steps counted from its own start
+    scst_from: int = 0  # the step at which that begins
+
+    def rate(self, step: int) -> float:
+        """The learning rate of optimizer step `step`, counted from 0."""
+        in_phase = self.scst is not None and step >= self.scst_from
+        return self.scst.rate(step - self.scst_from) if in_phase else self.schedule.rate(step)
+
+
+def is_scst(settings: Settings, epoch: int) -> bool:
+    """Whether `epoch`, counted from 0, belongs to the self-critical phase."""
+    return settings.OBJECTIVE == "scst" and epoch >= settings.SCST_START_EPOCH
 
 
 class Progress(NamedTuple):
@@ -86,21 +114,29 @@ class Progress(NamedTuple):
     best_cider: float | None = None  # greedy, over VALIDATION_SCORE_IMAGES
     validations_without_gain: int = 0
     nonfinite_in_a_row: int = 0  # steps that were skipped for a loss or gradient that is not finite
+    rewarded_steps: int = 0  # of self-critical training, those of the checkpoint that the run began with included
+    averaged_steps: int = 0  # steps that the moving average has taken in
 
-    def after_step(self, finite: bool) -> "Progress":
+    def after_step(self, finite: bool, rewarded: bool = False, averaged: bool = False) -> "Progress":
         return self._replace(
-            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1,
+            step=self.step + 1, step_in_epoch=self.step_in_epoch + 1, rewarded_steps=self.rewarded_steps + rewarded,
             nonfinite_in_a_row=0 if finite else self.nonfinite_in_a_row + 1,
+            averaged_steps=self.averaged_steps + averaged,
         )  # fmt: skip
 
-    def after_validation(self, val_loss: float, cider: float | None) -> tuple["Progress", list[str]]:
-        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored."""
+    def after_validation(
+        self, val_loss: float, cider: float | None, by_cider: bool = False
+    ) -> tuple["Progress", list[str]]:
+        """What to go on with, and the names that this state gets as one of the best. cider: None where not scored.
+
+        by_cider: rewards were trained on, which raise CIDEr and the loss: CIDEr alone says what is better.
+        """
         done, names = self._replace(validations_without_gain=self.validations_without_gain + 1), []
-        if math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
+        if not by_cider and math.isfinite(val_loss) and (self.best_val_loss is None or val_loss < self.best_val_loss):
             done = self._replace(best_val_loss=val_loss, validations_without_gain=0)
             names.append(best_name(self.epoch, val_loss))
         if cider is not None and (self.best_cider is None or cider > self.best_cider):
-            done = done._replace(best_cider=cider)
+            done = done._replace(best_cider=cider, **({"validations_without_gain": 0} if by_cider else {}))
             names.append(BEST_CIDER)
         return done, names
 
@@ -118,14 +154,24 @@ def find_start(
     start = find_resume(settings) if settings.RESUME_CHECKPOINT_PATH is not None else Start(settings)
     if start.path is not None:
         return start
+    if is_scst(settings, 0) and settings.INIT_CHECKPOINT_PATH is None:
+        raise SystemExit(
+            "OBJECTIVE = 'scst' begins with a captioner that cross-entropy has trained: give --init-checkpoint-path "
+            "RUN/best_cider.safetensors, or SCST_START_EPOCH, the epochs of cross-entropy before it."
+        )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
         if read_folder is not None and Path(settings.INIT_CHECKPOINT_PATH).is_dir():
             settings, initial = read_folder(Path(settings.INIT_CHECKPOINT_PATH), settings)
             return start._replace(settings=settings, initial=initial)
-        return start._replace(initial=load_initial(settings))
+        initial = load_initial(settings)
+        if is_scst(settings, 0) and not initial["step"]:
+            raise SystemExit(f"OBJECTIVE = 'scst': {settings.INIT_CHECKPOINT_PATH} has not been trained yet (step 0).")
+        told = weights_told(initial)
+        notes = [f"{settings.INIT_CHECKPOINT_PATH}: the weights are {told}"] if told else []
+        return start._replace(initial=initial, notes=[*start.notes, *notes])
     if settings.ENCODER_MODEL_NAME is not None:
-        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE)
+        check_available(settings.ENCODER_MODEL_NAME, settings.IMAGE_SIZE, settings.ENCODER_LAYERS)
     return start
 
 
@@ -153,15 +199,17 @@ def prepare(
         be_deterministic(saved["environment"]["threads"] if saved else None)
     data_folder, records = load_splits(settings)
     references = records["val"]
+    rewards = rewards_of(settings, records["train"])
     records = learnt_from(settings, records)
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
-    model = make_model(settings, tokenizer, source, origin, device)
+    model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
     encoding = saved.get("encoding", 1) if saved else ENCODING
     sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
+    streamed = stream_digest(sets["train"], saved)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
@@ -171,7 +219,9 @@ def prepare(
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
     counts = caption_counts(sets["train"])
-    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else Progress()
+    fresh = Progress(rewarded_steps=start.initial.get("rewarded_steps", 0) if start.initial else 0)
+    progress = restore(saved, settings, optimizer, scaler, plan, counts, now) if saved else fresh
+    mean, progress = begin_average(settings, optimizer, saved, progress)
     scored = sample_places(references, settings.VALIDATION_SCORE_IMAGES)
     about = {
         "captions_per_step": plan.captions_per_step,
@@ -182,6 +232,7 @@ def prepare(
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
+        **streamed,
         "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
@@ -189,11 +240,38 @@ def prepare(
     run = Run(
         settings=settings, folder=folder, device=device, model=model, tokenizer=tokenizer, optimizer=optimizer,
         scaler=scaler, train_set=sets["train"], val_set=sets["val"], val_images=sets["val"].part(scored),
-        val_records=[references[place] for place in scored], plan=plan, saver=Saver(folder, settings.KEEP_BEST),
-        requests=requests, log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
+        val_records=[references[place] for place in scored], plan=plan, average=mean, rewards=rewards,
+        saver=Saver(folder, settings.KEEP_BEST), requests=requests,
+        log=begin_log(folder, progress, resumed=saved is not None), about=cast(State, about),
     )  # fmt: skip
     describe(run, progress, resumed=saved is not None)
     return run, progress
+
+
+def rewards_of(settings: Settings, records: Sequence[Record] | TrainingRecords) -> Rewards | None:
+    """What OBJECTIVE "scst" rewards with: the training captions as they were written. None with "xe"."""
+    if settings.OBJECTIVE != "scst":
+        return None
+    written = list(records.raw()) if isinstance(records, TrainingRecords) else records  # CIDEr needs them in memory
+    rewards, notes = make_rewards(written, settings.SCST_REWARD)
+    for note in notes:
+        devices.console(note)
+    return rewards
+
+
+def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, str]:
+    """{"stream_sha256": ...} of a streamed set, for the checkpoints; {} of another.
+
+    SystemExit where the run that saved read its pictures in another order: some would come twice in this epoch.
+    """
+    found = {"stream_sha256": images.digest()} if isinstance(images, StreamedDataset) else {}
+    if saved and saved.get("stream_sha256") != found.get("stream_sha256"):
+        raise SystemExit(
+            f"The pictures of {images.images_dir.parent} do not lie as they did for this run: others, the same ones in "
+            "other shards, or streamed now and not then (or the other way round), so that some would come twice in "
+            "this epoch. Put the old ones back, or start a fresh run from its weights with --init-checkpoint-path."
+        )
+    return found
 
 
 def told_of_others(data_folder: Path, digest: str) -> str:
@@ -206,18 +284,25 @@ def told_of_others(data_folder: Path, digest: str) -> str:
             f"{kept}. Start a fresh run on the new set, with --init-checkpoint-path to begin with the weights of this.")
 
 
-def load_splits(settings: Settings) -> tuple[Path, dict[str, list[Record]]]:
+def load_splits(settings: Settings) -> tuple[Path, Splits]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    if is_streamed(folder):
+        check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
+        train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
+        return folder, {"train": train, "val": load_records(folder, settings.VAL_SPLITS, settings.DATA_CUTOFF)}
     return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
 
 
-def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict[str, list[Record]]:
+def learnt_from(settings: Settings, records: Splits) -> Splits:
     """What a model learns from, and its validation loss is over: captions normalised, in training none of them twice.
 
-    Only here: references stay as they are. What is left out is told.
+    Only here: references stay as they are. What is left out is told. (Of a streamed set all this is done and told where
+    its captions are read.)
     """
+    if isinstance(records["train"], TrainingRecords):
+        return {"train": records["train"], "val": as_read(records["val"], settings.CAPTION_CASE)}
     train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
     if repeats:
         total = sum(len(record["captions"]) for record in records["train"])
@@ -227,13 +312,14 @@ def learnt_from(settings: Settings, records: Mapping[str, list[Record]]) -> dict
 
 
 def make_tokenizer(
-    settings: Settings, data_folder: Path, records: list[Record], source: State | None
+    settings: Settings, data_folder: Path, records: list[Record] | TrainingRecords, source: State | None
 ) -> Tokenizer:
     """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
     if source:
         tokenizer, origin = tokenizer_from_json(source["tokenizer"]), "from the checkpoint"
     else:
-        captions = [caption for record in records for caption in record["captions"]]
+        captions: Sequence[str] = [caption for record in records for caption in record["captions"]] if isinstance(
+            records, list) else Texts(records)  # fmt: skip
         tokenizer, fresh = devices.first_rank_first(
             lambda: load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
         )
@@ -244,9 +330,12 @@ def make_tokenizer(
 
 
 def make_model(
-    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device
+    settings: Settings, tokenizer: Tokenizer, source: State | None, origin: str, device: torch.device, resumed: bool
 ) -> ImageToTextModel:
     """The model on `device` with the weights of the checkpoint `source`; without one, as SEED has them.
+
+    Where the checkpoint holds an average, a run that is resumed goes on with the weights beside it, and a fresh one
+    begins with the average.
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
@@ -256,7 +345,7 @@ def make_model(
     if source:
         check_fits(model, source["model_state_dict"], origin)
         checkpoint.check_finite(source, origin)
-        model.load_state_dict(source["model_state_dict"])
+        model.load_state_dict(source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {}))
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -280,14 +369,17 @@ def make_optimizer(
         fused=device.type in ("cuda", "cpu"),
     )  # fmt: skip
     trained = sum(p.nbytes for group in optimizer.param_groups for p in group["params"])
-    check_space(folder, sum(p.nbytes for p in model.parameters()) + 2 * trained)
+    check_space(folder, sum(p.nbytes for p in model.parameters()) + (3 if settings.EMA_DECAY else 2) * trained)
     return optimizer
 
 
 def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | None) -> Plan:
     """The steps of the run. The warmup stays that of its start: WARMUP_RATIO of more epochs would lead back into it."""
     steps_per_epoch = len(whole_steps(settings, train_set, epoch=0))
-    total_steps = settings.NUM_EPOCHS * steps_per_epoch
+    all_steps = settings.NUM_EPOCHS * steps_per_epoch
+    scst_from = settings.SCST_START_EPOCH * steps_per_epoch
+    two_phases = settings.OBJECTIVE == "scst" and scst_from > 0
+    total_steps = scst_from if two_phases else all_steps
     warmup = settings.WARMUP_STEPS
     if settings.WARMUP_RATIO is not None:
         warmup = saved["scheduler_state_dict"]["warmup_steps"] if saved else round(settings.WARMUP_RATIO * total_steps)
@@ -299,7 +391,11 @@ def make_plan(settings: Settings, train_set: ImageTextDataset, saved: State | No
     target = step_target(caption_counts(train_set), settings.CAPTIONS_PER_IMAGE, captions_together(settings))
     own = settings.ENCODER_LEARNING_RATE
     encoder_share = 1.0 if own is None or settings.FREEZE_ENCODER else own / settings.LEARNING_RATE
-    return Plan(target, schedule, encoder_share)
+    scst = schedule._replace(
+        peak=settings.SCST_LEARNING_RATE, schedule=settings.SCST_LR_SCHEDULE, total_steps=all_steps - scst_from,
+        warmup_steps=min(SCST_WARMUP, (all_steps - scst_from) // 10), warmup_lr=0.0,
+    )  # fmt: skip
+    return Plan(target, schedule, encoder_share, *((scst, scst_from) if settings.OBJECTIVE == "scst" else ()))
 
 
 def restore(
@@ -329,6 +425,17 @@ def restore(
     if saved["config"]["VALIDATION_SCORE_IMAGES"] != settings.VALIDATION_SCORE_IMAGES:
         progress = progress._replace(best_cider=None)  # of other images: not to be compared
     return progress
+
+
+def begin_average(
+    settings: Settings, optimizer: torch.optim.AdamW, saved: State | None, progress: Progress
+) -> tuple[average.Average, Progress]:
+    """The moving average to go on with, none where EMA_DECAY is 0, and `progress` with the steps that are in it."""
+    if not settings.EMA_DECAY:
+        return {}, progress._replace(averaged_steps=0)
+    if saved is None or "raw_state_dict" not in saved:
+        progress = progress._replace(averaged_steps=0)  # it begins here
+    return average.begin(optim.parameters_by_name(optimizer), saved), progress
 
 
 def check_steps(saved: State, settings: Settings, plan: Plan, counts: Sequence[int]) -> None:
@@ -382,7 +489,7 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     warmup = schedule.warmup_steps
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     frozen = sum(p.numel() for p in run.model.parameters() if not p.requires_grad)
-    captions = sum(len(ids) for ids in run.train_set.token_ids)
+    captions = sum(caption_counts(run.train_set))
     in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
     devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")
@@ -391,10 +498,19 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")
     devices.console(
         f"batch: {devices.world_size()} processes x {settings.GRAD_ACCUM_STEPS} x {settings.BATCH_SIZE} captions; "
-        f"{schedule.steps_per_epoch} steps per epoch, {schedule.total_steps} in all, {warmup} of warmup; "
+        f"{schedule.steps_per_epoch} steps per epoch, {schedule.steps_per_epoch * settings.NUM_EPOCHS} in all, "
+        f"{0 if is_scst(settings, 0) else warmup} of warmup; "
         f"captions in a step: {sum(in_steps) / len(in_steps):.1f} on average, {max(in_steps)} at most"
     )
-    if warmup >= schedule.total_steps:
+    if run.plan.scst is not None:
+        devices.console(
+            f"self-critical from step {run.plan.scst_from} on: {settings.SCST_SAMPLES} captions drawn per picture, "
+            f"rate {settings.SCST_LEARNING_RATE:g} after {run.plan.scst.warmup_steps} steps of warmup, "
+            f"{settings.SCST_LR_SCHEDULE}, a fresh optimizer"
+        )
+    if settings.EMA_DECAY:
+        devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
+    if warmup >= schedule.total_steps and not is_scst(settings, 0):
         devices.console(f"Note: the warmup of {warmup} steps outlasts the run; lower WARMUP_STEPS or set WARMUP_RATIO.")
     where = f", resumed after epoch {progress.epoch}, step {progress.step}" if resumed else ""
     devices.console(f"run: {run.folder}{where}")

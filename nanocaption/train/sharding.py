@@ -89,6 +89,11 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that is spread, in the same memory; any other as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 def spread_like(tensor: Tensor, parameter: nn.Parameter) -> Tensor:
     """A whole `tensor`, which every process has, spread as `parameter` is."""
     if not hasattr(parameter, "full_tensor"):

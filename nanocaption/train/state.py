@@ -33,20 +33,25 @@ def take_state(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     values: Mapping[str, object],
+    average: Mapping[str, Tensor] | None = None,
 ) -> State:
     """The state for checkpoint.save, on the CPU and independent of what the training does next; all ranks together.
 
     Tensors are whole, so that a checkpoint does not tell whether FSDP spread them. On the first rank: the others only
-    take part in gathering them, one at a time, and get empty ones. values: everything else, JSON-ready.
+    take part in gathering them, one at a time, and get empty ones. values: everything else, JSON-ready. average: of the
+    weights that train, where there is one: it is then the model, because it was validated; the weights stand beside it.
     """
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     state = optim.state_by_name(optimizer)
     state["state"] = {
         name: {slot: _on_cpu(tensor) for slot, tensor in slots.items()} for name, slots in state["state"].items()
     }
+    weights, average = model.state_dict(), average or {}
+    raw = {name: _on_cpu(weights[name]) for name in average}
     taken = {
         # What never changes need not be copied, as long as it is where the writer can read it.
-        "model_state_dict": {n: _on_cpu(tensor, copy=n not in frozen) for n, tensor in model.state_dict().items()},
+        "model_state_dict": {n: _on_cpu(tensor, copy=n not in frozen) for n, tensor in {**weights, **average}.items()},
+        **({"raw_state_dict": raw} if raw else {}),
         "optimizer_state_dict": state,
         "scaler_state_dict": scaler.state_dict(),
         "saved_at": time.time(),

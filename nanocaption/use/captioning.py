@@ -6,22 +6,25 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NotRequired, TypedDict, Unpack
+from typing import NamedTuple, NotRequired, TypedDict, Unpack
 
 import torch
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import cached_features
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, seed_of
+from nanocaption.data.shards import is_streamed
+from nanocaption.metrics.ptb import Tokenize
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import CaptionText, decode_pictures
 from nanocaption.model.options import Options
 from nanocaption.score import results
-from nanocaption.score.split import Split
+from nanocaption.score.split import Split, training_records
 from nanocaption.use.load import Loaded
 
 
@@ -34,6 +37,15 @@ class How(TypedDict):
     precision: str  # the setting PRECISION
     workers: int  # processes that read pictures
     seed: NotRequired[int]  # of random captions; what is drawn for a picture depends on it and the file name alone
+    judged: NotRequired["Judged | None"]  # consensus: the beams in the order of the judges' liking
+
+
+class Judged(NamedTuple):
+    """Consensus decoding: the best beam is the one that agrees most with random captions of the same picture."""
+
+    samples: int  # random captions a picture, at temperature 1
+    training: metrics.References  # whose document frequencies weigh the agreement
+    digest: str  # of these captions
 
 
 def caption_batches(
@@ -57,7 +69,7 @@ def caption_batches(
         seeds = [seed_of(how.get("seed", 0), images.paths[i].name) for i, _ in chunk]
         pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
         with devices.autocast(device, devices.pick_dtype(how["precision"], device)):
-            found = decode_pictures(members, tokenizer, [pixels[v] for v in views], how["options"], seeds)
+            found = _decode(members, tokenizer, [pixels[v] for v in views], how["options"], seeds, how.get("judged"))
         if any(math.isnan(captions[0].log_prob) for captions in found):  # always the same text: it is told once
             warnings.warn(
                 "the model gives no numbers (NaN) for some pictures, whose captions are empty. Half precision may be "
@@ -65,6 +77,47 @@ def caption_batches(
                 stacklevel=2,
             )
         yield found
+
+
+@torch.inference_mode()
+def _decode(
+    members: Sequence[ImageToTextModel], tokenizer: Tokenizer, pixels: Sequence[torch.Tensor], options: Options,
+    seeds: Sequence[int], judged: Judged | None,
+) -> list[list[CaptionText]]:  # fmt: skip
+    """Captions of a batch, per picture the best first: by their score, or `judged`, and by score among equals."""
+    if judged is None:
+        return decode_pictures(members, tokenizer, pixels, options, seeds)
+    encoded = [images if images.ndim == 3 else member.encode(images)
+               for member, images in zip(members, pixels, strict=True)]  # fmt: skip
+    found = decode_pictures(members, tokenizer, encoded, options, seeds)
+    drawing = options._replace(samples=judged.samples, temperature=1.0, top_k=0, top_p=1.0, beam_groups=1)
+    drawn = decode_pictures(members, tokenizer, encoded, drawing, seeds)
+    texts = [[[caption.text for caption in captions] for captions in rows] for rows in (found, drawn)]
+    liking = metrics.consensus(judged.training, *texts)
+    orders = [(-own).argsort(kind="stable").tolist() for own in liking]
+    return [[row[place] for place in order] for row, order in zip(found, orders, strict=True)]
+
+
+def judged_by(loaded: Loaded, tokenize: Tokenize = metrics.ptb_tokenize) -> Judged | None:
+    """What CONSENSUS asks for; None where it is 0.
+
+    The document frequencies are those of the set that the (first) model was trained on, as it is under DATA_DIR.
+    ValueError with one line where it is not there.
+    """
+    settings = loaded.settings
+    if not settings.CONSENSUS:
+        return None
+    config = loaded.states[0]["config"]
+    records = training_records(Path(settings.DATA_DIR), config)
+    if not records:
+        raise ValueError(f"CONSENSUS = {settings.CONSENSUS} weighs words as the training captions of "
+                         f"{config['DATASET']} do, which are not under DATA_DIR = {settings.DATA_DIR!r}: name their "
+                         "place with --data-dir, or leave CONSENSUS at 0")  # fmt: skip
+    references = {number: record["captions"] for number, record in enumerate(records)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of references without words: told where they are scored
+        training = metrics.prepare_references(references, tokenize)
+    return Judged(settings.CONSENSUS, training, results.digest(list(references.values())))
 
 
 def caption_images(
@@ -78,7 +131,7 @@ def caption_images(
 
 
 def caption_split(
-    loaded: Loaded, options: Options, split: Split, output: Path, key: str
+    loaded: Loaded, options: Options, split: Split, output: Path, key: str, judged: Judged | None = None
 ) -> tuple[list[str], int]:
     """The best caption of every image of the split, in order, and how many of them were broken (see CaptionText).
 
@@ -98,7 +151,8 @@ def caption_split(
     quiet = rank != 0 or not mine
     bar = tqdm(total=len(mine), desc=f"captioning {split.name}", unit="image", disable=quiet, mininterval=1)
     how = How(batch_size=settings.EVAL_BATCH_SIZE, options=options, device=loaded.device,
-              precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED)  # fmt: skip
+              precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED,
+              judged=judged)  # fmt: skip
     rows: list[tuple[int, tuple[str, bool]]] = []
     with file_name.open("w", encoding="utf-8") as file, bar:
         for captions in caption_batches(loaded.models, loaded.tokenizer, images, **how) if mine else ():
@@ -121,12 +175,13 @@ def split_images(loaded: Loaded, split: Split, cached: bool = False) -> ImageTex
     """
     settings, model, token_ids = loaded.settings, loaded.models[0], [[] for _ in split.records]
     images = ImageTextDataset(split.records, split.folder / "images", token_ids, model.image_spec)
-    if cached and len(loaded.models) == 1 and settings.FREEZE_ENCODER and settings.CACHE_FEATURES:
+    kept = settings.FREEZE_ENCODER and settings.CACHE_FEATURES and not is_streamed(split.folder)
+    if cached and kept and len(loaded.models) == 1:
         images.cached = cached_features(settings, split.folder, split.name, images, model, loaded.device)
     return images
 
 
-def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
+def decoding_facts(loaded: Loaded, options: Options, judged: Judged | None = None) -> dict[str, object]:
     """Everything that can change a caption of a given checkpoint: part of the signature and of the captions' key."""
     o, settings, dtype = options, loaded.settings, devices.pick_dtype(loaded.settings.PRECISION, loaded.device)
     limit = {"cut at": o.max_length} if o.max_length else {}
@@ -135,6 +190,9 @@ def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
         how = {"sampled with seed": settings.SEED, "temperature": o.temperature, "top-k": o.top_k, "top-p": o.top_p}
     elif o.beam_groups > 1:
         how |= {"groups": o.beam_groups, "diversity penalty": o.diversity_penalty}
+    if judged:
+        how |= {"consensus of": judged.samples, "seed": settings.SEED, "document frequencies": judged.digest}
+    how |= {"no bad endings": True} if o.no_bad_endings else {}
     longest = min(model.decoder.max_seq_len for model in loaded.models)
     return how | limit | {
         "longest": longest, "shortest": o.min_length, "no repeated n-gram": o.no_repeat_ngram,
@@ -142,7 +200,7 @@ def decoding_facts(loaded: Loaded, options: Options) -> dict[str, object]:
     }
 
 
-def results_name(loaded: Loaded, options: Options, split: Split) -> str:
+def results_name(loaded: Loaded, options: Options, split: Split, judged: Judged | None = None) -> str:
     """The name of the folder for the results: split, epochs, and what was chosen of the decoding."""
     o, settings = options, loaded.settings
     if o.samples:
@@ -150,6 +208,8 @@ def results_name(loaded: Loaded, options: Options, split: Split) -> str:
     else:
         parts = [f"beam{o.beam_size}", f"penalty{o.length_penalty:g}"]
         parts += [f"groups{o.beam_groups}", f"diversity{o.diversity_penalty:g}"] if o.beam_groups > 1 else []
+    parts += [f"consensus{judged.samples}"] if judged else []
+    parts += ["goodendings"] if o.no_bad_endings else []
     limits = {"max": o.max_length, "min": o.min_length, "ngram": o.no_repeat_ngram, "first": settings.DATA_CUTOFF}
     parts += [f"{name}{value}" for name, value in limits.items() if value]
     return "_".join(["eval", split.name, "epoch" + "+".join(str(state["epoch"]) for state in loaded.states), *parts])

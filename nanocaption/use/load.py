@@ -1,5 +1,6 @@
 """A checkpoint put to use: find it and load it."""
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from tokenizers import Tokenizer
 from nanocaption.base import devices
 from nanocaption.base.hub import WEIGHTS
 from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
-from nanocaption.base.tensors import State
+from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.tokenizer import tokenizer_digest
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, assemble
@@ -34,10 +35,13 @@ def load_captioner(
 def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     """A checkpoint, and the settings for using it: its own where they fix the model, else those given.
 
+    Where its weights are an average, stderr says so.
     path: as find_checkpoint gives it, so also the weights of an exported folder, whose state has no optimizer.
     ValueError with one line where it is damaged, SystemExit where it was trained with other settings than those given.
     """
     state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
+    if (told := weights_told(state)) and devices.rank() == 0:
+        print(f"{path}: the weights are {told}", file=sys.stderr)
     own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
     settings = settings.on(own)
     fixed = [name for name in own if name not in (*DATA_SETTINGS, "DATA_DIR")]
@@ -83,6 +87,14 @@ def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
                 f"with the same captions and VOCAB_SIZE, or start it with --init-checkpoint-path {paths[0]}."
             )
     return Loaded(list(models), tokenizers[0], list(states), used[0], device)
+
+
+def trained_by_reward(state: State) -> bool:
+    """Whether self-critical training has made the weights, in its own run or in one that this began with.
+
+    A score has to say it, and that the end was a word of the reward (arXiv 2305.12254).
+    """
+    return state.get("rewarded_steps", 0) > 0
 
 
 def find_checkpoints(paths: str | None, output_dir: str, hub: bool = False) -> list[Path]:

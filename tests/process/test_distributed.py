@@ -1,9 +1,11 @@
 """Several processes add up to one: gradients, sums, the order of gathered rows; and on one process nothing happens."""
 
+import importlib
 import json
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -113,6 +115,36 @@ def test_sums_ranks_and_turns(results):
         assert result["order"] == rank and result["after"] == [0, 1]
     assert results[0]["file"][0] == "0 heard"
     assert sorted(results[0]["file"][1:]) == [f"{rank} silent" for rank in range(1, ranks)]
+
+
+KEEPS_THE_GROUP = "torch.distributed.nn.functional"  # as a default argument, where it is imported after the start
+
+
+def leave(rank: int, ports: list[int], folder: str) -> None:
+    """Joins and leaves two groups; the second time somebody keeps the group. Which of gloo's threads are left then?"""
+    sys.modules.pop(KEEPS_THE_GROUP, None)
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank), "MASTER_ADDR": "127.0.0.1"}
+    left = []
+    for port in ports:
+        os.environ["MASTER_PORT"] = str(port)
+        devices.start("cpu")
+        importlib.import_module(KEEPS_THE_GROUP)
+        devices.max_(rank)
+        kept = torch.distributed.group.WORLD if left else None
+        devices.stop()
+        names = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()]
+        left.append([name for name in names if "gloo" in name])
+    del kept
+    Path(folder, f"{rank}.json").write_text(json.dumps(left))
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs the names of threads")
+def test_no_thread_of_gloo_is_left_that_could_abort_the_end(tmp_path):
+    multiprocessing.start_processes(leave, ([free_port(), free_port()], str(tmp_path)), nprocs=2, start_method="fork")
+    for rank in range(2):
+        left, where_somebody_keeps_the_group = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert left == []
+        assert where_somebody_keeps_the_group  # the control
 
 
 def test_on_one_process_everything_is_a_no_op(monkeypatch):

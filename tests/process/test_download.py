@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from nanocaption.base import retry
 from nanocaption.prepare import download
 from tests import hub_files as hubs
 from tests.hub_files import HTML, Fault
@@ -26,7 +27,7 @@ def hub(tmp_path, monkeypatch):
     """A Hub with one large file, and huggingface_hub in this process turned to it."""
     with hubs.serve(hubs.Hub("someone/mini30k", {NAME: DATA})) as served:
         hubs.turn_to(monkeypatch, served.url, tmp_path / "cache")
-        monkeypatch.setattr(download, "WAITS", (0.01, 0.01, 0.01))
+        monkeypatch.setattr(retry, "WAITS", (0.01, 0.01, 0.01))
         yield served
 
 
@@ -81,9 +82,9 @@ def test_a_cut_connection_goes_on_where_it_was(tmp_path, hub, capsys):
 
 
 def test_another_start_goes_on_where_a_failed_one_was(tmp_path, hub, monkeypatch, capsys):
-    monkeypatch.setattr(download, "WAITS", ())
+    monkeypatch.setattr(retry, "WAITS", ())
     hub.faults = [Fault(cut=HALF)]
-    monkeypatch.setattr(download, "PROGRESS", 2**40)
+    monkeypatch.setattr(retry, "PROGRESS", 2**40)
     fails(tmp_path, hub, Exception)
     have = (tmp_path / f"{NAME}.part").stat().st_size
     assert 0 < have <= HALF
@@ -134,8 +135,8 @@ def test_two_processes_do_not_write_one_part_file(tmp_path, hub):
 
 def leave_half(folder, hub, monkeypatch) -> int:
     with monkeypatch.context() as once:
-        once.setattr(download, "WAITS", ())
-        once.setattr(download, "PROGRESS", 2**40)
+        once.setattr(retry, "WAITS", ())
+        once.setattr(retry, "PROGRESS", 2**40)
         hub.faults = [Fault(cut=HALF)]
         fails(folder, hub, Exception)
     hub.log.clear()
@@ -196,10 +197,10 @@ def test_a_wrong_hash_is_refused_and_its_bytes_are_not_used_again(tmp_path, hub,
 
 def test_errors_of_the_server_are_tried_again_and_it_may_say_when(tmp_path, hub, monkeypatch):
     slept = []
-    monkeypatch.setattr(download.time, "sleep", slept.append)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     hub.faults = [Fault(status=500), Fault(status=503, retry_after="7"), Fault(status=429, retry_after="9999")]
     assert fetch(tmp_path, hub).path.read_bytes() == DATA
-    assert [seconds for seconds in slept if seconds] == [0.01, 7, download.LONGEST_WAIT]
+    assert [seconds for seconds in slept if seconds] == [0.01, 7, retry.LONGEST_WAIT]
 
 
 def test_a_server_that_falls_silent_is_asked_again(tmp_path, hub, monkeypatch):
@@ -214,7 +215,7 @@ def test_a_server_that_falls_silent_is_asked_again(tmp_path, hub, monkeypatch):
 def test_a_server_that_never_recovers_ends_the_download(tmp_path, hub):
     hub.faults = [Fault(status=502) for _ in range(9)]
     fails(tmp_path, hub, OSError, "502")
-    assert len(hub.downloads()) == 1 + len(download.WAITS)
+    assert len(hub.downloads()) == 1 + len(retry.WAITS)
     hub.faults = [Fault(status=403)]
     hub.log.clear()
     fails(tmp_path, hub, OSError, "403")
@@ -230,11 +231,11 @@ def test_a_part_that_is_whole_already_asks_for_nothing(tmp_path, hub, monkeypatc
 
 def test_a_host_that_was_never_there_is_not_asked_twice(hub, monkeypatch):
     slept = []
-    monkeypatch.setattr(download.time, "sleep", slept.append)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     hub.url = "http://127.0.0.1:9"
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    with pytest.raises(download.hub.errors()):
+    with pytest.raises(retry.hub.errors()):
         download.listing("someone/mini30k", "main")
     assert slept == []

@@ -9,8 +9,9 @@ import zipfile
 
 import pytest
 
+from nanocaption.base import retry
 from nanocaption.data.prepared import is_whole, verify
-from nanocaption.prepare import download, flickr30k
+from nanocaption.prepare import flickr30k
 from nanocaption.prepare.make import prepare_flickr30k
 from tests import hub_files as hubs
 from tests.hub_files import Fault
@@ -108,7 +109,7 @@ def test_unreachable_hub_gives_one_line_with_three_ways_on(tmp_path, offline, me
 def client(tmp_path, hub, monkeypatch):
     """huggingface_hub in this process, turned to the local server."""
     hubs.turn_to(monkeypatch, hub.url, tmp_path / "cache")
-    monkeypatch.setattr(download, "WAITS", ())
+    monkeypatch.setattr(retry, "WAITS", ())
     return hub
 
 

@@ -166,6 +166,7 @@ def test_its_checkpoint_goes_on_with_a_whole_model_and_captions(demo_data, tmp_p
     assert model.encode(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 16, 32)
 
 
+@pytest.mark.long
 def test_with_a_loss_scale_an_overflow_of_one_process_is_everyones(demo_data, tmp_path):
     """The first process, which writes the scale, has to learn of a gradient of the second one's."""
 
@@ -217,3 +218,24 @@ def test_a_frozen_tower_is_spread_too(demo_data, tmp_path, precision):
     weights = checkpoint.load(spread / LAST)["model_state_dict"]
     for name, tensor in tower.state_dict().items():
         assert torch.equal(weights[f"encoder.tower.{name}"], tensor)
+
+
+def test_the_average_of_weights_that_are_spread_is_that_of_one_process(demo_data, tmp_path):
+    ema = ("--ema-decay", "0.3")
+    one = go(demo_data, tmp_path / "one", 1, *ema)
+    spread = go(demo_data, tmp_path / "spread", 2, *FSDP, *ema)
+    assert_same_course(spread, one)  # validations are of the average
+    mine, its = (checkpoint.load(run / LAST) for run in (spread, one))
+    assert mine["averaged_steps"] == its["averaged_steps"] == 6
+    for name, tensor in its["raw_state_dict"].items():
+        torch.testing.assert_close(mine["raw_state_dict"][name], tensor, rtol=1e-3, atol=1e-3)
+        assert not torch.equal(mine["model_state_dict"][name], mine["raw_state_dict"][name])  # the control
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [FSDP, ()], ids=["spread", "whole"])
+def test_two_processes_that_are_stopped_keep_their_average_to_the_bit(demo_data, tmp_path, how):
+    ema = (*how, "--ema-decay", "0.3")
+    whole = go(demo_data, tmp_path / "whole", 2, *ema)
+    go(demo_data, tmp_path / "stopped", 2, *ema, prelude=stop_one_in_the_validation, status=143)
+    assert_same_bits(go(demo_data, tmp_path / "stopped", 2, *ema), whole)

@@ -12,9 +12,11 @@ import torch
 import yaml
 from huggingface_hub import constants
 
+import nanocaption
 import train
 from nanocaption.base import hub
 from nanocaption.commands import caption, export
+from nanocaption.export import transformers_folder
 from nanocaption.export.uploads import Uploads
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel
@@ -23,6 +25,7 @@ from nanocaption.runs.folder import best_files
 from tests.conftest import TINY_RUN
 from tests.hub_server import TOKEN, Hub, serve
 from tests.processes import CONTEXT, end, losses, wait_for
+from tests.run.test_transformers import make_checkpoint
 
 # Of the Hub's client, when it uploads a large file the plain way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -84,6 +87,38 @@ def test_only_the_exports_own_files_are_uploaded(tiny_run_made, demo_data, tmp_p
     hub.push(folder, "someone/captioner", True, "by hand")
     ((title, files),) = server.repositories["someone/captioner"]["commits"]
     assert title == "by hand" and set(files) == set(hub.FILES)
+
+
+def test_a_loaded_model_is_pushed_and_loads_at_its_revision(tiny_run_made, demo_data, tmp_path, server, monkeypatch):
+    export.main([str(tiny_run_made / "last.safetensors"), str(tmp_path / "mine"), "--data-dir", str(demo_data)])
+    model = nanocaption.load(tmp_path / "mine", dtype="bfloat16")
+    assert model.push_to_hub("someone/other", commit_message="half") == f"{server.url}/someone/other"
+    repository = server.repositories["someone/other"]
+    ((title, files),) = repository["commits"]
+    assert title == "half" and repository["private"] and set(files) == set(hub.FILES)
+    card = files["README.md"].decode()
+    assert 'nanocaption.load("someone/other")' in card and "--checkpoint someone/other`" in card and "mine" not in card
+    sha = server.sha(files)
+    model.memory_projection.weight.data += 1
+    model.push_to_hub("someone/other")
+    first, second = (nanocaption.load("someone/other", revision=name, device="cpu") for name in (sha, "main"))
+    own = nanocaption.load(tmp_path / "mine").memory_projection.weight
+    assert torch.equal(first.memory_projection.weight, own.bfloat16().float())  # half is written as float32
+    assert not torch.equal(second.memory_projection.weight, first.memory_projection.weight)
+    with pytest.raises(ValueError, match="has no revision 'v9'"):
+        nanocaption.load("someone/other", revision="v9")
+    with pytest.raises(ValueError, match="Nothing can be uploaded to another/name: the token belongs to"):
+        model.push_to_hub("another/name")
+    with pytest.raises(ValueError, match="no card of its own"):
+        nanocaption.load(tiny_run_made / "last.safetensors").push_to_hub("someone/other")
+
+
+def test_a_folder_for_transformers_is_pushed_whole(tmp_path, server):
+    path = make_checkpoint("from scratch", tmp_path)
+    export.main([str(path), str(tmp_path / "plain"), "--format", "transformers", "--push", "someone/plain"])
+    ((_, files),) = server.repositories["someone/plain"]["commits"]
+    assert set(files) == set(transformers_folder.FILES) and "generation_config.json" in files
+    assert 'name = "someone/plain"' in files["README.md"].decode()
 
 
 def test_what_the_hub_refuses_is_one_line(tiny_run_made, tmp_path, server, monkeypatch):

@@ -282,6 +282,9 @@ FROZEN = "--encoder-model-name TOWER --freeze-encoder --image-size none"
         FROZEN, f"{FROZEN} --no-cache-features --random-crop-area 1 --no-random-flip",
         f"{FROZEN} --cache-limit-gb 0 --random-crop-area 1 --no-random-flip",
         "--encoder-model-name TOWER --image-size none --encoder-learning-rate 1e-4",
+        f"{FROZEN} --random-crop-area 1 --no-random-flip --objective scst --scst-start-epoch 1 --scst-xe-weight 0.1 "
+        "--patch-drop 0.3 --scst-reward cider+bleu --scst-lr-schedule cosine --min-lr 1e-6",
+        "--objective scst --scst-start-epoch 1 --precision bf16 --grad-accum-steps 2 --batch-size 10 --patch-drop 0.5",
     ],
 )  # fmt: skip
 def test_every_kind_of_run_resumes(demo_data, tmp_path, flags):

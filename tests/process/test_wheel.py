@@ -59,13 +59,19 @@ def folder(tmp_path, monkeypatch) -> Path:
     return tmp_path
 
 
-def test_score_and_caption_from_a_folder_of_ones_own(environment, folder):
+def test_scores_and_loads_from_a_folder_of_ones_own(environment, folder):
     (folder / "references.json").write_text(json.dumps({"1": ["a dog runs", "the dog"], "2": ["a cat", "one cat"]}))
     (folder / "predictions.json").write_text(json.dumps({"1": "a dog runs", "2": "a cat"}))
     assert "CIDEr" in run(environment / "nanocaption", "score", "references.json", "predictions.json")
+    code = "import nanocaption; print(nanocaption.__file__, nanocaption.score({1: ['a dog', 'the dog']}, {1: 'a dog'}))"
+    assert str(environment.parent) in run(environment / "python", "-P", "-c", code)
+
+
+@pytest.mark.long
+def test_captions_from_a_folder_of_ones_own(environment, folder):
     picture = folder / "picture.png"
     Image.new("RGB", (40, 30), "red").save(picture)
-    # The rest in one process, as each imports torch: `python -m nanocaption caption`, and what is imported.
+    # In one process, as each imports torch: `python -m nanocaption caption`, and what is imported.
     code = "import nanocaption, runpy, sys; picture = sys.argv[2]; "
     code += "print(nanocaption.__file__, nanocaption.load(sys.argv[1]).caption(picture))"
     code += "; sys.argv = ['nanocaption', 'caption', picture, '--checkpoint', sys.argv[1]]"
@@ -110,9 +116,30 @@ def test_without_torch_the_metrics_work_and_the_rest_says_what_to_install(enviro
 @pytest.mark.long
 def test_a_file_that_loads_captions_and_scores_is_clean_under_mypy(environment, folder):
     (folder / "mine.py").write_text(
-        "import nanocaption\n\n"
-        "model = nanocaption.load('my_captioner')\n"
+        "import io\n"
+        "from pathlib import Path\n\n"
+        "import nanocaption\n"
+        "import numpy as np\n"
+        "import torch\n"
+        "from PIL import Image\n\n"
+        "model = nanocaption.load('my_captioner', revision=None, device='cpu', dtype='bfloat16')\n"
+        "model = model.to('cpu').half()\n"
         "text: str = model.caption('photo.jpg')\n"
+        "text = model.caption(Path('photo.jpg'), num_beams=5, max_new_tokens=20)\n"
+        "text = model.caption(Image.open('photo.jpg'))\n"
+        "text = model.caption(b'', beam_size=2)\n"
+        "text = model.caption(io.BytesIO(b''))\n"
+        "text = model.caption(open('photo.jpg', 'rb'))\n"
+        "text = model.caption(np.zeros((9, 9, 3), dtype=np.uint8))\n"
+        "text = model.caption(torch.zeros(3, 9, 9))\n"
+        "texts: list[str] = model.caption([Path('a.jpg'), Path('b.jpg')], do_sample=True, top_p=0.9, seed=1)\n"
+        "texts = model.caption(Path(name) for name in ('a.jpg', 'b.jpg'))\n"
+        "for captions in model.captions(['a.jpg'], attention=True, num_return_sequences=2):\n"
+        "    for caption in captions:\n"
+        "        tokens: tuple[str, ...] = caption.tokens\n"
+        "        total: float = caption.log_prob\n"
+        "        seen: torch.Tensor | None = caption.attention\n"
+        "url: str = model.push_to_hub('user/name', private=True)\n"
         "references: dict[str, list[str]] = {'1.jpg': ['a dog', 'the dog']}\n"
         "scores: dict[str, float] = nanocaption.score(references, {'1.jpg': text})\n"
         "print(text, scores['CIDEr'], nanocaption.__version__)\n"
@@ -122,3 +149,6 @@ def test_a_file_that_loads_captions_and_scores_is_clean_under_mypy(environment, 
     (folder / "mine.py").write_text("import nanocaption\n\nnumber: int = nanocaption.load('my').caption('a')\n")
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 1 and "Incompatible types in assignment" in done.stdout
+    (folder / "mine.py").write_text("import nanocaption\n\nnanocaption.load('my').caption('a', num_beam=3)\n")
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    assert done.returncode == 1 and 'Unexpected keyword argument "num_beam"' in done.stdout

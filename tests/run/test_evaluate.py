@@ -553,7 +553,8 @@ def test_an_ensemble_of_one_model_twice_is_that_model(trained, tmp_path, model_c
     loaded = load_models([trained, trained], load_settings(BATCHES))
     split = load_split(loaded.settings, "test", loaded.states[0]["config"])
     rows = [{"file_name": record["file_name"], "caption": "a dog"} for record in split.records[:2]]
-    evaluate._add_maps(rows, loaded._replace(models=loaded.models[:1]), split.folder / "images")
+    places = {row["file_name"]: split.folder / "images" / row["file_name"] for row in rows}
+    evaluate._add_maps(rows, loaded._replace(models=loaded.models[:1]), places)
     assert [row["attention"]["words"][1]["text"] for row in rows] == ["dog", "dog"]
     # Several models have no one place to look at.
     assert "data-maps" not in (both / "report.html").read_text(encoding="utf-8")

@@ -393,16 +393,17 @@ def test_the_card_is_complete_and_its_scores_are_those_of_the_checkpoint(evaluat
     (folder,) = (path for path in evaluated.parent.glob("eval_*") if path.name != "eval_test_other")
     scores = json.loads((folder / "scores.json").read_text())
     assert header["pipeline_tag"] == "image-to-text" and header["library_name"] == "nanocaption"
-    assert (header["license"], header["language"], header["datasets"]) == ("other", "en", ["demo"])
+    assert (header["license"], header["language"]) == ("other", "en") and "datasets" not in header  # none of the Hub
     assert header["metrics"] == ["bleu", "cider", "rouge"] and "base_model" not in header
     (result,) = header["model-index"][0]["results"]
     assert result["dataset"] == {"name": "demo", "type": "demo", "split": "test"}
     listed = {row["name"]: row["value"] for row in result["metrics"]}
-    assert listed["CIDEr-D"] == round(100 * scores["corpus"]["CIDEr"], 1) != 999.0
+    assert listed["CIDEr-D (of 24 pictures only)"] == round(100 * scores["corpus"]["CIDEr"], 1) != 999.0
     for part in ("Use", "Data and its terms", "Sizes", "Training", "Results", "Samples", "Limits"):
         assert f"\n## {part}\n\n" in text
     low, high = scores["intervals"]["CIDEr"]
     assert f"| CIDEr-D | {100 * scores['corpus']['CIDEr']:.1f} | {100 * low:.1f} to {100 * high:.1f} |" in text
+    assert "**Scores over only 24 pictures, too few" in text
     assert scores["signature"] in text and "train: 24 images, 120 captions" in text
     rows = json.loads((folder / "predictions.json").read_text())[:3]
     assert all(f"| {row['file_name']} |" in text for row in rows)
@@ -472,13 +473,39 @@ def test_the_card_follows_the_data_set_and_keeps_this_machine_to_itself(exports,
         text = (tmp_path / f"of_{dataset}" / "README.md").read_text()
         for part in expected:
             assert part in text, part
-        assert yaml.safe_load(text.split("---\n")[1]).get("language") == language
+        header = yaml.safe_load(text.split("---\n")[1])
+        assert header.get("language") == language
+        assert header.get("datasets") == (["nlphuji/flickr30k"] if dataset == "flickr30k" else None)
         assert "/home/me" not in text and "tower" not in yaml.safe_load(text.split("---\n")[1]).get("base_model", "")
         assert 'nanocaption.load("someone/captioner")' in text
     hub_name = state | {"config": state["config"] | {"ENCODER_MODEL_NAME": "google/vit-base-patch16-224"}}
     write_export(tmp_path / "named", hub_name, path, tmp_path, None)
     header = yaml.safe_load((tmp_path / "named" / "README.md").read_text().split("---\n")[1])
     assert header["base_model"] == "google/vit-base-patch16-224"
+
+
+def test_scores_over_fewer_than_a_hundred_pictures_are_warned_of_everywhere(evaluated, tmp_path):
+    run = Path(shutil.copytree(evaluated.parent, tmp_path / "run"))
+    (file,) = (path / "scores.json" for path in run.glob("eval_*") if path.name != "eval_test_other")
+    scores = json.loads(file.read_text())
+    for images, warned in ((99, True), (100, False)):
+        file.write_text(json.dumps(scores | {"images": images}))
+        text, header = card_of(run / evaluated.name, tmp_path / f"mine{images}")
+        names = {row["name"] for row in header["model-index"][0]["results"][0]["metrics"]}
+        assert ("too few to compare models" in text) == warned
+        assert all(name.endswith(f"(of {images} pictures only)") for name in names) == warned
+
+
+def test_the_card_of_each_format_says_how_it_is_loaded(exports, tmp_path):
+    ours = (exports["vit"][1] / "README.md").read_text()
+    assert 'nanocaption.load("mine")' in ours and "--format transformers`." in ours
+    assert "its encoder begins with convolutions" in (exports["scratch"][1] / "README.md").read_text()
+    export.main([str(exports["clip"][0]), str(tmp_path / "plain"), "--format", "transformers"])
+    text = (tmp_path / "plain" / "README.md").read_text()
+    header = yaml.safe_load(text.split("---\n")[1])
+    assert header["library_name"] == "transformers" and "nanocaption.load" not in text
+    assert 'name = "plain"' in text and "VisionEncoderDecoderModel.from_pretrained(name)" in text
+    assert not re.search(r"(?i:more information)|TODO|[{}]|None|===", text)
 
 
 # --- The command line ---

@@ -30,6 +30,7 @@ from tests.run.test_transformers import KINDS, SIZES, make_checkpoint
 ALL_KINDS = {
     **KINDS,
     "from scratch, conv": (None, {}, {}, "--vit-stem conv --vit-layers 2"),
+    "ViT, two of its layers": ("ViT", KINDS["ViT"][1], KINDS["ViT"][2], "--encoder-layers 1,2"),
     "DINOv2, SwiGLU": ("Dinov2", {**SIZES, "image_size": 56, "use_swiglu_ffn": True}, KINDS["DINOv2"][2], ""),
 }
 

@@ -184,13 +184,16 @@ def test_what_transformers_cannot_hold_is_one_line_and_nothing_is_written(tmp_pa
     with pytest.raises(ValueError, match="VIT_STEM = 'conv', and transformers has no ViT .*ONNX") as caught:
         export.main([str(conv), str(tmp_path / "out"), "--format", "transformers"])
     assert "\n" not in str(caught.value)
+    several = make_checkpoint("ViT", tmp_path / "several", "--encoder-layers 1,2")
+    with pytest.raises(ValueError, match="blocks 1, 2 side by side .*ONNX"):
+        export.main([str(several), str(tmp_path / "out"), "--format", "transformers"])
     swiglu = transformers.Dinov2Model(transformers.Dinov2Config(**SIZES, use_swiglu_ffn=True))
     with pytest.raises(ValueError, match="no room for a norm"), torch.no_grad():
         as_transformers._with_norm(swiglu, torch.nn.LayerNorm(16))
     monkeypatch.setattr(as_transformers, "_SCALE", 4.0)  # the residual stream shines through
     with pytest.raises(ValueError, match="transformers (gives other logits|does not give the same caption)"):
         export.main([str(plain[0]), str(tmp_path / "out"), "--format", "transformers"])
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["conv"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["conv", "several"]
 
 
 def test_formats_do_not_mix_in_one_folder(plain, tmp_path):
@@ -289,7 +292,8 @@ def test_training_starts_from_one_and_resumes(demo_data, tmp_path, capsys):
     theirs = vit_gpt2(tmp_path / "theirs")
     flags = [
         "--data-dir", str(demo_data), "--output-dir", str(tmp_path / "runs"), "--data-cutoff", "8",
-        "--batch-size", "20", "--warmup-steps", "2", "--validation-score-images", "2", "--run-name", "run", "--max-seq-len", "20",
+        "--batch-size", "20", "--warmup-steps", "2", "--validation-score-images", "2", "--run-name", "run",
+        "--max-seq-len", "20",
     ]  # fmt: skip
     train.main([*flags, "--init-checkpoint-path", str(tmp_path / "theirs"), "--num-epochs", "1"])
     shutil.rmtree(tmp_path / "theirs")
@@ -343,6 +347,32 @@ def test_other_decoders_encoders_and_tokenizers_are_refused_by_name(tmp_path):
     assert run_command(export.main, [str(tmp_path), str(tmp_path / "out")]) == 1
 
 
+def test_a_folder_by_a_stranger_runs_no_code_and_makes_nothing_large(tmp_path):
+    vit_gpt2(tmp_path)
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Config: pass\nclass Model: pass\n")
+    for name in ("config.json", "tokenizer_config.json", "preprocessor_config.json"):
+        about = json.loads((tmp_path / name).read_text())
+        auto = {"AutoConfig": "own.Config", "AutoModel": "own.Model", "AutoImageProcessor": "own.Model"}
+        about["auto_map"] = auto | {"AutoTokenizer": ["own.Model", "own.Model"]}
+        (tmp_path / name).write_text(json.dumps(about))
+    read = from_transformers.read_foreign(tmp_path, load_settings([]))[1]
+    assert assemble(read).tokenizer is not None and not (tmp_path / "ran").exists()
+    about = json.loads((tmp_path / "config.json").read_text())
+    for part, key, told in (("decoder", "n_layer", "1000000000 layers by its config, and 2 by its weights"),
+                            ("encoder", "num_hidden_layers", "1000000000 layers by its config"),
+                            ("decoder", "vocab_size", "1000000000 tokens of width 16"),
+                            ("decoder", "n_embd", "of width 1000000000")):  # fmt: skip
+        (tmp_path / "config.json").write_text(json.dumps(about | {part: about[part] | {key: 10**9}}))
+        with pytest.raises(ValueError, match=told) as caught:
+            from_transformers.read_foreign(tmp_path, load_settings([]))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with (tmp_path / "tokenizer.json").open("r+b") as file:
+        file.truncate(200_000_000)
+    with pytest.raises(ValueError, match="its tokenizer.json has 200 MB"):
+        from_transformers.read_foreign(tmp_path, load_settings([]))
+
+
 # --- Photographs ---
 
 
@@ -354,7 +384,8 @@ def test_two_hundred_photographs_have_the_same_ids_and_logits(tmp_path, demo_dat
     flags = [
         "--raw-data-dir", str(data / "flickr8k"), "--data-dir", str(tmp_path / "data"), "--dataset", "photos",
         "--encoder-model-name", str(data / "vit_tiny"), "--freeze-encoder",
-        "--data-cutoff", "200", "--num-epochs", "2", "--output-dir", str(tmp_path / "runs"), "--run-name", "run", "--max-seq-len", "32",
+        "--data-cutoff", "200", "--num-epochs", "2", "--output-dir", str(tmp_path / "runs"), "--run-name", "run",
+        "--max-seq-len", "32",
         "--image-size", "none", "--val-splits", "val", "--validation-score-images", "0",
     ]  # fmt: skip
     train.main(flags)

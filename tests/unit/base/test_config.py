@@ -318,3 +318,16 @@ def test_the_short_name_of_a_flag_serves_wherever_the_long_one_does():
     assert "--learning-rate" in text and "--lr " in text
     assert refusal("--lr", "fast") == ["  - LEARNING_RATE = 'fast': must be a number"]
     assert set(settings._SHORT.values()) <= set(CONSTANTS)
+
+
+def test_each_switch_says_yes_by_its_name_and_no_with_no_before_it():
+    """Argparse's BooleanOptionalAction takes --no-bad-endings, the yes of NO_BAD_ENDINGS, for a no."""
+    switches = [name for name, kind in declared_settings().types.items() if kind is bool]
+    assert {"NO_BAD_ENDINGS", "COMPILE"} <= set(switches)
+    for name in switches:
+        flag = name.lower().replace("_", "-")
+        for word, value in ((f"--{flag}", True), (f"--no-{flag}", False)):
+            own, rest = take_settings([word])
+            assert (own, rest) == ([word], [])
+            needed = {"FREEZE_ENCODER": ["--encoder-model-name", "vit"], "STREAM": ["--raw-data-dir", "shards"]}
+            assert getattr(load_settings([*own, *needed.get(name, [])]), name) is value, word

@@ -9,10 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from nanocaption.base.settings import load_settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn, load_image
+from nanocaption.data.inputs import make_inputs
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, epoch_groups, in_order
 from nanocaption.data.prepared import load_records
+from nanocaption.data.tokenizer import train_tokenizer
 from nanocaption.data.transform import Augment, augmented
 from nanocaption.model.encoder import read_image_spec, scratch_image_spec
 
@@ -93,6 +96,75 @@ def test_load_records_takes_one_split_and_says_which_there_are(tmp_path):
     assert load_records(tmp_path, "train", cutoff=2) == rows[:2]
     with pytest.raises(ValueError, match="no image of the split 'test'; it has train, val"):
         load_records(tmp_path, "test")
+
+
+# --- views ---
+
+
+class Halves:
+    """Stands in for a model with a frozen encoder: the mean grey of a picture's left and right half, (N, 2, 1)."""
+
+    image_spec, encoder = SPEC, torch.nn.Identity()
+
+    def eval(self):
+        pass
+
+    def encoder_identity(self):
+        return None
+
+    def encode(self, images):
+        return images.float().unflatten(3, (2, -1)).mean((1, 2, 4))[:, :, None] / 255
+
+
+def views_of(tmp_path, views, captions=("a dog", "a cat", "a dog on the left")):
+    """The data set of some pictures, darker on the left, with the features of their views as make_inputs keeps them."""
+    settings = load_settings([
+        "--freeze-encoder", "--encoder-model-name", "x", "--random-flip", "--random-crop-area", "0.5",
+        "--feature-views", str(views), "--seed", "3",
+    ])  # fmt: skip
+    (tmp_path / "images").mkdir(exist_ok=True)
+    for number in range(len(captions)):
+        slope = np.tile(np.linspace(10, 200 + 10 * number, 16, dtype=np.uint8), (16, 1))
+        Image.fromarray(slope).convert("RGB").save(tmp_path / "images" / f"{number}.png")
+    records = [{"file_name": f"{number}.png", "captions": [caption]} for number, caption in enumerate(captions)]
+    tokenizer = train_tokenizer(captions, tmp_path / "tokenizer", 300)
+    return make_inputs(settings, tmp_path, {"train": records}, tokenizer, Halves(), torch.device("cpu"))["train"]
+
+
+def mirrored(features):
+    return bool(features[0, 0] > features[1, 0])
+
+
+def test_features_of_views_are_those_of_the_changed_pictures(tmp_path, capsys):
+    images = views_of(tmp_path, 3)
+    assert "1 of 3 training pictures stay as they are, as their captions name left or right" in capsys.readouterr().out
+    rows = [[images.cached[3 * view + image] for view in range(3)] for image in range(3)]
+    for image, own in enumerate(rows):
+        for view, row in enumerate(own):
+            expected = Halves().encode(images.view(image, view)[None])[0]
+            assert np.allclose(row, expected.numpy(), atol=1e-3)
+        assert torch.equal(images.view(image, 0), load_image(images.paths[image], SPEC))
+    assert [[mirrored(row) for row in own] for own in rows] == [[False, True, False]] * 2 + [[False] * 3]
+    assert not np.array_equal(rows[2][0], rows[2][1])  # cropped all the same
+
+
+def test_an_epoch_draws_a_view_of_each_picture_and_validation_takes_the_first(tmp_path):
+    images = views_of(tmp_path, 3)
+    first = [images[(image, (0,))][0] for image in range(3)]
+    assert all(np.array_equal(row, images.cached[image]) for image, row in enumerate(first))
+    drawn = [images.at_epoch(epoch)[(1, (0,))][0] for epoch in range(30)]
+    assert {tuple(row.ravel()) for row in drawn} == {tuple(images.cached[3 * view + 1].ravel()) for view in range(3)}
+    assert np.array_equal(drawn[4], images.at_epoch(4)[(1, (0,))][0])
+    part = images.part([1]).at_epoch(4)
+    assert tuple(part[(0, (0,))][0].ravel()) in {tuple(row.ravel()) for row in drawn}
+
+
+def test_a_picture_whose_captions_name_a_side_is_never_mirrored(tmp_path):
+    images = views_of(tmp_path, 0)
+    images.cached, images.augment = None, Augment(1.0, True, 1)
+    epochs = [images.at_epoch(epoch) for epoch in range(12)]
+    seen = {image: {tuple(epoch[(image, (0,))][0].flatten().tolist()) for epoch in epochs} for image in (0, 2)}
+    assert [len(pictures) for pictures in seen.values()] == [2, 1]
 
 
 # --- the order of an epoch ---

@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from nanocaption.model import decode, decode_numpy
+from nanocaption.model.ending_tables import Tables
+from nanocaption.model.endings import Endings
 from nanocaption.model.options import Options
 from tests.unit.model.test_decode import END, START, toy_step
 
@@ -24,6 +26,22 @@ SEARCHES = {
     "top-p": Options(samples=3, top_p=0.7, min_length=2),
     "cold": Options(samples=2, temperature=0.0),
 }
+
+
+def test_bad_endings_are_avoided_as_torch_avoids_them():
+    rng = np.random.default_rng(0)
+    tables = Tables(rng.integers(0, 3, (3, 7)), rng.random((3, 7)) < 0.3, rng.random((3, 7)) < 0.5)
+    endings = Endings(*map(torch.from_numpy, tables))
+    plain = 0
+    for name, options in SEARCHES.items():
+        options = options._replace(no_bad_endings=True)
+        own = decode.decode(toy_step(1, [0, 1], 7), 2, options, decode.Limits(**LIMITS, endings=endings), [3, 4])
+        limits = decode_numpy.Limits(**LIMITS, endings=tables)
+        found = decode_numpy.decode(in_numpy(toy_step(1, [0, 1], 7)), 2, options, limits, [3, 4])
+        assert [[c.ids for c in row] for row in found] == [[c.ids for c in row] for row in own], name
+        without = decode_numpy.decode(in_numpy(toy_step(1, [0, 1], 7)), 2, SEARCHES[name], limits, [3, 4])
+        plain += [[c.ids for c in row] for row in found] != [[c.ids for c in row] for row in without]
+    assert plain > 5  # the control: the tables do change captions
 
 
 def in_numpy(step):

@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from nanocaption.data import tokenizer
 from nanocaption.data.packing import find_places
-from nanocaption.model import decode
+from nanocaption.model import captioner, decode
 from nanocaption.model.options import Options
 from tests.conftest import ROOT
 from tests.unit.model.test_decode import (
@@ -384,3 +385,29 @@ def test_the_benchmark_compares_equal_work():
         f"{name}_default_sizes" for name in ("beam3_captioning", "beam3_decoder", "encoder")
     ]
     assert all(set(row) >= {"name", "ours", "peer", "ratio", "unit"} and row["ratio"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize(("images", "each"), [(16, 5), (80, 1)])
+def test_captions_that_have_ended_may_be_left_out_of_the_products(monkeypatch, images, each):
+    """Many rows on a CPU: the same captions as with all rows computed to the end."""
+    model, left_out = tiny(vocab_size=6), []  # <end> is often drawn
+    limits = decode.Limits(tokenizer.START, tokenizer.END, 8)
+    pixels = torch.randn(images, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+    def drawn() -> list[list[decode.Caption]]:
+        options = Options(samples=each)
+        return decode.sample(model.start_decoding(pixels), images, options, limits, range(images))
+
+    monkeypatch.setattr(decode, "_LEAVE_OUT", 2.0)  # images stay in the batch until all have ended
+    real = captioner._open_rows
+    monkeypatch.setattr(captioner, "_open_rows", lambda tokens: left_out.append(real(tokens)) or left_out[-1])
+    found = drawn()
+    assert any(rows is not None for rows in left_out)
+    monkeypatch.setattr(captioner, "_MANY_ROWS", 10**9)
+    left_out.clear()
+    expected = drawn()
+    assert left_out and not any(rows is not None for rows in left_out)
+    assert [[c.ids for c in own] for own in found] == [[c.ids for c in own] for own in expected]
+    for own, others in zip(found, expected, strict=True):
+        assert [c.log_prob for c in own] == pytest.approx([c.log_prob for c in others], rel=1e-6)
+    assert len({tuple(c.ids) for own in found for c in own}) > 20

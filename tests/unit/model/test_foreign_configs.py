@@ -1,7 +1,9 @@
 """Configurations of others: every key of a preprocessor and of a tower is followed, or refused by its name."""
 
+import functools
 import json
 import shutil
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -210,18 +212,35 @@ KINDS = {"ViT": 1, "DeiT": 2, "Dinov2": 1, "Dinov2WithRegisters": 5, "CLIPVision
 
 
 def save(folder: Path, kind: str, more: dict | None = None, keys: dict = VIT):
-    """A random tower of transformers in `folder`, every weight drawn; gives it. more: of its config."""
+    """A random tower of transformers in `folder`, every weight drawn; gives it (read only). more: of its config."""
+    tower, files = made(kind, json.dumps(more or {}))
+    write(folder, keys)
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return tower
+
+
+@functools.cache
+def made(kind: str, more: str):
+    """The tower and its files, made once: most tests take one of the same six."""
     import transformers
 
-    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **(more or {})})
+    config = getattr(transformers, f"{kind}Config")(**{**SIZES, **json.loads(more)})
     tower = getattr(transformers, f"{kind}Model")(config).eval()
     with torch.no_grad():
         generator = torch.Generator().manual_seed(0)
         for weights in tower.parameters():
             weights.normal_(std=0.3, generator=generator)
-    tower.save_pretrained(folder)
-    write(folder, keys)
-    return tower
+    with tempfile.TemporaryDirectory() as folder:
+        tower.save_pretrained(folder)
+        return tower, {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+@functools.cache
+def plain_features(kind: str) -> torch.Tensor:
+    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
+        save(Path(folder), kind)
+        return load_pretrained(folder)[0].eval()(images(40))
 
 
 def change(folder: Path, **keys) -> str:
@@ -248,6 +267,26 @@ def test_features_are_those_of_transformers_at_any_size(tmp_path, kind, side):
     assert not torch.allclose(ours, theirs.roll(1, 1), atol=0.1)  # control: the tokens differ from each other
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_features_of_several_blocks_stand_side_by_side(tmp_path, kind):
+    tower = save(tmp_path, kind)
+    with torch.no_grad():
+        theirs = tower(images(32), output_hidden_states=True)
+        found, _ = load_pretrained(str(tmp_path), layers=(1, 2))
+        ours = found.eval()(images(32))
+        again = encoder.rebuild_pretrained(json.loads(json.dumps(found.config)), [1, 2]).eval()
+        again.load_state_dict(found.state_dict())
+        assert torch.equal(again(images(32)), ours)
+    depth = tower.config.num_hidden_layers
+    first, second = theirs.hidden_states[1], theirs.hidden_states[2]
+    second = theirs.last_hidden_state if depth == 2 else torch.nn.functional.layer_norm(second, (16,))
+    torch.testing.assert_close(ours, torch.cat([torch.nn.functional.layer_norm(first, (16,)), second], -1))
+    assert found.width == 32
+    with pytest.raises(ValueError, match=rf"ENCODER_LAYERS = \(1, {depth + 1}\): it has {depth} blocks") as refused:
+        check_available(str(tmp_path), layers=(1, depth + 1))
+    assert "\n" not in str(refused.value)
+
+
 def test_a_tower_whose_own_side_its_patches_do_not_divide_is_taken_as_it_is(tmp_path):
     """As SigLIP's of 384 pixels and patches of 14: the last pixels are not seen, by transformers neither."""
     tower = save(tmp_path, "SiglipVision", {"image_size": 30}, VIT | {"size": {"height": 30, "width": 30}})
@@ -269,9 +308,8 @@ def test_a_tower_whose_own_side_its_patches_do_not_divide_is_taken_as_it_is(tmp_
 def test_keys_that_say_how_and_not_what_change_nothing(tmp_path, kind, keys):
     save(tmp_path, kind)
     with torch.no_grad():
-        plain = load_pretrained(str(tmp_path))[0].eval()(images(40))
         again = load_pretrained(change(tmp_path, **keys))[0].eval()(images(40))
-    torch.testing.assert_close(again, plain)
+    torch.testing.assert_close(again, plain_features(kind))
 
 
 @pytest.mark.parametrize(

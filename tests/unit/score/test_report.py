@@ -16,7 +16,7 @@ from PIL import Image
 from nanocaption.base.files import read_log
 from nanocaption.data.pictures import data_uri, read_picture, thumbnail
 from nanocaption.data.transform import seen_part
-from nanocaption.score.curves import extract_curves, plot_curves, smooth_curve
+from nanocaption.score.curves import curve_charts, extract_curves, plot_curves, smooth_curve
 from nanocaption.score.report import choose_rows, shown_rows, write_report
 from nanocaption.score.report_html import format_score, format_value, repeated_words
 
@@ -293,6 +293,17 @@ def test_plot_curves_writes_a_whole_png(tmp_path, kind):
         assert image.format == "PNG" and image.width > 800
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20  # something is drawn
     assert [p.name for p in path.parent.iterdir()] == ["curves.png"]
+
+
+def test_rewards_have_a_panel_of_their_own_and_their_loss_is_none():
+    """The loss of a policy gradient is about 0: as a training loss it would look like a triumph."""
+    rows = [{"type": "train", "step": n, "epoch": n / 4, "loss": 3.0 if n < 5 else 0.01} for n in range(1, 9)]
+    rows = [row | ({"reward": 0.1 * row["step"]} if row["step"] > 4 else {}) for row in rows]
+    curves = extract_curves(rows)
+    assert [y for _, y in curves.train] == [3.0] * 4
+    assert curves.reward == [(n / 4, pytest.approx(0.1 * n)) for n in range(5, 9)]
+    assert [chart.title for chart in curve_charts(curves)] == ["Loss per token", "Reward of drawn captions"]
+    assert len(curve_charts(extract_curves(rows[:4]))) == 1
 
 
 def test_plot_curves_refuses_a_log_without_losses(tmp_path):

@@ -1,0 +1,208 @@
+"""Pictures that stay in the shards they came in: where each lies, and its bytes. A prepared set of such pictures has
+
+    stream/shards.json   the shards: path or address, size, time or ETag, and the column of pictures in parquet
+    stream/index.npy     a row of INDEX for each picture, in the order of captions.json; read from the disk when needed
+    stream/names.bin     the pictures' names, one behind the other
+
+instead of images/. A member of a tar is read by its offset, so that nothing before it needs to be read. A picture in
+parquet is a cell of a row group, which is read as a whole: the last row groups stay in memory, see GROUPS_BYTES.
+
+Every picture is compared with the CRC-32 that its bytes had when the set was made, so that a shard that changes while
+it is read, or a server that sends other bytes than were asked for, is an error and never another picture.
+"""
+
+import collections
+import functools
+import json
+import os
+import zlib
+from pathlib import Path, PurePosixPath
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+
+from nanocaption.base.files import cases
+from nanocaption.data import remote
+
+if TYPE_CHECKING:
+    from pyarrow.parquet import ParquetFile
+
+BLOCK_BYTES = 16 * 2**20  # of a tar, read together; of parquet a row group is one
+GROUPS_BYTES = 2**28  # of row groups that a process keeps
+OPEN_SHARDS = 64  # of a process
+ANEW = ("put the old ones back, or run prepare_dataset.py --stream --remake with the same recipe and flags: a run goes "
+        "on with the set that is made then if its shards hold the same")  # fmt: skip
+
+
+class ChangedError(remote.ShardError):
+    """A shard is not what it was when the set was made."""
+
+
+class Packed(NamedTuple):
+    """A picture in a shard. Read as files are: by pictures.read_picture and transform.load_image."""
+
+    file_name: str  # in the set
+    shard: str  # its path or address
+    start: int  # of a tar: the offset; of parquet: the row group
+    row: int  # of parquet: within the row group
+    length: int  # bytes
+    crc: int | None = None  # CRC-32 of the bytes; None: not known yet
+    column: str = ""  # of parquet
+
+    @property
+    def name(self) -> str:
+        """As Path.name."""
+        return PurePosixPath(self.file_name).name
+
+    def __str__(self) -> str:
+        return f"{self.file_name} in {self.shard}"
+
+
+class Shard(TypedDict):
+    """What shards.json says of a shard."""
+
+    path: str  # or its address
+    bytes: int
+    time: int  # of its last change, ns; 0 of an address
+    etag: str  # of an address, as far as its server tells it
+    column: str
+
+
+def is_streamed(folder: Path) -> bool:
+    """Whether the prepared set in `folder` has its pictures in shards."""
+    try:
+        return "stream" in json.loads((folder / "manifest.json").read_bytes())
+    except (OSError, ValueError):
+        return False
+
+
+def read_shards(folder: Path) -> list[Shard]:
+    found: list[Shard] = json.loads((folder / "stream" / "shards.json").read_bytes())["shards"]
+    return found
+
+
+def check_shards(folder: Path) -> None:
+    """Raises ChangedError, naming them, where shards are missing or others than when the set in `folder` was made.
+
+    Files are asked for size and time, addresses for size and ETag.
+    """
+    missing, changed = [], []
+    for shard in read_shards(folder):
+        try:
+            size, time, etag = state_of(shard["path"])
+        except FileNotFoundError:
+            missing.append(shard["path"])
+            continue
+        if (size, time, etag) != (shard["bytes"], shard["time"], shard["etag"]):
+            changed.append(shard["path"])
+    told = [f"{cases(missing, 'shard')} not there"] * bool(missing)
+    told += [f"{cases(changed, 'shard')} changed since"] * bool(changed)
+    if told:
+        raise ChangedError(f"{folder} is streamed from shards that are not what they were: {'; '.join(told)}. {ANEW}")
+
+
+def state_of(path: str) -> tuple[int, int, str]:
+    """(bytes, time of change in ns, ETag) of a shard, 0 and "" where there is none. Raises FileNotFoundError."""
+    if remote.is_address(path):
+        found = remote.ask(path)
+        return found.size, 0, found.etag
+    about = os.stat(path)
+    return about.st_size, about.st_mtime_ns, ""
+
+
+def read_bytes(picture: Packed) -> bytes:
+    """The bytes of a picture. Raises ChangedError where they are not those the set was made with, and OSError."""
+    if picture.column:
+        data = _row_groups(os.getpid()).cell(picture)
+    elif remote.is_address(picture.shard):
+        data = remote.read(picture.shard, picture.start, picture.length)
+    else:
+        file = _opened(picture.shard, os.getpid())
+        data = os.pread(file.descriptor, picture.length, picture.start)
+    if len(data) != picture.length or (picture.crc is not None and zlib.crc32(data) != picture.crc):
+        raise ChangedError(f"its shard has changed since the set was made, or came damaged; {ANEW}")
+    return data
+
+
+def will_need(picture: Packed) -> None:
+    """Tell the system that a picture of a tar and those around it are wanted soon, so that it reads them in one go."""
+    if not picture.column and not remote.is_address(picture.shard) and hasattr(os, "posix_fadvise"):
+        _announce(picture.shard, picture.start // BLOCK_BYTES, os.getpid())
+
+
+@functools.lru_cache(128)
+def _announce(shard: str, number: int, process: int) -> None:
+    descriptor = _opened(shard, process).descriptor
+    os.posix_fadvise(descriptor, number * BLOCK_BYTES, BLOCK_BYTES, os.POSIX_FADV_WILLNEED)
+
+
+class _File:
+    """A file that is open as long as this object lives."""
+
+    def __init__(self, path: str):
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+
+@functools.lru_cache(OPEN_SHARDS)
+def _opened(path: str, _process: int) -> _File:
+    """The file, kept open. A forked process opens its own."""
+    return _File(path)
+
+
+class _RowGroups:
+    """The row groups of parquet files that were read last, GROUPS_BYTES of them."""
+
+    def __init__(self) -> None:
+        self.files: collections.OrderedDict[str, Any] = collections.OrderedDict()
+        self.groups: collections.OrderedDict[tuple[str, int], Any] = collections.OrderedDict()
+        self.size = 0
+
+    def cell(self, picture: Packed) -> bytes:
+        key = (picture.shard, picture.start)
+        if key not in self.groups:
+            self._keep(key, self._read(*key, picture.column))
+        self.groups.move_to_end(key)
+        cell = self.groups[key][picture.row].as_py()
+        data = cell["bytes"] if isinstance(cell, dict) else cell
+        return data or b""
+
+    def _read(self, shard: str, group: int, column: str) -> Any:
+        if shard not in self.files:
+            if len(self.files) >= OPEN_SHARDS:
+                self.files.popitem(last=False)[1].close()
+            self.files[shard] = open_parquet(shard)
+        self.files.move_to_end(shard)
+        return self.files[shard].read_row_group(group, columns=[column], use_threads=False).column(0)
+
+    def _keep(self, key: tuple[str, int], cells: Any) -> None:
+        self.groups[key] = cells
+        self.size += cells.nbytes
+        while self.size > GROUPS_BYTES and len(self.groups) > 1:
+            self.size -= self.groups.popitem(last=False)[1].nbytes
+
+
+@functools.lru_cache(1)
+def _row_groups(_process: int) -> _RowGroups:
+    """Those of this process: a forked one reads its own."""
+    return _RowGroups()
+
+
+def open_parquet(shard: Path | str) -> "ParquetFile":
+    """A pyarrow ParquetFile. Raises ValueError where it is none, or pyarrow is missing."""
+    pyarrow, parquet = import_pyarrow()
+    try:
+        return parquet.ParquetFile(remote.File(str(shard)) if remote.is_address(str(shard)) else shard)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
+
+
+def import_pyarrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError("parquet files need pyarrow: pip install pyarrow") from None
+    return pyarrow, pyarrow.parquet
