@@ -78,8 +78,7 @@ from nanocaption.data.shards import Packed
 from nanocaption.data.tokenizer import UNK, encode
 from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
-from nanocaption.model.captions import search_options
-from nanocaption.model.options import Options
+from nanocaption.model.options import Options, search_options
 from nanocaption.score import results
 from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report

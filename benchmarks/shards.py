@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from nanocaption.base.settings import load_settings  # noqa: E402
 from nanocaption.commands.caption import caption_pictures  # noqa: E402
-from nanocaption.model.captions import search_options  # noqa: E402
+from nanocaption.model.options import search_options  # noqa: E402
 from nanocaption.use import shards  # noqa: E402
 from nanocaption.use.load import load_models  # noqa: E402
 

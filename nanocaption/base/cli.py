@@ -7,7 +7,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -86,9 +86,14 @@ def parser(prog: str, doc: str | None) -> argparse.ArgumentParser:
     )  # fmt: skip
 
 
-def parse(own: argparse.ArgumentParser, argv: list[str]) -> tuple[argparse.Namespace, Settings]:
-    """argv -> (the command's own arguments, the settings). --help and mistakes leave here, before torch is imported."""
-    flags, rest = take_settings(argv)
+def parse(
+    own: argparse.ArgumentParser, argv: list[str], but: Collection[str] = ()
+) -> tuple[argparse.Namespace, Settings]:
+    """argv -> (the command's own arguments, the settings). --help and mistakes leave here, before torch is imported.
+
+    but: settings whose flags mean something else to this command.
+    """
+    flags, rest = take_settings(argv, but)
     arguments = own.parse_intermixed_args(rest)
     return arguments, load_settings(flags)
 

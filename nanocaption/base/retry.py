@@ -4,8 +4,6 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from nanocaption.base import hub
 
 WAITS = (1, 2, 4, 8, 16, 32)  # seconds before each new try; the next failure after these ends the download
@@ -34,6 +32,8 @@ def retried(action: Callable[[], T], what: str, progress: Callable[[], int] = in
             if not may_pass(error, patient) or failures > len(WAITS):
                 raise
             wait = asked_wait(error) or WAITS[max(0, failures - 1)]
+            from tqdm import tqdm  # takes as long as a caption without torch
+
             tqdm.write(f"{what}: {hub.reason_of(error)}; next try in {wait:g} s")
             time.sleep(wait)
 

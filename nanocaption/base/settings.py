@@ -155,9 +155,12 @@ def _refuse(problems: list[str], head: str = "Settings are not right") -> None:
         raise SystemExit(f"{head}:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def take_settings(argv: list[str]) -> tuple[list[str], list[str]]:
-    """argv -> (the flags that are settings, with their values; the rest), for a script with arguments of its own."""
-    kinds = declared_settings().types
+def take_settings(argv: list[str], but: Collection[str] = ()) -> tuple[list[str], list[str]]:
+    """argv -> (the flags that are settings, with their values; the rest), for a script with arguments of its own.
+
+    but: settings that are left in the rest.
+    """
+    kinds = {name: kind for name, kind in declared_settings().types.items() if name not in but}
     own, rest, words = [], [], list(argv)
     while words:
         word = words.pop(0)

@@ -4,6 +4,7 @@
     nanocaption caption folder/ --num-captions 3 --json
     nanocaption caption holiday.jpg --checkpoint runs/demo-001/last.safetensors --beam-size 5
     nanocaption caption holiday.jpg --checkpoint user/name      an exported model: a folder, or on the Hub
+    nanocaption caption holiday.jpg --checkpoint light          a folder of --format onnx: without torch
     nanocaption caption holiday.jpg --num-captions 5 --sample --temperature 0.8
     nanocaption caption holiday.jpg --attention words.png       the picture, lit where each word looked
     find . -name '*.jpg' | nanocaption caption - --output captions.json
@@ -13,23 +14,31 @@ A picture that cannot be read is told on stderr, the others are captioned, and t
 """
 
 import argparse
+import contextlib
 import json
 import math
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from nanocaption.base import cli
 from nanocaption.base.files import PICTURE_SUFFIXES, walk_files, write_file
 from nanocaption.commands import caption_shards, decoding_flags
-from nanocaption.model.options import Options
+from nanocaption.model.onnx_folder import is_onnx_export
+from nanocaption.model.options import Options, search_options
 
-if TYPE_CHECKING:  # these import torch
-    from nanocaption.model.captions import CaptionText
+if TYPE_CHECKING:  # these import torch, or numpy, which --help can do without
+    import numpy as np
+
+    from nanocaption.base.settings import Settings
+    from nanocaption.model.caption_types import CaptionText
     from nanocaption.use.captioning import Judged
     from nanocaption.use.load import Loaded
+
+Pixels = TypeVar("Pixels")
+_AT_ONCE = 32  # pictures, of an ONNX export
 
 _PARSER = cli.parser("nanocaption caption", __doc__)
 _PARSER.add_argument(
@@ -57,8 +66,10 @@ def main(argv: list[str]) -> int:
         return caption_shards.main(arguments, settings)
     pictures = find_pictures(arguments.pictures)
     check_arguments(arguments, pictures)
+    if arguments.checkpoint is not None and is_onnx_export(Path(arguments.checkpoint)):
+        return caption_by_onnx(arguments, settings, pictures)
+    cli.require("torch", "caption", "nanocaption caption")
 
-    from nanocaption.model.captions import search_options
     from nanocaption.use.attention import draw_picture
     from nanocaption.use.captioning import judged_by
     from nanocaption.use.load import find_checkpoints, load_models
@@ -73,24 +84,66 @@ def main(argv: list[str]) -> int:
     if loaded.settings.CONSENSUS and arguments.sample:
         raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
     judged = judged_by(loaded)
+    found = caption_pictures(loaded, pictures, options, judged, shows_progress(arguments, pictures))
+
+    def draw(picture: Path, caption: "CaptionText") -> None:
+        write_file(Path(arguments.attention), draw_picture(loaded.models[0], loaded.tokenizer, picture, caption))
+        print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
+
+    return tell(found, arguments, len(pictures), draw if arguments.attention else None)
+
+
+def caption_by_onnx(arguments: argparse.Namespace, settings: "Settings", pictures: list[Path]) -> int:
+    """`main` for the folder of an ONNX export: nothing here imports torch."""
+    cli.require("onnxruntime", "onnx", "nanocaption caption of an ONNX export")
+    if arguments.attention:
+        raise SystemExit("--attention draws with torch: give the checkpoint, or an export of --format nanocaption")
+    if settings.CONSENSUS:
+        raise SystemExit("CONSENSUS weighs captions with torch: set it to 0, or give the checkpoint")
+    from nanocaption.data.order import seed_of
+    from nanocaption.data.picture_forms import fitted_form
+    from nanocaption.model.onnx_captioner import OnnxCaptioner
+
+    model = OnnxCaptioner(Path(arguments.checkpoint))
+    options = decoding_flags.options(arguments, search_options(settings.values), arguments.num_captions)
+
+    def caption(readable: list[Path], pixels: "list[np.ndarray]") -> "list[list[CaptionText]]":
+        import numpy
+
+        seeds = [seed_of(settings.SEED, picture.name) for picture in readable]
+        return model.decode(numpy.stack(pixels), options, seeds)
+
+    size = min(settings.EVAL_BATCH_SIZE, _AT_ONCE)
+    found = in_chunks(pictures, size, settings.NUM_WORKERS, shows_progress(arguments, pictures),
+                      lambda picture: fitted_form(picture, model.export.image_spec), caption)  # fmt: skip
+    return tell(found, arguments, len(pictures), None)
+
+
+def shows_progress(arguments: argparse.Namespace, pictures: list[Path]) -> bool:
+    """Whether there is a bar. Captions that scroll by on a terminal show the progress themselves."""
     as_text = not (arguments.json or arguments.output)
-    # Captions that scroll by on a terminal show the progress themselves.
-    bar = len(pictures) > 50 and not (as_text and sys.stdout.isatty())
+    return len(pictures) > 50 and not (as_text and sys.stdout.isatty())
+
+
+def tell(
+    found: "Iterator[tuple[Path, list[CaptionText] | None]]", arguments: argparse.Namespace, pictures: int,
+    draw: "Callable[[Path, CaptionText], None] | None",
+) -> int:  # fmt: skip
+    """Print or write the captions of so many pictures as argv asks for; returns the exit code."""
+    as_text = not (arguments.json or arguments.output)
     rows: list[dict[str, object]] = []
-    for picture, found in caption_pictures(loaded, pictures, options, judged, bar):
-        if found is None:
+    for picture, its in found:
+        if its is None:
             continue
-        captions = found[: arguments.num_captions]
+        captions = its[: arguments.num_captions]
         for caption in captions if as_text else ():
             print(f"{picture}: {caption.text}")
         rows.append({"file_name": str(picture), "captions": [caption_row(caption) for caption in captions]})
-        if arguments.attention:
-            drawing = draw_picture(loaded.models[0], loaded.tokenizer, picture, captions[0])
-            write_file(Path(arguments.attention), drawing)
-            print(f"what each word looked at: {arguments.attention}", file=sys.stderr)
+        if draw is not None:
+            draw(picture, captions[0])
     if not as_text:
         write_rows(rows, arguments.output)
-    return 0 if len(rows) == len(pictures) else 1
+    return 0 if len(rows) == pictures else 1
 
 
 def caption_row(caption: "CaptionText") -> dict[str, str | float | None]:
@@ -138,10 +191,7 @@ def caption_pictures(
     loaded: "Loaded", pictures: list[Path], options: Options, judged: "Judged | None", progress: bool
 ) -> Iterator[tuple[Path, "list[CaptionText] | None"]]:
     """(picture, its captions or None where it cannot be read, which is told on stderr), in order."""
-    from concurrent.futures import ThreadPoolExecutor
-
     from torch import Tensor
-    from tqdm import tqdm
 
     from nanocaption.data.dataset import ImageTextDataset
     from nanocaption.data.transform import load_image
@@ -149,30 +199,47 @@ def caption_pictures(
 
     settings, image_spec = loaded.settings, loaded.models[0].image_spec
 
-    def read(picture: Path) -> Tensor | None:
+    def caption(readable: list[Path], pixels: list[Tensor]) -> "list[list[CaptionText]]":
+        records = [{"file_name": str(picture)} for picture in readable]
+        images = ImageTextDataset(records, Path(), [[] for _ in records], image_spec, pixels)
+        return caption_images(
+            loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
+            device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
+            judged=judged,
+        )  # fmt: skip
+
+    return in_chunks(pictures, settings.EVAL_BATCH_SIZE, settings.NUM_WORKERS, progress,
+                     lambda picture: load_image(picture, image_spec), caption)  # fmt: skip
+
+
+def in_chunks(
+    pictures: list[Path], size: int, workers: int, progress: bool, load: Callable[[Path], Pixels],
+    caption: "Callable[[list[Path], list[Pixels]], list[list[CaptionText]]]",
+) -> "Iterator[tuple[Path, list[CaptionText] | None]]":  # fmt: skip
+    """(picture, its captions or None where it cannot be read, which is told on stderr), in order, `size` at once."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    def read(picture: Path) -> Pixels | None:
         try:
-            return load_image(picture, image_spec)
+            return load(picture)
         except ValueError as error:
-            bar.write(str(error), file=sys.stderr)
+            bar.write(str(error), file=sys.stderr) if bar else print(error, file=sys.stderr)
             return None
 
-    bar = tqdm(total=len(pictures), desc="captioning", unit="image", disable=not progress, mininterval=1)
-    with bar, ThreadPoolExecutor(max(1, settings.NUM_WORKERS)) as readers:
-        for start in range(0, len(pictures), settings.EVAL_BATCH_SIZE):
-            chunk = pictures[start : start + settings.EVAL_BATCH_SIZE]
+    bar = None
+    if progress:  # the import takes as long as one caption
+        from tqdm import tqdm
+
+        bar = tqdm(total=len(pictures), desc="captioning", unit="image", mininterval=1)
+    with bar or contextlib.nullcontext(), ThreadPoolExecutor(max(1, workers)) as readers:
+        for start in range(0, len(pictures), size):
+            chunk = pictures[start : start + size]
             pixels = {picture: image for picture, image in zip(chunk, readers.map(read, chunk), strict=True)
                       if image is not None}  # fmt: skip
-            readable = list(pixels)
-            records = [{"file_name": str(picture)} for picture in readable]
-            images = ImageTextDataset(records, Path(), [[] for _ in records], image_spec, list(pixels.values()))
-            captions = caption_images(
-                loaded.models, loaded.tokenizer, images, batch_size=settings.EVAL_BATCH_SIZE, options=options,
-                device=loaded.device, precision=settings.PRECISION, workers=0, seed=settings.SEED,
-                judged=judged,
-            )  # fmt: skip
-            found = dict(zip(readable, captions, strict=True))
+            found = dict(zip(pixels, caption([*pixels], [*pixels.values()]) if pixels else [], strict=True))
             yield from ((picture, found.get(picture)) for picture in chunk)
-            bar.update(len(chunk))
+            if bar:
+                bar.update(len(chunk))
 
 
 def find_pictures(names: list[str]) -> list[Path]:

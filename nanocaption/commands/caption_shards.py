@@ -64,7 +64,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
 
     from nanocaption.base import devices
     from nanocaption.data.shards import import_pyarrow
-    from nanocaption.model.captions import search_options
+    from nanocaption.model.options import search_options
     from nanocaption.use import shards
     from nanocaption.use.load import find_checkpoints, load_models
 

@@ -203,7 +203,7 @@ def find_captions(
 
     ValueError where the picture cannot be read.
     """
-    from nanocaption.model.captions import decode_pictures, search_options
+    from nanocaption.model.options import search_options
     from nanocaption.use.attention import attend
 
     seen = look(loaded, picture) if isinstance(picture, Path) else picture
@@ -224,7 +224,7 @@ def answer(loaded: "Loaded", title: str, path: Path, number: int, beams: int) ->
 
     ValueError with one line where it cannot be read.
     """
-    from nanocaption.model.captions import decode_pictures, search_options
+    from nanocaption.model.options import search_options
 
     try:
         pixels = look(loaded, path).pixels.to(loaded.device)

@@ -4,6 +4,7 @@
     nanocaption export runs/demo-001/best_cider.safetensors my_captioner
     nanocaption export my_captioner --push user/name                and upload it to the Hugging Face Hub
     nanocaption export my_captioner plain --format transformers     for transformers alone, without nanoCaption
+    nanocaption export my_captioner light --format onnx             for onnxruntime, without torch
     nanocaption export vit_gpt2_folder my_captioner                 back: a VisionEncoderDecoderModel with GPT-2
 
 nanocaption/model/exported.py says what is in the folder. Its card, README.md, takes the scores of an evaluation of the
@@ -13,9 +14,13 @@ for each new best checkpoint, in its own folder runs/<run>/export, and uploads i
 
 import shlex
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nanocaption.base import cli, hub
 from nanocaption.base.settings import load_settings
+
+if TYPE_CHECKING:  # imports torch
+    from nanocaption.base.tensors import State
 
 _PARSER = cli.parser("nanocaption export", __doc__)
 _PARSER.add_argument(
@@ -24,29 +29,40 @@ _PARSER.add_argument(
 )  # fmt: skip
 _PARSER.add_argument("folder", type=Path, help="new or empty, or an older export, whose files are replaced")
 _PARSER.add_argument(
-    "--format", choices=("nanocaption", "transformers"), default="nanocaption",
-    help="transformers: a VisionEncoderDecoderModel, compared with this one before it is handed out [nanocaption]",
+    "--format", choices=("nanocaption", "transformers", "onnx"), default="nanocaption",
+    help="transformers: a VisionEncoderDecoderModel; onnx: graphs for onnxruntime; both are compared with this one "
+    "before they are handed out [nanocaption]",
+)  # fmt: skip
+_PARSER.add_argument(
+    "--precision", choices=("fp32", "int8", "both"), help="of --format onnx: int8 takes a quarter of the size and "
+    "gives captions a little different [fp32]",
 )  # fmt: skip
 _PARSER.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hub")
 
 
 def main(argv: list[str]) -> None:
     """Write, verify and, where asked for, upload the folder that argv names."""
-    arguments, settings = cli.parse(_PARSER, argv)
+    arguments, settings = cli.parse(_PARSER, argv, but=("PRECISION",))
+    if arguments.precision and arguments.format != "onnx":
+        raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx: leave it out, or add that")
+    if arguments.format == "onnx":
+        for module in ("onnx", "onnxscript", "onnxruntime"):
+            cli.require(module, "export", "nanocaption export --format onnx")
     if arguments.push is not None:
         load_settings(["--hf-repo-id", arguments.push])  # refuses what can be no name on the Hub
     from nanocaption.export import from_transformers, transformers_folder
     from nanocaption.export.facts import card_of, find_facts, title_of, write_export
-    from nanocaption.model import exported
+    from nanocaption.model import exported, onnx_folder
     from nanocaption.model.captioner import ImageToTextModel
     from nanocaption.use.load import find_checkpoint, is_exported, load_state
 
-    plain = arguments.format == "transformers"
-    exported.check_target(arguments.folder, transformers_folder.is_transformers_export if plain else None)
+    plain, onnx = arguments.format == "transformers", arguments.format == "onnx"
+    older = {"transformers": transformers_folder.is_transformers_export, "onnx": onnx_folder.is_onnx_export}
+    exported.check_target(arguments.folder, older.get(arguments.format))
     given = Path(arguments.checkpoint) if arguments.checkpoint else None
     foreign = given is not None and from_transformers.is_foreign(given)
     path = given if given and foreign else find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
-    if not plain and not foreign and is_exported(path):
+    if arguments.format == "nanocaption" and not foreign and is_exported(path):
         raise SystemExit(f"{path.parent} is an export already. Upload it: nanocaption upload {path.parent} USER/NAME")
     if arguments.push and (problem := hub.access_problem(arguments.push)):
         raise SystemExit(f"Nothing can be uploaded to {arguments.push}: {problem}.")
@@ -54,7 +70,10 @@ def main(argv: list[str]) -> None:
         settings, state = from_transformers.read_foreign(path, settings)
     else:
         state, settings = load_state(path, settings)
-    if plain:
+    if onnx:
+        facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
+        proven = _write_onnx(arguments.folder, state, card_of(state, facts, "onnx"), arguments.precision or "fp32")
+    elif plain:
         facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
         found = transformers_folder.write_transformers(arguments.folder, state, card_of(state, facts, "transformers"))
         proven = f"loaded by transformers, {found.captions} captions of {found.pictures} drawn pictures are the same, "
@@ -63,12 +82,31 @@ def main(argv: list[str]) -> None:
         facts = write_export(arguments.folder, state, path, Path(settings.DATA_DIR), arguments.push)
         ImageToTextModel.from_pretrained(arguments.folder)  # proves that it loads
         proven = "verified"
-    size = (arguments.folder / hub.WEIGHTS).stat().st_size / 1e6
     after = "as it is" if foreign else f"after {state['epoch']} epochs"
-    print(f"{arguments.folder}: {path} {after}, {size:.1f} MB of weights; {proven}")
+    if not onnx:
+        after += f", {(arguments.folder / hub.WEIGHTS).stat().st_size / 1e6:.1f} MB of weights"
+    print(f"{arguments.folder}: {path} {after}; {proven}")
     if not facts.scores and not foreign:
         print("Note: the card has no test scores. For these, evaluate first, then export again:\n"
               f"    nanocaption evaluate --checkpoint {shlex.quote(str(path))}")  # fmt: skip
     if arguments.push:
         files = transformers_folder.FILES if plain else hub.FILES
+        if onnx:
+            from nanocaption.export import onnx_export
+
+            files = onnx_export.files_of(arguments.precision or "fp32")
         print(hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts), files))
+
+
+def _write_onnx(folder: Path, state: "State", card: str, precision: str) -> str:
+    """Write the folder of --format onnx; returns what was found beside torch."""
+    from nanocaption.export import as_onnx, onnx_export
+
+    lines = [f"opset {as_onnx.OPSET}, beside torch on drawn pictures:"]
+    for found in onnx_export.write_onnx(folder, state, card, precision):
+        lines.append(
+            f"    {found.precision}: {found.bytes / 1e6:.1f} MB, {found.same} of {found.captions} captions the same, "
+            f"logits {found.logits:.1e} of their spread apart, {found.seconds:.2f} s where torch took "
+            f"{found.torch_seconds:.2f} s"
+        )
+    return "\n".join(lines)

@@ -8,28 +8,16 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanocaption.data.fitting import ImageSpec, resized_shape
 from nanocaption.data.pictures import THUMBNAIL_SIZE, check_shape, plain_jpeg_size, read_picture
 from nanocaption.data.shards import Packed, read_bytes
-
-
-class ImageSpec(TypedDict):
-    """How an encoder wants its pictures: preprocessor.read_image_spec."""
-
-    size: int  # side of the input, pixels
-    # With crop the shorter side gets this length, or a list squashes the picture to [height, width] before it is cut;
-    # without, the whole picture is squashed to `size`.
-    resize: int | list[int]
-    crop: bool  # to `size` from the middle; what is shorter than that gets black borders
-    mean: list[float]  # per channel of values 0..1
-    std: list[float]
-    interpolation: str  # "bilinear", "bicubic" or "nearest-exact"; "nearest" in files of before
 
 
 def load_image(path: Path | str | Packed, image_spec: ImageSpec) -> Tensor:
@@ -48,7 +36,7 @@ def fitted(pixels: Tensor, image_spec: ImageSpec) -> Tensor:
     """uint8 (3, H, W) resized and cropped as an encoder wants it -> (3, S, S)."""
     # Resizing a tensor of bytes is about three times as fast as PIL's resize, and differs from it by one grey level at
     # most, with "bicubic" by two (in noise of black and white).
-    height, width = _resized_shape(pixels, image_spec)
+    height, width = resized_shape(pixels.shape[1], pixels.shape[2], image_spec)
     pixels = resized(pixels, height, width, image_spec["interpolation"])
     if not image_spec["crop"]:
         return pixels.contiguous()
@@ -59,17 +47,6 @@ def fitted(pixels: Tensor, image_spec: ImageSpec) -> Tensor:
     # An odd rest is halved downwards, as the encoders' own processors do.
     top, left = ((length - cut) // 2 for length in pixels.shape[-2:])
     return pixels[:, top : top + cut, left : left + cut].contiguous()
-
-
-def _resized_shape(pixels: Tensor, image_spec: ImageSpec) -> tuple[int, int]:
-    side = image_spec["resize"]
-    if isinstance(side, list):
-        return side[0], side[1]
-    if not image_spec["crop"]:
-        return side, side
-    height, width = pixels.shape[-2:]
-    shorter = min(height, width)  # gets the length `side`, and the picture keeps its shape
-    return side * height // shorter, side * width // shorter
 
 
 def seen_part(path: Path | Packed, image_spec: ImageSpec) -> list[float]:

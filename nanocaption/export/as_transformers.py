@@ -43,7 +43,7 @@ if TYPE_CHECKING:
         VisionEncoderDecoderModel,
     )
 
-_ELSE = "Export it as ONNX, once that is there, or as nanocaption"
+_ELSE = "Export it as ONNX (--format onnx), or as nanocaption"
 _SCALE = 2.0**30  # c; a power of two, so that it rounds nothing
 _FINAL_NORM = {
     "vit": "layernorm", "deit": "layernorm", "dinov2": "layernorm", "dinov2_with_registers": "layernorm",

@@ -39,7 +39,7 @@ def write_card(
     """The text of README.md.
 
     base_model: the encoder's id on the Hub, if it has one. image_size: side of the encoder's input, pixels. form: of
-    the export, "nanocaption" or "transformers".
+    the export, "nanocaption", "transformers" or "onnx".
     """
     config, kind = state["config"], kind_of(state["config"]["DATASET"])
     known = {**state.get("environment", {}), **state.get("scheduler_state_dict", {}), **config}

@@ -16,8 +16,9 @@ from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.export.as_transformers import as_transformers, drawn_pictures
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, assemble
-from nanocaption.model.captions import decode_pictures, search_options
+from nanocaption.model.captions import decode_pictures
 from nanocaption.model.encoder import quiet
+from nanocaption.model.options import search_options
 
 FILES = (
     hub.WEIGHTS, "generation_config.json", hub.TOKENIZER, "tokenizer_config.json", "special_tokens_map.json",

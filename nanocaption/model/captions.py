@@ -3,8 +3,8 @@
 import itertools
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol, Unpack
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, Unpack
 
 import torch
 from tokenizers import Tokenizer
@@ -12,24 +12,15 @@ from torch import Tensor
 
 from nanocaption.base.tensors import State
 from nanocaption.data.any_picture import AnyPicture, fitted_pictures
-from nanocaption.data.tokenizer import END, PAD, START, read_text
+from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
+from nanocaption.model.caption_types import CaptionText, with_text
 from nanocaption.model.decoder import Decoder
 from nanocaption.model.endings import endings_of
-from nanocaption.model.options import Names, Options, asked
+from nanocaption.model.options import Names, Options, asked, search_options
 
 _PICTURES = 32  # captioned at once
-
-
-class CaptionText(NamedTuple):
-    text: str
-    log_prob: float  # sum over its tokens
-    score: float  # log_prob / length ** length_penalty, see decode.py
-    ids: list[int]  # its tokens without <start> and <end>
-    broken: bool = False  # whether they ended within a character or were no UTF-8; `text` is what was whole
-    tokens: tuple[str, ...] = ()  # the ids as the tokenizer's vocabulary writes them: "Ġdog"
-    attention: Tensor | None = None  # float32 (len(ids), side, side), where asked for, see caption_pictures
 
 
 class Captioner(Protocol):
@@ -116,7 +107,7 @@ def decode_pictures(
     """
     results = decode.decode(_step(models, pixels), len(pixels[0]), options, _limits(models, tokenizer, pixels, options),
                             seeds)  # fmt: skip
-    return [[_with_text(tokenizer, caption) for caption in found] for found in results]
+    return [[with_text(tokenizer, caption) for caption in found] for found in results]
 
 
 def search_pictures(
@@ -127,7 +118,7 @@ def search_pictures(
     limits = _limits(models, tokenizer, pixels, options)
     limits = limits._replace(max_length=min(options.max_length or limits.max_length, limits.max_length))
     results = decode.beam_searches(_step(models, pixels), len(pixels[0]), options, limits, penalties)
-    return [[[_with_text(tokenizer, caption) for caption in found] for found in each] for each in results]
+    return [[[with_text(tokenizer, caption) for caption in found] for found in each] for each in results]
 
 
 def _step(models: Sequence[Captioner], pixels: Sequence[Tensor]) -> decode.Step:
@@ -140,17 +131,3 @@ def _limits(
     longest, device = min(model.decoder.max_seq_len for model in models) - 1, pixels[0].device
     endings = endings_of(tokenizer).on(device) if options.no_bad_endings else None
     return decode.Limits(START, END, longest, device, endings)
-
-
-def _with_text(tokenizer: Tokenizer, caption: decode.Caption) -> CaptionText:
-    text, broken = read_text(tokenizer, caption.ids)
-    tokens = tuple(tokenizer.id_to_token(token) or "" for token in caption.ids)
-    return CaptionText(text, caption.log_prob, caption.score, caption.ids, broken, tokens)
-
-
-def search_options(settings: Mapping[str, object]) -> Options:
-    """The beam search that settings, by name, ask for."""
-    names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
-    chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
-    # Earlier checkpoints and exports do not say.
-    return Options(**chosen, no_bad_endings=bool(settings.get("NO_BAD_ENDINGS", False)))

@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from nanocaption.model.caption_types import Caption, caption_of
 from nanocaption.model.endings import Endings
 from nanocaption.model.options import Options, option_problems
 
@@ -30,12 +31,6 @@ Step = Callable[[Tensor, Tensor | None], Tensor]
 _FLOOR = -1e9  # total of a beam that is none: -inf would become NaN in a difference
 # Finished images are left out of the batch once they are this share of it: for fewer, copying the rest costs too much.
 _LEAVE_OUT = 0.2
-
-
-class Caption(NamedTuple):
-    ids: list[int]  # without <start> and <end>
-    log_prob: float  # sum over its tokens under the model, <end> included where it was reached
-    score: float  # log_prob / length ** length_penalty
 
 
 class Limits(NamedTuple):
@@ -124,7 +119,7 @@ def sample(
         if leaving is not None:
             left = leaving.repeat_interleave(captions)
             for row, ids, total in zip(*(x[left].tolist() for x in (rows, history[:, 1:], log_prob)), strict=True):
-                found[row] = _caption(ids, end_id, total, o.length_penalty)
+                found[row] = caption_of(ids, end_id, total, o.length_penalty)
             parents = (~left).nonzero()[:, 0]
             if not len(parents):
                 break
@@ -318,7 +313,7 @@ def _collect(parts: list[_Done], end_id: int) -> list[list[Caption]]:
         for done in parts:
             rows = (done.ids[image], done.log_probs[image], done.scores[image])
             found = [
-                _caption(ids, end_id, log_prob, done.penalty)
+                caption_of(ids, end_id, log_prob, done.penalty)
                 for ids, log_prob, score in zip(*(row.tolist() for row in rows), strict=True)
                 if score > _FLOOR / 2
             ]
@@ -388,11 +383,3 @@ def _draw(logits: Tensor, top_k: int, top_p: float, chances: Tensor) -> Tensor:
     if possible.device.type == "cpu" and possible.all():  # on a GPU the answer would be waited for
         return token[:, 0]
     return torch.where(possible, token, logits.argmax(-1, keepdim=True))[:, 0]
-
-
-def _caption(ids: list[int], end_id: int, log_prob: float, length_penalty: float) -> Caption:
-    """ids: after <start>, up to the length limit, or to <end> with whatever follows it."""
-    if math.isnan(log_prob):
-        return Caption([], log_prob, log_prob)
-    length = ids.index(end_id) + 1 if end_id in ids else len(ids)
-    return Caption([token for token in ids[:length] if token != end_id], log_prob, log_prob / length**length_penalty)

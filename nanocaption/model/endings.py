@@ -1,34 +1,21 @@
-"""Captions that end in a word which must go on ("a dog on a"): which tokens would make one.
-
-decode.py knows ids only, and a word may be several tokens, or lie in one with others. So this is an automaton over the
-bytes of the text, whatever tokens carry them: its state says which bad word, if any, the text ends in. For every state
-and token it holds the state that follows, and whether the token may not come. Bytes that are no UTF-8 count as letters
-here and stand in no text: only a caption that is told as broken may end badly by them.
-"""
+"""The tables of ending_tables.py as tensors, for decode.py."""
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nanocaption.data.tokenizer import END, UNK, token_bytes
-from nanocaption.metrics.diversity import BAD_ENDINGS
-
-_OUTSIDE, _WORD, _AFTER, _CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
-_JOINING = b"'-"  # belong to a word once it has begun: "drive-in" is not "in"
-_LETTERS = b"0123456789_abcdefghijklmnopqrstuvwxyz"
+from nanocaption.model.ending_tables import tables_of
 
 
 class Endings(NamedTuple):
-    """S states of a text, the first of which is that of an empty one; V tokens. On the CPU."""
+    """ending_tables.Tables. On the CPU."""
 
-    following: Tensor  # (S, V) int64: the state after each token
-    forbidden: Tensor  # (S, V) bool: <end> where the text ends badly, and a token that puts a full stop behind it
-    last: Tensor  # (S, V) bool: what would end badly if nothing came after it
+    following: Tensor  # (S, V) int64
+    forbidden: Tensor  # (S, V) bool
+    last: Tensor  # (S, V) bool
 
     def on(self, device: torch.device) -> "Endings":
         return Endings(*(part.to(device) for part in self))
@@ -37,45 +24,4 @@ class Endings(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def endings_of(tokenizer: Tokenizer) -> Endings:
     """The table of a byte-level tokenizer for metrics.diversity.BAD_ENDINGS, as `ends_badly` there sees them."""
-    after, bad = _automaton(BAD_ENDINGS)
-    pieces = [b"" if i <= UNK else token_bytes(tokenizer, i) for i in range(tokenizer.get_vocab_size())]
-    longest = max(map(len, pieces))
-    # (V, longest) bytes of each token; 256 stands behind its last one and leaves the state as it is
-    letters = np.array([[*piece, *[256] * (longest - len(piece))] for piece in pieces], dtype=np.int64)
-    after = np.concatenate([after, np.arange(len(after))[:, None]], axis=1)  # (S, 257)
-    state = np.repeat(np.arange(len(after))[:, None], len(pieces), axis=1)  # (S, V)
-    closed = state == _CLOSED
-    for column in letters.T:
-        state = after[state, column[None]]
-        closed |= state == _CLOSED
-    closed[:, [not piece for piece in pieces]] = False
-    ends = bad[state]
-    forbidden = closed.copy()
-    forbidden[:, END] = bad
-    last = ends | closed
-    last[:, END] = bad
-    return Endings(*map(torch.from_numpy, (state, forbidden, last)))
-
-
-def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(state after each state and byte (S, 256), whether a text in that state ends badly (S,))."""
-    places = {word[:n]: 0 for word in words for n in range(1, len(word) + 1)}  # beginnings of bad words
-    places = {beginning: 4 + number for number, beginning in enumerate(places)}
-    after = np.full((4 + len(places), 256), _OUTSIDE)
-    bad = np.zeros(len(after), dtype=bool)
-    bad[[_AFTER, _CLOSED, *(places[word] for word in words)]] = True
-    letters = [*_LETTERS, *range(128, 256)]
-    for state in (_OUTSIDE, _AFTER, _CLOSED):
-        for byte in letters:
-            after[state, byte] = places.get(chr(byte), _WORD)
-    for state, beginning in ((_WORD, None), *((place, text) for text, place in places.items())):
-        for byte in (*letters, *_JOINING):
-            after[state, byte] = _WORD if beginning is None else places.get(beginning + chr(byte), _WORD)
-    others = [byte for byte in range(128) if byte not in letters]
-    for state in np.flatnonzero(bad).tolist():
-        stays = [byte for byte in others if state in (_AFTER, _CLOSED) or byte not in _JOINING]
-        after[state, stays] = _CLOSED if state == _CLOSED else _AFTER
-        after[state, list(b".!?")] = _CLOSED
-    for upper, lower in zip(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz", strict=True):
-        after[:, upper] = after[:, lower]
-    return after, bad
+    return Endings(*map(torch.from_numpy, tables_of(tokenizer)))

@@ -5,7 +5,7 @@ import math
 import operator
 import warnings
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 
 class Options(NamedTuple):
@@ -26,6 +26,14 @@ class Options(NamedTuple):
 
 
 GREEDY = Options()
+
+
+def search_options(settings: Mapping[str, object]) -> Options:
+    """The beam search that settings, by name, ask for."""
+    names = ("beam_size", "length_penalty", "min_length", "no_repeat_ngram")
+    chosen: dict[str, Any] = {name: settings[name.upper()] for name in names}
+    # Earlier checkpoints and exports do not say.
+    return Options(**chosen, no_bad_endings=bool(settings.get("NO_BAD_ENDINGS", False)))
 
 
 class Names(TypedDict, total=False):

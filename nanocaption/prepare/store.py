@@ -1,6 +1,7 @@
 """A prepared set on the disk: begun, written, finished with its manifest."""
 
 import hashlib
+import importlib.util
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -70,7 +71,10 @@ def write_set(
     write_atomically(folder / "captions.json", text)
     if checked is not None and checked.found:  # not: pictures drawn here
         check_report.write_report(folder, {**manifest, **checked.report})
-        check_report.draw(folder / "report.png", records, checked.found, folder.name)
+        if importlib.util.find_spec("matplotlib"):
+            check_report.draw(folder / "report.png", records, checked.found, folder.name)
+        else:
+            print(f"{folder / 'report.png'} is not drawn: pip install matplotlib")
     write_atomically(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     print(f"{folder} is ready: {counts_line(counts)}")
     return folder

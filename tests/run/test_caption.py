@@ -18,8 +18,7 @@ from nanocaption.commands import caption
 from nanocaption.data.dataset import ImageTextDataset, load_image
 from nanocaption.data.tokenizer import END, START, text_of
 from nanocaption.model import decode
-from nanocaption.model.captions import search_options
-from nanocaption.model.options import GREEDY, Options
+from nanocaption.model.options import GREEDY, Options, search_options
 from nanocaption.runs import checkpoint
 from nanocaption.use.attention import CaptionMaps, WordMap, attend, draw_words
 from nanocaption.use.captioning import caption_images

@@ -13,7 +13,7 @@ from nanocaption import metrics
 from nanocaption.base.settings import load_settings
 from nanocaption.commands import caption
 from nanocaption.metrics import ends_badly
-from nanocaption.model.captions import search_options
+from nanocaption.model.options import search_options
 from nanocaption.runs.folder import LAST, best_files
 from nanocaption.score.split import load_split
 from nanocaption.use.captioning import Judged, caption_images, judged_by, split_images

@@ -22,8 +22,7 @@ from nanocaption.base.settings import load_settings, take_settings
 from nanocaption.commands import decoding_flags
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.prepared import load_records
-from nanocaption.model.captions import search_options
-from nanocaption.model.options import GREEDY
+from nanocaption.model.options import GREEDY, search_options
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import best_files
 from nanocaption.score import results

@@ -23,9 +23,9 @@ from nanocaption.data.transform import load_image
 from nanocaption.export.facts import find_evaluation, write_export
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, build_model
-from nanocaption.model.captions import caption_files, search_options
+from nanocaption.model.captions import caption_files
 from nanocaption.model.encoder import read_image_spec, scratch_image_spec
-from nanocaption.model.options import GREEDY
+from nanocaption.model.options import GREEDY, search_options
 from nanocaption.runs import checkpoint
 from nanocaption.use.captioning import caption_images
 from nanocaption.use.load import load_models

@@ -19,7 +19,8 @@ from nanocaption.data.tokenizer import train_tokenizer
 from nanocaption.data.transform import load_image
 from nanocaption.export import as_transformers, from_transformers, transformers_folder
 from nanocaption.model.captioner import ImageToTextModel, assemble, build_model
-from nanocaption.model.captions import decode_pictures, search_options
+from nanocaption.model.captions import decode_pictures
+from nanocaption.model.options import search_options
 from nanocaption.runs import checkpoint
 from tests.conftest import ROOT, TINY_MODEL, run_command
 from tests.unit.model.test_encoder import CROPPED, SQUASHED

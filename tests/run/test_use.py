@@ -177,7 +177,7 @@ def test_every_block_of_the_page_runs(made, photos, tmp_path, monkeypatch, capsy
     shutil.copy(photos[0], tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "python", "bash", "bash", "python"]
+    assert [kind for kind, _ in blocks] == ["python", "python", "bash", "bash", "python", "bash", "python"]
     printed = []
     for kind, block in blocks:
         capsys.readouterr()
@@ -192,5 +192,6 @@ def test_every_block_of_the_page_runs(made, photos, tmp_path, monkeypatch, capsy
     model = nanocaption.load("my_captioner")
     expected = model.captions(["photo.jpg"])[0][0]
     assert printed[0] == f"{expected.text}\n" and (printed[4] == printed[0] or expected.broken)
+    assert printed[6] == f"photo.jpg: {printed[0]}" and printed[7] == printed[0]  # without torch
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
     assert {"--format", "--push", "--num-captions"} <= flags

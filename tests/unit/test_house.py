@@ -14,10 +14,12 @@ FLOORS = (
     ("commands",),
 )  # fmt: skip
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, start=1) for room in rooms}
-HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb"}
+HEAVY = {"torch", "torchvision", "transformers", "tokenizers", "safetensors", "wandb", "onnx", "onnxruntime"}
 LIGHT = ("metrics", "demo_set", "prepare", "score")
 LIGHT_HALF = {
-    "base": ("cli", "files", "hub", "rules", "settings", "version"), "data": ("caption_text", "pictures", "prepared"),
+    "base": ("cli", "files", "hub", "rules", "settings", "version"),
+    "data": ("caption_text", "fitting", "picture_forms", "pictures", "prepared"),
+    "model": ("onnx_folder", "options"),
 }  # fmt: skip
 FACES = {"config", "train", "evaluate", "model", "dataset", "tokenizer", "prepare_dataset"}
 PACKAGE = sorted(path for path in (ROOT / "nanocaption").rglob("*.py") if "root" not in path.parts)

@@ -1,5 +1,6 @@
 """The check before a set is made: what is kept, converted, refused and why; kills, reruns, dead workers, copies."""
 
+import importlib.util
 import io
 import json
 import os
@@ -330,6 +331,19 @@ def test_the_command_line_tells_faults_in_one_line_and_draws_the_report(tmp_path
     assert "refused, empty file: 1 (empty.jpg)" in done.out and "case of captions in training: lower" in done.out
     with Image.open(tmp_path / "data" / "mine" / "report.png") as drawn:
         assert drawn.size == (1200, 370)
+
+
+def test_without_matplotlib_the_set_is_made_and_a_line_says_what_is_not_drawn(tmp_path, monkeypatch, capsys):
+    fix_splits(monkeypatch)
+    raw = make_raw(tmp_path / "raw")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else real(name))
+    monkeypatch.setattr(check_report, "draw", lambda *_: 1 / 0)
+    folder = prepare("mine", tmp_path / "data", raw_dir=raw)
+    assert is_whole(folder) and "report.png is not drawn: pip install matplotlib" in capsys.readouterr().out
+    monkeypatch.setattr(importlib.util, "find_spec", real)
+    with pytest.raises(ZeroDivisionError):  # the control: with it there is a drawing
+        prepare("other", tmp_path / "data", raw_dir=raw)
 
 
 def test_no_manifest_without_a_report(tmp_path, monkeypatch, capsys):
