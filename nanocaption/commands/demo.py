@@ -203,6 +203,7 @@ def find_captions(
 
     ValueError where the picture cannot be read.
     """
+    from nanocaption.model.captions import decode_pictures
     from nanocaption.model.options import search_options
     from nanocaption.use.attention import attend
 
@@ -224,6 +225,7 @@ def answer(loaded: "Loaded", title: str, path: Path, number: int, beams: int) ->
 
     ValueError with one line where it cannot be read.
     """
+    from nanocaption.model.captions import decode_pictures
     from nanocaption.model.options import search_options
 
     try:
