@@ -72,7 +72,8 @@ def make(place: Path, pictures: int) -> tuple[dict[str, Path], list[Path]]:
     from nanocaption.model.captioner import build_model
     from nanocaption.model.encoder import scratch_image_spec
 
-    settings = dict(load_settings([RECIPE, "--encoder-model-name", "random", "--max-seq-len", "32"]).values)
+    flags = ["--encoder-model-name", "random", "--encoder-layers", "none", "--max-seq-len", "32"]
+    settings = dict(load_settings([RECIPE, *flags]).values)
     captions = [text for number in range(500) for text in describe_scene(sample_scene(1, number), 1, number)]
     tokenizer = train_tokenizer(captions, place / "tokenizer", settings["VOCAB_SIZE"])
     arguments = {"encoder_config": ViTConfig(**TINY).to_dict(), "image_spec": scratch_image_spec(TINY["image_size"])}

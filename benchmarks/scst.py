@@ -89,7 +89,7 @@ def make_run(folder: Path) -> Run:
     ids = iter(encode_batch(tokenizer, captions, 32))
     settings = load_settings([
         str(ROOT / "recipes" / "flickr8k_vit_tiny.py"), "--device", "cpu", "--batch-size", str(5 * PER_STEP),
-        "--encoder-model-name", "random", "--label-smoothing", "0",
+        "--encoder-model-name", "random", "--encoder-layers", "none", "--label-smoothing", "0",
     ])  # fmt: skip
     arguments = {"encoder_config": t.ViTConfig(**TINY).to_dict(), "image_spec": SPEC}
     model = build_model(dict(settings.values), tokenizer.get_vocab_size(), arguments)

@@ -48,7 +48,7 @@ def towers(tmp_path_factory) -> dict[str, Path]:
     """kind -> folder of a random encoder of that kind, as from_pretrained finds the large one."""
     import transformers as t
 
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    sizes = {"hidden_size": 16, "num_hidden_layers": 12, "num_attention_heads": 2, "intermediate_size": 32}
     picture = {"image_size": 32, "patch_size": 8}
     processor = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 3}
     models = {
