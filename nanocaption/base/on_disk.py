@@ -2,17 +2,16 @@
 
 A list there is a file of pickles, a table a database of sqlite. The files have no name, so that nothing of them is left
 when the process ends, however it ends. What is in them is read anew each time it is asked for: changing what was read
-changes nothing.
+may change nothing.
 """
 
 import contextlib
-import io
 import itertools
 import os
 import pickle
 import sqlite3
 import tempfile
-from collections.abc import Hashable, ItemsView, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Hashable, ItemsView, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -21,7 +20,7 @@ K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 CACHE_KIB = 4096  # of each table
-READ_AT_ONCE = 2**18  # bytes of a list
+WRITTEN_AT_ONCE = 64  # items of a list
 
 
 class StoredRows(Sequence[T]):
@@ -30,28 +29,37 @@ class StoredRows(Sequence[T]):
     def __init__(self, scratch: Path):
         scratch.mkdir(parents=True, exist_ok=True)
         self._file = tempfile.TemporaryFile(dir=scratch)  # noqa: SIM115, it is open as long as this object lives
-        self._length = 0
+        self._latest: list[T] = []  # not in the file yet
+        self._written = 0
 
     def __del__(self) -> None:
         if hasattr(self, "_file"):
             self._file.close()
 
     def append(self, item: T) -> None:
-        pickle.dump(item, self._file, -1)
-        self._length += 1
+        self._latest.append(item)
+        if len(self._latest) == WRITTEN_AT_ONCE:
+            data = pickle.dumps(self._latest, -1)
+            self._file.write(len(data).to_bytes(8, "little") + data)
+            self._written += len(self._latest)
+            self._latest = []
 
     def extend(self, items: Iterable[T]) -> None:
         for item in items:
             self.append(item)
 
     def __len__(self) -> int:
-        return self._length
+        return self._written + len(self._latest)
 
     def __iter__(self) -> Iterator[T]:
+        latest, place = self._latest, 0
         self._file.flush()
-        reader = io.BufferedReader(_FromStart(self._file.fileno()), READ_AT_ONCE)
-        for _ in range(self._length):  # and not a generator that outlives this object, which closes the file
-            yield pickle.load(reader)
+        end = self._file.tell()
+        while place < end:
+            length = int.from_bytes(os.pread(self._file.fileno(), 8, place), "little")
+            yield from pickle.loads(os.pread(self._file.fileno(), length, place + 8))
+            place += 8 + length
+        yield from latest
 
     @overload
     def __getitem__(self, place: int) -> T: ...
@@ -61,22 +69,6 @@ class StoredRows(Sequence[T]):
         if isinstance(place, slice):
             return list(itertools.islice(self, *place.indices(len(self))))
         return next(itertools.islice(self, range(len(self))[place], None))
-
-
-class _FromStart(io.RawIOBase):
-    """A file as it is from its start, wherever others read or write it."""
-
-    def __init__(self, descriptor: int):
-        self.descriptor, self.place = descriptor, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        data = os.pread(self.descriptor, len(buffer), self.place)
-        buffer[: len(data)] = data
-        self.place += len(data)
-        return len(data)
 
 
 class StoredTable(MutableMapping[K, V]):
@@ -145,6 +137,14 @@ def table(scratch: Path | None, pairs: Iterable[tuple[K, V]] = ()) -> MutableMap
     for key, value in pairs:
         found[key] = value
     return found
+
+
+def values_of(keys: Iterable[K], held: Mapping[K, V]) -> Iterator[V]:
+    """The value of each key. Of keys that come in the order of a table on the disk none is searched for."""
+    pairs = iter(()) if isinstance(held, dict) else iter(held.items())
+    for key in keys:
+        found = next((value for other, value in pairs if other == key), None)
+        yield held[key] if found is None else found
 
 
 class Repeated:

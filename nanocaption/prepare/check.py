@@ -39,7 +39,7 @@ from nanocaption.data.prepared import Record
 from nanocaption.data.remote import ShardError
 from nanocaption.data.shards import Packed, read_bytes, state_of
 from nanocaption.prepare import check_report, splits
-from nanocaption.prepare.check_report import Examined, Repairs, Report, Tally
+from nanocaption.prepare.check_report import Examined, Repairs, Report, Tally, entries_of, names_of
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
@@ -75,10 +75,10 @@ class Checked(NamedTuple):
     def facts(self) -> dict[str, object]:
         """For the manifest: which text its captions are, and a digest over the names and files of opened pictures."""
         digest, end = hashlib.sha256(), ""
-        for record in self.records if self.found else ():
-            name = record["file_name"]
-            digest.update(f"{end}{json.dumps([name, self.found[name]['sha256']])}".encode())
-            end = "\n"
+        if self.found:
+            for name, entry in zip(names_of(self.records), entries_of(self.records, self.found), strict=True):
+                digest.update(f"{end}{json.dumps([name, entry['sha256']])}".encode())
+                end = "\n"
         return {"caption_text": {"version": TEXT_VERSION}, "pictures_sha256": digest.hexdigest() if end else None}
 
 
@@ -97,7 +97,9 @@ def check(
     captioned = on_disk.rows(scratch, (record for record in cleaned if record["captions"]))
     if paths is None:
         return Checked(captioned, {"captions": captions_report}, {})
-    mine = on_disk.table(scratch, ((name, paths[name]) for name in _names(records)))
+    mine = paths
+    if scratch is None or len(paths) > len(records):  # otherwise they are those of the records, in their order
+        mine = on_disk.table(scratch, zip(names_of(records), on_disk.values_of(names_of(records), paths), strict=True))
     found = scan(mine, folder / "scan.jsonl", rules.workers, scratch)
     refused = _refused(found, cleaned)
     good = on_disk.rows(scratch, (record for record in captioned if record["file_name"] not in refused))
@@ -119,21 +121,17 @@ def check(
     return Checked(kept, report, found)
 
 
-def _names(records: Iterable[Record]) -> Iterator[str]:
-    return (record["file_name"] for record in records)
-
-
 def _drawn(
     records: Sequence[Record], groups: Sequence[Sequence[Record]], draw: Draw, scratch: Path | None
 ) -> tuple[Sequence[Record], list[list[Record]]]:
     """The records with the splits that `draw` gives them, and so the groups of copies among them."""
-    names = on_disk.rows(scratch, _names(records))
-    drawn = draw(names, [[*_names(group)] for group in groups])
+    names = on_disk.rows(scratch, names_of(records))
+    drawn = draw(names, [[*names_of(group)] for group in groups])
     good: Sequence[Record] = on_disk.rows(scratch, (record | {"split": split}
                                                     for record, split in zip(records, drawn, strict=True)))
-    copies = {name for group in groups for name in _names(group)}
+    copies = {name for group in groups for name in names_of(group)}
     now = {record["file_name"]: record for record in good if record["file_name"] in copies}
-    return good, [[now[name] for name in _names(group)] for group in groups]
+    return good, [[now[name] for name in names_of(group)] for group in groups]
 
 
 def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
@@ -237,7 +235,9 @@ def _in_turn(items: Iterable[T], answers: Iterable[tuple[int, Examined]]) -> Ite
 
 def _read_scan(log: Path, scratch: Path | None) -> Mapping[str, Examined]:
     """name -> its last line in `log` by the rules of today; lines that a kill or a fault tore count for nothing."""
-    lines = (cast(Examined, row) for _, row in json_lines(log) if row) if log.exists() else ()
+    if not log.exists():
+        return {}
+    lines = (cast(Examined, row) for _, row in json_lines(log) if row)
     return on_disk.table(scratch, ((line.get("name", ""), line) for line in lines
                                    if line.get("version") == SCAN_VERSION))  # fmt: skip
 
@@ -406,11 +406,13 @@ def _left_out(groups: Sequence[Sequence[Record]]) -> tuple[dict[str, Any], set[s
 def _groups_of_copies(
     records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path | Packed]
 ) -> list[list[Record]]:
-    def key(record: Record) -> tuple[int, int, int]:
-        entry = found[record["file_name"]]
+    def key_of(entry: Examined) -> tuple[int, int, int]:
         return entry["width"], entry["height"], entry["pixels"]
 
-    alike = on_disk.Repeated(map(key, records))
+    def key(record: Record) -> tuple[int, int, int]:
+        return key_of(found[record["file_name"]])
+
+    alike = on_disk.Repeated(map(key_of, entries_of(records, found)))
     records = [record for record in records if key(record) in alike] if alike else []
     files: dict[tuple[int, int, int], dict[str, Path | Packed]] = {}
     for record in records:

@@ -4,10 +4,11 @@ import io
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import write_atomically, write_file
 from nanocaption.data.prepared import Record
 
@@ -46,6 +47,15 @@ class Report(TypedDict, total=False):
     sizes: dict[str, dict[str, float]]  # width, height, kB, words -> least, median, mean, most
 
 
+def names_of(records: Iterable[Record]) -> Iterator[str]:
+    return (record["file_name"] for record in records)
+
+
+def entries_of(records: Iterable[Record], found: Mapping[str, Examined]) -> Iterator[Examined]:
+    """What was found in the picture of each record."""
+    return on_disk.values_of(names_of(records), found)
+
+
 def of_pictures(
     checked: int, kept: Sequence[Record], found: Mapping[str, Examined], refused: Mapping[str, dict[str, str]]
 ) -> dict[str, Any]:
@@ -57,8 +67,8 @@ def of_pictures(
         "checked": checked,
         "kept": len(kept),
         "refused": by_reason((entry["reason"], shown(name, entry["detail"])) for name, entry in refused.items()),
-        "converted": by_reason((kind, record["file_name"]) for record in kept
-                               for kind in found[record["file_name"]]["conversions"]),
+        "converted": by_reason((kind, name) for name, entry in zip(names_of(kept), entries_of(kept, found), strict=True)
+                               for kind in entry["conversions"]),
         "refused_pictures": {name: ": ".join(filter(None, (entry["reason"], entry["detail"])))
                              for name, entry in refused.items()},
     }  # fmt: skip
@@ -75,8 +85,7 @@ def sizes(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str, di
 def counts_of(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str, Counter[float]]:
     """How often each width, height and size of a file occurs, and each number of words of a caption."""
     counted: dict[str, Counter[float]] = {what: Counter() for what in ("width", "height", "kB", "words")}
-    for record in kept:
-        entry = found[record["file_name"]]
+    for record, entry in zip(kept, entries_of(kept, found), strict=True):
         counted["width"][entry["width"]] += 1
         counted["height"][entry["height"]] += 1
         counted["kB"][entry["bytes"] / 1000] += 1

@@ -27,7 +27,17 @@ from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
 from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards
-from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits, streamed
+from nanocaption.prepare import (
+    archives,
+    changes,
+    check,
+    check_report,
+    flickr30k,
+    layouts,
+    picture_files,
+    splits,
+    streamed,
+)
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
@@ -284,8 +294,9 @@ def make_set(
     if shards:
         from nanocaption.data.shard_index import write_index  # numpy, which --help need not wait for
 
-        kept = ((record["file_name"], pictures[record["file_name"]]) for record in checked.records)
-        write_index(folder, shards, (path._replace(crc=checked.found[name]["crc"]) for name, path in kept
+        kept = zip(on_disk.values_of(check_report.names_of(checked.records), pictures),
+                   check_report.entries_of(checked.records, checked.found), strict=True)  # fmt: skip
+        write_index(folder, shards, (path._replace(crc=entry["crc"]) for path, entry in kept
                                      if isinstance(path, Packed)), len(checked.records))  # fmt: skip
     elif not unpack:
         for record in tqdm(checked.records, desc="pictures", unit="picture"):

@@ -103,12 +103,17 @@ def _key(content: Content) -> Key:
 def _members(raw_dir: Path, shards: list[Path], scratch: Path | None) -> Members:
     """Texts are read where a picture has their key, pictures only where another shard has their name."""
     found = Members(on_disk.rows(scratch), on_disk.table(scratch), on_disk.rows(scratch), on_disk.rows(scratch))
-    listed = on_disk.rows(scratch, ([*filter(is_picture, archives.checked(shard, is_sample))] for shard in shards))
-    twice = on_disk.Repeated(name for names in listed for name in names)
+    listed: on_disk.Rows[str] = on_disk.rows(scratch)
+    ends = []  # of each shard's pictures in this list
+    for shard in shards:
+        listed.extend(filter(is_picture, archives.checked(shard, is_sample)))
+        ends.append(len(listed))
+    twice = on_disk.Repeated(listed)
+    left = iter(listed)
     labels = archives.labels_of(shards)
     bar = tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2)
-    for (shard, label), names in zip(bar, listed, strict=True):
-        keys = set(map(key_of, names))
+    for (shard, label), start, end in zip(bar, [0, *ends], ends, strict=False):
+        keys = set(map(key_of, itertools.islice(left, end - start)))
         for member, open_member in archives.entries(shard):
             name = PurePosixPath(member.name).as_posix()
             if member.kind != "file" or is_junk(name):
