@@ -52,7 +52,7 @@ class StoredRows(Sequence[T]):
         return self._written + len(self._latest)
 
     def __iter__(self) -> Iterator[T]:
-        latest, place = self._latest, 0
+        latest, place = [*self._latest], 0
         self._file.flush()
         end = self._file.tell()
         while place < end:
