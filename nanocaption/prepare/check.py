@@ -26,7 +26,7 @@ import sys
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
 
@@ -318,14 +318,17 @@ def examine_all(paths: Sequence[str | list[object]], workers: int) -> Iterator[t
     threads = ThreadPoolExecutor(workers)
     source = iter(paths)
     somes = iter(lambda: list(itertools.islice(source, AT_ONCE)), [])
-    jobs = (threads.submit(_examine_some, idle, some, number * AT_ONCE) for number, some in enumerate(somes))
+    done: queue.SimpleQueue[Future[list[tuple[int, Examined]]]] = queue.SimpleQueue()  # the first one first
+    waiting = 0
     try:
-        waiting = set(itertools.islice(jobs, WAITING * workers))  # not all at once: a set may have millions
-        while waiting:
-            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-            waiting |= set(itertools.islice(jobs, len(done)))
-            for job in done:
-                yield from job.result()
+        for number, some in enumerate(somes):
+            threads.submit(_examine_some, idle, some, number * AT_ONCE).add_done_callback(done.put)
+            waiting += 1
+            if waiting == WAITING * workers:  # not all at once: a set may have millions
+                yield from done.get().result()
+                waiting -= 1
+        for _ in range(waiting):
+            yield from done.get().result()
     finally:
         for process in processes:
             process.kill()  # which ends the jobs that wait for it
