@@ -116,7 +116,8 @@ def prepared_records() -> list[dict]:
 
 def fix_splits(monkeypatch) -> None:
     """Instead of being drawn the six pictures get SPLITS in order."""
-    monkeypatch.setattr(splits, "draw", lambda names, *_: dict(zip(NAMES, SPLITS, strict=True)))
+    of_names = dict(zip(NAMES, SPLITS, strict=True))
+    monkeypatch.setattr(splits, "draw", lambda names, *_: [of_names[name] for name in names])
 
 
 def make_raw(folder: Path, pictures: str = "flickr30k-images") -> Path:

@@ -10,7 +10,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Required, TypedDict, cast
 
@@ -47,7 +47,7 @@ def load_records(folder: Path | str, splits: str | Sequence[str], cutoff: int | 
         if record["split"] in splits:
             records.append(record | {"place": place} if streamed else record)
     check_splits(folder / "captions.json", splits, there)
-    return first_of_each(records, cutoff)
+    return list(first_of_each(records, cutoff))
 
 
 def check_splits(path: Path, splits: Sequence[str], there: Collection[str]) -> None:
@@ -72,15 +72,13 @@ def iter_records(path: Path) -> Iterator[Record]:
     yield from json.loads(path.read_text(encoding="utf-8"))["images"]
 
 
-def first_of_each(records: Sequence[Record], cutoff: int | None) -> list[Record]:
+def first_of_each(records: Iterable[Record], cutoff: int | None) -> Iterator[Record]:
     """The first `cutoff` of each split, and of each set where several are mixed; None: all."""
     seen: Counter[tuple[str, str | None]] = Counter()
-    chosen = []
     for record in records:
         seen[part := (record["split"], record.get("set"))] += 1
         if cutoff is None or seen[part] <= cutoff:
-            chosen.append(record)
-    return chosen
+            yield record
 
 
 def sample_places(records: Sequence[Record], number: int) -> list[int]:
@@ -163,8 +161,7 @@ def verify(folder: Path) -> Manifest:
     folder = Path(folder)
     try:
         manifest = json.loads((folder / "manifest.json").read_bytes())
-        with (folder / "captions.json").open("rb") as captions:
-            digest = hashlib.file_digest(captions, "sha256").hexdigest()
+        digest = sha256_of(folder / "captions.json")
     except FileNotFoundError as error:
         raise ValueError(f"{folder} is not whole: it has no {Path(error.filename).name}") from None
     except ValueError as error:
@@ -186,6 +183,11 @@ def verify(folder: Path) -> Manifest:
     if missing:
         raise ValueError(f"{folder} is not whole: {cases(missing, 'picture')} missing in images/")
     return cast(Manifest, manifest)
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def kept_captions(folder: Path, digest: str) -> Path:

@@ -1,7 +1,8 @@
 """The index of a streamed set: where each of its pictures lies, a row of numbers each. See shards.py for its files."""
 
+import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -15,6 +16,8 @@ INDEX = np.dtype([
     ("shard", "<u4"), ("start", "<u8"), ("row", "<u4"), ("length", "<u4"), ("crc", "<u4"), ("block", "<u4"),
     ("name_end", "<u8"),
 ])  # fmt: skip
+
+WRITTEN_AT_ONCE = 2**14  # pictures
 
 
 def paths_of(images_dir: Path, records: Sequence[Mapping[str, object]]) -> list[Path | Packed]:
@@ -49,36 +52,47 @@ class Index:
         return Packed(name, about["path"], start, row, length, crc, about["column"])
 
 
-def write_index(folder: Path, shards: Sequence[Shard], pictures: Sequence[Packed]) -> None:
-    """Write the index of a set that has these pictures, in their order, each with its CRC-32."""
-    numbers = {shard["path"]: number for number, shard in enumerate(shards)}
-    rows = np.zeros(len(pictures), INDEX)
-    names = [picture.file_name.encode() for picture in pictures]
-    rows["name_end"] = np.cumsum([len(name) for name in names])
-    for field in ("start", "row", "length", "crc"):
-        rows[field] = [getattr(picture, field) for picture in pictures]
-    rows["shard"] = [numbers[picture.shard] for picture in pictures]
-    rows["block"] = _blocks(rows, np.array([bool(shard["column"]) for shard in shards]))
+def write_index(folder: Path, shards: Sequence[Shard], pictures: Iterable[Packed], number: int) -> None:
+    """Write the index of a set that has these pictures, so many, in their order, each with its CRC-32.
+
+    Held of each picture are some 30 bytes: those by which they are brought into the order of the shards.
+    """
+    numbers = {shard["path"]: place for place, shard in enumerate(shards)}
     (folder / "stream").mkdir(parents=True, exist_ok=True)
-    with whole(folder / "stream" / "index.npy", sync=True) as made, made.open("wb") as file:
-        np.save(file, rows)
-    with whole(folder / "stream" / "names.bin", sync=True) as made:
-        made.write_bytes(b"".join(names))
+    with (whole(folder / "stream" / "index.npy", sync=True) as made,
+          whole(folder / "stream" / "names.bin", sync=True) as made_names):  # fmt: skip
+        rows = np.lib.format.open_memmap(made, "w+", INDEX, (number,))
+        end, source = 0, iter(pictures)
+        with made_names.open("wb") as names:
+            for start in range(0, number, WRITTEN_AT_ONCE):
+                some = list(itertools.islice(source, WRITTEN_AT_ONCE))
+                texts = [picture.file_name.encode() for picture in some]
+                part = rows[start : start + len(some)]
+                part["name_end"] = end + np.cumsum([len(text) for text in texts])
+                for field in ("start", "row", "length", "crc"):
+                    part[field] = [getattr(picture, field) for picture in some]
+                part["shard"] = [numbers[picture.shard] for picture in some]
+                names.write(b"".join(texts))
+                end += sum(map(len, texts))
+        _write_blocks(rows, np.array([bool(shard["column"]) for shard in shards]))
+        rows.flush()
     write_atomically(folder / "stream" / "shards.json", json.dumps({"shards": list(shards)}, indent=1) + "\n")
 
 
-def _blocks(rows: np.ndarray, in_groups: np.ndarray) -> np.ndarray:
+def _write_blocks(rows: np.ndarray, in_groups: np.ndarray) -> None:
     """The number of each picture's block: up to shards.BLOCK_BYTES of a tar in its order, or a row group."""
     order = np.lexsort((rows["row"], rows["start"], rows["shard"]))
-    block, filled, last, numbers = -1, 0, None, np.zeros(len(rows), "<u4")
-    for place in order.tolist():
-        shard, start, length = (int(rows[field][place]) for field in ("shard", "start", "length"))
-        own = (shard, start) if in_groups[shard] else (shard, 0)
-        if own != last or (not in_groups[shard] and filled + length > shards.BLOCK_BYTES):
-            block, filled, last = block + 1, 0, own
-        filled += length
-        numbers[place] = block
-    return numbers
+    block, filled, last = -1, 0, None
+    for first in range(0, len(order), WRITTEN_AT_ONCE):
+        places = order[first : first + WRITTEN_AT_ONCE]
+        numbers = []
+        for shard, start, length in rows[["shard", "start", "length"]][places].tolist():
+            own = (shard, start) if in_groups[shard] else (shard, 0)
+            if own != last or (not in_groups[shard] and filled + length > shards.BLOCK_BYTES):
+                block, filled, last = block + 1, 0, own
+            filled += length
+            numbers.append(block)
+        rows["block"][places] = numbers
 
 
 def check_index(folder: Path, pictures: int) -> None:

@@ -1,7 +1,8 @@
 """What captions look like on their own, without references: variety, length, repetition."""
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from nanocaption.metrics.ptb import Tokenize, ptb_tokenize
@@ -13,6 +14,7 @@ BAD_ENDINGS = (
     "and", "while", "by", "from", "as", "is", "are", "wearing", "holding",
 )  # fmt: skip
 _STOPS = (".", "!", "?", "\u3002", "\uff01", "\uff1f")
+TOKENIZED_AT_ONCE = 200_000  # training captions
 _WORD = re.compile(r"[0-9a-z_\x80-\U0010ffff][0-9a-z_'\-\x80-\U0010ffff]*")
 
 
@@ -31,7 +33,7 @@ class TextStatistics(NamedTuple):
 
 
 def text_statistics(
-    captions: Sequence[str], tokenize: Tokenize = ptb_tokenize, training: Sequence[str] | None = None
+    captions: Sequence[str], tokenize: Tokenize = ptb_tokenize, training: Iterable[str] | None = None
 ) -> TextStatistics:
     """Statistics of one set of captions, as written; `tokenize=list` for captions that are already tokenised.
 
@@ -46,7 +48,7 @@ def text_statistics(
         raise ValueError("no captions: text statistics need at least one")
     tokens = tokenize(captions)
     sentences = [caption.split() for caption in tokens]
-    known = set(tokenize(training)) if training is not None else None
+    known = None if training is None else _held(training, set(tokens), tokenize)
     words = [word for sentence in sentences for word in sentence]
     pairs = [pair for sentence in sentences for pair in zip(sentence, sentence[1:], strict=False)]
     return TextStatistics(
@@ -62,6 +64,19 @@ def text_statistics(
         unstopped=sum(not caption.rstrip().endswith(_STOPS) for caption in captions) / len(sentences),
         seen=None if known is None else sum(caption in known for caption in tokens) / len(tokens),
     )
+
+
+def _held(training: Iterable[str], tokens: set[str], tokenize: Tokenize) -> set[str]:
+    """Which of `tokens` the training captions hold, of which some are in memory at a time."""
+    source = iter(training)
+    held: set[str] = set()
+    some = list(itertools.islice(source, TOKENIZED_AT_ONCE))
+    while some:
+        following = list(itertools.islice(source, TOKENIZED_AT_ONCE))
+        # With the next one, on which the tokens of the last may depend.
+        held |= tokens.intersection(tokenize(some + following[:1])[: len(some)])
+        some = following
+    return held
 
 
 def ends_badly(caption: str) -> bool:

@@ -9,10 +9,11 @@ import ast
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import cases
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
@@ -47,7 +48,7 @@ class Row(NamedTuple):
     folder: str | None = None  # Karpathy's filepath: where file_name lies, which is needed where names are equal
 
 
-Rows = tuple[list[Row], list[str]]  # what every reader gives: the rows, and notes of what it repaired or left out
+Rows = tuple[Sequence[Row], list[str]]  # what every reader gives: the rows, and notes of what it repaired or left out
 
 
 class Source(NamedTuple):
@@ -134,28 +135,32 @@ def listed_names(path: Path, known: Collection[str]) -> list[str]:
     return [f"{name}.jpg" if name not in known and f"{name}.jpg" in known else name for name in names]
 
 
-def texts_of(cells: Sequence[tuple[str, Any]], source: Path | str) -> tuple[list[list[Any]], list[str]]:
+def texts_of(
+    cells: Iterable[tuple[str, Any]], source: Path | str, scratch: Path | None = None
+) -> tuple[Sequence[list[Any]], list[str]]:
     """The captions in each cell, which may be one text, or a list or object of texts, as such or printed; and notes.
 
     cells: (where it stands, its content). Raises ValueError with the first case for what is a container without being
     read as one: objects without a caption, lists cut off (unless no cell is a list and fewer than one in 1,000 is so,
     as pages of the web have it), and lists without quotes where these are half of all cells (fewer are captions).
+    scratch: as on_disk.rows takes it.
     """
-    found: list[list[Any]] = []
-    kinds: dict[str, list[str]] = {"list": [], "broken": [], "bracketed": []}
+    found: on_disk.Rows[list[Any]] = on_disk.rows(scratch)
+    kinds: dict[str, on_disk.Rows[str]] = {kind: on_disk.rows(scratch) for kind in ("list", "broken", "bracketed")}
     for where, cell in cells:
         kind, texts = read_cell(cell)
         found.append(texts)
         if kind:
             kinds[kind].append(where if kind == "list" else f"{where}: {_shown(cell)}")
     lists, broken, bracketed = kinds.values()
-    if broken and not lists and 1000 * len(broken) < len(cells):
-        return found, [f"{cases(broken, 'caption')} of {len(cells):,} begin like lists of captions and are none"]
-    broken += bracketed if 2 * (len(bracketed) + len(lists)) >= len(cells) > 1 else []
+    number = len(found)
+    if broken and not lists and 1000 * len(broken) < number:
+        return found, [f"{cases(broken, 'caption')} of {number:,} begin like lists of captions and are none"]
+    broken.extend(bracketed if 2 * (len(bracketed) + len(lists)) >= number > 1 else [])
     refuse(broken, "cell", source, "that should hold several captions cannot be read: write them as a JSON list of "
            'texts, ["a dog", "the dog"], or one caption a row')  # fmt: skip
     of_file = f"{source.name}: " if isinstance(source, Path) else ""
-    told = f"{of_file}{cases(lists, 'cell')} of {len(cells):,} hold lists of captions: each text in them is a caption"
+    told = f"{of_file}{cases(lists, 'cell')} of {number:,} hold lists of captions: each text in them is a caption"
     return found, [told] if lists else []
 
 
@@ -175,11 +180,13 @@ def read_cell(cell: Any) -> tuple[str, list[Any]]:
     return "broken" if _is_cut_off(cell) else "bracketed" if in_brackets else "", [cell]
 
 
-def texts_of_rows(rows: Sequence[Row], source: str) -> tuple[list[list[Any]], list[str]]:
+def texts_of_rows(
+    rows: Sequence[Row], source: str, scratch: Path | None = None
+) -> tuple[Sequence[list[Any]], list[str]]:
     """`texts_of` for the captions of each row, which may be cells of any reader."""
-    cells, notes = texts_of([(str(row.file_name), cell) for row in rows for cell in row.captions], source)
+    cells, notes = texts_of(((str(row.file_name), cell) for row in rows for cell in row.captions), source, scratch)
     left = iter(cells)
-    return [[text for _ in row.captions for text in next(left)] for row in rows], notes
+    return on_disk.rows(scratch, ([text for _ in row.captions for text in next(left)] for row in rows)), notes
 
 
 def container_in(cell: Any) -> Any:
@@ -288,21 +295,24 @@ def read_text(path: Path) -> str:
         raise ValueError(f"{path}, line {line}: not UTF-8 ({byte}); save the file as UTF-8") from None
 
 
-def merged(rows: Iterable[Row], source: Path) -> list[Row]:
-    """Rows of one caption each -> one row per picture, in order of first appearance."""
-    found: dict[str, Row] = {}
+def merged(rows: Iterable[Row], source: Path, scratch: Path | None = None) -> Sequence[Row]:
+    """Rows of one caption each -> one row per picture, in order of first appearance. scratch: see on_disk.rows."""
+    found: MutableMapping[str, Row] = on_disk.table(scratch)
     torn: dict[str, None] = {}
     for row in rows:
         first = found.setdefault(str(row.file_name), row._replace(captions=[]))
         first.captions.extend(row.captions)
+        if scratch is not None:
+            found[str(row.file_name)] = first
         if first.split != row.split:
             torn[repr(row.file_name)] = None
     refuse([*torn], "picture", source, "in two splits at once; give each picture one split")
-    return list(found.values())
+    return on_disk.rows(scratch, (row for _, row in found.items()))
 
 
 def refuse_duplicates(ids: Sequence[str], source: Path | str) -> None:
-    twice = [name for name, count in Counter(ids).items() if count > 1]
+    perhaps = on_disk.Repeated(ids)
+    twice = [name for name, count in Counter(name for name in ids if name in perhaps).items() if count > 1]
     refuse(twice, "id", source, "given more than once; keep one of each")
 
 

@@ -16,6 +16,7 @@ the test set is the worse fault. Copies within a split stay. Splits that are dra
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import queue
@@ -24,28 +25,33 @@ import subprocess
 import sys
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 from tqdm import tqdm
 
-from nanocaption.base import cli
+from nanocaption.base import cli, on_disk
 from nanocaption.base.files import json_lines, open_to_append
 from nanocaption.data.caption_text import TEXT_VERSION, clean
 from nanocaption.data.prepared import Record
 from nanocaption.data.remote import ShardError
 from nanocaption.data.shards import Packed, read_bytes, state_of
 from nanocaption.prepare import check_report, splits
-from nanocaption.prepare.check_report import Examined, Report
+from nanocaption.prepare.check_report import Examined, Repairs, Report, Tally, entries_of, names_of
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
 MIN_SIDE = 8  # pixels; what is smaller shows nothing
 PER_WORKER = 100  # pictures that are worth a process of its own, which takes 0.3 s to start
 AT_ONCE = 8  # paths given to a process in one go, so that it need not wait for each; few enough for a pipe
-Draw = Callable[[list[str], list[list[str]]], Mapping[str, str]]  # (names, groups of copies) -> name -> split
+WAITING = 8  # of these, for each process: given out, or examined and not asked for yet
+Draw = Callable[[Sequence[str], list[list[str]]], Sequence[str]]  # (names, groups of copies) -> the split of each name
 PASSING = ("cannot be opened", "missing", "link to nothing")  # reasons that the next run may not find again
+
+
+UNSEEN: Examined = {}
+T = TypeVar("T")
 
 
 class Rules(NamedTuple):
@@ -62,42 +68,46 @@ DEFAULT_RULES = Rules()
 class Checked(NamedTuple):
     """What `check` found."""
 
-    records: list[Record]  # those that can be used, with the captions that can
+    records: Sequence[Record]  # those that can be used, with the captions that can
     report: Report
-    found: dict[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
+    found: Mapping[str, Examined]  # file_name -> as `scan` gives it; {} where the pictures were not opened
 
     def facts(self) -> dict[str, object]:
         """For the manifest: which text its captions are, and a digest over the names and files of opened pictures."""
-        lines = [json.dumps([record["file_name"], self.found[record["file_name"]]["sha256"]])
-                 for record in self.records if record["file_name"] in self.found]  # fmt: skip
-        digest = hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else None
-        return {"caption_text": {"version": TEXT_VERSION}, "pictures_sha256": digest}
+        digest, end = hashlib.sha256(), ""
+        if self.found:
+            for name, entry in zip(names_of(self.records), entries_of(self.records, self.found), strict=True):
+                digest.update(f"{end}{json.dumps([name, entry['sha256']])}".encode())
+                end = "\n"
+        return {"caption_text": {"version": TEXT_VERSION}, "pictures_sha256": digest.hexdigest() if end else None}
 
 
 def check(
     folder: Path, records: Sequence[Record], paths: Mapping[str, Path | Packed] | None, rules: Rules,
-    draw: Draw | None = None,
+    draw: Draw | None = None, scratch: Path | None = None,
 ) -> Checked:  # fmt: skip
     """Look at all pictures and captions of a set that is to be made in `folder`, and print a summary.
 
     paths: file_name -> picture; None: pictures drawn here, which are not opened. draw: gives the splits of those that
-    can be used. Raises ValueError with the first cases where more than rules.max_bad_fraction is bad, a split would
-    lose all it had, or too few are left to draw from; report.json is written then, too.
+    can be used. scratch: where what is found lies that memory need not hold, see on_disk.rows. Raises ValueError with
+    the first cases where more than rules.max_bad_fraction is bad, a split would lose all it had, or too few are left to
+    draw from; report.json is written then, too.
     """
-    cleaned, captions_report = clean_captions(records, rules.caption_case)
-    captioned = [record for record in cleaned if record["captions"]]
+    cleaned, captions_report = clean_captions(records, rules.caption_case, scratch)
+    captioned = on_disk.rows(scratch, (record for record in cleaned if record["captions"]))
     if paths is None:
         return Checked(captioned, {"captions": captions_report}, {})
-    found = scan({name: paths[name] for name in _names(records)}, folder / "scan.jsonl", rules.workers)
+    mine = paths
+    if scratch is None or len(paths) > len(records):  # otherwise they are those of the records, in their order
+        mine = on_disk.table(scratch, zip(names_of(records), on_disk.values_of(names_of(records), paths), strict=True))
+    found = scan(mine, folder / "scan.jsonl", rules.workers, scratch)
     refused = _refused(found, cleaned)
-    good = [record for record in captioned if record["file_name"] not in refused]
-    groups = _groups_of_copies(good, found, paths)
+    good = on_disk.rows(scratch, (record for record in captioned if record["file_name"] not in refused))
+    groups = _groups_of_copies(good, found, mine)
     if draw is not None:
-        drawn = draw(_names(good), list(map(_names, groups)))
-        for record in good:  # which the groups hold as well
-            record["split"] = drawn[record["file_name"]]
+        good, groups = _drawn(good, groups, draw, scratch)
     copies, leaving = _left_out(groups)
-    kept = [record for record in good if record["file_name"] not in leaving]
+    kept = on_disk.rows(scratch, (record for record in good if record["file_name"] not in leaving))
     report: Report = {
         "captions": captions_report,
         "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
@@ -111,8 +121,17 @@ def check(
     return Checked(kept, report, found)
 
 
-def _names(records: Sequence[Record]) -> list[str]:
-    return [record["file_name"] for record in records]
+def _drawn(
+    records: Sequence[Record], groups: Sequence[Sequence[Record]], draw: Draw, scratch: Path | None
+) -> tuple[Sequence[Record], list[list[Record]]]:
+    """The records with the splits that `draw` gives them, and so the groups of copies among them."""
+    names = on_disk.rows(scratch, names_of(records))
+    drawn = draw(names, [[*names_of(group)] for group in groups])
+    good: Sequence[Record] = on_disk.rows(scratch, (record | {"split": split}
+                                                    for record, split in zip(records, drawn, strict=True)))
+    copies = {name for group in groups for name in names_of(group)}
+    now = {record["file_name"]: record for record in good if record["file_name"] in copies}
+    return good, [[now[name] for name in names_of(group)] for group in groups]
 
 
 def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
@@ -139,60 +158,88 @@ def _not_drawn(kept: Sequence[Record], copies: Sequence[Sequence[Record]], folde
             f"or delete {folder / 'captions*.json'}, all of them, to draw all anew")
 
 
-def clean_captions(records: Sequence[Record], case: str) -> tuple[list[Record], dict[str, Any]]:
-    """The records with the captions that are some, or with none, and what the report says of captions."""
-    repaired, refused = [], []
+def clean_captions(
+    records: Sequence[Record], case: str, scratch: Path | None = None
+) -> tuple[Sequence[Record], dict[str, Any]]:
+    """The records with the captions that are some, or with none, and what the report says of captions.
+
+    scratch: as on_disk.rows takes it.
+    """
+    refused, repaired, repairs = Tally(), Tally(), Repairs()
     refused_in: Counter[str] = Counter()
-    cleaned: list[Record] = []
+    number: Counter[str] = Counter()
+    cleaned: on_disk.Rows[Record] = on_disk.rows(scratch)
     for record in tqdm(records, desc="checking captions", unit="picture", disable=len(records) < 5000):
         of_picture = clean(record["captions"], case)
         name = record["file_name"]
         cleaned.append(record | {"captions": of_picture.kept})
-        refused += [(reason, f"{name}: {shown}") for reason, shown in of_picture.refused]
+        for reason, shown in of_picture.refused:
+            refused.add(reason, f"{name}: {shown}")
         refused_in[record["split"]] += len(of_picture.refused)
-        repaired += [(what, name, before, after) for what, before, after in of_picture.changed]
-    changed = [entry for entry in repaired if entry[2] != entry[3]]
-    first = list({entry[0]: entry for entry in reversed(changed)}.values())[::-1]  # one of each kind, then others
-    examples = [[before, after] for _, _, before, after in [*first, *(e for e in changed[:3] if e not in first)][:3]]
+        for what, before, after in of_picture.changed:
+            repaired.add(what, f"{name}: {before[:200]!r}")
+            repairs.add(what, name, before, after)
+        number["checked"] += len(record["captions"])
+        number["kept"] += len(of_picture.kept)
     return cleaned, {
-        "checked": sum(len(record["captions"]) for record in records),
-        "kept": sum(len(record["captions"]) for record in cleaned),
-        "refused": check_report.by_reason(refused),
+        "checked": number["checked"],
+        "kept": number["kept"],
+        "refused": refused.told(),
         "refused_in": dict(+refused_in),
-        "repaired": check_report.by_reason((what, f"{name}: {before[:200]!r}") for what, name, before, _ in repaired),
-        "text": {"version": TEXT_VERSION, "case": case, "changed": len(changed), "examples": examples},
+        "repaired": repaired.told(),
+        "text": {"version": TEXT_VERSION, "case": case, "changed": repairs.number, "examples": repairs.examples()},
     }
 
 
-def scan(paths: Mapping[str, Path | Packed], log: Path, workers: int) -> dict[str, Examined]:
+def scan(
+    paths: Mapping[str, Path | Packed], log: Path, workers: int, scratch: Path | None = None
+) -> Mapping[str, Examined]:
     """What each picture is, in the order given: name -> {bytes, width, height, conversions, sha256, pixels, refused}.
 
     refused: None, or {reason, detail}. sha256: the file's; pixels: the CRC-32 of what was decoded. What `log` holds for
     a file of the same name, size and time is taken from there; the rest is decoded, by `workers` processes, and added.
+    scratch: as on_disk.rows takes it.
     """
-    known = _read_scan(log)
-    files = sizes_and_times(paths)
-    found = {name: known[name] for name, file in files.items()
-             if name in known and (known[name]["bytes"], known[name]["time"]) == file}  # fmt: skip
-    todo = [name for name in paths if name not in found]
+    known = _read_scan(log, scratch)
+    found: MutableMapping[str, Examined] = on_disk.table(scratch)
+    todo: on_disk.Rows[tuple[str, int, int]] = on_disk.rows(scratch)  # name, bytes, time
+    addresses: on_disk.Rows[str | list[object]] = on_disk.rows(scratch)
+    for (name, path), (size, time) in zip(paths.items(), sizes_and_times(paths), strict=True):
+        line = known.get(name, UNSEEN)
+        same = (line.get("bytes"), line.get("time")) == (size, time)
+        found[name] = line if same else UNSEEN  # so that all stand in their order
+        if not same:
+            todo.append((name, size, time))
+            addresses.append(address_of(path))
     log.parent.mkdir(parents=True, exist_ok=True)
     bar = {"desc": "checking pictures", "unit": "picture", "mininterval": 0.5}
-    with open_to_append(log) as file, tqdm(total=len(paths), initial=len(found), **bar) as progress:
-        for number, answer in examine_all([address_of(paths[name]) for name in todo], workers):
-            name = todo[number]
-            size, time = files[name]
+    with open_to_append(log) as file, tqdm(total=len(paths), initial=len(paths) - len(todo), **bar) as progress:
+        for (name, size, time), answer in _in_turn(todo, examine_all(addresses, workers)):
             entry: Examined = {"name": name, "bytes": size, "time": time, "version": SCAN_VERSION, **answer}
             found[name] = entry
             if not entry["refused"] or entry["refused"]["reason"] not in PASSING:
                 file.write(json.dumps(entry).encode() + b"\n")
             progress.update()
-    return {name: found[name] for name in paths}
+    return found
 
 
-def _read_scan(log: Path) -> dict[str, Examined]:
+def _in_turn(items: Iterable[T], answers: Iterable[tuple[int, Examined]]) -> Iterator[tuple[T, Examined]]:
+    """Each item with its answer, as these get ready: by number, each a little before or after its turn."""
+    source, waiting = enumerate(items), {}
+    for number, answer in answers:
+        while number not in waiting:
+            place, item = next(source)
+            waiting[place] = item
+        yield waiting.pop(number), answer
+
+
+def _read_scan(log: Path, scratch: Path | None) -> Mapping[str, Examined]:
     """name -> its last line in `log` by the rules of today; lines that a kill or a fault tore count for nothing."""
-    lines = [cast(Examined, row) for _, row in json_lines(log) if row] if log.exists() else []
-    return {line.get("name", ""): line for line in lines if line.get("version") == SCAN_VERSION}
+    if not log.exists():
+        return {}
+    lines = (cast(Examined, row) for _, row in json_lines(log) if row)
+    return on_disk.table(scratch, ((line.get("name", ""), line) for line in lines
+                                   if line.get("version") == SCAN_VERSION))  # fmt: skip
 
 
 def size_and_time(path: Path) -> tuple[int, int]:
@@ -204,14 +251,17 @@ def size_and_time(path: Path) -> tuple[int, int]:
     return about.st_size, about.st_mtime_ns
 
 
-def sizes_and_times(paths: Mapping[str, Path | Packed]) -> dict[str, tuple[int, int]]:
+def sizes_and_times(paths: Mapping[str, Path | Packed]) -> Iterator[tuple[int, int]]:
     """`size_and_time` of each; of a packed one its own size and the time of its shard, of one on a server its ETag."""
     times: dict[str, int] = {}
-    for shard in {path.shard for path in paths.values() if isinstance(path, Packed)}:
-        _, time, etag = state_of(shard)
-        times[shard] = time or zlib.crc32(etag.encode())
-    return {name: (path.length, times[path.shard]) if isinstance(path, Packed) else size_and_time(path)
-            for name, path in paths.items()}  # fmt: skip
+    for _, path in paths.items():
+        if isinstance(path, Packed):
+            if path.shard not in times:
+                _, time, etag = state_of(path.shard)
+                times[path.shard] = time or zlib.crc32(etag.encode())
+            yield path.length, times[path.shard]
+        else:
+            yield size_and_time(path)
 
 
 def address_of(path: Path | Packed) -> str | list[object]:
@@ -266,10 +316,19 @@ def examine_all(paths: Sequence[str | list[object]], workers: int) -> Iterator[t
     for process in processes:
         idle.put(process)
     threads = ThreadPoolExecutor(workers)
+    source = iter(paths)
+    somes = iter(lambda: list(itertools.islice(source, AT_ONCE)), [])
+    done: queue.SimpleQueue[Future[list[tuple[int, Examined]]]] = queue.SimpleQueue()  # the first one first
+    waiting = 0
     try:
-        jobs = [threads.submit(_examine_some, idle, paths, first) for first in range(0, len(paths), AT_ONCE)]
-        for job in as_completed(jobs):
-            yield from job.result()
+        for number, some in enumerate(somes):
+            threads.submit(_examine_some, idle, some, number * AT_ONCE).add_done_callback(done.put)
+            waiting += 1
+            if waiting == WAITING * workers:  # not all at once: a set may have millions
+                yield from done.get().result()
+                waiting -= 1
+        for _ in range(waiting):
+            yield from done.get().result()
     finally:
         for process in processes:
             process.kill()  # which ends the jobs that wait for it
@@ -280,10 +339,10 @@ def examine_all(paths: Sequence[str | list[object]], workers: int) -> Iterator[t
 
 
 def _examine_some(
-    idle: queue.SimpleQueue[Any], paths: Sequence[str | list[object]], first: int
+    idle: queue.SimpleQueue[Any], some: Sequence[str | list[object]], first: int
 ) -> list[tuple[int, Examined]]:
-    """(number, answer) for AT_ONCE of the paths, from the `first` on, by one of the idle processes."""
-    process, some = idle.get(), paths[first : first + AT_ONCE]
+    """(number, answer) for some of the paths, of which `first` is the first one's number, by one of the processes."""
+    process = idle.get()
     try:
         with contextlib.suppress(BrokenPipeError):  # its answer, which will be missing, tells which picture it was
             process.stdin.write(b"".join(json.dumps(path).encode() + b"\n" for path in some))
@@ -350,15 +409,19 @@ def _left_out(groups: Sequence[Sequence[Record]]) -> tuple[dict[str, Any], set[s
 def _groups_of_copies(
     records: Sequence[Record], found: Mapping[str, Examined], paths: Mapping[str, Path | Packed]
 ) -> list[list[Record]]:
-    def key(record: Record) -> tuple[int, int, int]:
-        entry = found[record["file_name"]]
+    def key_of(entry: Examined) -> tuple[int, int, int]:
         return entry["width"], entry["height"], entry["pixels"]
 
+    def key(record: Record) -> tuple[int, int, int]:
+        return key_of(found[record["file_name"]])
+
+    alike = on_disk.Repeated(map(key_of, entries_of(records, found)))
+    records = [record for record in records if key(record) in alike] if alike else []
     files: dict[tuple[int, int, int], dict[str, Path | Packed]] = {}
     for record in records:
         files.setdefault(key(record), {})[found[record["file_name"]]["sha256"]] = paths[record["file_name"]]
     # Different files whose pixels have one CRC are few: only they are decoded again.
-    pixels = {file: _pixels_digest(path) for alike in files.values() if len(alike) > 1 for file, path in alike.items()}
+    pixels = {file: _pixels_digest(path) for its in files.values() if len(its) > 1 for file, path in its.items()}
     groups: dict[tuple[object, ...], list[Record]] = {}
     for record in records:
         groups.setdefault((key(record), pixels.get(found[record["file_name"]]["sha256"])), []).append(record)

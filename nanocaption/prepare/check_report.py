@@ -4,10 +4,11 @@ import io
 import json
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import write_atomically, write_file
 from nanocaption.data.prepared import Record
 
@@ -46,6 +47,15 @@ class Report(TypedDict, total=False):
     sizes: dict[str, dict[str, float]]  # width, height, kB, words -> least, median, mean, most
 
 
+def names_of(records: Iterable[Record]) -> Iterator[str]:
+    return (record["file_name"] for record in records)
+
+
+def entries_of(records: Iterable[Record], found: Mapping[str, Examined]) -> Iterator[Examined]:
+    """What was found in the picture of each record."""
+    return on_disk.values_of(names_of(records), found)
+
+
 def of_pictures(
     checked: int, kept: Sequence[Record], found: Mapping[str, Examined], refused: Mapping[str, dict[str, str]]
 ) -> dict[str, Any]:
@@ -57,21 +67,30 @@ def of_pictures(
         "checked": checked,
         "kept": len(kept),
         "refused": by_reason((entry["reason"], shown(name, entry["detail"])) for name, entry in refused.items()),
-        "converted": by_reason((kind, record["file_name"]) for record in kept
-                               for kind in found[record["file_name"]]["conversions"]),
+        "converted": by_reason((kind, name) for name, entry in zip(names_of(kept), entries_of(kept, found), strict=True)
+                               for kind in entry["conversions"]),
         "refused_pictures": {name: ": ".join(filter(None, (entry["reason"], entry["detail"])))
                              for name, entry in refused.items()},
     }  # fmt: skip
 
 
 def sizes(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str, dict[str, float]]:
-    entries = [found[record["file_name"]] for record in kept]
-    return {
-        "width": spread([entry["width"] for entry in entries]),
-        "height": spread([entry["height"] for entry in entries]),
-        "kB": spread([round(entry["bytes"] / 1000, 1) for entry in entries]),
-        "words": spread([len(text.split()) for record in kept for text in record["captions"]]),
-    }
+    counted = counts_of(kept, found)
+    rounded: Counter[float] = Counter()
+    for size, count in counted["kB"].items():
+        rounded[round(size, 1)] += count
+    return {what: spread(counts) for what, counts in (counted | {"kB": rounded}).items()}
+
+
+def counts_of(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str, Counter[float]]:
+    """How often each width, height and size of a file occurs, and each number of words of a caption."""
+    counted: dict[str, Counter[float]] = {what: Counter() for what in ("width", "height", "kB", "words")}
+    for record, entry in zip(kept, entries_of(kept, found), strict=True):
+        counted["width"][entry["width"]] += 1
+        counted["height"][entry["height"]] += 1
+        counted["kB"][entry["bytes"] / 1000] += 1
+        counted["words"].update(len(text.split()) for text in record["captions"])
+    return counted
 
 
 def problem(report: Report, allowed: float, folder: Path) -> str | None:
@@ -129,18 +148,16 @@ def draw(path: Path, records: Sequence[Record], found: Mapping[str, Examined], n
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    entries = [found[record["file_name"]] for record in records]
-    words = [len(text.split()) for record in records for text in record["captions"]]
-    panels: tuple[tuple[str, str, str, dict[str, Sequence[float]]], ...] = (
-        ("Picture sides", "pixels", "pictures", {"width": [entry["width"] for entry in entries],
-                                                 "height": [entry["height"] for entry in entries]}),
-        ("Files", "kB", "pictures", {"": [entry["bytes"] / 1000 for entry in entries]}),
-        ("Caption lengths", "words", "captions", {"": words}),
-    )  # fmt: skip
+    counted = counts_of(records, found)
+    panels: tuple[tuple[str, str, str, dict[str, Counter[float]]], ...] = (
+        ("Picture sides", "pixels", "pictures", {"width": counted["width"], "height": counted["height"]}),
+        ("Files", "kB", "pictures", {"": counted["kB"]}),
+        ("Caption lengths", "words", "captions", {"": counted["words"]}),
+    )
     figure = Figure(figsize=(12, 3.7), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.14, top=0.77, wspace=0.27)
-    figure.suptitle(f"{name}: {len(records):,} pictures, {len(words):,} captions", fontsize=13)
+    figure.suptitle(f"{name}: {len(records):,} pictures, {counted['words'].total():,} captions", fontsize=13)
     for axes, (title, unit, counted, series) in zip(figure.subplots(1, 3), panels, strict=True):
         _histogram(axes, series, whole=unit != "kB")
         axes.set_title(title, fontsize=11, pad=24)
@@ -153,34 +170,91 @@ def draw(path: Path, records: Sequence[Record], found: Mapping[str, Examined], n
     write_file(path, buffer.getvalue())
 
 
-def _histogram(axes: Any, series: dict[str, Sequence[float]], whole: bool) -> None:
+def _histogram(axes: Any, series: dict[str, Counter[float]], whole: bool) -> None:
     """One series filled, a second as a line, over common bins; the last bar takes what is longer than 99.5 % of all."""
-    values = sorted(value for numbers in series.values() for value in numbers)
-    low, high = values[0], values[int(0.995 * (len(values) - 1))]
+    together: Counter[float] = sum(series.values(), Counter())
+    low, high = at_place(together, 0), at_place(together, int(0.995 * (together.total() - 1)))
     if high <= low:
         low, high = low - 2, high + 2
     width = max(1, round((high - low) / 40)) if whole else (high - low) / 40
     edges = [low + number * width - (0.5 if whole else 0) for number in range(int((high - low) / width) + 2)]
     styles = ({"color": "#3b6ea8", "alpha": 0.85}, {"color": "#d9822b", "histtype": "step", "linewidth": 2})
-    for (label, numbers), style in zip(series.items(), styles, strict=False):
-        label = f"{label}: median {statistics.median(numbers):,.0f}".removeprefix(": ")
-        axes.hist([min(value, edges[-1]) for value in numbers], edges, label=label, **style)
-    if values[-1] > edges[-1]:
-        axes.plot([], [], " ", label=f"last bar: up to {values[-1]:,.0f}")
+    for (label, counts), style in zip(series.items(), styles, strict=False):
+        label = f"{label}: median {median(counts):,.0f}".removeprefix(": ")
+        axes.hist([min(value, edges[-1]) for value in counts], edges, weights=[*counts.values()], label=label, **style)
+    if max(together) > edges[-1]:
+        axes.plot([], [], " ", label=f"last bar: up to {max(together):,.0f}")
     axes.locator_params(axis="both", nbins=6, integer=whole)
     axes.legend(frameon=False, fontsize=9, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 0.99), handlelength=1.2)
 
 
-def spread(numbers: Sequence[float]) -> dict[str, float]:
-    if not numbers:
+def spread(counts: Counter[float]) -> dict[str, float]:
+    """Of the numbers that are there so many times each."""
+    if not counts:
         return {"least": 0, "median": 0, "mean": 0, "most": 0}
-    return {"least": min(numbers), "median": statistics.median(numbers), "mean": round(statistics.fmean(numbers), 2),
-            "most": max(numbers)}  # fmt: skip
+    return {"least": min(counts), "median": median(counts), "mean": round(statistics.fmean(counts.elements()), 2),
+            "most": max(counts)}  # fmt: skip
+
+
+def median(counts: Counter[float]) -> float:
+    """As statistics.median."""
+    half, odd = divmod(counts.total(), 2)
+    return at_place(counts, half) if odd else (at_place(counts, half - 1) + at_place(counts, half)) / 2
+
+
+def at_place(counts: Counter[float], place: int) -> float:
+    """The number at this place of all in order."""
+    for number in sorted(counts):
+        place -= counts[number]
+        if place < 0:
+            return number
+    raise IndexError("there are fewer numbers")
+
+
+class Tally:
+    """How often each reason comes, and its first cases."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.cases: dict[str, list[str]] = {}
+
+    def add(self, reason: str, case: str) -> None:
+        self.counts[reason] += 1
+        first = self.cases.setdefault(reason, [])
+        if len(first) < CASES:
+            first.append(case)
+
+    def told(self) -> dict[str, Cases]:
+        """reason: {count, first cases}, the most frequent first."""
+        return {reason: {"count": count, "cases": self.cases[reason]} for reason, count in self.counts.most_common()}
 
 
 def by_reason(pairs: Iterable[tuple[str, str]]) -> dict[str, Cases]:
-    """(reason, case) -> reason: {count, first cases}, the most frequent first."""
-    pairs = list(pairs)
-    counts = Counter(reason for reason, _ in pairs)
-    return {reason: {"count": count, "cases": [case for other, case in pairs if other == reason][:CASES]}
-            for reason, count in counts.most_common()}  # fmt: skip
+    """(reason, case) -> as Tally.told."""
+    tally = Tally()
+    for reason, case in pairs:
+        tally.add(reason, case)
+    return tally.told()
+
+
+class Repairs:
+    """What training will find else than is written: how often, and examples."""
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.first: dict[str, tuple[str, str, str, str]] = {}  # of each kind; last the kind that came last
+        self.begin: list[tuple[str, str, str, str]] = []  # the first ones, of whatever kind
+
+    def add(self, what: str, name: str, before: str, after: str) -> None:
+        if before != after:
+            entry = (what, name, before, after)
+            self.number += 1
+            self.first[what] = self.first.pop(what, entry)
+            if len(self.begin) < SHOWN:
+                self.begin.append(entry)
+
+    def examples(self) -> list[list[str]]:
+        """Before and after, SHOWN of them: one of each kind, then others."""
+        first = [*self.first.values()]
+        others = [entry for entry in self.begin if entry not in first]
+        return [[before, after] for _, _, before, after in [*first, *others][:SHOWN]]

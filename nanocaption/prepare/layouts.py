@@ -19,11 +19,13 @@ import functools
 import hashlib
 import itertools
 import re
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, walk_files
 from nanocaption.data.prepared import Record
 from nanocaption.prepare import (
@@ -85,7 +87,7 @@ class Contents(NamedTuple):
     """A source that was read: its records, in its own order."""
 
     source: Source
-    records: list[Record]
+    records: Sequence[Record]
     notes: list[str]  # lines a person should read: what was left out, repaired or derived
     drawn: bool  # whether the splits come from the seed, because the source has none
 
@@ -95,15 +97,15 @@ def read_layout(raw_dir: Path, seed: int) -> Contents:
     return read(find(Path(raw_dir)), seed)
 
 
-def read(source: Source, seed: int) -> Contents:
+def read(source: Source, seed: int, scratch: Path | None = None) -> Contents:
     """The records of a source. Splits are its own, otherwise drawn from names and seed alone (splits.py).
 
     Raises ValueError with one line for faults that a reader must not guess about: duplicate ids, unsafe file names,
     unknown or contradicting splits, a split list that would leave its split empty. Captions are given as they stand,
-    also empty ones and what is no text.
+    also empty ones and what is no text. scratch: where the records lie that memory need not hold, see on_disk.rows.
     """
     rows, notes = source.read()
-    records, more = clean_records(rows, seed, source.origin)
+    records, more = clean_records(rows, seed, source.origin, scratch)
     return Contents(source, records, notes + more, drawn=any(not row.split for row in rows))
 
 
@@ -246,7 +248,9 @@ def captions_digest(raw_dir: Path) -> str:
     return digest.hexdigest()
 
 
-def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Record], list[str]]:
+def clean_records(
+    rows: Sequence[Row], seed: int, source: str, scratch: Path | None = None
+) -> tuple[Sequence[Record], list[str]]:
     """Rows of any source -> records {"file_name", "split", "captions"} fit for captions.json, and notes.
 
     Those of COCO have their "image_id" as well, number or text as it came, and those of nocaps their "domain".
@@ -256,11 +260,11 @@ def clean_records(rows: Sequence[Row], seed: int, source: str) -> tuple[list[Rec
     unsafe = [repr(row.file_name) for row in rows if not is_safe_name(plain_name(row.file_name))]
     refuse(unsafe, "file name", source, "not a plain path below the picture folder (with '..' inside, empty or not "
            "text); mend them")  # fmt: skip
-    names = [str(plain_name(row.file_name)) for row in rows]
+    names = on_disk.rows(scratch, (str(plain_name(row.file_name)) for row in rows))
     caption_files.refuse_duplicates(names, source)
-    of_rows, notes = splits_of(names, rows, seed, source)
-    captions, more = caption_files.texts_of_rows(rows, source)
-    records = [record_of(*parts) for parts in zip(rows, names, of_rows, captions, strict=True)]
+    of_rows, notes = splits_of(names, rows, seed, source, scratch)
+    captions, more = caption_files.texts_of_rows(rows, source, scratch)
+    records = on_disk.rows(scratch, (record_of(*parts) for parts in zip(rows, names, of_rows, captions, strict=True)))
     notes += more
     if not any(isinstance(caption, str) and caption.strip() for record in records for caption in record["captions"]):
         raise ValueError(f"{source} gives no picture with a caption: is this the right file?")
@@ -279,18 +283,19 @@ def record_of(row: Row, name: str, split: str, captions: list[str]) -> Record:
     return record
 
 
-def splits_of(names: Sequence[str], rows: Sequence[Row], seed: int, source: str) -> tuple[list[str], list[str]]:
+def splits_of(
+    names: Sequence[str], rows: Sequence[Row], seed: int, source: str, scratch: Path | None = None
+) -> tuple[list[str], list[str]]:
     """The split of each row and notes: its own, or a drawn one where no row has one."""
-    without = [name for name, row in zip(names, rows, strict=True) if not row.split]
+    without = on_disk.rows(scratch, (name for name, row in zip(names, rows, strict=True) if not row.split))
     if len(without) < len(rows):
         refuse(without, "picture", source, "without a split, others have one; give all or none")
     if without:
         if len(names) < splits.LEAST:
             raise ValueError(f"{source}: {len(names)} pictures are too few to draw train, val and test: "
                              f"{splits.LEAST} are needed; add pictures, or a split column")
-        drawn = splits.draw(names, seed)
-        return [drawn[name] for name in names], [f"no split given: drawn with DATA_SEED = {seed}, {splits.RULE}"]
-    own = [caption_files.plain_split(row.split) for row in rows]
+        return splits.draw(names, seed), [f"no split given: drawn with DATA_SEED = {seed}, {splits.RULE}"]
+    own = [sys.intern(caption_files.plain_split(row.split)) for row in rows]  # one text for each split, not each row
     unfit = sorted({repr(split) for split in own if not re.fullmatch(SPLIT_NAME, split)})
     refuse(unfit, "split name", source, "not a plain word; use train, val and test, or words of your own that "
            "TRAIN_SPLITS, VAL_SPLITS and TEST_SPLITS name")  # fmt: skip

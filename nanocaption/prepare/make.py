@@ -13,6 +13,7 @@ Several names with commas between are mixed (mix.py). With STREAM the pictures s
 where (streamed.py).
 """
 
+import itertools
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,23 @@ from typing import cast
 
 from tqdm import tqdm
 
-from nanocaption.base import cli
+from nanocaption.base import cli, on_disk
 from nanocaption.base.files import cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
 from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards
-from nanocaption.prepare import archives, changes, check, flickr30k, layouts, picture_files, splits, streamed
+from nanocaption.prepare import (
+    archives,
+    changes,
+    check,
+    check_report,
+    flickr30k,
+    layouts,
+    picture_files,
+    splits,
+    streamed,
+)
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
 from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
@@ -246,43 +257,47 @@ def prepare_stream(folder: Path, where: str, seed: int, cutoff: int | None, rule
     if (folder / "images").is_dir() and any((folder / "images").iterdir()):
         raise ValueError(f"{folder} holds pictures of a set that is not streamed: take another DATASET for this one")
     kept = folder / "stream" / "read"
-    found = streamed.find(where, kept)
-    contents = layouts.read(found.source, seed)
-    print(f"{where}: layout {contents.source.name}, because {contents.source.why}")
-    pictures = found.locate([record["file_name"] for record in contents.records])
-    make_set(folder, contents, pictures, cutoff, rules, shards=found.shards, seed=seed if contents.drawn else None,
-             licence=FOLDER_LICENCE, source=where, stream={"shards": len(found.shards)})  # fmt: skip
+    found = streamed.find(where, kept, kept)
+    with on_disk.full_told(folder):
+        contents = layouts.read(found.source, seed, kept)
+        print(f"{where}: layout {contents.source.name}, because {contents.source.why}")
+        pictures = found.locate(record["file_name"] for record in contents.records)
+        make_set(folder, contents, pictures, cutoff, rules, shards=found.shards, seed=seed if contents.drawn else None,
+                 scratch=kept, licence=FOLDER_LICENCE, source=where, stream={"shards": len(found.shards)})  # fmt: skip
     shutil.rmtree(kept, ignore_errors=True)
     return folder
 
 
 def make_set(
     folder: Path, contents: layouts.Contents, pictures: Mapping[str, Path | Packed], cutoff: int | None,
-    rules: check.Rules, *, seed: int | None = None, shards: Sequence[Shard] = (), **about: object,
+    rules: check.Rules, *, seed: int | None = None, shards: Sequence[Shard] = (), scratch: Path | None = None,
+    **about: object,
 ) -> None:  # fmt: skip
     """Any source that was read -> the set at `folder`: pictures and captions are checked, the good ones brought over.
 
     shards: in which the pictures stay.
     pictures: file_name -> where it lies; not used where the source unpacks them. seed: draws the splits, None where
-    they are the source's own. about: more for the manifest.
+    they are the source's own. scratch: where lies what memory need not hold, see on_disk.rows. about: more for the
+    manifest.
     """
     records, unpack = contents.records, contents.source.unpack
     draw = None
     if seed is not None:
-        records, draw = draw_first(folder, records, seed, cutoff)
-    records = prepared.first_of_each(records, cutoff)
+        records, draw = draw_first(folder, records, seed, cutoff, scratch)
+    records = on_disk.rows(scratch, prepared.first_of_each(records, cutoff))
     if unpack:
         begin(folder)
         unpack([record["file_name"] for record in records], folder / "images")
         pictures = in_images(folder, records)
-    checked = check.check(folder, records, pictures, rules, draw)
+    checked = check.check(folder, records, pictures, rules, draw, scratch)
     begin(folder)
     if shards:
-        kept = [(record["file_name"], pictures[record["file_name"]]) for record in checked.records]
         from nanocaption.data.shard_index import write_index  # numpy, which --help need not wait for
 
-        write_index(folder, shards, [path._replace(crc=checked.found[name]["crc"]) for name, path in kept
-                                     if isinstance(path, Packed)])  # fmt: skip
+        kept = zip(on_disk.values_of(check_report.names_of(checked.records), pictures),
+                   check_report.entries_of(checked.records, checked.found), strict=True)  # fmt: skip
+        write_index(folder, shards, (path._replace(crc=entry["crc"]) for path, entry in kept
+                                     if isinstance(path, Packed)), len(checked.records))  # fmt: skip
     elif not unpack:
         for record in tqdm(checked.records, desc="pictures", unit="picture"):
             bring(Path(str(pictures[record["file_name"]])), folder / "images" / record["file_name"])
@@ -291,23 +306,25 @@ def make_set(
 
 
 def draw_first(
-    folder: Path, records: list[Record], seed: int, cutoff: int | None
-) -> tuple[list[Record], check.Draw]:  # fmt: skip
+    folder: Path, records: Sequence[Record], seed: int, cutoff: int | None, scratch: Path | None
+) -> tuple[Sequence[Record], check.Draw]:  # fmt: skip
     """The records with splits by names and earlier splits, and what draws again once bad ones and copies are known.
 
-    With a cutoff, pictures that are not looked at take part as if they were sound.
+    With a cutoff, pictures that are not looked at take part as if they were sound. scratch: as on_disk.rows takes it.
     """
-    names = [record["file_name"] for record in records]
-    known = splits.splits_before(folder)
-    if kept := sum(name in known for name in names):
+    names = on_disk.rows(scratch, (record["file_name"] for record in records))
+    known = splits.splits_before(folder, scratch)
+    if known and (kept := sum(name in known for name in names)):
         print(f"note: {kept:,} pictures keep the split that they had in {folder}; {len(names) - kept:,} are drawn")
     drawn = splits.draw(names, seed, (), known)
-    first: list[Record] = [record | {"split": drawn[record["file_name"]]} for record in records]
-    looked_at = {record["file_name"] for record in prepared.first_of_each(first, cutoff)}
+    pairs = zip(records, drawn, strict=True)
+    first: Sequence[Record] = on_disk.rows(scratch, (record | {"split": split} for record, split in pairs))
+    looked_at = set() if cutoff is None else {record["file_name"] for record in prepared.first_of_each(first, cutoff)}
 
-    def again(good: list[str], copies: list[list[str]]) -> dict[str, str]:
-        bad = looked_at - set(good)
-        return splits.draw([name for name in names if name not in bad], seed, copies, known)
+    def again(good: Sequence[str], copies: list[list[str]]) -> Sequence[str]:
+        others = (name for name in names if name not in looked_at) if cutoff is not None else ()
+        all_of_them = on_disk.rows(scratch, itertools.chain(good, others))
+        return splits.draw(all_of_them, seed, copies, known)[: len(good)]
 
     return first, again
 
@@ -443,7 +460,7 @@ def captions_changed(folder: Path, manifest: Manifest, raw_dir: Path, rules: che
         return ["the archives are others" if archives.find(raw_dir) else str(error)]
     cutoff = manifest.get("cutoff")
     comparable = manifest.get("caption_text", {}).get("version") == check.TEXT_VERSION
-    records = contents.records if drawn else prepared.first_of_each(contents.records, cutoff)
+    records = contents.records if drawn else [*prepared.first_of_each(contents.records, cutoff)]
     found = changes.of_captions(folder, records, rules.caption_case if comparable else None, drawn,
                                 all_of_it=cutoff is None or not drawn)  # fmt: skip
     return found or ["the files are others"] * (contents.source.unpack is not None or not comparable)

@@ -9,14 +9,15 @@ them by content as well, so that every run gives the same names. Equal bytes of 
 
 import functools
 import hashlib
+import itertools
 import re
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Container, Iterator, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tqdm import tqdm
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import cases, require_space, size_of, write_file
 from nanocaption.data.shards import import_pyarrow, open_parquet
 from nanocaption.prepare import archives
@@ -100,28 +101,42 @@ def split_of(raw_dir: Path, shard: Path) -> str | None:
     return split_in_name(shard.relative_to(raw_dir).as_posix() if raw_dir in shard.parents else shard.name)
 
 
-def qualified(contents: Sequence[Content]) -> tuple[list[str], list[str]]:
-    """The name of each picture in the set, and a note of those that share one. See the head of this file."""
-    first: dict[str, dict[tuple[str, str | None], str]] = {}  # name -> content -> the first shard that has it
-    in_shard: dict[tuple[str, str], set[tuple[str, str | None]]] = {}
+def qualified(contents: Sequence[Content], scratch: Path | None = None) -> tuple[Sequence[str], list[str]]:
+    """The name of each picture in the set, and a note of those that share one. See the head of this file.
+
+    scratch: as on_disk.rows takes it.
+    """
+    twice = on_disk.Repeated(content.name for content in contents)
+    if not twice:
+        return on_disk.rows(scratch, (content.name for content in contents)), []
+    first: MutableMapping[tuple[str, str, str | None], str] = on_disk.table(scratch)  # content -> its first shard
+    number: MutableMapping[str, int] = on_disk.table(scratch)  # of different contents of a name
+    in_shard: MutableMapping[tuple[str, str], list[tuple[str, str | None]]] = on_disk.table(scratch)
     for shard, name, digest, split in contents:
-        first.setdefault(name, {}).setdefault((digest, split), shard)
-        in_shard.setdefault((shard, name), set()).add((digest, split))
-    names = []
+        if name in twice:
+            if (name, digest, split) not in first:
+                first[name, digest, split] = shard
+                number[name] = number.get(name, 0) + 1
+            held = in_shard.get((shard, name), [])
+            if (digest, split) not in held:
+                in_shard[shard, name] = [*held, (digest, split)]
+    names: on_disk.Rows[str] = on_disk.rows(scratch)
+    made: MutableMapping[str, None] = on_disk.table(scratch)
     for _, name, digest, split in contents:
-        if len(first[name]) == 1:
-            names.append(name)
-            continue
-        shard = first[name][digest, split]
-        apart = len(in_shard[shard, name]) == 1
-        names.append(f"{shard}/{name}" if apart else f"{shard}/{with_digest(name, digest)}")
-    shared = [name for name, its in first.items() if len(its) > 1]
-    made = {new for new, content in zip(names, contents, strict=True) if new != content.name}
-    if clash := sorted(made & first.keys()):
+        new = name
+        if name in twice and number[name] > 1:
+            shard = first[name, digest, split]
+            apart = len(in_shard[shard, name]) == 1
+            new = f"{shard}/{name}" if apart else f"{shard}/{with_digest(name, digest)}"
+            if new != name:
+                made[new] = None
+        names.append(new)
+    if clash := sorted({content.name for content in contents if content.name in made} if made else ()):
         raise ValueError(f"{cases(clash, 'name')} given to a picture by its shard, and by the set to another: rename "
                          "that shard")
+    shared = on_disk.rows(scratch, (name for name, different in number.items() if different > 1))
     return names, [f"{cases(shared, 'name')} of several different pictures, called SHARD/NAME "
-                   f"(first: {next(new for new in names if new in made)})"] if shared else []
+                   f"(first: {next(iter(made))})"] if shared else []
 
 
 def with_digest(name: str, digest: str) -> str:
@@ -129,19 +144,22 @@ def with_digest(name: str, digest: str) -> str:
     return path.with_name(f"{path.stem}-{digest[:12]}{path.suffix}").as_posix()
 
 
-def merged_by_name(rows: list[Row], raw_dir: Path) -> list[Row]:
-    """One row per picture, where a name comes several times."""
-    return merged(rows, raw_dir) if len({str(row.file_name) for row in rows}) < len(rows) else rows
+def merged_by_name(rows: Sequence[Row], raw_dir: Path, scratch: Path | None = None) -> Sequence[Row]:
+    """One row per picture, where a name comes several times. scratch: as on_disk.rows takes it."""
+    return merged(rows, raw_dir, scratch) if on_disk.Repeated(str(row.file_name) for row in rows) else rows
 
 
-def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
-    """One row per picture. Pictures without a name are named by their content, cells without one by their row."""
-    rows: list[Row] = []
-    contents: list[Content] = []
+def read_parquet(raw_dir: Path, shards: list[Path], scratch: Path | None = None) -> Rows:
+    """One row per picture. Pictures without a name are named by their content, cells without one by their row.
+
+    scratch: as on_disk.rows takes it.
+    """
+    rows: on_disk.Rows[Row] = on_disk.rows(scratch)
+    contents: on_disk.Rows[Content] = on_disk.rows(scratch)
     notes: set[str] = set()
-    empty: list[str] = []
-    failed: list[str] = []
-    split_named: dict[str, Any] = {}  # of pictures named by content: one that comes again keeps its first split
+    empty, failed = on_disk.rows(scratch), on_disk.rows(scratch)
+    # Of pictures named by content: one that comes again keeps its first split.
+    split_named: MutableMapping[Any, Any] = on_disk.table(scratch)
     labels = archives.labels_of(shards)
     for shard, label in tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2):
         columns = parquet_columns(shard)
@@ -165,15 +183,18 @@ def read_parquet(raw_dir: Path, shards: list[Path]) -> Rows:
         notes.add(f"{cases(empty, 'row')} with an empty picture cell, bad pictures")
     if failed:
         notes.add(f"{cases(failed, 'row')} whose picture could not be fetched, left out")
-    rows, more = _told_apart(shards, rows, contents)
-    return merged_by_name(rows, raw_dir), [*sorted(notes), *more, *archives.unread(raw_dir, shards)]
+    told, more = _told_apart(shards, rows, contents, scratch)
+    merged_rows = merged_by_name(told, raw_dir, scratch)
+    return merged_rows, [*sorted(notes), *more, *archives.unread(raw_dir, shards)]
 
 
-def _told_apart(shards: list[Path], rows: Sequence[Row], contents: Sequence[Content]) -> Rows:
+def _told_apart(shards: list[Path], rows: Sequence[Row], contents: Sequence[Content], scratch: Path | None) -> Rows:
     """The rows with the names that `qualified` gives them, where they have any."""
-    names, notes = qualified(with_contents(shards, [content for content in contents if isinstance(content.name, str)]))
+    named = on_disk.rows(scratch, (content for content in contents if isinstance(content.name, str)))
+    names, notes = qualified(with_contents(shards, named, scratch), scratch)
     given = iter(names)
-    return [row._replace(file_name=next(given)) if isinstance(row.file_name, str) else row for row in rows], notes
+    return on_disk.rows(scratch, (row._replace(file_name=next(given)) if isinstance(row.file_name, str) else row
+                                  for row in rows)), notes  # fmt: skip
 
 
 def _column_notes(columns: Columns) -> list[str]:
@@ -183,18 +204,26 @@ def _column_notes(columns: Columns) -> list[str]:
     return [f"captions are of the {columns_}{others}", *named]
 
 
-def with_contents(shards: list[Path], contents: list[Content]) -> list[Content]:
-    """`contents`, which stand in the order of the shards, with the digest of each picture whose name comes again."""
-    times = Counter(content.name for content in contents if not content.digest)
-    found = []
-    for shard, label in archives.labels_of(shards).items():
-        mine = [content for content in contents if content.shard == label]
-        if any(times[content.name] > 1 for content in mine):
+def with_contents(
+    shards: list[Path], contents: Sequence[Content], scratch: Path | None = None
+) -> Sequence[Content]:
+    """`contents`, which stand in the order of the shards, with the digest of each picture whose name comes again.
+
+    scratch: as on_disk.rows takes it.
+    """
+    twice = on_disk.Repeated(content.name for content in contents if not content.digest)
+    if not twice:
+        return contents
+    found: on_disk.Rows[Content] = on_disk.rows(scratch)
+    path_of = {label: shard for shard, label in archives.labels_of(shards).items()}
+    for label, its in itertools.groupby(contents, key=lambda content: content.shard):
+        mine, shard = list(its), path_of[label]
+        if any(content.name in twice for content in mine):
             rows = (packed for packed in parquet_rows(shard, parquet_columns(shard), label, pictures=True)
                     if not packed.failed and isinstance(packed.row.file_name, str))  # fmt: skip
-            mine = [content._replace(digest=hashlib.sha256(packed.data).hexdigest() if times[content.name] > 1 else "")
+            mine = [content._replace(digest=hashlib.sha256(packed.data).hexdigest() if content.name in twice else "")
                     for content, packed in zip(mine, rows, strict=True)]  # fmt: skip
-        found += mine
+        found.extend(mine)
     return found
 
 
@@ -214,7 +243,7 @@ def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path
                     bar.update()
 
 
-def name_in_set(name: str, label: str, data: bytes, wanted: Collection[str]) -> str | None:
+def name_in_set(name: str, label: str, data: bytes, wanted: Container[str]) -> str | None:
     """Which of the names that `qualified` gives a picture is wanted."""
     for made in (name, f"{label}/{name}"):
         if made in wanted:

@@ -12,12 +12,13 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import cases, walk_files
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import CAPTION_KEYS, Row, Rows, Source, plain_split
@@ -70,56 +71,67 @@ def texts_of(cell: object) -> list[object]:
             else sentence for sentence in (cell if isinstance(cell, list) else [cell])]  # fmt: skip
 
 
-def choose(texts: Mapping[Key, Mapping[str, Text]]) -> tuple[dict[Key, Text], list[str]]:
-    """Of the texts of each picture, by their endings, the one that counts, its lines made captions; and notes."""
-    taken = {key: next((ending for ending in TEXT_ENDINGS if ending in its and its[ending].captions),
-                       max(its, key=TEXT_ENDINGS.index)) for key, its in texts.items()}  # fmt: skip
-    silent = [key for key, ending in taken.items() if ending == ".json" and not texts[key][ending].captions]
-    for key in silent:
-        del taken[key]
-    lined = {key: texts[key][ending].captions for key, ending in taken.items() if ending != ".json"}
-    lines, notes = captions_of_lines(lined)
-    chosen = {key: Text(lines.get(key, texts[key][ending].captions), _split_in(texts[key]))
-              for key, ending in taken.items()}  # fmt: skip
+def choose(
+    texts: Mapping[Key, Mapping[str, Text]], scratch: Path | None = None
+) -> tuple[Mapping[Key, Text], list[str]]:
+    """Of the texts of each picture, by their endings, the one that counts, its lines made captions; and notes.
+
+    scratch: as on_disk.rows takes it.
+    """
+    silent, both, differ = on_disk.rows(scratch), on_disk.rows(scratch), on_disk.rows(scratch)
+    lined: MutableMapping[Key, list[str]] = on_disk.table(scratch)
+    for key, its in texts.items():
+        ending = _taken(its)
+        if ending is None:
+            silent.append(f"{key[1]}.json")
+            continue
+        if ending != ".json":
+            lined[key] = its[ending].captions
+        said = [" ".join(" ".join(map(str, text.captions)).split()) for text in its.values() if text.captions]
+        if len(said) > 1:
+            both.append(f"{key[1]}{ending}")
+        if len({*said}) > 1:
+            differ.append(key[1])
+    lines, notes = captions_of_lines(lined, scratch)
+    chosen = on_disk.table(scratch, (
+        (key, Text(lines[key] if ending != ".json" else its[ending].captions, _split_in(its)))
+        for key, its in texts.items() if (ending := _taken(its)) is not None))  # fmt: skip
     if silent:
-        files = [f"{name}.json" for _, name in silent]
-        notes.append(f"{cases(files, '.json file')} without any of the keys {', '.join(JSON_KEYS)}")
-    return chosen, _several_texts(texts, taken) + notes
+        notes.append(f"{cases(silent, '.json file')} without any of the keys {', '.join(JSON_KEYS)}")
+    how = f"in {cases(differ, 'picture')} they differ" if differ else "all say the same"
+    several = f"{cases(both, 'picture')} with several texts: .json goes before .caption before .txt; {how}"
+    return chosen, [several] * bool(both) + notes
+
+
+def _taken(its: Mapping[str, Text]) -> str | None:
+    """The ending of the text that counts; None where that is a .json which says nothing."""
+    saying = next((ending for ending in TEXT_ENDINGS if ending in its and its[ending].captions), None)
+    last = max(its, key=TEXT_ENDINGS.index)
+    return saying or (None if last == ".json" else last)
 
 
 def _split_in(texts: Mapping[str, Text]) -> object:
     return next((text.split for text in texts.values() if text.split), None)
 
 
-def _several_texts(texts: Mapping[Key, Mapping[str, Text]], taken: Mapping[Key, str]) -> list[str]:
-    """A note of pictures with more than one text that says something, and of those where they do not say the same."""
-    both, differ = [], []
-    for key, ending in taken.items():
-        said = [" ".join(" ".join(map(str, text.captions)).split()) for text in texts[key].values() if text.captions]
-        if len(said) > 1:
-            both.append(f"{key[1]}{ending}")
-        if len({*said}) > 1:
-            differ.append(key[1])
-    how = f"in {cases(differ, 'picture')} they differ" if differ else "all say the same"
-    return [f"{cases(both, 'picture')} with several texts: .json goes before .caption before .txt; {how}"] * bool(both)
-
-
-def captions_of_lines(texts: Mapping[Key, list[str]]) -> tuple[dict[Key, list[str]], list[str]]:
+def captions_of_lines(
+    texts: Mapping[Key, list[str]], scratch: Path | None = None
+) -> tuple[Mapping[Key, list[str]], list[str]]:
     """Paragraphs -> captions by the rule above, and notes with the first case."""
-    apart = _starts_captions([paragraph for paragraphs in texts.values() for paragraph in paragraphs])
+    apart = _starts_captions(texts)
     even = _one_a_line(texts)
-    captions: dict[Key, list[str]] = {}
-    joined, several = [], []
+    captions: MutableMapping[Key, list[str]] = on_disk.table(scratch)
+    joined, several = on_disk.rows(scratch), on_disk.rows(scratch)
     for key, paragraphs in texts.items():
         lines = [_lines(paragraph) for paragraph in paragraphs]
-        captions[key] = [caption for its in lines for caption in (its if even else _joined(its, apart))]
-        if len(captions[key]) < sum(map(len, lines)):
+        its = captions[key] = [caption for some in lines for caption in (some if even else _joined(some, apart))]
+        if len(its) < sum(map(len, lines)):
             joined.append(key)
-        if len(captions[key]) > 1:
+        if len(its) > 1:
             several.append(key[1])
     notes = []
     if joined:
-        names = [name for _, name in joined]
+        names = on_disk.rows(scratch, (name for _, name in joined))
         notes.append(f"{cases(names, 'text')} with a caption wrapped over several lines, joined; the first: "
                      f"{captions[joined[0]][0][:80]!r}")  # fmt: skip
     if several:
@@ -127,12 +139,13 @@ def captions_of_lines(texts: Mapping[Key, list[str]]) -> tuple[dict[Key, list[st
     return captions, notes
 
 
-def _starts_captions(paragraphs: Sequence[str]) -> bool:
+def _starts_captions(texts: Mapping[Key, list[str]]) -> bool:
     """Whether lines of which the line before does not tell mostly begin as texts do, so with another caption."""
-    starts = {_start(paragraph) for paragraph in paragraphs}
-    votes = [_start(lines[place]) in starts and not _one_sentence(lines) for lines in map(_lines, paragraphs)
-             for place in range(1, len(lines)) if _goes_on(lines, place) is None]  # fmt: skip
-    return 2 * sum(votes) > len(votes)
+    starts = {_start(paragraph) for _, paragraphs in texts.items() for paragraph in paragraphs}
+    votes = Counter(_start(lines[place]) in starts and not _one_sentence(lines)
+                    for _, paragraphs in texts.items() for lines in map(_lines, paragraphs)
+                    for place in range(1, len(lines)) if _goes_on(lines, place) is None)  # fmt: skip
+    return votes[True] > votes[False]
 
 
 def _one_sentence(lines: Sequence[str]) -> bool:
@@ -155,11 +168,16 @@ def _joined(lines: Sequence[str], apart: bool) -> list[str]:
 
 def _one_a_line(texts: Mapping[Key, list[str]]) -> bool:
     """Whether all texts have the same number of lines, three or more, half of the lines with an end mark."""
-    lines = [[line for paragraph in paragraphs for line in _lines(paragraph)] for paragraphs in texts.values()]
-    numbers = {len(its) for its in lines}
-    before = [line for its in lines for line in its[:-1]]
-    marked = [line for line in before if END_MARK.search(line)]
-    return len(lines) > 2 and len(numbers) == 1 and min(numbers) > 2 and 2 * len(marked) >= len(before)
+    numbers: set[int] = set()
+    before = marked = 0
+    for _, paragraphs in texts.items():
+        its = [line for paragraph in paragraphs for line in _lines(paragraph)]
+        numbers.add(len(its))
+        before += len(its[:-1])
+        marked += sum(END_MARK.search(line) is not None for line in its[:-1])
+        if len(numbers) > 1:
+            return False
+    return len(texts) > 2 and min(numbers) > 2 and 2 * marked >= before
 
 
 def _lines(paragraph: str) -> list[str]:
@@ -270,15 +288,18 @@ def _pairing(pairs: Mapping[str, Sequence[str]], texts: Sequence[str]) -> list[s
     return notes
 
 
-def with_folder_splits(rows: Sequence[Row]) -> Rows:
-    """Rows without a split get that of their folder, where the folders part all of them into train and others."""
-    found = [row.split or folder_split(row.file_name) for row in rows]
+def with_folder_splits(rows: Sequence[Row], scratch: Path | None = None) -> Rows:
+    """Rows without a split get that of their folder, where the folders part all of them into train and others.
+
+    scratch: as on_disk.rows takes it.
+    """
+    found = on_disk.rows(scratch, (row.split or folder_split(row.file_name) for row in rows))
     if all(row.split for row in rows) or not any(found):
-        return [*rows], []
-    if all(found) and "train" in found and len(set(found)) > 1:
-        return [row._replace(split=split) for row, split in zip(rows, found, strict=True)], []
+        return rows, []
+    if all(found) and "train" in found and any(split != "train" for split in found):
+        return on_disk.rows(scratch, (row._replace(split=its) for row, its in zip(rows, found, strict=True))), []
     inside = sum(map(bool, found))
-    return [*rows], [f"{inside:,} of {len(rows):,} pictures lie in folders called like splits, but not all, or not in "
+    return rows, [f"{inside:,} of {len(rows):,} pictures lie in folders called like splits, but not all, or not in "
                      "train and another: the folders are not taken for splits"]
 
 

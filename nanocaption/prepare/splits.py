@@ -7,12 +7,15 @@ other. Copies of one picture go into one split together. A picture that had a sp
 ones fill up what val and test then lack.
 """
 
+import array
 import hashlib
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import struct
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 
-from nanocaption.data.prepared import Record
+from nanocaption.base import on_disk
+from nanocaption.data.prepared import iter_records
 
 LEAST = 3  # pictures that differ: one for each split
 RULE = "a twentieth each for val and test, of a small set up to 20 pictures"
@@ -25,53 +28,84 @@ def quotas(pictures: int) -> dict[str, int]:
 
 
 def draw(
-    names: Collection[str], seed: int, copies: Iterable[Sequence[str]] = (), known: Mapping[str, str] | None = None
-) -> dict[str, str]:
+    names: Sequence[str], seed: int, copies: Iterable[Sequence[str]] = (), known: Mapping[str, str] | None = None
+) -> list[str]:
     """The split of each of `names`; one that stays empty is lacking, which below LEAST different pictures must be.
 
     copies: groups of names that are one picture. known: the splits that names had before. The counts are those of
-    `quotas`, if no group of copies is larger than what is left of it and what was known leaves room.
+    `quotas`, if no group of copies is larger than what is left of it and what was known leaves room. Of each name 50
+    bytes are held.
     """
     known = known or {}
-    drawn: dict[str, str] = {}
-    fresh, left = [], quotas(len(names))
-    for group in _groups(names, seed, copies):
-        if before := {known[name] for name in group if name in known}:
+    drawn = ["train"] * len(names)
+    groups, order = _groups(names, seed, copies)
+    fresh, left, there = array.array("Q"), quotas(len(names)), set()
+    earlier = [sys.intern(known.get(name, "")) for name in names] if known else [""] * len(names)
+    for first in order:
+        group = groups.get(first, (first,))
+        if before := {earlier[place] for place in group} - {""}:
             split = first_of(before)
-            drawn |= dict.fromkeys(group, split)
+            there.add(split)
+            _give(drawn, group, split)
             left[split] = left.get(split, 0) - len(group)
         else:
-            fresh.append(group)
-    there = set(drawn.values())
+            fresh.append(first)
     for split, others in (("val", {"test", "train"}), ("test", {"train"})):
         spare = len(fresh) - len(others - there)  # so many that each of the others still gets one
-        taken = _fill(fresh if split == "val" else fresh[::-1], left[split], spare, needed=split not in there)
-        drawn |= {name: split for group in taken for name in group}
-        fresh = [group for group in fresh if group[0] not in drawn]
-    return drawn | {name: "train" for group in fresh for name in group}
+        turned = fresh if split == "val" else fresh[::-1]
+        taken = _fill((groups.get(first, (first,)) for first in turned), left[split], spare)
+        if split not in there and not taken and spare > 0:
+            taken = [min((groups.get(first, (first,)) for first in turned), key=len)]
+        for group in taken:
+            _give(drawn, group, split)
+        gone = {group[0] for group in taken}
+        fresh = array.array("Q", (first for first in fresh if first not in gone))
+    return drawn
 
 
-def _groups(names: Collection[str], seed: int, copies: Iterable[Sequence[str]]) -> list[list[str]]:
-    """The names, copies together, in the order that seed and names fix; a group stands where its first member would."""
-    places = {name: hashlib.sha256(f"{seed}:{name}".encode()).digest() for name in names}
-    groups = {name: [name] for name in names}
-    for copy in copies:
-        together = [name for member in copy for name in groups.pop(member)]
-        groups[together[0]] = together
-    return sorted(groups.values(), key=lambda group: min(places[name] for name in group))
+def _give(drawn: list[str], group: Iterable[int], split: str) -> None:
+    for place in group:
+        drawn[place] = split
 
 
-def _fill(groups: Sequence[list[str]], room: int, most: int, needed: bool) -> list[list[str]]:
-    """The first of the groups that fit into what room there is, at most so many; the smallest where none does.
+def _groups(
+    names: Sequence[str], seed: int, copies: Iterable[Sequence[str]]
+) -> tuple[dict[int, Sequence[int]], Iterator[int]]:
+    """Copies as places in `names`, by the first of each group; and the first ones, also of single names, in the order
+    that seed and names fix. A group stands where its first member would."""
+    import numpy as np  # which --help need not wait for
 
-    needed: whether the split has none yet.
-    """
-    taken: list[list[str]] = []
+    lists = list(copies)
+    wanted = {name for copy in lists for name in copy}
+    place_of = {name: place for place, name in enumerate(names) if name in wanted} if wanted else {}
+    groups = {(places := [place_of[name] for name in copy])[0]: places for copy in lists}
+    first_of_group = {place: first for first, group in groups.items() for place in group}
+    digests = (hashlib.sha256(f"{seed}:{name}".encode()).digest()[:16] for name in names)  # no two of them are equal
+    keys = np.fromiter((half for digest in digests for half in struct.unpack(">QQ", digest)), np.uint64, 2 * len(names))
+    order = np.lexsort((keys[1::2], keys[::2]))
+
+    def firsts() -> Iterator[int]:
+        told = set()
+        for place in order:
+            first = first_of_group.get(int(place), int(place))
+            if first not in told:
+                yield first
+            if first in groups:
+                told.add(first)
+
+    return groups, firsts()
+
+
+def _fill(groups: Iterable[Sequence[int]], room: int, most: int) -> list[Sequence[int]]:
+    """The first of the groups that fit into what room there is, at most so many."""
+    taken: list[Sequence[int]] = []
     for group in groups:
-        if len(group) <= room and len(taken) < most:
+        if room <= 0 or len(taken) >= most:
+            break
+        if len(group) <= room:
             taken.append(group)
             room -= len(group)
-    return [min(groups, key=len)] if needed and not taken and most > 0 else taken
+    return taken
 
 
 def first_of(splits: Collection[str]) -> str:
@@ -79,18 +113,18 @@ def first_of(splits: Collection[str]) -> str:
     return next((split for split in ("test", "val") if split in splits), None) or min(splits)
 
 
-def splits_before(folder: Path) -> dict[str, str]:
-    """file_name -> split, of all that the set in `folder` has held, see store.keep_replaced.
+def splits_before(folder: Path, scratch: Path | None = None) -> MutableMapping[str, str]:
+    """file_name -> split, of all that the set in `folder` has held, see store.keep_replaced; see on_disk.table.
 
     Raises ValueError where one of its files is no JSON.
     """
-    known: dict[str, set[str]] = {}
+    known: MutableMapping[str, str] = on_disk.table(scratch)
     for path in sorted(folder.glob("captions*.json")):
         try:
-            records: list[Record] = json.loads(path.read_bytes())["images"]
+            for record in iter_records(path):
+                name, split = record["file_name"], record["split"]
+                known[name] = first_of({split, known.get(name, split)})
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{path}, which says what split each picture had, cannot be read: delete it to draw all "
                              "splits anew") from None
-        for record in records:
-            known.setdefault(record["file_name"], set()).add(record["split"])
-    return {name: first_of(splits) for name, splits in known.items()}
+    return known

@@ -4,10 +4,11 @@ import hashlib
 import importlib.util
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nanocaption.base.files import link_or_copy, write_atomically
+from nanocaption.base.files import link_or_copy, whole, write_atomically
+from nanocaption.data import prepared
 from nanocaption.data.prepared import Record, kept_captions
 from nanocaption.prepare import check, check_report, layouts
 
@@ -33,12 +34,13 @@ def bring(source: Path, target: Path) -> None:
     link_or_copy(source, target)
 
 
-def keep_replaced(folder: Path, text: str) -> None:
-    """Keep the captions.json that `text` is to replace, if it is another: runs know it, and splits stand in it."""
+def keep_replaced(folder: Path, digest: str) -> None:
+    """Keep the captions.json that one of this sha256 is to replace, if it is another: runs know it, and splits stand in
+    it."""
     old = folder / "captions.json"
-    content = old.read_bytes() if old.exists() else text.encode()
-    if content != text.encode():
-        kept = kept_captions(folder, hashlib.sha256(content).hexdigest())
+    content = prepared.sha256_of(old) if old.exists() else digest
+    if content != digest:
+        kept = kept_captions(folder, content)
         link_or_copy(old, kept)
         print(f"note: other captions than before: the old ones are kept in {kept}; runs that were trained on them "
               "cannot be resumed")  # fmt: skip
@@ -57,18 +59,8 @@ def write_set(
     begin(folder)
     for note in notes:
         print(f"note: {note}")
-    lines = ",\n".join(json.dumps(record, ensure_ascii=False) for record in records)
-    text = f'{{"images": [\n{lines}\n]}}\n'
-    pairs: Counter[str] = Counter()
-    for record in records:
-        pairs[record["split"]] += len(record["captions"])
-    images = Counter(record["split"] for record in records)
-    splits = [*(split for split in layouts.SPLITS if images[split]), *sorted(images.keys() - set(layouts.SPLITS))]
-    counts = {split: {"images": images[split], "captions": pairs[split]} for split in splits}
-    manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes),
-                "captions_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    keep_replaced(folder, text)
-    write_atomically(folder / "captions.json", text)
+    counts, digest = write_captions(folder, records)
+    manifest = {"name": folder.name, **about, "counts": counts, "notes": list(notes), "captions_sha256": digest}
     if checked is not None and checked.found:  # not: pictures drawn here
         check_report.write_report(folder, {**manifest, **checked.report})
         if importlib.util.find_spec("matplotlib"):
@@ -78,6 +70,32 @@ def write_set(
     write_atomically(folder / "manifest.json", json.dumps(manifest, ensure_ascii=False, indent=1) + "\n")
     print(f"{folder} is ready: {counts_line(counts)}")
     return folder
+
+
+def write_captions(folder: Path, records: Sequence[Record]) -> tuple[dict[str, dict[str, int]], str]:
+    """captions.json, record by record; gives how many images and captions each split has, and the file's sha256."""
+    images: Counter[str] = Counter()
+    captions: Counter[str] = Counter()
+    digest = hashlib.sha256()
+    with whole(folder / "captions.json", sync=True) as made:
+        with made.open("wb") as file:
+            for text in captions_lines(records):
+                file.write(text.encode())
+                digest.update(text.encode())
+        keep_replaced(folder, digest.hexdigest())
+    for record in records:
+        images[record["split"]] += 1
+        captions[record["split"]] += len(record["captions"])
+    splits = [*(split for split in layouts.SPLITS if images[split]), *sorted(images.keys() - set(layouts.SPLITS))]
+    return {split: {"images": images[split], "captions": captions[split]} for split in splits}, digest.hexdigest()
+
+
+def captions_lines(records: Iterable[Record]) -> Iterator[str]:
+    """The text of captions.json in pieces."""
+    yield '{"images": [\n'
+    for number, record in enumerate(records):
+        yield ",\n" * (number > 0) + json.dumps(record, ensure_ascii=False)
+    yield "\n]}\n"
 
 
 def counts_line(counts: Mapping[str, Mapping[str, int]]) -> str:

@@ -1,9 +1,9 @@
 """Shards -> data/<name>/ without their pictures: the bounded first pass of STREAM = True.
 
 It reads captions as `prepare` does (tars.py, packed.py), decodes every picture once (check.py), and keeps
-captions.json, the report and an index of where each picture lies (data/shards.py). In memory it holds captions, names
-and what the check found; on the disk it leaves those and 60 bytes a picture. A pass that was stopped goes on with the
-pictures that were not checked yet.
+captions.json, the report and an index of where each picture lies (data/shards.py). In memory it holds some 50 bytes of
+each picture at a time, and the listing of one tar; captions, names and findings lie in files (base/on_disk.py) that are
+gone when it ends, however it ends. A pass that was stopped goes on with the pictures that were not checked yet.
 
 Of tars on a server only headers and texts are kept, each tar as a file with holes where the pictures were.
 """
@@ -16,12 +16,13 @@ import itertools
 import os
 import re
 import tarfile
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import cases, whole
 from nanocaption.data import shards
 from nanocaption.data.remote import AHEAD, Address, File, is_address
@@ -36,19 +37,20 @@ WHAT = ("STREAM = True reads WebDataset tars or parquet with pictures inside: se
 ENDINGS = (".tar", ".parquet")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
 MOST_SHARDS = 1_000_000
-Locate = Callable[[Sequence[Path], Collection[str]], Iterator[Packed]]
+UNKNOWN = Packed("", "", 0, 0, 0)  # where a picture lies, before it is looked for
 
 
 class Stream(NamedTuple):
     """Shards that were found: what reads their captions, and where their pictures lie."""
 
     source: Source
-    locate: Callable[[Collection[str]], dict[str, Packed]]  # names in the set -> the picture of each
+    locate: Callable[[Iterable[str]], Mapping[str, Packed]]  # names in the set -> the picture of each
     shards: list[Shard]
 
 
-def find(where: str, kept: Path) -> Stream:
-    """The shards that RAW_DATA_DIR means. kept: a folder for what is read of tars on a server.
+def find(where: str, kept: Path, scratch: Path) -> Stream:
+    """The shards that RAW_DATA_DIR means. kept: a folder for what is read of tars on a server. scratch: for what is
+    read of captions and pictures, as on_disk.rows takes it.
 
     Raises ValueError with one line where there are none, or they cannot be streamed.
     """
@@ -71,15 +73,17 @@ def find(where: str, kept: Path) -> Stream:
     about = [_about(place, column.get(place, "")) for place in places]
     name = "parquet" if column else "WebDataset"
     why = f"{cases([path.name for path in own], 'shard')} stand for RAW_DATA_DIR = {where!r}"
-    source = Source(f"{name}, streamed", why, where, list(readable), functools.partial(reader, raw_dir, list(readable)))
+    read = functools.partial(reader, raw_dir, list(readable), scratch)
+    source = Source(f"{name}, streamed", why, where, list(readable), read)
     place_of = dict(zip(map(str, readable), places, strict=True))
 
-    def located(names: Collection[str]) -> dict[str, Packed]:
-        found: dict[str, Packed] = {}
-        for picture in locate(readable, names):
-            at = place_of[picture.shard]
-            found.setdefault(picture.file_name, picture._replace(shard=at, column=column.get(at, "")))
-        if lost := sorted(set(names) - found.keys()):
+    def located(names: Iterable[str]) -> Mapping[str, Packed]:
+        found = on_disk.table(scratch, ((name, UNKNOWN) for name in names))
+        for picture in locate(readable, found):
+            if found[picture.file_name] == UNKNOWN:
+                at = place_of[picture.shard]
+                found[picture.file_name] = picture._replace(shard=at, column=column.get(at, ""))
+        if lost := sorted(name for name, picture in found.items() if picture == UNKNOWN):
             raise ValueError(f"{where}: {cases(lost, 'picture')} not to be found again in the shards: did one change?")
         return found
 
@@ -167,8 +171,7 @@ def _listing(repository: str, revision: str) -> tuple[str, list[str]]:
     return download.listing(repository, revision)
 
 
-def _locate_tars(paths: Sequence[Path], names: Collection[str]) -> Iterator[Packed]:
-    wanted = set(names)
+def _locate_tars(paths: Sequence[Path], wanted: Container[str]) -> Iterator[Packed]:
     for path, label in archives.labels_of(paths).items():
         for member, _ in archives.entries(path):
             name = tars.name_in_set(PurePosixPath(member.name).as_posix(), label, wanted)
@@ -176,8 +179,7 @@ def _locate_tars(paths: Sequence[Path], names: Collection[str]) -> Iterator[Pack
                 yield Packed(name, str(path), member.offset or 0, 0, member.size)
 
 
-def _locate_parquet(paths: Sequence[Path], names: Collection[str]) -> Iterator[Packed]:
-    wanted = set(names)
+def _locate_parquet(paths: Sequence[Path], wanted: Container[str]) -> Iterator[Packed]:
     for path, label in archives.labels_of(paths).items():
         with shards.open_parquet(path) as file:
             rows = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]

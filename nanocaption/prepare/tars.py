@@ -7,13 +7,15 @@ wherever in the tar they stand. Members that are not used are counted and named.
 
 import functools
 import hashlib
+import itertools
 from collections import Counter
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Container, MutableMapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 from tqdm import tqdm
 
+from nanocaption.base import on_disk
 from nanocaption.base.files import PICTURE_SUFFIXES, cases, is_junk
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source
@@ -62,41 +64,56 @@ def key_of(name: str) -> str:
 class Members(NamedTuple):
     """What the shards hold, in order."""
 
-    pictures: list[Content]
-    texts: dict[Key, dict[str, Text]]  # of pictures, by their ending
-    lonely: list[str]  # texts without a picture
-    others: list[str]  # what is neither
+    pictures: on_disk.Rows[Content]
+    texts: MutableMapping[Key, dict[str, Text]]  # of pictures, by their ending
+    lonely: on_disk.Rows[str]  # texts without a picture
+    others: on_disk.Rows[str]  # what is neither
 
 
-def read_tars(raw_dir: Path, shards: list[Path]) -> Rows:
-    """One row per picture that has a text of the same key, named by its path in the tar. See the head of the file."""
-    found = _members(raw_dir, shards)
-    chosen, notes = choose(found.texts)
-    captioned = [content for content in found.pictures if _key(content) in chosen]
-    names, more = qualified(captioned)
-    texts = [chosen[_key(content)] for content in captioned]
-    rows = [Row(name, text.split or content.split, text.captions)
-            for content, name, text in zip(captioned, names, texts, strict=True)]  # fmt: skip
+def read_tars(raw_dir: Path, shards: list[Path], scratch: Path | None = None) -> Rows:
+    """One row per picture that has a text of the same key, named by its path in the tar. See the head of the file.
+
+    scratch: as on_disk.rows takes it.
+    """
+    found = _members(raw_dir, shards, scratch)
+    chosen, notes = choose(found.texts, scratch)
+    captioned: on_disk.Rows[Content] = on_disk.rows(scratch)
+    said: on_disk.Rows[Text] = on_disk.rows(scratch)
+    wordless: on_disk.Rows[str] = on_disk.rows(scratch)
+    for content in found.pictures:
+        if (text := chosen.get(_key(content))) is None:
+            wordless.append(content.name)
+        else:
+            captioned.append(content)
+            said.append(text)
+    names, more = qualified(captioned, scratch)
+    rows = on_disk.rows(scratch, (Row(name, text.split or content.split, text.captions)
+                                  for content, name, text in zip(captioned, names, said, strict=True)))  # fmt: skip
     if not rows:
         raise ValueError(f"{raw_dir}: no text says anything of its picture: {'; '.join(notes)}")
-    rows, unsplit = with_folder_splits(merged_by_name(rows, raw_dir))
-    wordless = [content.name for content in found.pictures if _key(content) not in chosen]
-    return rows, [*notes, *more, *unsplit, *_left_out(wordless, found.lonely, found.others), *_how_paired(captioned),
-                  *archives.unread(raw_dir, shards)]  # fmt: skip
+    one_each, unsplit = with_folder_splits(merged_by_name(rows, raw_dir, scratch), scratch)
+    return one_each, [*notes, *more, *unsplit, *_left_out(wordless, found.lonely, found.others),
+                      *_how_paired(captioned, scratch), *archives.unread(raw_dir, shards)]  # fmt: skip
 
 
 def _key(content: Content) -> Key:
     return content.shard, key_of(content.name)
 
 
-def _members(raw_dir: Path, shards: list[Path]) -> Members:
+def _members(raw_dir: Path, shards: list[Path], scratch: Path | None) -> Members:
     """Texts are read where a picture has their key, pictures only where another shard has their name."""
-    found = Members([], {}, [], [])
-    listed = {shard: archives.checked(shard, is_sample) for shard in shards}
-    times = Counter(name for names in listed.values() for name in names)
+    found = Members(on_disk.rows(scratch), on_disk.table(scratch), on_disk.rows(scratch), on_disk.rows(scratch))
+    listed: on_disk.Rows[str] = on_disk.rows(scratch)
+    ends = []  # of each shard's pictures in this list
+    for shard in shards:
+        listed.extend(filter(is_picture, archives.checked(shard, is_sample)))
+        ends.append(len(listed))
+    twice = on_disk.Repeated(listed)
+    left = iter(listed)
     labels = archives.labels_of(shards)
-    for shard, label in tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2):
-        keys = {key_of(name) for name in listed[shard] if is_picture(name)}
+    bar = tqdm(labels.items(), desc="captions", unit="shard", disable=len(shards) < 2)
+    for (shard, label), start, end in zip(bar, [0, *ends], ends, strict=False):
+        keys = set(map(key_of, itertools.islice(left, end - start)))
         for member, open_member in archives.entries(shard):
             name = PurePosixPath(member.name).as_posix()
             if member.kind != "file" or is_junk(name):
@@ -104,12 +121,13 @@ def _members(raw_dir: Path, shards: list[Path]) -> Members:
             if not is_sample(name):
                 found.others.append(name)
             elif is_picture(name):
-                digest = hashlib.sha256(_bytes_of(shard, open_member)).hexdigest() if times[name] > 1 else ""
+                digest = hashlib.sha256(_bytes_of(shard, open_member)).hexdigest() if name in twice else ""
                 found.pictures.append(Content(label, name, digest, split_of(raw_dir, shard)))
             elif key_of(name) in keys:
                 ending = PurePosixPath(name).suffix.lower()
                 text = parse_text(_bytes_of(shard, open_member), ending, f"{shard}: {member.name}")
-                found.texts.setdefault((label, key_of(name)), {})[ending] = text
+                key = (label, key_of(name))
+                found.texts[key] = found.texts.get(key, {}) | {ending: text}
             else:
                 found.lonely.append(name)
     return found
@@ -120,7 +138,7 @@ def _bytes_of(shard: Path, open_member: Callable[[], IO[bytes]]) -> bytes:
         return file.read()
 
 
-def _left_out(wordless: list[str], lonely: list[str], others: list[str]) -> list[str]:
+def _left_out(wordless: Sequence[str], lonely: Sequence[str], others: Sequence[str]) -> list[str]:
     notes = []
     if wordless:
         rule = f" ({FIRST_POINT})" if any("." in PurePosixPath(key_of(name)).name for name in wordless) else ""
@@ -133,9 +151,12 @@ def _left_out(wordless: list[str], lonely: list[str], others: list[str]) -> list
     return notes
 
 
-def _how_paired(contents: list[Content]) -> list[str]:
-    pointed = [content.name for content in contents if "." in PurePosixPath(key_of(content.name)).name]
-    shared = [key for (_, key), count in Counter(map(_key, contents)).items() if count > 1]
+def _how_paired(contents: Sequence[Content], scratch: Path | None) -> list[str]:
+    names = (content.name for content in contents)
+    pointed = on_disk.rows(scratch, (name for name in names if "." in PurePosixPath(key_of(name)).name))
+    shared: on_disk.Rows[str] = on_disk.rows(scratch)
+    for _, its in itertools.groupby(contents, key=lambda content: content.shard):
+        shared.extend(key for (_, key), count in Counter(map(_key, its)).items() if count > 1)
     return [*[f"{cases(pointed, 'picture')} with several points in the name: {FIRST_POINT}"] * bool(pointed),
             *[f"{cases(shared, 'text')} for several pictures of that key"] * bool(shared)]  # fmt: skip
 
@@ -149,6 +170,6 @@ def unpack_tars(shards: list[Path], file_names: Collection[str], folder: Path) -
         archives.unpack(shard, members, lambda name, in_set=in_set: folder / (in_set(name) or name))
 
 
-def name_in_set(name: str, label: str, wanted: Collection[str]) -> str | None:
+def name_in_set(name: str, label: str, wanted: Container[str]) -> str | None:
     """Which of the names that `qualified` gives a member of the shard `label` is wanted."""
     return next((name for name in (name, f"{label}/{name}") if name in wanted), None)

@@ -1,6 +1,6 @@
 """Scores of one caption per picture, and what stands beside them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NotRequired, TypedDict
 
 from nanocaption import demo_set, metrics
@@ -40,7 +40,7 @@ def score_captions(
     records: Sequence[Record],
     captions: Sequence[str],
     people: bool = True,
-    training: Sequence[str] | None = None,
+    training: Iterable[str] | None = None,
     meteor: bool = False,
     spice: bool = False,
     tokenize: Tokenize = metrics.ptb_tokenize,

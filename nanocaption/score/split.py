@@ -1,15 +1,14 @@
 """The pictures whose captions are scored."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanocaption.base.settings import Settings
 from nanocaption.data.caption_text import as_read
-from nanocaption.data.prepared import Record, folder_name, load_records, verify
+from nanocaption.data.prepared import Record, first_of_each, folder_name, iter_records, load_records, verify
 from nanocaption.data.remote import ShardError
 from nanocaption.data.shards import check_shards
-from nanocaption.score.results import read_object
 
 
 class Split(NamedTuple):
@@ -18,7 +17,7 @@ class Split(NamedTuple):
     name: str
     folder: Path  # of the data set
     records: list[Record]  # each has at least one caption
-    training: list[str] | None  # the captions of the training split, if there is one
+    training: "TrainingCaptions | None"  # those of the training split, if there is one
     captions_sha256: str  # of the data set's captions.json
 
 
@@ -48,20 +47,33 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
     if bare := [record["file_name"] for record in records if not record["captions"]]:
         raise ValueError(f"{len(bare)} of {len(records)} pictures have no reference caption, the first {bare[0]!r}: "
                          "give them one or take them out of captions.json")  # fmt: skip
-    training = [caption for record in training_records(Path(settings.DATA_DIR), trained)
-                for caption in record["captions"]]  # fmt: skip
-    return Split("+".join(splits), folder, records, training or None, manifest["captions_sha256"])
+    training = TrainingCaptions(Path(settings.DATA_DIR), trained)
+    there = next(iter(training), None) is not None
+    return Split("+".join(splits), folder, records, training if there else None, manifest["captions_sha256"])
 
 
-def training_records(data_dir: Path, trained: Mapping[str, object]) -> list[Record]:
-    """The pictures of the training split with their captions; none where its data set is gone.
+class TrainingCaptions:
+    """The captions of `training_records`, read from the disk whenever they are gone through."""
+
+    def __init__(self, data_dir: Path, trained: Mapping[str, object]):
+        self.data_dir, self.trained = data_dir, trained
+
+    def __iter__(self) -> Iterator[str]:
+        return (caption for record in training_records(self.data_dir, self.trained) for caption in record["captions"])
+
+
+def training_records(data_dir: Path, trained: Mapping[str, object]) -> Iterator[Record]:
+    """The pictures of the training split with their captions; none where its data set is gone or cannot be read.
 
     trained: the settings by name of the training.
     """
     config: Mapping[str, Any] = trained
-    origin = data_dir / folder_name(config["DATASET"])
-    images = read_object(origin / "captions.json").get("images", [])
-    there = {row["split"] for row in images} if isinstance(images, list) else set()
-    seen = [split for split in config.get("TRAIN_SPLITS", ("train",)) if split in there]  # older checkpoints: none
-    records = load_records(origin, seen, config["DATA_CUTOFF"]) if seen else []
-    return as_read(records, "keep")  # tokens have no case
+    path = data_dir / folder_name(config["DATASET"]) / "captions.json"
+    seen = config.get("TRAIN_SPLITS", ("train",))  # older checkpoints: none
+    try:
+        there = {record["split"] for record in iter_records(path)}
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    records = (record for record in iter_records(path) if record["split"] in seen) if there & {*seen} else ()
+    for record in first_of_each(records, config["DATA_CUTOFF"]):
+        yield as_read([record], "keep")[0]  # tokens have no case

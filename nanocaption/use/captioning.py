@@ -109,11 +109,11 @@ def judged_by(loaded: Loaded, tokenize: Tokenize = metrics.ptb_tokenize) -> Judg
         return None
     config = loaded.states[0]["config"]
     records = training_records(Path(settings.DATA_DIR), config)
-    if not records:
+    references = {number: record["captions"] for number, record in enumerate(records)}
+    if not references:
         raise ValueError(f"CONSENSUS = {settings.CONSENSUS} weighs words as the training captions of "
                          f"{config['DATASET']} do, which are not under DATA_DIR = {settings.DATA_DIR!r}: name their "
                          "place with --data-dir, or leave CONSENSUS at 0")  # fmt: skip
-    references = {number: record["captions"] for number, record in enumerate(records)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of references without words: told where they are scored
         training = metrics.prepare_references(references, tokenize)

@@ -217,7 +217,7 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     settings = load_settings(argv)
     saved = dict(settings.values)
     split = load_split(settings, "val", saved)
-    assert (split.name, len(split.records), len(split.training)) == ("val", 27, 135)
+    assert (split.name, len(split.records), len([*split.training])) == ("val", 27, 135)
     assert load_split(settings, "extra", saved).name == "extra"
     split = load_split(load_settings([*argv, "--test-splits", "val,test"]), "test", saved)
     assert (split.name, len(split.records)) == ("val+test", 51)

@@ -19,6 +19,10 @@ def names(number: int, first: int = 0) -> list[str]:
     return [f"{place}.jpg" for place in range(first, first + number)]
 
 
+def drawn_from(names: list[str], *how) -> dict[str, str]:
+    return dict(zip(names, splits.draw(names, *how), strict=True))
+
+
 def counts(drawn: dict[str, str]) -> tuple[int, int, int]:
     found = Counter(drawn.values())
     return found["train"], found["val"], found["test"]
@@ -31,7 +35,7 @@ def counts(drawn: dict[str, str]) -> tuple[int, int, int]:
 ])  # fmt: skip
 def test_counts_are_exact(pictures, expected):
     for seed in (1, 2):
-        assert counts(splits.draw(names(pictures), seed)) == expected
+        assert counts(drawn_from(names(pictures), seed)) == expected
 
 
 def test_a_larger_set_never_gives_a_split_fewer_pictures():
@@ -44,53 +48,53 @@ def test_a_larger_set_never_gives_a_split_fewer_pictures():
 
 def test_order_and_seed():
     given = names(500)
-    drawn = splits.draw(given, 1)
+    drawn = drawn_from(given, 1)
     random.Random(0).shuffle(given)
-    assert splits.draw(given, 1) == drawn
-    assert splits.draw(given, 2) != drawn
+    assert drawn_from(given, 1) == drawn
+    assert drawn_from(given, 2) != drawn
 
 
 def test_a_set_made_afresh_after_growth_moves_few_and_none_between_val_and_test():
-    before, after = splits.draw(names(1000), 1), splits.draw(names(1020), 1)
+    before, after = drawn_from(names(1000), 1), drawn_from(names(1020), 1)
     moved = {(before[name], after[name]) for name in before if before[name] != after[name]}
     assert moved <= {("val", "train"), ("test", "train"), ("train", "val"), ("train", "test")}
     assert sum(before[name] != after[name] for name in before) <= 6
 
 
 def test_known_pictures_stay_and_new_ones_fill_up():
-    known = splits.draw(names(60), 1)
-    grown = splits.draw(names(500), 1, (), known)
+    known = drawn_from(names(60), 1)
+    grown = drawn_from(names(500), 1, (), known)
     assert {name: grown[name] for name in known} == known
     assert counts(grown) == (450, 25, 25)
-    assert splits.draw(names(500), 1, (), grown) == grown
-    few = splits.draw(names(61), 1, (), dict.fromkeys(names(60), "train"))
+    assert drawn_from(names(500), 1, (), grown) == grown
+    few = drawn_from(names(61), 1, (), dict.fromkeys(names(60), "train"))
     assert counts(few)[0] == 60  # what is known does not move, however little is left to draw from
 
 
 def test_copies_lie_in_one_split_and_the_counts_hold():
     for seed in range(20):
         copies = [[f"{place}.jpg", f"{place + 1}.jpg"] for place in range(0, 40, 2)]
-        drawn = splits.draw(names(200), seed, copies)
+        drawn = drawn_from(names(200), seed, copies)
         assert all(drawn[a] == drawn[b] for a, b in copies)
         assert counts(drawn) == (160, 20, 20)
         # The control: without knowing of them some would be parted.
-        apart = splits.draw(names(200), seed)
+        apart = drawn_from(names(200), seed)
         assert any(apart[a] != apart[b] for a, b in copies)
 
 
 def test_a_copy_of_a_known_picture_goes_where_that_one_is():
     known = {"0.jpg": "test", "1.jpg": "val", "2.jpg": "train"}
-    drawn = splits.draw(names(9), 1, [["0.jpg", "3.jpg"], ["1.jpg", "4.jpg"], ["2.jpg", "5.jpg"]], known)
+    drawn = drawn_from(names(9), 1, [["0.jpg", "3.jpg"], ["1.jpg", "4.jpg"], ["2.jpg", "5.jpg"]], known)
     assert [drawn[name] for name in names(6)] == ["test", "val", "train"] * 2
-    assert splits.draw(names(3), 1, [["0.jpg", "2.jpg"]], known)["2.jpg"] == "test"
+    assert drawn_from(names(3), 1, [["0.jpg", "2.jpg"]], known)["2.jpg"] == "test"
 
 
 def test_groups_too_large_for_a_split_go_to_training_unless_it_would_stay_empty():
-    drawn = splits.draw(names(100), 1, [names(50)])
+    drawn = drawn_from(names(100), 1, [names(50)])
     assert {drawn[name] for name in names(50)} == {"train"} and counts(drawn) == (70, 20, 10)
-    assert set(splits.draw(names(6), 1, [names(2), names(2, 2), names(2, 4)]).values()) == {"train", "val", "test"}
+    assert set(drawn_from(names(6), 1, [names(2), names(2, 2), names(2, 4)]).values()) == {"train", "val", "test"}
     for seed in range(10):
-        assert set(splits.draw(names(6), seed, [names(4)]).values()) == {"train", "val", "test"}
+        assert set(drawn_from(names(6), seed, [names(4)]).values()) == {"train", "val", "test"}
 
 
 # --- sets ---

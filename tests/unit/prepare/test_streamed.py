@@ -218,6 +218,68 @@ def test_a_pass_that_is_stopped_goes_on_and_ends_the_same(tmp_path, monkeypatch,
         assert (again / name).read_bytes() == (whole / name).read_bytes()
 
 
+def with_texts(path: Path, texts: dict[str, str], each: int) -> Path:
+    """Tars of pictures with .txt files, one text a picture; names as they are given."""
+    names = list(texts)
+    for number, start in enumerate(range(0, len(names), each)):
+        its = {f"{name}.{ending}": data for place, name in enumerate(names[start : start + each], start)
+               for ending, data in (("jpg", jpeg(place)), ("txt", texts[name].encode()))}  # fmt: skip
+        write_tar(path / f"{number:05}.tar", [], its)
+    return path
+
+
+def odd_parquet(raw: Path, its: list[Sample]) -> Path:
+    return write_parquets(raw, its, 5)
+
+
+ODD = {
+    "a name in several shards": lambda raw: write_tars(raw, [
+        Sample(f"{place % 7:05}", jpeg(place), [f"a dog {place} runs"]) for place in range(28)], 7),
+    "a picture under one name in several shards": lambda raw: write_tars(raw, [
+        Sample(f"{place % 7:05}", jpeg(place % 7), [f"a dog {place} runs"]) for place in range(28)], 7),
+    "lines": lambda raw: with_texts(raw, {
+        f"{place:05}": f"A dog {place} runs\nover the hill.\n\nThe cat sits." for place in range(24)}, 7),
+    "numbers beside captions": lambda raw: with_texts(raw, {
+        f"{place:05}": "0 0.5 0.5" if place % 9 == 4 else f"A dog {place} runs" for place in range(24)}, 7),
+    "folders": lambda raw: with_texts(raw, {
+        f"{'val' if place % 4 == 3 else 'train'}/a.{place}": f"a dog {place} runs" for place in range(24)}, 7),
+    "lists in cells": lambda raw: odd_parquet(raw, [
+        Sample(f"{place:05}", jpeg(place), [f"['a dog {place}', 'the dog {place}']"]) for place in range(24)]),
+    "a row for each caption": lambda raw: odd_parquet(raw, [
+        Sample(f"{place // 2:05}", jpeg(place // 2), [f"a dog {place} runs"]) for place in range(40)]),
+    "copies, repairs, refusals": lambda raw: odd_parquet(raw, [
+        Sample(f"{place:05}", jpeg(place % 20), [f" a dog {place} runs .", "a cat\nsits", "", "a cat sits"])
+        for place in range(30)]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_lies_on_the_disk_while_it_is_read_gives_what_memory_gives(tmp_path, capsys, case):
+    raw = ODD[case](tmp_path / "raw")
+    told = []
+    for name, stream in (("near", None), ("far", str(raw))):
+        prepare("mine", tmp_path / name, raw_dir=raw, stream=stream, rules=Rules(max_bad_fraction=0.5, workers=1))
+        lines = capsys.readouterr().out.replace(str(tmp_path / name), "").splitlines()
+        told.append([line for line in lines if "layout" not in line and "may be deleted" not in line])
+    assert told[0] == told[1] and len(told[0]) > 5
+    near, far = (tmp_path / name / "mine" for name in ("near", "far"))
+    assert (near / "captions.json").read_bytes() == (far / "captions.json").read_bytes()
+    reports = [json.loads((folder / "report.json").read_bytes()) for folder in (near, far)]
+    for part in ("captions", "pictures", "sizes", "counts", "notes", "pictures_sha256"):
+        assert reports[0][part] == reports[1][part], part
+    assert not (far / "stream" / "read").exists()
+
+
+def test_a_cutoff_streams_the_first_pictures_as_an_unpacked_set_has_them(tmp_path):
+    raw = write_tars(tmp_path / "raw", [s._replace(split=None) for s in samples(40)], 12)
+    near, far = (prepare("mine", tmp_path / name, raw_dir=raw, stream=stream, cutoff=3, rules=Rules(workers=1))
+                 for name, stream in (("near", None), ("far", str(raw))))  # fmt: skip
+    assert (near / "captions.json").read_bytes() == (far / "captions.json").read_bytes()
+    assert len(captions_of(far)) == len(Index(far)) == 9
+    assert all(read_bytes(Index(far).picture(place)) == jpeg(int(name[:5]))
+               for place, name in enumerate(captions_of(far)))  # fmt: skip
+
+
 # --- what has changed since ---
 
 
