@@ -377,7 +377,8 @@ def out_of_patience(run: Run, progress: Progress) -> bool:
     if not patience or progress.validations_without_gain < patience:
         return False
     what = "CIDEr" if run.settings.OBJECTIVE == "scst" else "loss"
-    devices.console(f"Stopping early: no better {what} in EARLY_STOPPING_PATIENCE = {patience} validations.")
+    devices.console(f"Stopping early: no better {what} in EARLY_STOPPING_PATIENCE = {patience} validations; a larger "
+                    "one goes on.")  # fmt: skip
     return True
 
 

@@ -75,6 +75,8 @@ def main(argv: list[str]) -> None:
         proven = _write_onnx(arguments.folder, state, card_of(state, facts, "onnx"), arguments.precision or "fp32")
     elif plain:
         facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
+        if state["config"].get("NO_BAD_ENDINGS"):
+            print("Note: transformers knows no NO_BAD_ENDINGS: captions that it makes may end badly")
         found = transformers_folder.write_transformers(arguments.folder, state, card_of(state, facts, "transformers"))
         proven = f"loaded by transformers, {found.captions} captions of {found.pictures} drawn pictures are the same, "
         proven += f"logits to {found.logits:.0e}"

@@ -57,8 +57,8 @@ def make_inputs(
     sets = {}
     streamed = is_streamed(folder)
     if streamed and (settings.CACHE_IMAGES or (settings.CACHE_FEATURES and settings.FREEZE_ENCODER)):
-        devices.console("streamed: each picture is read from its shard every epoch; CACHE_IMAGES and CACHE_FEATURES, "
-                        "which would copy the set, are left aside")  # fmt: skip
+        devices.console("streamed: each picture is read from its shard every epoch; CACHE_IMAGES, CACHE_FEATURES and "
+                        "FEATURE_VIEWS, which would copy the set, are left aside")  # fmt: skip
     for split, rows in records.items():
         if isinstance(rows, TrainingRecords):
             sets[split] = streamed_set(settings, split, rows, tokenizer, model.image_spec, encoding)
@@ -221,7 +221,7 @@ def keep_on_device(images: ImageTextDataset, device: torch.device) -> None:
     size = sum(chunk.nbytes for chunk in images.cached.chunks)
     free, _ = torch.cuda.mem_get_info(device)
     if size <= free // 2:
-        resident = torch.empty((len(images), *images.cached[0].shape), dtype=torch.float16, device=device)
+        resident = torch.empty((len(images.cached), *images.cached[0].shape), dtype=torch.float16, device=device)
         start = 0
         for chunk in images.cached.chunks:
             resident[start : start + len(chunk)] = torch.from_numpy(np.array(chunk))

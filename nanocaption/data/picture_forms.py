@@ -28,6 +28,9 @@ class TorchTensor(Protocol):
 
     shape: Sequence[int]
     dtype: object
+    layout: object
+    device: object
+    is_meta: bool
 
     def is_floating_point(self) -> bool: ...
 
@@ -142,6 +145,8 @@ def pixels_of_tensor(tensor: TorchTensor) -> np.ndarray:
     layout = _layout(shape, "A tensor", "(3, H, W) or grey (H, W)")
     if layout == "channels last":
         raise ValueError(f"A tensor of shape {shape}: torch's are (3, H, W), give tensor.permute(2, 0, 1).")
+    if str(tensor.layout) != "torch.strided" or tensor.is_meta:
+        raise ValueError(f"A tensor of layout {tensor.layout} on {tensor.device} has no pixels: give a dense one.")
     kind = str(tensor.dtype).removeprefix("torch.")
     if kind != "uint8" and not tensor.is_floating_point():
         raise ValueError(_TYPES.format("a tensor", kind))

@@ -148,7 +148,9 @@ def _without_warnings() -> Iterator[None]:
 
 
 def check_shape(height: int, width: int) -> None:
-    """Raises PictureError above MAX_PIXELS and for a longer shape than MAX_ASPECT."""
+    """Raises PictureError above MAX_PIXELS, for a longer shape than MAX_ASPECT, and where there is no pixel."""
+    if max(width, height) < 1:
+        raise PictureError("empty picture", f"{width} x {height}")
     if width * height > MAX_PIXELS:
         raise PictureError("too large", f"{width} x {height}, above {MAX_PIXELS / 1e6:.0f} megapixels")
     if max(width, height) > MAX_ASPECT * min(width, height):

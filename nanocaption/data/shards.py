@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
 BLOCK_BYTES = 16 * 2**20  # of a tar, read together; of parquet a row group is one
-GROUPS_BYTES = 2**28  # of row groups that a process keeps
+GROUPS_BYTES = 3 * 2**28  # of row groups that a process keeps: a window of stream.py and what lies beside it in them
 OPEN_SHARDS = 64  # of a process
 ANEW = ("put the old ones back, or run prepare_dataset.py --stream --remake with the same recipe and flags: a run goes "
         "on with the set that is made then if its shards hold the same")  # fmt: skip

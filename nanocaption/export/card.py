@@ -49,7 +49,7 @@ def write_card(
         "seen": _SEEN[kind], "image_size": image_size, "epoch": state["epoch"], "step": state["step"],
         "averaged": f"; the weights are {told}" if (told := weights_told(state)) else "",
         "written_by": state.get("written_by", "nanoCaption"), **_encoder(state, base_model),
-        **_origin(state, _SEEN[kind]),
+        **_origin(state, _SEEN[kind]), **_objective(state, fields),
     }  # fmt: skip
     texts = re.split(r"^=== (.+) ===\n", Path(__file__).with_name("card_template.md").read_text("utf-8"), flags=re.M)
     blocks = {name: text.strip() for name, text in zip(texts[1::2], texts[2::2], strict=True)}
@@ -63,6 +63,30 @@ def write_card(
     if (scored := _scored(config, facts)) is not None and scored < _FEW:
         fields["results"] += "\n\n" + blocks["results few"].format_map(fields | {"images": scored})
     return blocks["card"].format_map(fields) + "\n"
+
+
+def _objective(state: State, fields: Mapping[str, str]) -> dict[str, str]:
+    """What the weights were trained for, how fast, and from where, as far as the state says."""
+    config, rewarded = state["config"], state.get("rewarded_steps", 0)
+    begun, xe = config.get("INIT_CHECKPOINT_PATH"), "cross-entropy"
+    plan = "{LR_SCHEDULE}, {warmup_steps} warm-up steps, {total_steps} steps planned".format_map(fields)
+    found = {
+        "objective": xe, "rate": fields["LEARNING_RATE"], "schedule": plan,
+        "patch_drop": str(config.get("PATCH_DROP", 0)),
+        "begun_with": f"the weights of {Path(str(begun)).name}" if begun else "random weights but for the encoder's",
+    }  # fmt: skip
+    if config.get("OBJECTIVE") == "scst" and "SCST_LEARNING_RATE" in config:
+        own = "rate {SCST_LEARNING_RATE}, {SCST_LR_SCHEDULE}".format_map(fields)
+        rewards = ("self-critical training (reward {SCST_REWARD}, <end> as a word, {SCST_SAMPLES} captions a picture, "
+                   "weight of cross-entropy {SCST_XE_WEIGHT})").format_map(fields)  # fmt: skip
+        first = config["SCST_START_EPOCH"]
+        found["objective"] = f"{xe} for {first} epochs, then {rewards}, {own}" if first else rewards
+        if not first:
+            found["begun_with"] = found["begun_with"] if begun else "the weights of a checkpoint"
+            found |= {"rate": fields["SCST_LEARNING_RATE"], "schedule": fields["SCST_LR_SCHEDULE"]}
+    elif rewarded:
+        found["objective"] = f"{xe}; of what it came from, {rewarded:,} steps were self-critical training by rewards"
+    return found
 
 
 def is_foreign(state: State) -> bool:

@@ -115,7 +115,7 @@ def check_names(dataset: str, data_dir: Path, raw_dir: Path | None) -> list[str]
                          "one in that folder by itself first, then name it without RAW_DATA_DIR")
     if raw_dir is not None and dataset == "demo":
         raise ValueError(f"RAW_DATA_DIR is {str(raw_dir)!r} but DATASET is 'demo', which is drawn here: give the set "
-                         "in that folder a name of its own (DATASET = mine), or set RAW_DATA_DIR to none")
+                         "in that folder a name of its own (--dataset mine), or set RAW_DATA_DIR to none")
     for name in names:
         made_here = name in ("demo", "flickr30k") or raw_dir is not None
         if not folder_of(name, data_dir).exists() and not made_here:

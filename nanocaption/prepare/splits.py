@@ -18,7 +18,7 @@ from nanocaption.base import on_disk
 from nanocaption.data.prepared import iter_records
 
 LEAST = 3  # pictures that differ: one for each split
-RULE = "a twentieth each for val and test, of a small set up to 20 pictures"
+RULE = "a twentieth each for val and test; of a small set 20 pictures (below 60 a third) for val, a tenth for test"
 
 
 def quotas(pictures: int) -> dict[str, int]:

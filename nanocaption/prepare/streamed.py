@@ -106,7 +106,9 @@ def expanded(where: str, name: str = "RAW_DATA_DIR = ", what: str = WHAT) -> lis
     name, what: what stands before `where` in messages, and what is told of shards.
     """
     found: list[str] = []
-    for pattern in itertools.chain.from_iterable(map(braces, _split(where))):
+    # A folder or file that is there may have commas and braces in its name.
+    patterns = [where] if os.path.exists(where) else itertools.chain.from_iterable(map(braces, _split(where)))
+    for pattern in patterns:
         its = _in_repository(pattern) if pattern.startswith("hf://") else [pattern] if is_address(pattern) else (
             _on_disk(pattern))  # fmt: skip
         if not its:
@@ -163,7 +165,13 @@ def _in_repository(pattern: str) -> list[str]:
     if form is None:
         raise ValueError(f"{pattern}: write hf://datasets/OWNER/NAME/PATH or hf://datasets/OWNER/NAME@REVISION/PATH")
     commit, names = _listing(form[1], form[2] or "main")
-    return [f"hf://datasets/{form[1]}@{commit}/{name}" for name in names if fnmatch.fnmatchcase(name, form[3])]
+    return [f"hf://datasets/{form[1]}@{commit}/{name}" for name in names if _matches(name, form[3])]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As a file system matches: * stops at /."""
+    parts, wanted = name.split("/"), pattern.split("/")
+    return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
 @functools.lru_cache(8)

@@ -113,7 +113,7 @@ def format_score(value: float) -> str:
 
 def format_value(value: float, key: str = "") -> str:
     """A statistic of the text for reading: 1234 -> "1,234", 10.43 -> "10.4", 0.03 -> "0.03"; shares in percent."""
-    if key in ("repetition", "seen"):
+    if key in ("repetition", "seen", "bad_endings", "unstopped"):
         return f"{100 * value:.1f} %"
     if isinstance(value, float):
         return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.3g}"
@@ -161,7 +161,7 @@ def _metrics_table(scores: Scores) -> str:
         if key in intervals:
             cells[0] += f"<small>{'–'.join(map(format_score, intervals[key]))}</small>"
         if theirs:
-            known = theirs.get(key, 0) > 0
+            known = theirs.get(key, 0) >= 0.0005  # less is shown as 0.0
             cells += [format_score(theirs[key]), f"{100 * own[key] / theirs[key]:.0f} %"] if known else ["–", "–"]
         rows += fill("score", key=key, label=METRIC_LABELS.get(key, key), cells="</td><td>".join(cells))
     return fill("table", kind="scores", heads="".join(fill("head", text=text) for text in heads), rows=rows)

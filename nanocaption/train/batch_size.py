@@ -32,13 +32,14 @@ def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextData
     most, limit = max(1, per_step // (together * parts)), f"leave an epoch {STEPS_AN_EPOCH} steps"
     if per_step == FEWEST_CAPTIONS:
         limit = f"suit so small a set ({captions:,} captions)"
+    drawn = captions_drawn(settings)
     if device.type == "cuda":
         images, bound = 0, "fit"
         if devices.rank() == 0:
             images = largest(lambda number: _fits(number, together, settings, model, train_set, device), most)
         (images,) = devices.max_(images)
     else:
-        images, bound = min(most, max(1, CPU_CAPTIONS // together)), f"pay here ({CPU_CAPTIONS})"
+        images, bound = min(most, max(1, CPU_CAPTIONS // max(together, drawn))), f"pay here ({CPU_CAPTIONS})"
     if not images:
         raise SystemExit(
             f"BATCH_SIZE = 'auto': not even the {together} captions of one image fit into {device}. Lower "
@@ -49,6 +50,11 @@ def choose(settings: Settings, model: ImageToTextModel, train_set: ImageTextData
         f"BATCH_SIZE = 'auto': {found} captions at a time, as many as {bound} and {limit}"
     )
     return found
+
+
+def captions_drawn(settings: Settings) -> int:
+    """Captions per picture in a step of self-critical training; 0 of cross-entropy."""
+    return settings.SCST_SAMPLES + (settings.SCST_XE_WEIGHT > 0) if settings.OBJECTIVE == "scst" else 0
 
 
 def largest(fits: Callable[[int], bool], most: int) -> int:
@@ -75,6 +81,7 @@ def _fits(
     """Whether images * together captions, all as the longest there is, leave room for the optimizer."""
     captions = images * together
     pictures = most_pictures(settings.replace(BATCH_SIZE=captions), train_set)
+    captions = max(captions, pictures * captions_drawn(settings))
     longest, place = max(
         ((image, place) for image, ids in enumerate(train_set.token_ids) for place in range(len(ids))),
         key=lambda pair: len(train_set.token_ids[pair[0]][pair[1]]),

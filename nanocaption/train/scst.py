@@ -220,7 +220,7 @@ _SIGNS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
     ("reward_spread", lambda start, now: now < start / 4, "a picture's captions earn the same: little to learn"),
     ("entropy", lambda start, now: now < start / 4, "nearly the same is drawn every time"),
     ("length", lambda start, now: not 0.7 * start <= now <= 1.4 * start, "captions change their length"),
-    ("ended", lambda start, now: now < start - 0.02 or now < 0.5, "captions are cut at MAX_SEQ_LEN"),
+    ("ended", lambda start, now: now < start - 0.02, "captions are cut at MAX_SEQ_LEN"),
     ("bad_endings", lambda start, now: now > max(2 * start, start + 0.01), "captions end in the middle of a phrase"),
     ("no_full_stop", lambda start, now: now > start + 0.02, "captions lose their last sign"),
 )

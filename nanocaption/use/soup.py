@@ -7,7 +7,7 @@ of different random starts have nothing in common that a mean would keep.
 import hashlib
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -66,9 +66,10 @@ def mean(members: Sequence[Member], shares: Sequence[float]) -> State:
         for member, share in zip(members, shares, strict=True)
     ]  # fmt: skip
     known: dict[str, Any] = dict(furthest.state)
+    rewarded = max(member.state.get("rewarded_steps", 0) for member in members)  # the mean has learnt from them, too
     return cast(State, {
         "config_constants": {}, **{name: known[name] for name in _KEPT if name in known},
-        "epoch": known["epoch"], "step": known["step"], "average_of": of,
+        "epoch": known["epoch"], "step": known["step"], "average_of": of, "rewarded_steps": rewarded,
         "model_state_dict": weights, "optimizer_state_dict": {"state": {}, "param_groups": []}, "scaler_state_dict": {},
         "best_val_loss": None, "best_cider": None, "saved_at": time.time(), "written_by": f"nanoCaption {VERSION}",
     })  # fmt: skip
@@ -111,8 +112,12 @@ def _difference(first: Member, other: Member) -> str | None:
     for name, value in sizes.items():
         if name not in _FREE and its[name] != value:
             return f"{name} is {value!r} and {its[name]!r}"
-    for what, get in (("encoder", lambda state: nameless(state["model_arguments"].get("encoder_config"))),
-                      ("preparation of pictures", exported.image_spec_of)):  # fmt: skip
+    parts: dict[str, Callable[[State], object]] = {
+        "make of the decoder": _make,
+        "encoder": lambda state: nameless(state["model_arguments"].get("encoder_config")),
+        "preparation of pictures": exported.image_spec_of,
+    }
+    for what, get in parts.items():
         if get(a) != get(b):
             return f"another {what}"
     try:
@@ -125,6 +130,11 @@ def _difference(first: Member, other: Member) -> str | None:
         if kept and not torch.equal(tensor, b["model_state_dict"][name]):
             return f"another frozen encoder, in {name}" if frozen else f"{name} holds no fractions and differs"
     return None
+
+
+def _make(state: State) -> dict[str, object]:
+    """What a model that came from elsewhere does otherwise than ours."""
+    return {k: v for k, v in state["model_arguments"].items() if k not in ("encoder_config", "image_spec")}
 
 
 def _same_weights(first: Member, other: Member) -> bool:

@@ -7,10 +7,12 @@ import torch
 
 import evaluate
 import train
+from nanocaption.export.card import Facts, write_card
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import BEST_CIDER, LAST, best_of, best_of_newest
 from nanocaption.train import scst, setup
 from nanocaption.train.rewards import Earned
+from nanocaption.use import soup
 from nanocaption.use.load import trained_by_reward
 from tests.processes import rows
 
@@ -50,6 +52,12 @@ def test_a_run_from_a_checkpoint_learns_and_its_best_and_its_scores_say_how(flag
 
     assert describe(state)["trained"]["rewarded_steps"] == 6
     assert "rewarded_steps" not in describe(checkpoint.load(tiny_run / LAST))["trained"]
+    members = [soup.read_member(path) for path in (tiny_run / LAST, run / LAST)]
+    assert trained_by_reward(soup.mean(members, [3, 1]))  # and so does the mean with such a model
+    texts = [write_card(member.state, None, 16, Facts("x", None, None, None, [], "")) for member in members]
+    assert "reward cider+bleu" in texts[1], texts[1]
+    assert "| schedule | constant |" in texts[1] and "| begun with | the weights of last" in texts[1]
+    assert "| objective | cross-entropy |" in texts[0] and "| begun with | random weights" in texts[0]
 
 
 def test_equal_rewards_change_nothing(flags, tiny_run, monkeypatch):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from nanocaption.base.settings import load_settings
 from nanocaption.data.dataset import ImageTextDataset, collate_fn, load_image
-from nanocaption.data.inputs import make_inputs
+from nanocaption.data.inputs import keep_on_device, make_inputs
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks, epoch_groups, in_order
 from nanocaption.data.prepared import load_records
@@ -157,6 +157,19 @@ def test_an_epoch_draws_a_view_of_each_picture_and_validation_takes_the_first(tm
     assert np.array_equal(drawn[4], images.at_epoch(4)[(1, (0,))][0])
     part = images.part([1]).at_epoch(4)
     assert tuple(part[(0, (0,))][0].ravel()) in {tuple(row.ravel()) for row in drawn}
+
+
+def test_all_views_stay_on_a_device_that_has_room(tmp_path, monkeypatch):
+    images = views_of(tmp_path, 3)
+    expected = [images.at_epoch(epoch)[(1, (0,))][0] for epoch in range(9)]
+    empty = torch.empty
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (2**30, 2**30))
+    monkeypatch.setattr(torch, "empty", lambda *size, device, **more: empty(*size, **more))
+    keep_on_device(images, torch.device("cuda"))
+    assert len(images.resident) == 9
+    numbers = [int(images.at_epoch(epoch)[(1, (0,))][0]) for epoch in range(9)]
+    assert all(np.array_equal(images.resident[n], row) for n, row in zip(numbers, expected, strict=True))
+    assert len(set(numbers)) == 3  # the control: other views are drawn
 
 
 def test_a_picture_whose_captions_name_a_side_is_never_mirrored(tmp_path):

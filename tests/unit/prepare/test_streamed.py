@@ -348,3 +348,16 @@ def test_shards_that_moved_are_found_by_a_remake(tmp_path):
         prepare("mine", tmp_path)
     made(tmp_path, tmp_path / "moved", remake=True)
     assert verify(folder)["captions_sha256"] == digest and read_bytes(Index(folder).picture(0)) == jpeg(0)
+
+
+def test_a_star_in_a_repository_stops_at_a_slash():
+    for name, pattern, fits in (("data/a.tar", "data/*.tar", True), ("data/old/a.tar", "data/*.tar", False),
+                                ("a.tar", "*.tar", True), ("data/a.tar", "*/a.tar", True)):  # fmt: skip
+        assert streamed._matches(name, pattern) is fits
+
+
+def test_a_file_may_have_commas_and_braces_in_its_path(tmp_path):
+    for name in ("a,b", "c{d}"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "0.tar").write_bytes(b"")
+        assert streamed.expanded(str(tmp_path / name / "0.tar")) == [str(tmp_path / name / "0.tar")]

@@ -97,6 +97,7 @@ def other_tokenizer(state) -> None:
     (lambda s: s["model_state_dict"].pop("decoder.norm.weight"), "decoder.norm.weight"),
     (lambda s: s["model_state_dict"]["decoder.norm.weight"].fill_(torch.nan), "not finite, in decoder.norm.weight"),
     (lambda s: s["model_arguments"].update(image_spec={"size": 48}), "another preparation of pictures"),
+    (lambda s: s["model_arguments"].update(never_chosen=[5]), "another make of the decoder"),
 ], ids=lambda value: value if isinstance(value, str) else "")  # fmt: skip
 def test_strangers_are_refused_in_one_line_that_names_the_difference(members, tmp_path, capsys, change, said):
     state = checkpoint.load(members[1])

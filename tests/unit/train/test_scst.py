@@ -383,6 +383,8 @@ def test_what_goes_astray_is_one_line():
                         ("bad_endings", 0.05), ("no_full_stop", 0.1)):  # fmt: skip
         told = scst.drift(history(200, **{name: value}))
         assert told and told.count("->") == 1 and f"{name} " in told
+    rising = [{"type": "train", "reward": 0.5, "ended": min(1.0, step / 400)} for step in range(200)]
+    assert scst.drift(rising) is None  # more captions end than did, though not half of them yet
     assert scst.drift(history(10, reward=0.1)) is None  # so few steps say nothing
     assert scst.drift([{"type": "train", "step": 1, "loss": 2.0}] * 100) is None
 
