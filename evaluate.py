@@ -142,10 +142,7 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     loaded = load_models(paths, given)
     settings, states = loaded.settings, loaded.states
     options = decoding_flags.options(arguments, search_options(settings.values))
-    if settings.CONSENSUS and arguments.sample:
-        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
-    if settings.CONSENSUS and arguments.length_penalties:
-        raise SystemExit("--length-penalties goes by beam search alone: set CONSENSUS to 0")
+    refuse_consensus(arguments, settings)
     judged = judged_by(loaded, metrics.TOKENIZERS[arguments.tokenize])
     split = load_split(settings, arguments.split, states[0]["config"])
     digests = [results.digest(path) for path in paths]
@@ -173,11 +170,7 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     if done:
         return output
     if devices.rank() == 0:
-        trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
-        if any(state["captions_sha256"] != split.captions_sha256 for state in trained_here):
-            print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
-        print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
-              f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
+        announce(paths, loaded, split, device)
     captions, broken = caption_split(loaded, options, split, output, key, judged)
     if devices.rank() == 0:
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
@@ -185,6 +178,24 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
         facts |= {"length_penalties": [row._asdict() for row in tried]} if tried else {}
         finish(arguments, split, captions, output, origin, facts, paths[0].parent, loaded, broken)
     return output
+
+
+def refuse_consensus(arguments: argparse.Namespace, settings: Settings) -> None:
+    """SystemExit where CONSENSUS is asked for together with what leaves it nothing to choose."""
+    if settings.CONSENSUS and arguments.sample:
+        raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")
+    if settings.CONSENSUS and arguments.length_penalties:
+        raise SystemExit("--length-penalties goes by beam search alone: set CONSENSUS to 0")
+
+
+def announce(paths: Sequence[Path], loaded: Loaded, split: Split, device: torch.device) -> None:
+    """Print what is captioned with what, and whether the set has changed since the training."""
+    settings, states = loaded.settings, loaded.states
+    trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
+    if any(state["captions_sha256"] != split.captions_sha256 for state in trained_here):
+        print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
+    print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
+          f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
 
 
 def choose_penalty(

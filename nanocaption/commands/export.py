@@ -12,15 +12,18 @@ same checkpoint where there is one beside it: run `nanocaption evaluate` first. 
 for each new best checkpoint, in its own folder runs/<run>/export, and uploads it beside the training.
 """
 
+import argparse
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nanocaption.base import cli, hub
-from nanocaption.base.settings import load_settings
+from nanocaption.base.settings import Settings, load_settings
 
 if TYPE_CHECKING:  # imports torch
     from nanocaption.base.tensors import State
+    from nanocaption.export.card import Facts
 
 _PARSER = cli.parser("nanocaption export", __doc__)
 _PARSER.add_argument(
@@ -43,6 +46,30 @@ _PARSER.add_argument("--push", metavar="USER/NAME", help="upload the folder to t
 def main(argv: list[str]) -> None:
     """Write, verify and, where asked for, upload the folder that argv names."""
     arguments, settings = cli.parse(_PARSER, argv, but=("PRECISION",))
+    _check_flags(arguments)
+    from nanocaption.export import from_transformers
+    from nanocaption.export.facts import title_of
+    from nanocaption.use.load import load_state
+
+    path, foreign = _find(arguments, settings)
+    if foreign:
+        settings, state = from_transformers.read_foreign(path, settings)
+    else:
+        state, settings = load_state(path, settings)
+    facts, files, proven = _write(arguments, settings, state, path)
+    after = "as it is" if foreign else f"after {state['epoch']} epochs"
+    if arguments.format != "onnx":
+        after += f", {(arguments.folder / hub.WEIGHTS).stat().st_size / 1e6:.1f} MB of weights"
+    print(f"{arguments.folder}: {path} {after}; {proven}")
+    if not facts.scores and not foreign:
+        print("Note: the card has no test scores. For these, evaluate first, then export again:\n"
+              f"    nanocaption evaluate --checkpoint {shlex.quote(str(path))}")  # fmt: skip
+    if arguments.push:
+        print(hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts), files))
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """SystemExit for flags that do not go together, and for what is not installed."""
     if arguments.precision and arguments.format != "onnx":
         raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx: leave it out, or add that")
     if arguments.format == "onnx":
@@ -50,13 +77,14 @@ def main(argv: list[str]) -> None:
             cli.require(module, "export", "nanocaption export --format onnx")
     if arguments.push is not None:
         load_settings(["--hf-repo-id", arguments.push])  # refuses what can be no name on the Hub
-    from nanocaption.export import from_transformers, transformers_folder
-    from nanocaption.export.facts import card_of, find_facts, title_of, write_export
-    from nanocaption.model import exported, onnx_folder
-    from nanocaption.model.captioner import ImageToTextModel
-    from nanocaption.use.load import find_checkpoint, is_exported, load_state
 
-    plain, onnx = arguments.format == "transformers", arguments.format == "onnx"
+
+def _find(arguments: argparse.Namespace, settings: Settings) -> tuple[Path, bool]:
+    """What is exported, and whether it is another program's. What stands against it is told before it is read."""
+    from nanocaption.export import from_transformers, transformers_folder
+    from nanocaption.model import exported, onnx_folder
+    from nanocaption.use.load import find_checkpoint, is_exported
+
     older = {"transformers": transformers_folder.is_transformers_export, "onnx": onnx_folder.is_onnx_export}
     exported.check_target(arguments.folder, older.get(arguments.format))
     given = Path(arguments.checkpoint) if arguments.checkpoint else None
@@ -66,38 +94,31 @@ def main(argv: list[str]) -> None:
         raise SystemExit(f"{path.parent} is an export already. Upload it: nanocaption upload {path.parent} USER/NAME")
     if arguments.push and (problem := hub.access_problem(arguments.push)):
         raise SystemExit(f"Nothing can be uploaded to {arguments.push}: {problem}.")
-    if foreign:
-        settings, state = from_transformers.read_foreign(path, settings)
-    else:
-        state, settings = load_state(path, settings)
-    if onnx:
-        facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
-        proven = _write_onnx(arguments.folder, state, card_of(state, facts, "onnx"), arguments.precision or "fp32")
-    elif plain:
-        facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
-        if state["config"].get("NO_BAD_ENDINGS"):
-            print("Note: transformers knows no NO_BAD_ENDINGS: captions that it makes may end badly")
-        found = transformers_folder.write_transformers(arguments.folder, state, card_of(state, facts, "transformers"))
-        proven = f"loaded by transformers, {found.captions} captions of {found.pictures} drawn pictures are the same, "
-        proven += f"logits to {found.logits:.0e}"
-    else:
+    return path, foreign
+
+
+def _write(
+    arguments: argparse.Namespace, settings: Settings, state: "State", path: Path
+) -> tuple["Facts", Sequence[str], str]:
+    """Write the folder and prove that it works: what its card has, its files, and what was proven."""
+    from nanocaption.export import onnx_export, transformers_folder
+    from nanocaption.export.facts import card_of, find_facts, write_export
+    from nanocaption.model.captioner import ImageToTextModel
+
+    if arguments.format == "nanocaption":
         facts = write_export(arguments.folder, state, path, Path(settings.DATA_DIR), arguments.push)
         ImageToTextModel.from_pretrained(arguments.folder)  # proves that it loads
-        proven = "verified"
-    after = "as it is" if foreign else f"after {state['epoch']} epochs"
-    if not onnx:
-        after += f", {(arguments.folder / hub.WEIGHTS).stat().st_size / 1e6:.1f} MB of weights"
-    print(f"{arguments.folder}: {path} {after}; {proven}")
-    if not facts.scores and not foreign:
-        print("Note: the card has no test scores. For these, evaluate first, then export again:\n"
-              f"    nanocaption evaluate --checkpoint {shlex.quote(str(path))}")  # fmt: skip
-    if arguments.push:
-        files = transformers_folder.FILES if plain else hub.FILES
-        if onnx:
-            from nanocaption.export import onnx_export
-
-            files = onnx_export.files_of(arguments.precision or "fp32")
-        print(hub.push(arguments.folder, arguments.push, settings.HF_PRIVATE, title_of(state, facts), files))
+        return facts, hub.FILES, "verified"
+    facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
+    if arguments.format == "onnx":
+        precision = arguments.precision or "fp32"
+        proven = _write_onnx(arguments.folder, state, card_of(state, facts, "onnx"), precision)
+        return facts, onnx_export.files_of(precision), proven
+    if state["config"].get("NO_BAD_ENDINGS"):
+        print("Note: transformers knows no NO_BAD_ENDINGS: captions that it makes may end badly")
+    found = transformers_folder.write_transformers(arguments.folder, state, card_of(state, facts, "transformers"))
+    proven = f"loaded by transformers, {found.captions} captions of {found.pictures} drawn pictures are the same, "
+    return facts, transformers_folder.FILES, proven + f"logits to {found.logits:.0e}"
 
 
 def _write_onnx(folder: Path, state: "State", card: str, precision: str) -> str:

@@ -69,16 +69,24 @@ def make_inputs(
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         images.augment = augmentation(settings) if split == "train" else None
         keep_sides(images, encoding)
-        features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES and not streamed
-        if features and images.augment is not None and not settings.FEATURE_VIEWS:
-            devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
-        elif features:
-            images.cached = cached_features(settings, folder, split, images, model, device)
-            keep_on_device(images, device)
-        if images.cached is None and settings.CACHE_IMAGES and not streamed:
-            images.cached = cached_pictures(settings, folder, split, images)
+        if not streamed:
+            take_from_caches(settings, folder, split, images, model, device)
         sets[split] = images
     return sets
+
+
+def take_from_caches(
+    settings: Settings, folder: Path, split: str, images: ImageTextDataset, model: Captioner, device: torch.device
+) -> None:
+    """Give `images` the features or the decoded pictures that are kept, made now where they are not there."""
+    features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES
+    if features and images.augment is not None and not settings.FEATURE_VIEWS:
+        devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
+    elif features:
+        images.cached = cached_features(settings, folder, split, images, model, device)
+        keep_on_device(images, device)
+    if images.cached is None and settings.CACHE_IMAGES:
+        images.cached = cached_pictures(settings, folder, split, images)
 
 
 def augmentation(settings: Settings) -> Augment | None:

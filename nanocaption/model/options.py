@@ -81,24 +81,11 @@ def asked(given: Mapping[str, object], search: Options) -> Asked:
     ValueError with one line for an unknown name, a value that is no number, two names of one thing with different
     values, and what cannot be meant together.
     """
-    known = Names.__annotations__
-    for name in given:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            raise ValueError(f"{name} is no option{f'; did you mean {near[0]}?' if near else '.'} "
-                             f"There are: {', '.join(known)}.")  # fmt: skip
-    values = {name: _number(name, value) for name, value in given.items()}
-    fields: dict[str, int | float] = {}
-    origin: dict[str, str] = {}
-    for name, value in values.items():
-        field = _SYNONYMS.get(name, name)
-        if field in fields and fields[field] != value:
-            raise ValueError(f"{origin[field]} = {fields[field]} and {name} = {value} are one thing: give one of them.")
-        fields[field], origin[field] = value, name
+    fields, origin = _fields_of(given)
     count, draws, seed = (fields.pop(name, None) for name in ("num_return_sequences", "do_sample", "seed"))
     if count is not None and count < 1:
         raise ValueError(f"num_return_sequences = {count}: must be 1 or more.")
-    if values.get("max_new_tokens") == 0:
+    if origin.get("max_length") == "max_new_tokens" and fields["max_length"] == 0:
         raise ValueError("max_new_tokens = 0: must be 1 or more.")  # as max_length it says: as many as the model can
     if draws is not None:
         fields["samples"] = _samples(bool(draws), count, fields, origin)
@@ -112,6 +99,24 @@ def asked(given: Mapping[str, object], search: Options) -> Asked:
         raise ValueError(f"num_return_sequences = {count} is more than {name} = {most}: raise it to {count} or more"
                          f"{'' if options.samples else ', or draw them with do_sample=True'}.")  # fmt: skip
     return Asked(options, None if count is None else int(count), None if seed is None else int(seed))
+
+
+def _fields_of(given: Mapping[str, object]) -> tuple[dict[str, int | float], dict[str, str]]:
+    """The values by the names of Options and of the three that are none of it, and the name that each was given by."""
+    known = Names.__annotations__
+    fields: dict[str, int | float] = {}
+    origin: dict[str, str] = {}
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            raise ValueError(f"{name} is no option{f'; did you mean {near[0]}?' if near else '.'} "
+                             f"There are: {', '.join(known)}.")  # fmt: skip
+    for name, asked_for in given.items():
+        field, value = _SYNONYMS.get(name, name), _number(name, asked_for)
+        if field in fields and fields[field] != value:
+            raise ValueError(f"{origin[field]} = {fields[field]} and {name} = {value} are one thing: give one of them.")
+        fields[field], origin[field] = value, name
+    return fields, origin
 
 
 def _samples(
