@@ -30,8 +30,10 @@ test: setup      ## lint, then all tests that need no GPU and no network
 	$(PYTHON) -m ruff check .
 	$(PYTEST)
 
+# Twice, as tests that fork a training need a process in which none of autograd's threads was started.
 test-all: test   ## and the long forms: many kills, ranks, fresh interpreters, the notebook, a browser
-	$(PYTEST) -m "long and not gpu"
+	$(PYTEST) -m "long and not gpu" tests/process tests/run/test_uneven.py
+	$(PYTEST) -m "long and not gpu" tests/unit tests/run --ignore tests/run/test_uneven.py
 
 bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
 	$(PYTHON) benchmarks/run.py
