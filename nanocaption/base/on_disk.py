@@ -1,7 +1,8 @@
 """Lists and tables that may be larger than memory: where `scratch` is a folder they lie in files of it, else in memory.
 
 A list there is a file of pickles, a table a database of sqlite. The files have no name, so that nothing of them is left
-when the process ends, however it ends. What is in them is read anew each time it is asked for: changing what was read
+when the process ends, however it ends, and nobody else can write what is unpickled here: no file that was there before
+is ever read. What is in them is read anew each time it is asked for: changing what was read
 may change nothing.
 """
 
