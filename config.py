@@ -85,7 +85,8 @@ GRAD_CLIP_VALUE: float = 1.0  # largest norm of the whole gradient; 0 = no clipp
 EMA_DECAY: float = 0.0  # moving average of the weights, validated and exported in their place, e.g. 0.99; 0 = none
 MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradient, all skipped, before the run stops
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
-PATCH_DROP: float = 0.0  # share of a picture's patch features that a training step leaves out, drawn anew each time
+PATCH_DROP: float = 0.0  # share of a picture's patches that a training step leaves out, drawn anew each time
+PATCH_DROP_WHOLE_EPOCHS: int = 0  # so many last epochs leave out none
 OBJECTIVE: Literal["xe", "scst"] = "xe"  # cross-entropy; or self-critical, drawn captions rewarded: docs/training.md
 SCST_START_EPOCH: int = 0  # "scst": so many epochs of cross-entropy come first; 0 needs INIT_CHECKPOINT_PATH
 SCST_SAMPLES: int = 5  # "scst": captions drawn per picture; each is measured against the mean of the others

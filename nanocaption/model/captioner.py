@@ -24,7 +24,7 @@ from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
 from nanocaption.model.captions import CaptionText, caption_pictures
 from nanocaption.model.decoder import Cache, Decoder, follow
-from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless
+from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless, pick_patches
 from nanocaption.model.options import Names
 
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
@@ -186,12 +186,17 @@ class ImageToTextModel(nn.Module):
         self.decoder.compile(dynamic=True)
         self.encoder.compile()
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E)."""
+    def encode(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images (N, 3, S, S), uint8 as the dataset gives them or float and normalised -> features (N, P, E).
+
+        kept: (N, J) numbers of the patches that the encoder computes; None = all.
+        """
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze_encoder):
             few = images.device.type == "cpu" and not torch.is_grad_enabled() and self.encode_in_parts
             patches = (images.shape[-1] // self.encoder.patch_size) ** 2
-            parts = images.split(max(1, _CPU_PATCHES // patches)) if few else (images,)
+            if kept is not None or not few:
+                return self.encoder(self._normalised(images), kept)
+            parts = images.split(max(1, _CPU_PATCHES // patches))
             return torch.cat([self.encoder(self._normalised(part)) for part in parts])
 
     def _normalised(self, images: Tensor) -> Tensor:
@@ -227,15 +232,14 @@ class ImageToTextModel(nn.Module):
     def memory(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
         """Images or features -> what the decoder attends to, (N, P, D).
 
-        kept: (N, J) numbers of the patches that it may attend to, 0 .. patches - 1; None = all. A tower's class and
-        register tokens, which stand before the patches, are kept as well.
+        kept: (N, J) numbers of the patches that it may attend to, 0 .. patches - 1; None = all. An encoder that trains
+        leaves out the others from its first block on; of a frozen one, and of features, their rows are left out. A
+        tower's class and register tokens, which stand before the patches, are kept as well.
         """
-        features = images if images.ndim == 3 else self.encode(images)
-        if kept is not None:
-            others = features.shape[1] - self.patches()
-            before = torch.arange(others, device=kept.device).expand(len(kept), -1)
-            rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
-            features = features.gather(1, rows)
+        inside = kept if images.ndim == 4 and not self.freeze_encoder else None
+        features = images if images.ndim == 3 else self.encode(images, inside)
+        if inside is None:
+            features = pick_patches(features, kept, self.patches())
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
 
     @torch.inference_mode()

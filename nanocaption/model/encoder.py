@@ -79,9 +79,10 @@ class VisionTransformer(nn.Module):
         self.checkpointing = False
         nn.init.trunc_normal_(self.position, std=0.02)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """kept: see PretrainedTower.forward."""
         x = self.stem(images)  # (N, E, S/patch, S/patch)
-        x = x.flatten(2).transpose(1, 2) + self.position  # (N, P, E)
+        x = pick_patches(x.flatten(2).transpose(1, 2) + self.position, kept, self.position.shape[1])  # (N, P, E)
         for block in self.blocks:
             x = checkpoint(block, x, use_reentrant=False) if self.checkpointing and self.training else block(x)
         return self.norm(x)
@@ -152,7 +153,20 @@ class PretrainedTower(nn.Module):
         begin = getattr(self.tower, "activation_checkpointing_enable", self.tower.gradient_checkpointing_enable)
         begin({"use_reentrant": False})
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """kept: (N, J) numbers of the patches that enter the blocks, 0 .. patches - 1; None = all (Li et al. 2023)."""
+        if kept is None:
+            return self._features(images)
+        patches = (images.shape[-1] // self.patch_size) ** 2
+        # What makes tokens of patches is the one part that every tower's class has under a common method.
+        embeddings = next(part for part in self.tower.modules() if hasattr(part, "interpolate_pos_encoding"))
+        hook = embeddings.register_forward_hook(lambda part, given, made: pick_patches(made, kept, patches))
+        try:
+            return self._features(images)
+        finally:
+            hook.remove()
+
+    def _features(self, images: Tensor) -> Tensor:
         # A side other than the tower's own needs its position embeddings resized.
         resized = images.shape[-1] != _side(self.tower.config.image_size)
         if not self.layers:
@@ -165,6 +179,16 @@ class PretrainedTower(nn.Module):
             for layer in self.layers
         ]
         return torch.cat(parts, -1)  # (N, P, layers * E)
+
+
+def pick_patches(tokens: Tensor, kept: Tensor | None, patches: int) -> Tensor:
+    """Of tokens (N, P, E), the last `patches` of them a picture's patches, those before and the `kept` (N, J) ones."""
+    if kept is None:
+        return tokens
+    others = tokens.shape[1] - patches
+    before = torch.arange(others, device=kept.device).expand(len(kept), -1)
+    rows = torch.cat([before, kept + others], 1)[:, :, None]  # (N, others + J, 1)
+    return tokens.gather(1, rows.expand(-1, -1, tokens.shape[2]))
 
 
 def make_encoder(

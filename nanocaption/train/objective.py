@@ -29,7 +29,7 @@ def ready(
     groups: of the images of each batch, in their order. resident: see Batch.to. All ranks together.
     """
     patches = run.model.patches()
-    some = [drop_patches(batch, own, run.settings, progress.step, patches)
+    some = [drop_patches(batch, own, run.settings, progress.epoch, progress.step, patches)
             for batch, own in zip(batches, groups, strict=True)]  # fmt: skip
     if not is_scst(run.settings, progress.epoch):
         return some, None

@@ -96,6 +96,25 @@ def test_a_tower_loads_quietly_and_gives_its_own_features(towers, name, capfd):
         assert model(PIXELS, torch.tensor([[1, 5], [1, 6]])).shape == (2, 2, 30)
 
 
+@pytest.mark.parametrize("name", [*TOWERS, None])
+def test_an_encoder_that_trains_computes_the_kept_patches_alone(towers, name):
+    model = captioner(towers[name][0] if name else "none", "--image-size", "32", "--vit-patch-size", "8").eval()
+    kept = torch.tensor([[0, 5, 6], [1, 5, 15]])
+    unseen = PIXELS.clone()
+    unseen[:, :, 16:24, 16:24] += 1  # patch 10, where each patch is 8 x 8; the conv stem sees a little around
+    seen = unseen.clone()
+    seen[:, :, 8:16, 8:16] += 1  # patch 5
+    features = model.encode(PIXELS, kept)
+    assert features.shape[1] == model.encode(PIXELS).shape[1] - 16 + 3
+    if name:
+        assert torch.equal(model.encode(unseen, kept), features)
+    assert not torch.equal(model.encode(seen, kept), features)
+    assert torch.equal(model.memory(PIXELS, kept), model.memory(features))
+    torch.testing.assert_close(model.encode(PIXELS, torch.arange(16).expand(2, -1)), model.encode(PIXELS))
+    features.sum().backward()
+    assert any(p.grad is not None and p.grad.any() for p in model.encoder.parameters())
+
+
 @pytest.mark.parametrize("name", TOWERS)
 def test_images_smaller_than_a_patch_are_refused(towers, name):
     with pytest.raises(ValueError, match=r"^IMAGE_SIZE = 1: less than one patch of the encoder. Give \d+ or more"):

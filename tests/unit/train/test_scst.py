@@ -398,17 +398,20 @@ def test_a_part_of_the_patches_is_that_of_the_features_and_other_tokens_stay():
     by_hand = torch.stack([batch.images[n, [0, *(kept[n] + 1)]] for n in (0, 1)])
     assert torch.equal(model.memory(batch.images, kept), model.memory(by_hand))
     assert not torch.equal(model.memory(batch.images, kept.flip(0)), model.memory(by_hand))
-    pixels = pictures(2)  # through an encoder that may train
+    pixels = pictures(2)
+    model.freeze_encoder = True  # rows of its output; see test_encoder.py for one that trains
     assert torch.equal(model.memory(pixels, kept)[0], model.memory(pixels)[0, kept[0]])
 
 
 def test_what_is_left_out_is_a_function_of_seed_step_and_picture():
     settings, groups = load_settings(["--patch-drop", "0.3"]), [(n, (0, 1)) for n in range(3)]
     batch = own_captions(pictures(3))
-    found = drop_patches(batch, groups, settings, 7, 16).kept
+    found = drop_patches(batch, groups, settings, 0, 7, 16).kept
     assert found.shape == (3, 11) and (found.diff() > 0).all() and found.max() < 16
-    assert torch.equal(drop_patches(batch, groups[1:], settings, 7, 16).kept, found[1:])
-    assert not torch.equal(drop_patches(batch, groups, settings, 8, 16).kept, found)
-    assert not torch.equal(drop_patches(batch, groups, settings.replace(SEED=2), 7, 16).kept, found)
-    assert drop_patches(batch, groups, load_settings([]), 7, 16) is batch
-    assert drop_patches(batch, groups, load_settings(["--patch-drop", "0.99"]), 7, 16).kept.shape == (3, 1)
+    assert torch.equal(drop_patches(batch, groups[1:], settings, 0, 7, 16).kept, found[1:])
+    assert not torch.equal(drop_patches(batch, groups, settings, 0, 8, 16).kept, found)
+    assert not torch.equal(drop_patches(batch, groups, settings.replace(SEED=2), 0, 7, 16).kept, found)
+    assert drop_patches(batch, groups, load_settings([]), 0, 7, 16) is batch
+    whole_at_end = settings.replace(NUM_EPOCHS=3, PATCH_DROP_WHOLE_EPOCHS=1)
+    assert [drop_patches(batch, groups, whole_at_end, n, 7, 16).kept is None for n in range(3)] == [False, False, True]
+    assert drop_patches(batch, groups, load_settings(["--patch-drop", "0.99"]), 0, 7, 16).kept.shape == (3, 1)
