@@ -7,7 +7,7 @@ here and stand in no text: only a caption that is told as broken may end badly b
 """
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,7 @@ from nanocaption.metrics.diversity import BAD_ENDINGS
 
 _OUTSIDE, _WORD, _AFTER, _CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
 _JOINING = b"'-"  # belong to a word once it has begun: "drive-in" is not "in"
-_LETTERS = b"0123456789_abcdefghijklmnopqrstuvwxyz"
+_BYTES_OF_WORDS = (*b"0123456789_abcdefghijklmnopqrstuvwxyz", *range(128, 256))
 
 
 class Tables(NamedTuple):
@@ -59,18 +59,27 @@ def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     after = np.full((4 + len(places), 256), _OUTSIDE)
     bad = np.zeros(len(after), dtype=bool)
     bad[[_AFTER, _CLOSED, *(places[word] for word in words)]] = True
-    letters = [*_LETTERS, *range(128, 256)]
+    _mark_letters(after, places)
+    _mark_others(after, bad)
+    for upper, lower in zip(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz", strict=True):
+        after[:, upper] = after[:, lower]
+    return after, bad
+
+
+def _mark_letters(after: np.ndarray, places: Mapping[str, int]) -> None:
+    """Within words: a word's bytes lead from beginning to beginning of a bad word, or into some other word."""
     for state in (_OUTSIDE, _AFTER, _CLOSED):
-        for byte in letters:
+        for byte in _BYTES_OF_WORDS:
             after[state, byte] = places.get(chr(byte), _WORD)
     for state, beginning in ((_WORD, None), *((place, text) for text, place in places.items())):
-        for byte in (*letters, *_JOINING):
+        for byte in (*_BYTES_OF_WORDS, *_JOINING):
             after[state, byte] = _WORD if beginning is None else places.get(beginning + chr(byte), _WORD)
-    others = [byte for byte in range(128) if byte not in letters]
+
+
+def _mark_others(after: np.ndarray, bad: np.ndarray) -> None:
+    """Between words: after a bad word a text ends badly until another word begins."""
+    others = [byte for byte in range(128) if byte not in _BYTES_OF_WORDS]
     for state in np.flatnonzero(bad).tolist():
         stays = [byte for byte in others if state in (_AFTER, _CLOSED) or byte not in _JOINING]
         after[state, stays] = _CLOSED if state == _CLOSED else _AFTER
         after[state, list(b".!?")] = _CLOSED
-    for upper, lower in zip(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz", strict=True):
-        after[:, upper] = after[:, lower]
-    return after, bad

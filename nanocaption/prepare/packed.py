@@ -109,17 +109,7 @@ def qualified(contents: Sequence[Content], scratch: Path | None = None) -> tuple
     twice = on_disk.Repeated(content.name for content in contents)
     if not twice:
         return on_disk.rows(scratch, (content.name for content in contents)), []
-    first: MutableMapping[tuple[str, str, str | None], str] = on_disk.table(scratch)  # content -> its first shard
-    number: MutableMapping[str, int] = on_disk.table(scratch)  # of different contents of a name
-    in_shard: MutableMapping[tuple[str, str], list[tuple[str, str | None]]] = on_disk.table(scratch)
-    for shard, name, digest, split in contents:
-        if name in twice:
-            if (name, digest, split) not in first:
-                first[name, digest, split] = shard
-                number[name] = number.get(name, 0) + 1
-            held = in_shard.get((shard, name), [])
-            if (digest, split) not in held:
-                in_shard[shard, name] = [*held, (digest, split)]
+    first, number, in_shard = _differing(contents, twice, scratch)
     names: on_disk.Rows[str] = on_disk.rows(scratch)
     made: MutableMapping[str, None] = on_disk.table(scratch)
     for _, name, digest, split in contents:
@@ -137,6 +127,28 @@ def qualified(contents: Sequence[Content], scratch: Path | None = None) -> tuple
     shared = on_disk.rows(scratch, (name for name, different in number.items() if different > 1))
     return names, [f"{cases(shared, 'name')} of several different pictures, called SHARD/NAME "
                    f"(first: {next(iter(made))})"] if shared else []
+
+
+def _differing(
+    contents: Sequence[Content], twice: on_disk.Repeated, scratch: Path | None
+) -> tuple[
+    MutableMapping[tuple[str, str, str | None], str], MutableMapping[str, int],
+    MutableMapping[tuple[str, str], list[tuple[str, str | None]]],
+]:  # fmt: skip
+    """Of the names that come several times: the first shard of each content, how many contents, those of each shard."""
+    first: MutableMapping[tuple[str, str, str | None], str] = on_disk.table(scratch)
+    number: MutableMapping[str, int] = on_disk.table(scratch)
+    in_shard: MutableMapping[tuple[str, str], list[tuple[str, str | None]]] = on_disk.table(scratch)
+    for shard, name, digest, split in contents:
+        if name not in twice:
+            continue
+        if (name, digest, split) not in first:
+            first[name, digest, split] = shard
+            number[name] = number.get(name, 0) + 1
+        held = in_shard.get((shard, name), [])
+        if (digest, split) not in held:
+            in_shard[shard, name] = [*held, (digest, split)]
+    return first, number, in_shard
 
 
 def with_digest(name: str, digest: str) -> str:

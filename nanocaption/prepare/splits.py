@@ -36,20 +36,10 @@ def draw(
     `quotas`, if no group of copies is larger than what is left of it and what was known leaves room. Of each name 50
     bytes are held.
     """
-    known = known or {}
     drawn = ["train"] * len(names)
     groups, order = _groups(names, seed, copies)
-    fresh, left, there = array.array("Q"), quotas(len(names)), set()
-    earlier = [sys.intern(known.get(name, "")) for name in names] if known else [""] * len(names)
-    for first in order:
-        group = groups.get(first, (first,))
-        if before := {earlier[place] for place in group} - {""}:
-            split = first_of(before)
-            there.add(split)
-            _give(drawn, group, split)
-            left[split] = left.get(split, 0) - len(group)
-        else:
-            fresh.append(first)
+    left = quotas(len(names))
+    fresh, there = _keep_known(drawn, left, names, known or {}, ((n, groups.get(n, (n,))) for n in order))
     for split, others in (("val", {"test", "train"}), ("test", {"train"})):
         spare = len(fresh) - len(others - there)  # so many that each of the others still gets one
         turned = fresh if split == "val" else fresh[::-1]
@@ -61,6 +51,25 @@ def draw(
         gone = {group[0] for group in taken}
         fresh = array.array("Q", (first for first in fresh if first not in gone))
     return drawn
+
+
+def _keep_known(
+    drawn: list[str], left: dict[str, int], names: Sequence[str], known: Mapping[str, str],
+    groups: Iterable[tuple[int, Sequence[int]]],
+) -> tuple["array.array[int]", set[str]]:  # fmt: skip
+    """Give the groups that had a split before theirs, in `drawn` and out of `left`; the first place of each other
+    group, and the splits given."""
+    fresh, there = array.array("Q"), set()
+    earlier = [sys.intern(known.get(name, "")) for name in names] if known else [""] * len(names)
+    for first, group in groups:
+        if before := {earlier[place] for place in group} - {""}:
+            split = first_of(before)
+            there.add(split)
+            _give(drawn, group, split)
+            left[split] = left.get(split, 0) - len(group)
+        else:
+            fresh.append(first)
+    return fresh, there
 
 
 def _give(drawn: list[str], group: Iterable[int], split: str) -> None:

@@ -120,8 +120,13 @@ def _difference(first: Member, other: Member) -> str | None:
     for what, get in parts.items():
         if get(a) != get(b):
             return f"another {what}"
+    return _other_weights(a, b, other.name)
+
+
+def _other_weights(a: State, b: State, name_of_b: str) -> str | None:
+    """What keeps their tensors from having a mean."""
     try:
-        check_fits(a["model_state_dict"], b["model_state_dict"], other.name)
+        check_fits(a["model_state_dict"], b["model_state_dict"], name_of_b)
     except ValueError as error:
         return str(error)
     frozen = a["config"]["FREEZE_ENCODER"] and b["config"]["FREEZE_ENCODER"]
