@@ -34,16 +34,16 @@ def tables_of(tokenizer: Tokenizer) -> Tables:
     """The table of a byte-level tokenizer for metrics.diversity.BAD_ENDINGS, as `ends_badly` there sees them."""
     after, bad = _automaton(BAD_ENDINGS)
     pieces = [b"" if i <= UNK else token_bytes(tokenizer, i) for i in range(tokenizer.get_vocab_size())]
-    longest = max(map(len, pieces))
-    # (V, longest) bytes of each token; 256 stands behind its last one and leaves the state as it is
-    letters = np.array([[*piece, *[256] * (longest - len(piece))] for piece in pieces], dtype=np.int64)
-    after = np.concatenate([after, np.arange(len(after))[:, None]], axis=1)  # (S, 257)
+    lengths = np.array([len(piece) for piece in pieces])
+    # (V, longest) bytes of each token, 0 behind its last one
+    letters = np.array([[*piece, *[0] * (lengths.max() - len(piece))] for piece in pieces], dtype=np.int64)
     state = np.repeat(np.arange(len(after))[:, None], len(pieces), axis=1)  # (S, V)
     closed = state == _CLOSED
-    for column in letters.T:
-        state = after[state, column[None]]
-        closed |= state == _CLOSED
-    closed[:, [not piece for piece in pieces]] = False
+    for place in range(lengths.max()):
+        going = np.flatnonzero(lengths > place)  # few tokens of a large vocabulary are long
+        state[:, going] = after[state[:, going], letters[going, place]]
+        closed[:, going] |= state[:, going] == _CLOSED
+    closed[:, lengths == 0] = False
     ends = bad[state]
     forbidden = closed.copy()
     forbidden[:, END] = bad
