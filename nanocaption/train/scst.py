@@ -112,7 +112,10 @@ def draw(
     with sharding.gathered(run.model):
         for batch, own in zip(batches, groups, strict=True):
             seeds = [seed_of(settings.SEED, "scst", epoch, group) for group in own]
-            captions = _sample(run, batch.to(run.device, resident).images, seeds)
+            images = _encoded(run, batch.to(run.device, resident).images)
+            if resident is None:  # where `batch` holds the images, and not their numbers
+                batch = batch._replace(images=images)
+            captions = _sample(run, images, seeds)
             earned = _earned(run, captions, [image for image, *_ in own])
             drawn = _as_batch(captions, earned, batch, most)
             found.append(drawn if not settings.SCST_XE_WEIGHT else _followed_by(drawn, _one_each(batch)))
@@ -121,6 +124,14 @@ def draw(
     totals = devices.sum_(totals.to(run.device if run.device.type == "cuda" else "cpu"))
     assert run.rewards is not None
     return found, Drawn(*totals.tolist(), signed=bool(run.rewards.ending))
+
+
+def _encoded(run: Run, images: Tensor) -> Tensor:
+    """Of a frozen encoder the features, made once for both passes of the step; else the images as they are."""
+    if images.ndim == 3 or not run.model.freeze_encoder:
+        return images
+    with torch.no_grad(), devices.autocast(run.device, devices.pick_dtype(run.settings.PRECISION, run.device)):
+        return run.model.encode(images)
 
 
 def _sample(run: Run, images: Tensor, seeds: Sequence[int]) -> list[list[decode.Caption]]:
