@@ -191,7 +191,8 @@ def update_average(run: Run, progress: Progress) -> None:
     """Take the step that was taken into the moving average. Raises HalfUpdate where that failed."""
     try:
         weights = parameters_by_name(run.optimizer)
-        average.update(run.average, weights, run.settings.EMA_DECAY, progress.averaged_steps)
+        taken, rewarded = progress.averaged_steps, is_scst(run.settings, progress.epoch)
+        average.update(run.average, weights, average.decay_at(run.settings.EMA_DECAY, taken, rewarded))
     except Exception as error:
         raise HalfUpdate(f"the update of the moving average failed: {error}") from error
 

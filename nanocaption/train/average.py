@@ -1,8 +1,9 @@
 """The exponential moving average of the weights that train (EMA_DECAY): kept beside them, and validated in their place.
 
 After every step that was taken, average = d average + (1 - d) weights, with d = min(EMA_DECAY, (1 + t) / (10 + t)) and
-t the steps that it has taken in: the warm-up lets the first weights, which are worth nothing, go at once. A frozen
-encoder has no part in it. All of it is elementwise, so that with FSDP each process averages its own parts.
+t the steps that it has taken in: the warm-up lets the first weights, which are worth nothing, go at once. In the
+self-critical phase d is EMA_DECAY: there the average begins with trained weights, and a part of them is to stay. A
+frozen encoder has no part in it. All of it is elementwise, so that with FSDP each process averages its own parts.
 """
 
 import contextlib
@@ -30,17 +31,17 @@ def begin(parameters: Mapping[str, nn.Parameter], saved: State | None) -> Averag
     return {name: sharding.spread_like(found[name].to(p.device), p).clone() for name, p in parameters.items()}
 
 
-def decay_at(decay: float, taken: int) -> float:
-    """That of the next update, after `taken` others."""
-    return min(decay, (1 + taken) / (10 + taken))
+def decay_at(decay: float, taken: int, rewarded: bool) -> float:
+    """That of the next update, after `taken` others; rewarded: of a step of the self-critical phase."""
+    return decay if rewarded else min(decay, (1 + taken) / (10 + taken))
 
 
 @torch.no_grad()
-def update(average: Average, parameters: Mapping[str, nn.Parameter], decay: float, taken: int) -> None:
-    """Take the parameters of a step that was taken into the average, in place. taken: steps that are in it already."""
+def update(average: Average, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    """Take the parameters of a step that was taken into the average, in place. decay: see decay_at."""
     own = [sharding.local(tensor) for tensor in average.values()]
     weights = [sharding.local(parameters[name].detach()) for name in average]
-    torch._foreach_lerp_(own, weights, 1 - decay_at(decay, taken))
+    torch._foreach_lerp_(own, weights, 1 - decay)
 
 
 @contextlib.contextmanager

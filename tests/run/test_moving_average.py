@@ -132,12 +132,20 @@ def test_a_step_that_is_skipped_leaves_the_average_alone(flags, tmp_path, monkey
     skipped: list[int] = []
     update, take = average.update, train.take_update
     monkeypatch.setattr(objective, "caption_objective", breaking)
-    monkeypatch.setattr(average, "update", lambda *how: (taken.append(how[3]), update(*how)))
+    monkeypatch.setattr(average, "update", lambda *how: (taken.append(how[2]), update(*how)))
     monkeypatch.setattr(train, "take_update", lambda *how, skip: (skip and skipped.append(1), take(*how, skip=skip)))
     train.main([*flags, "--num-epochs", "1", "--validation-score-images", "0", *EMA])
     state = checkpoint.load(tmp_path / "runs" / "ema" / LAST)
-    assert skipped == [1] and taken == [0, 1, 2, 3, 4]
+    assert skipped == [1] and taken == [min(DECAY, (1 + t) / (10 + t)) for t in range(5)]
     assert (state["step"], state["averaged_steps"]) == (6, 5)
+
+
+def test_the_average_keeps_a_part_of_what_the_self_critical_phase_began_with(flags, tmp_path, monkeypatch):
+    decays, update = [], average.update
+    monkeypatch.setattr(average, "update", lambda *how: (decays.append(how[2]), update(*how)))
+    phases = "--num-epochs 2 --objective scst --scst-start-epoch 1 --run-name ema --ema-decay 0.9"
+    train.main([*flags, *phases.split()])
+    assert decays == [(1 + t) / (10 + t) for t in range(6)] + [0.9] * 6
 
 
 def test_everything_that_uses_a_checkpoint_takes_the_average_and_says_so(averaged, tmp_path, capsys, demo_data):

@@ -31,7 +31,7 @@ def test_the_average_is_the_recurrence_with_its_warm_up_and_training_goes_on_wit
         with torch.no_grad():
             for tensor in weights.values():
                 tensor += torch.randn_like(tensor)
-        average.update(begun, weights, 0.7, taken)
+        average.update(begun, weights, average.decay_at(0.7, taken, rewarded=False))
         decays.append(min(0.7, (1 + taken) / (10 + taken)))
         expected = {n: decays[-1] * old + (1 - decays[-1]) * weights[n].detach().double()
                     for n, old in expected.items()}  # fmt: skip
