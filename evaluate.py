@@ -70,7 +70,7 @@ import torch
 
 from nanocaption import metrics
 from nanocaption.base import devices
-from nanocaption.base.files import cases, read_log, write_atomically
+from nanocaption.base.files import cases, write_atomically
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
 from nanocaption.data.shard_index import paths_of
@@ -80,6 +80,7 @@ from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.options import Options, search_options
 from nanocaption.score import results
+from nanocaption.score.curves import read_thinned
 from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report
 from nanocaption.score.report_html import GalleryRow
@@ -341,10 +342,10 @@ def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, places: Mapping[str, P
 
 
 def _history(run: Path) -> list[dict[str, object]]:
-    """The rows of the run's log, for the curves; none where it has no log, or one that cannot be read."""
+    """What the run's log has for the curves; none where it has no log, or one that cannot be read."""
     log = run / "log.jsonl"
     try:
-        return read_log(log) if log.is_file() else []
+        return read_thinned(log) if log.is_file() else []
     except ValueError as error:
         warnings.warn(f"no curves in the report: {error}", stacklevel=2)
         return []
