@@ -70,7 +70,7 @@ import torch
 
 from nanocaption import metrics
 from nanocaption.base import devices
-from nanocaption.base.files import read_log, write_atomically
+from nanocaption.base.files import cases, write_atomically
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
 from nanocaption.data.shard_index import paths_of
@@ -80,11 +80,13 @@ from nanocaption.data.transform import seen_part
 from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.model.options import Options, search_options
 from nanocaption.score import results
+from nanocaption.score.curves import read_thinned
 from nanocaption.score.predictions import captions_by_id, compare_sides, image_ids, read_predictions, read_side
 from nanocaption.score.report import shown_rows, write_report
 from nanocaption.score.report_html import GalleryRow
 from nanocaption.score.scoring import Scores, score_captions
 from nanocaption.score.split import Split, load_split
+from nanocaption.train.used import unpacked
 from nanocaption.use.attention import attend
 from nanocaption.use.captioning import caption_split, decoding_facts, judged_by, results_name
 from nanocaption.use.load import WEIGHTS, Loaded, find_checkpoints, is_exported, load_models, trained_by_reward
@@ -192,8 +194,15 @@ def announce(paths: Sequence[Path], loaded: Loaded, split: Split, device: torch.
     """Print what is captioned with what, and whether the set has changed since the training."""
     settings, states = loaded.settings, loaded.states
     trained_here = [state for state in states if state["config"]["DATASET"] == settings.DATASET]
-    if any(state["captions_sha256"] != split.captions_sha256 for state in trained_here):
+    changed = any(state["captions_sha256"] != split.captions_sha256 for state in trained_here)
+    noted = [state for state in trained_here if "used" in state and "stream_sha256" not in state]
+    learnt = {one.name for state in noted for one in unpacked(state["used"]) if one.role == "train"}
+    seen = [record["file_name"] for record in split.records if record["file_name"] in learnt]
+    if changed and len(noted) < len(trained_here):
         print(f"Note: {split.folder} has changed since the training; its pictures may have been seen there.")
+    elif changed and seen:
+        print(f"Note: {split.folder} has changed since the training, which saw {cases(seen, 'picture')} of these "
+              f"{len(split.records):,}.")  # fmt: skip
     print(f"{', '.join(map(str, paths))}: epoch {', '.join(str(state['epoch']) for state in states)}; captioning "
           f"{len(split.records)} images of {settings.DATASET}/{split.name} on {device}")  # fmt: skip
 
@@ -333,10 +342,10 @@ def _add_maps(rows: Sequence[GalleryRow], loaded: Loaded, places: Mapping[str, P
 
 
 def _history(run: Path) -> list[dict[str, object]]:
-    """The rows of the run's log, for the curves; none where it has no log, or one that cannot be read."""
+    """What the run's log has for the curves; none where it has no log, or one that cannot be read."""
     log = run / "log.jsonl"
     try:
-        return read_log(log) if log.is_file() else []
+        return read_thinned(log) if log.is_file() else []
     except ValueError as error:
         warnings.warn(f"no curves in the report: {error}", stacklevel=2)
         return []

@@ -34,7 +34,7 @@ import torch
 from tqdm import tqdm
 
 from nanocaption.base import devices
-from nanocaption.base.files import read_log
+from nanocaption.base.files import log_rows
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
 from nanocaption.data.order import Group, flattened, in_order, number_of_captions, packed, seed_of
@@ -45,7 +45,7 @@ from nanocaption.runs import signals
 from nanocaption.runs.folder import LAST, best_of
 from nanocaption.runs.log import write_row
 from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
-from nanocaption.score.curves import plot_curves
+from nanocaption.score.curves import plot_curves, read_thinned
 from nanocaption.score.scoring import score_captions
 from nanocaption.train import average, profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
@@ -115,7 +115,7 @@ def fit(run: Run, progress: Progress) -> None:
             run.requests.training = False
     if devices.rank() == 0:
         curves = run.folder / "curves.png"
-        plot_curves(read_log(run.folder / "log.jsonl"), curves, title=run.folder.name)
+        plot_curves(read_thinned(run.folder / "log.jsonl"), curves, title=run.folder.name)
         best = best_of(run.folder) or run.folder / LAST
         print(f"curves: {curves}\nbest checkpoint: {best}")
         print(f"scores: python evaluate.py --checkpoint {shlex.quote(str(best))}")
@@ -270,7 +270,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores}, run.copies)
     if devices.rank() == 0:
         bar.write(text)
-        if by_cider and (warning := scst.drift(read_log(run.folder / "log.jsonl"))):
+        if by_cider and (warning := scst.drift(log_rows(run.folder / "log.jsonl"))):
             bar.write(warning)
     return done, names
 

@@ -153,15 +153,27 @@ def json_lines(path: Path) -> Iterator[tuple[bytes, dict[str, object] | None]]:
     A last line that a kill has torn, so without line end and without object, is left out.
     """
     with path.open("rb") as file:
-        for line in file:
-            try:
-                row = json.loads(line)
-            except ValueError:
-                row = None
-            if not isinstance(row, dict):
-                row = None
-            if row is not None or line.endswith(b"\n"):
-                yield line, row
+        yield from parsed_lines(file)
+
+
+def parsed_lines(file: IO[bytes]) -> Iterator[tuple[bytes, dict[str, object] | None]]:
+    """`json_lines` of an open file, from where it stands."""
+    for line in file:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict):
+            row = None
+        if row is not None or line.endswith(b"\n"):
+            yield line, row
+
+
+def copy_bytes(source: IO[bytes], target: IO[bytes], number: int) -> None:
+    """So many bytes from where `source` stands, or all that are there, piece by piece."""
+    while number and (some := source.read(min(number, 2**16))):
+        target.write(some)
+        number -= len(some)
 
 
 def open_to_append(path: Path) -> FileIO:
@@ -178,18 +190,41 @@ def open_to_append(path: Path) -> FileIO:
     return file
 
 
-def read_log(path: Path | str) -> list[dict[str, object]]:
-    """The rows of a log.jsonl, in file order; blank lines and a torn last line (`json_lines`) are left out.
+def lines_backwards(path: Path, block: int = 2**16) -> Iterator[tuple[int, bytes]]:
+    """(where it begins, the line with its end) of each whole line, the last first; held are a block and a line."""
+    with path.open("rb") as file:
+        start, rest = file.seek(0, os.SEEK_END), b""
+        torn = True  # what follows the last line end
+        while start:
+            end, start = start, max(0, start - block)
+            file.seek(start)
+            parts = (file.read(end - start) + rest).split(b"\n")
+            place = start + len(parts[0]) + 1 + sum(len(part) + 1 for part in parts[1:])
+            for part in reversed(parts[1:]):
+                place -= len(part) + 1
+                if not torn:
+                    yield place, part + b"\n"
+                torn = False
+            rest = parts[0]
+        if not torn:
+            yield 0, rest + b"\n"
+
+
+def log_rows(path: Path | str) -> Iterator[dict[str, object]]:
+    """The rows of a log.jsonl, one after the other; blank lines and a torn last line (`json_lines`) are left out.
 
     Any other line that is not a JSON object raises ValueError naming file and line; so does a missing file.
     """
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such log; give the log.jsonl of a run folder")
-    rows = []
     for number, (line, row) in enumerate(json_lines(path), start=1):
         if row is not None:
-            rows.append(row)
+            yield row
         elif line.strip():
             raise ValueError(f"{path}, line {number}: not a JSON object ({line.strip()[:60]!r}); repair or delete it")
-    return rows
+
+
+def read_log(path: Path | str) -> list[dict[str, object]]:
+    """All `log_rows` at once, of a short log: a row takes some 500 bytes of memory."""
+    return list(log_rows(path))

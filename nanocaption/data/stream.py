@@ -54,14 +54,26 @@ class TrainingRecords:
 
     def __init__(self, folder: Path, splits: Sequence[str], cutoff: int | None, case: str):
         self.folder, self.splits, self.cutoff, self.case = folder, tuple(splits), cutoff, case
+        self.first: dict[str, int] | None = None  # see `only`
+
+    def counts(self) -> dict[str, int]:
+        """How many pictures of each split these are."""
+        held = json.loads((self.folder / "manifest.json").read_bytes())["counts"]
+        there = {split: held.get(split, {"images": 0})["images"] for split in self.splits}
+        bound = {split: count if self.cutoff is None else min(count, self.cutoff) for split, count in there.items()}
+        return {split: min(count, (self.first or bound)[split]) for split, count in bound.items()}
+
+    def only(self, counts: dict[str, int]) -> None:
+        """Leave out what came to the set after a run had begun on so many pictures of each split."""
+        self.first = counts if counts != self.counts() else None
 
     def raw(self) -> Iterator[Record]:
         """As they are written, each with its place."""
-        seen = dict.fromkeys(self.splits, 0)
+        seen, most = dict.fromkeys(self.splits, 0), self.counts()
         for place, record in enumerate(iter_records(self.folder / "captions.json")):
             if record["split"] in seen:
                 seen[record["split"]] += 1
-                if self.cutoff is None or seen[record["split"]] <= self.cutoff:
+                if seen[record["split"]] <= most[record["split"]]:
                     yield record | {"place": place}
 
     def __iter__(self) -> Iterator[Record]:
@@ -93,6 +105,7 @@ class Encoded(NamedTuple):
     captions: int
     cut: list[int]  # how many ids each caption would have that MAX_SEQ_LEN cuts
     repeats: int  # captions that say the same as another of their picture, left out
+    counts: dict[str, int]  # pictures of each split
 
 
 def encode(records: TrainingRecords, tokenizer: Tokenizer, longest: int, encoding: int) -> Encoded:
@@ -104,13 +117,14 @@ def encode(records: TrainingRecords, tokenizer: Tokenizer, longest: int, encodin
     """
     digest = json.loads((records.folder / "manifest.json").read_bytes())["captions_sha256"]
     about = [digest, records.splits, records.cutoff, records.case, encoding, tokenizer_digest(tokenizer), longest]
+    about += [records.first] if records.first is not None else []
     folder = records.folder / "cache" / f"stream_{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
     told = folder / "whole.json"
     if not told.exists():
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(told, json.dumps(_encode(records, folder, tokenizer, longest, encoding)))
     found = json.loads(told.read_bytes())
-    return Encoded(folder, found["captions"], found["cut"], found["repeats"])
+    return Encoded(folder, found["captions"], found["cut"], found["repeats"], records.counts())
 
 
 def _encode(
@@ -208,6 +222,7 @@ class StreamedDataset(ImageTextDataset):
         self.token_ids = StoredCaptions(encoded.folder)
         self.weights = Same(1.0, len(places))
         self.rows = range(len(places))
+        self.counted = encoded.counts
         self.one_sided = np.load(encoded.folder / "sides.npy", mmap_mode="r")
         self.counts = array.array("H", np.diff(self.token_ids.firsts).astype(np.uint16).tobytes())
         blocks = index.rows["block"][places]
@@ -222,6 +237,15 @@ class StreamedDataset(ImageTextDataset):
         rows = self.paths.index.rows[self.paths.places]
         found = hashlib.sha256(f"{WINDOW_BYTES} {WINDOW_PICTURES}".encode())
         for values in (rows["crc"], rows["length"], self.by_block, self.bounds, self.paths.places):
+            found.update(np.ascontiguousarray(values).data)
+        return found.hexdigest()
+
+    def own_digest(self) -> str:
+        """The same without the places, which pictures of other splits move, and with the captions' ids."""
+        rows, captions = self.paths.index.rows[self.paths.places], self.token_ids
+        found = hashlib.sha256(f"{WINDOW_BYTES} {WINDOW_PICTURES}".encode())
+        for values in (rows["crc"], rows["length"], self.by_block, self.bounds, captions.ids, captions.ends,
+                       captions.firsts):  # fmt: skip
             found.update(np.ascontiguousarray(values).data)
         return found.hexdigest()
 

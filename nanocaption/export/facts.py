@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanocaption.base.files import read_log
+from nanocaption.base.files import log_rows
 from nanocaption.base.tensors import State
 from nanocaption.data.prepared import folder_name
 from nanocaption.export.card import Facts, write_card
@@ -37,7 +37,7 @@ def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     if manifest.get("captions_sha256") != state.get("captions_sha256"):
         manifest = {}  # of other data than it was trained on
     log = origin.parent / "log.jsonl"
-    rows = [row for row in read_log(log) if row.get("step") == state["step"]] if log.is_file() else []
+    rows = [row for row in log_rows(log) if row.get("step") == state["step"]] if log.is_file() else []
     by_type = {row.get("type"): row for row in rows if row.get("epoch") == state["epoch"]}
     scores, samples = find_evaluation(origin, state["config"])
     split = str(scores["split"]) if samples else "val"

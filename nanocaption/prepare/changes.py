@@ -14,8 +14,8 @@ from nanocaption.prepare import check
 from nanocaption.prepare.check_report import Examined
 
 ANEW = ("To make it anew from what is there now, run prepare_dataset.py --remake with the same recipe and flags: "
-        "pictures keep the splits that were drawn for them and the old captions.json is kept, but runs on the old set "
-        "cannot be resumed on the new one")  # fmt: skip
+        "pictures keep the splits that were drawn for them and the old captions.json is kept; runs of before go on "
+        "with their own pictures, but not where these or their captions are others then")  # fmt: skip
 
 
 def read_records(folder: Path) -> list[Record]:

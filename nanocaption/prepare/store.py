@@ -43,7 +43,7 @@ def keep_replaced(folder: Path, digest: str) -> None:
         kept = kept_captions(folder, content)
         link_or_copy(old, kept)
         print(f"note: other captions than before: the old ones are kept in {kept}; runs that were trained on them "
-              "cannot be resumed")  # fmt: skip
+              "go on where their own pictures and captions are as they were")  # fmt: skip
 
 
 def write_set(

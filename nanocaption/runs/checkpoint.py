@@ -1,8 +1,9 @@
 """One self-verifying .safetensors file per checkpoint. No pickle, in or out.
 
 Layout: tensors under `model/<parameter>` and `optim/<parameter>/<slot>`, and where the model is a moving average
-(EMA_DECAY) the weights that its training goes on with under `raw/<parameter>`; everything else (position, settings,
-tokenizer, ...) is canonical JSON under ONE metadata key, because safetensors writes several keys in random order.
+(EMA_DECAY) the weights that its training goes on with under `raw/<parameter>`; `data/used` is the note of its pictures
+(train/used.py); everything else (position, settings, tokenizer, ...) is canonical JSON under ONE metadata key, because
+safetensors writes several keys in random order.
 safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with them and checked
 on every load. Older files also hold random generators under `rng/`, which nothing needs any more.
 """
@@ -44,7 +45,7 @@ def save(path: Path | str, state: State) -> None:
     """Write `state` to `path`; the file appears complete and verified, or not at all.
 
     state: "model_state_dict" {name: tensor}, "optimizer_state_dict" {"state": {name: {slot: tensor}}, "param_groups"},
-        perhaps "raw_state_dict" {name: tensor};
+        perhaps "raw_state_dict" {name: tensor} and "used", a tensor;
         every other key must be JSON-ready.
     Raises ValueError for a state that JSON cannot hold, OSError where the disk refuses.
     """
@@ -151,6 +152,8 @@ def _pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     values: dict[str, Any] = dict(state)
     tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
     tensors |= {f"raw/{name}": tensor for name, tensor in values.pop("raw_state_dict", {}).items()}
+    if "used" in values:
+        tensors["data/used"] = values.pop("used")
     optimizer = values.pop("optimizer_state_dict")
     for name, slots in optimizer["state"].items():
         tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
@@ -171,6 +174,8 @@ def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> S
         elif room == "optim":
             parameter, _, slot = name.rpartition("/")
             optimizer.setdefault(parameter, {})[slot] = tensor
+        elif key == "data/used":
+            values["used"] = tensor
         elif room != "rng":
             raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
     groups = values.pop("optimizer_param_groups", [])

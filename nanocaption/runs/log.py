@@ -1,5 +1,6 @@
 """Where a run's numbers go: log.jsonl, which is the truth, and from there to copies of it."""
 
+import contextlib
 import errno
 import json
 import math
@@ -10,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from nanocaption.base.files import json_lines, whole
+from nanocaption.base.files import copy_bytes, lines_backwards, parsed_lines, whole
 
 REPLACED = "log_replaced.jsonl"
 Row = dict[str, Any]  # JSON-ready; "type" says what it tells
@@ -20,20 +21,39 @@ Copy = Callable[[Row], None]
 def rewind_log(path: Path, step: int, epoch: int) -> int:
     """Move the rows beyond a position (finished steps, finished epochs) from a log to REPLACED beside it.
 
-    A run that goes on from there writes them again. Returns how many were moved; a torn last line is dropped.
+    A run that goes on from there writes them again. Returns how many were moved; a torn last line is dropped then.
+    Memory does not grow with the log.
     """
     if not path.is_file():
         return 0
-    kept: list[bytes] = []
-    moved: list[bytes] = []
-    for line, row in json_lines(path):
-        (moved if row and _is_beyond(row, step, epoch) else kept).append(line)
-    if moved:
-        with open(path.with_name(REPLACED), "ab") as file:
-            file.writelines(moved)
-        with whole(path, sync=True) as made:
-            made.write_bytes(b"".join(kept))
-    return len(moved)
+    start = _first_beyond(path, step, epoch)
+    with path.open("rb") as whole_log:
+        whole_log.seek(start)
+        if not any(row and _is_beyond(row, step, epoch) for _, row in parsed_lines(whole_log)):
+            return 0
+        moved = 0
+        with whole(path, sync=True) as made, open(path.with_name(REPLACED), "ab") as aside, made.open("wb") as kept:
+            whole_log.seek(0)
+            copy_bytes(whole_log, kept, start)
+            for line, row in parsed_lines(whole_log):
+                beyond = row is not None and _is_beyond(row, step, epoch)
+                (aside if beyond else kept).write(line)
+                moved += beyond
+    return moved
+
+
+def _first_beyond(path: Path, step: int, epoch: int) -> int:
+    """Up to which byte no row lies beyond the position: the end of the last row of a step that does not.
+
+    Rows stand in the order of their steps, since what was beyond is moved away whenever a run goes back. So it is
+    looked for from the end, and a long log costs a resume nothing.
+    """
+    for start, line in lines_backwards(path):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            if isinstance(row, dict) and row.get("type") == "train" and not _is_beyond(row, step, epoch):
+                return start + len(line)
+    return 0
 
 
 def _is_beyond(row: Mapping[str, Any], step: int, epoch: int) -> bool:

@@ -2,15 +2,20 @@
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
-from nanocaption.base.files import write_file
+from nanocaption.base.files import log_rows, write_file
 from nanocaption.score.charts import Chart, Points, draw_lines
 
 Rows = Sequence[Mapping[str, object]]
+MOST_ROWS = 4096  # of a kind that are held while a log is read
+
+
+_DRAWN = ("type", "step", "epoch", "loss", "reward", "val_loss", "CIDEr")
 
 
 class Curves(NamedTuple):
@@ -23,6 +28,73 @@ class Curves(NamedTuple):
     cider: Points  # times 100, as scores are shown
     note: str | None  # says how many values cannot be drawn, if any
     reward: Points = []  # of self-critical training, whose loss is none to be drawn: about 0, whatever is learnt
+
+
+def read_thinned(path: Path | str) -> list[dict[str, object]]:
+    """The rows of a log.jsonl that curves are drawn from, `thinned` while they are read. Raises as files.log_rows."""
+    return thinned(log_rows(path))
+
+
+def thinned(rows: Iterable[dict[str, Any]], most: int = MOST_ROWS) -> list[dict[str, object]]:
+    """The rows of "train" and "val", as they are while there are no more than `most` of a kind.
+
+    Of more, neighbours become one, so that memory does not grow with the log: training rows their mean, of validations
+    those of the lowest loss and of the highest CIDEr are kept. What is not finite then is counted, in a row "lost".
+    Rows of "resume" take back what was logged beyond their step.
+    """
+    kinds = {"train": _Thinned(most, "loss"), "reward": _Thinned(most, "reward"), "val": _Thinned(most, "")}
+    for row in rows:
+        if not is_finite(row.get("step")):
+            continue  # of another program
+        if row.get("type") == "resume":
+            for kind in kinds.values():
+                kind.take_back(row["step"])
+        elif row.get("type") in ("train", "val"):
+            kinds["reward" if row["type"] == "train" and "reward" in row else row["type"]].add(row)
+    lost = sum(kind.lost for kind in kinds.values())
+    found = [row for kind in kinds.values() for row in kind.all()]
+    return [*found, {"type": "lost", "step": 0, "number": lost}] if lost else found
+
+
+class _Thinned:
+    """The rows of one kind. mean_of: what of them is averaged; "": of validations, of which the best are kept."""
+
+    def __init__(self, most: int, mean_of: str):
+        self.most, self.mean_of = most, mean_of
+        self.rows: list[dict[str, Any]] = []
+        self.latest: list[dict[str, Any]] = []  # fewer than `together`
+        self.together = 1
+        self.lost = 0
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.latest.append({name: row[name] for name in _DRAWN if name in row})
+        if len(self.latest) >= self.together:
+            self.rows += self._merged(self.latest)
+            self.latest = []
+        if len(self.rows) > self.most:
+            self.together *= 2
+            several = 2 if self.mean_of else 4  # of which one is left, or two
+            groups = (self.rows[place : place + several] for place in range(0, len(self.rows), several))
+            self.rows = [row for group in groups for row in self._merged(group)]
+
+    def all(self) -> list[dict[str, Any]]:
+        return [*self.rows, *self._merged(self.latest)]
+
+    def take_back(self, step: float) -> None:
+        self.rows, self.latest = ([row for row in part if row["step"] <= step] for part in (self.rows, self.latest))
+
+    def _merged(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if self.together == 1 or not rows:
+            return rows
+        name = self.mean_of or "val_loss"
+        finite = [row for row in rows if is_finite(row.get(name))]
+        self.lost += len(rows) - len(finite)
+        if not finite:
+            return []
+        if self.mean_of:
+            return [rows[-1] | {name: sum(row[name] for row in finite) / len(finite)}]
+        best = [min(finite, key=operator.itemgetter(name)), max(finite, key=lambda row: row.get("CIDEr", -math.inf))]
+        return best[:1] if best[0] is best[1] else sorted(best, key=operator.itemgetter("step"))
 
 
 def extract_curves(history: Rows) -> Curves:
@@ -41,6 +113,7 @@ def extract_curves(history: Rows) -> Curves:
     cider = [(row["step"] * per_step, row["CIDEr"]) for row in val_rows if "CIDEr" in row]
     kept = [[(x, y) for x, y in points if is_finite(y)] for points in (train, val, cider, reward)]
     lost = len(train + val + cider + reward) - sum(map(len, kept))
+    lost += sum(int(str(row["number"])) for row in history if row.get("type") == "lost")
     return Curves("epoch" if in_epochs else "step", kept[0], smooth_curve(kept[0]), kept[1],
                   [(x, 100 * y) for x, y in kept[2]], f"left out, as not finite: {lost}" if lost else None, kept[3])
 

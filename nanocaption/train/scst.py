@@ -15,9 +15,10 @@ counts. Dropout and left-out patches in the second pass alone are a regulariser 
 gradient is that of the expected reward.
 """
 
+import collections
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -237,24 +238,31 @@ _SIGNS: tuple[tuple[str, Callable[[float, float], bool], str], ...] = (
 )
 
 
-def drift(history: Sequence[Mapping[str, object]]) -> str | None:
+def drift(history: Iterable[Mapping[str, object]]) -> str | None:
     """One line of what goes astray in self-critical training, None where nothing does.
 
     history: rows of log.jsonl; the means over the first and the last WINDOW steps of the phase are compared, of fewer
     steps those of the first and the last half, and nothing is said of fewer than FEWEST.
     """
-    steps = [row for row in history if row.get("type") == "train" and "reward" in row]
-    if len(steps) < FEWEST:
+    first: list[Mapping[str, object]] = []
+    last: collections.deque[Mapping[str, object]] = collections.deque(maxlen=WINDOW)
+    number = 0
+    for row in history:  # which may be long: only both ends are held
+        if row.get("type") == "train" and "reward" in row:
+            first += [row] * (number < WINDOW)
+            last.append(row)
+            number += 1
+    if number < FEWEST:
         return None
-    width = min(WINDOW, len(steps) // 2)
+    width = min(WINDOW, number // 2)
 
-    def mean(part: Sequence[Mapping[str, object]], name: str) -> float:
+    def mean(part: Iterable[Mapping[str, object]], name: str) -> float:
         values = [value for row in part if isinstance(value := row.get(name), int | float)]
         return statistics.fmean(values) if values else math.nan
 
     found = []
     for name, astray, meaning in _SIGNS:
-        start, now = mean(steps[:width], name), mean(steps[-width:], name)
+        start, now = mean(first[:width], name), mean([*last][-width:], name)
         if not math.isnan(start + now) and astray(start, now):
             found.append(f"{name} {start:.3g} -> {now:.3g} ({meaning})")
     return f"WARNING, self-critical training since its start: {'; '.join(found)}." if found else None

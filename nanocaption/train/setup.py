@@ -21,7 +21,15 @@ from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
-from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
+from nanocaption.data.prepared import (
+    Record,
+    check_splits,
+    folder_name,
+    kept_captions,
+    load_records,
+    sample_places,
+    verify,
+)
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
@@ -47,6 +55,7 @@ from nanocaption.train import amount, average, batch_size, optim, sharding
 from nanocaption.train.rewards import Rewards, make_rewards
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
 from nanocaption.train.steps import caption_counts, captions_together, whole_steps
+from nanocaption.train.used import Found, find_used, note_used, packed, refuse_changed, unpacked
 
 # Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
 SCST_WARMUP = 50
@@ -197,13 +206,10 @@ def prepare(
     precision = devices.pick_dtype(settings.PRECISION, device)
     if settings.DETERMINISTIC:
         be_deterministic(saved["environment"]["threads"] if saved else None)
-    data_folder, records = load_splits(settings)
+    data_folder, records, data = load_data(settings, saved)
     references = records["val"]
     rewards = rewards_of(settings, records["train"])
     records = learnt_from(settings, records)
-    captions_sha256 = verify(data_folder)["captions_sha256"]
-    if saved and saved["captions_sha256"] != captions_sha256:
-        raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
@@ -231,7 +237,7 @@ def prepare(
         "config_constants": dict(settings.constants),
         "tokenizer": tokenizer.to_str(),
         "model_arguments": model.arguments(),
-        "captions_sha256": captions_sha256,
+        **data,
         **streamed,
         "encoding": encoding,
         "environment": now,
@@ -259,19 +265,27 @@ def rewards_of(settings: Settings, records: Sequence[Record] | TrainingRecords) 
     return rewards
 
 
-def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, str]:
-    """{"stream_sha256": ...} of a streamed set, for the checkpoints; {} of another.
+def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, object]:
+    """What checkpoints say of a streamed set, {} of another; of a run that goes on, what they said before.
 
     SystemExit where the run that saved read its pictures in another order: some would come twice in this epoch.
     """
-    found = {"stream_sha256": images.digest()} if isinstance(images, StreamedDataset) else {}
-    if saved and saved.get("stream_sha256") != found.get("stream_sha256"):
+    before = {name: saved[name] for name in ("stream_sha256", "stream_own") if name in saved} if saved else {}  # type: ignore[literal-required]
+    own = isinstance(images, StreamedDataset) and "stream_own" in before
+    if isinstance(images, StreamedDataset):
+        found = images.own_digest() if own else images.digest()
+        as_before = found == (before["stream_own"]["sha256"] if own else before.get("stream_sha256"))
+    else:
+        as_before = not before
+    if saved and not as_before:
         raise SystemExit(
             f"The pictures of {images.images_dir.parent} do not lie as they did for this run: others, the same ones in "
             "other shards, or streamed now and not then (or the other way round), so that some would come twice in "
             "this epoch. Put the old ones back, or start a fresh run from its weights with --init-checkpoint-path."
         )
-    return found
+    if saved or not isinstance(images, StreamedDataset):
+        return before
+    return {"stream_sha256": found, "stream_own": {"counts": images.counted, "sha256": images.own_digest()}}
 
 
 def told_of_others(data_folder: Path, digest: str) -> str:
@@ -282,6 +296,53 @@ def told_of_others(data_folder: Path, digest: str) -> str:
         return told
     return (f"{told} The set was made anew since (--remake, or a larger DATA_CUTOFF); those of this run are kept in "
             f"{kept}. Start a fresh run on the new set, with --init-checkpoint-path to begin with the weights of this.")
+
+
+def load_data(settings: Settings, saved: State | None) -> tuple[Path, Splits, dict[str, object]]:
+    """The folder of the data, the pictures of "train" and "val", and what checkpoints say of them.
+
+    A run that goes on finds its own pictures again, whatever else has come to the set since. SystemExit, naming what
+    has changed, where they are not what they were.
+    """
+    if saved and "used" in saved:
+        return own_data(settings, saved)
+    folder, records = load_splits(settings)
+    digest = verify(folder)["captions_sha256"]
+    if saved:
+        if saved["captions_sha256"] != digest:
+            raise SystemExit(told_of_others(folder, saved["captions_sha256"]))
+        return folder, records, {"captions_sha256": digest}  # of an earlier version, which noted no pictures
+    lists = {role: rows for role, rows in records.items() if isinstance(rows, list)}
+    return folder, records, {"captions_sha256": digest, "used": packed(note_used(settings, folder, lists))}
+
+
+def own_data(settings: Settings, saved: State) -> tuple[Path, Splits, dict[str, object]]:
+    """`load_data` of a run whose checkpoint has noted its pictures."""
+    folder, used = Path(settings.DATA_DIR) / folder_name(settings.DATASET), unpacked(saved["used"])
+    streamed = "stream_own" in saved
+
+    def find() -> Found:
+        found = find_used(settings, folder, used) if (folder / "captions.json").is_file() else None
+        if streamed or found is None or (found.missing and not found.changed):
+            try:
+                prepare_from(settings, compare=False)  # what is missing may be made again
+            except ValueError as error:
+                if found is None or not found.missing:
+                    raise
+                print(error)  # and then the names
+            found = find_used(settings, folder, used)
+        return found
+
+    found = devices.first_rank_first(find)
+    refuse_changed(found, folder)
+    for note in found.notes:
+        devices.console(f"Note: {note}")
+    about = {"captions_sha256": saved["captions_sha256"], "used": saved["used"]}
+    if not streamed:
+        return folder, {"train": found.records["train"], "val": found.records["val"]}, about
+    train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
+    train.only(saved["stream_own"]["counts"])
+    return folder, {"train": train, "val": found.records["val"]}, about
 
 
 def load_splits(settings: Settings) -> tuple[Path, Splits]:

@@ -181,6 +181,23 @@ def test_the_same_pictures_in_other_shards_are_another_order_and_no_resume(tmp_p
         train.main([*argv, "--num-epochs", "3"])
 
 
+def test_shards_that_came_since_touch_no_run(tmp_path):
+    """Of train and of val: the run goes on with its own pictures, as it would have on the old shards."""
+    argv = [*TINY_MODEL.split(), "--run-name", "run", "--resume-checkpoint-path", "last"]
+    for name, number in (("old", 20), ("new", 30)):
+        raw = write_tars(tmp_path / f"raw_{name}", samples(20), 10)
+        place = tmp_path / name
+        where = ["--data-dir", str(place), "--output-dir", str(place / "runs"), "--dataset", "set", *argv]
+        prepare("set", place, raw_dir=raw, stream=str(raw), rules=Rules(workers=1))
+        train.main([*where, "--num-epochs", "2", "--lr-schedule", "constant", "--early-stopping-patience", "0"])
+        if number > 20:
+            write_tars(raw, samples(number), 10)
+            prepare("set", place, raw_dir=raw, stream=str(raw), rules=Rules(workers=1), remake=True)
+            assert sum(n["images"] for n in verify(place / "set")["counts"].values()) == number
+        train.main([*where, "--num-epochs", "3", "--lr-schedule", "constant"])
+    assert fingerprint(tmp_path / "old" / "runs" / "run") == fingerprint(tmp_path / "new" / "runs" / "run")
+
+
 def test_a_picture_that_breaks_while_training_stops_the_run_which_goes_on_once_it_is_mended(tmp_path, data):
     raw = write_tars(tmp_path / "raw_tar", samples(NUMBER), 25)
     argv = arguments(tmp_path, tmp_path, "tar", "--num-workers", "0")

@@ -21,6 +21,7 @@ from nanocaption.base.settings import load_settings
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import epoch_groups, in_order
 from nanocaption.data.prepared import load_records
+from nanocaption.prepare.make import prepare
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import BEST_CIDER, LAST, best_files
 from nanocaption.runs.resume import Start
@@ -31,7 +32,7 @@ from nanocaption.train.losses import LossInParts, caption_loss, caption_objectiv
 from nanocaption.train.setup import make_plan
 from nanocaption.train.step import accumulate_gradients, read_found
 from nanocaption.use.load import load_model
-from tests.conftest import ROOT, TINY_RUN, save_tower, tiny_flags
+from tests.conftest import CUTOFF, ROOT, TINY_RUN, save_tower, tiny_flags
 from tests.processes import end, fork, losses, rows
 
 NO_SCORES = ["--validation-score-images", "0", "--data-cutoff", "4"]  # one step an epoch, where the steps do not matter
@@ -49,6 +50,12 @@ def test_the_same_seed_gives_the_same_loss_curve_for_any_number_of_workers(flags
     assert len(losses(runs / "b")) == 14  # 24 images in steps of 4, 2 epochs, 2 validations
     assert losses(tiny_run) == losses(runs / "b")
     assert losses(tiny_run)[:6] != losses(runs / "other")[:6]
+
+
+def fingerprint(run: Path) -> str:
+    """Of the weights and moments of its last checkpoint."""
+    tensors, _ = checkpoint._pack(checkpoint.load(run / LAST))
+    return checkpoint._digest(tensors, "")
 
 
 def resume_copy(run: Path, name: str, epoch: int) -> Path:
@@ -168,17 +175,42 @@ def test_a_resume_refuses_what_would_make_it_another_run(flags, tiny_run):
     assert "20 x 1 x 1 -> 40 x 1 x 1" in str(error.value)
 
 
-def test_a_resume_refuses_other_captions(flags, tmp_path, demo_data, tiny_run):
-    other = tmp_path / "other"
-    shutil.copytree(demo_data, other)
-    captions = other / "demo" / "captions.json"
+@pytest.fixture
+def edited(tmp_path, demo_data) -> Path:
+    """A copy of the data, in which some captions say "bush" where they said "tree", with a manifest that fits."""
+    other = Path(shutil.copytree(demo_data, tmp_path / "other"))
+    captions, manifest = other / "demo" / "captions.json", other / "demo" / "manifest.json"
     captions.write_text(captions.read_text().replace("tree", "bush"))
-    manifest = other / "demo" / "manifest.json"
     content = json.loads(manifest.read_text())
     content["captions_sha256"] = hashlib.sha256(captions.read_bytes()).hexdigest()
     manifest.write_text(json.dumps(content))
+    return other
+
+
+def test_a_resume_refuses_other_captions_and_names_them(flags, edited, tiny_run):
+    with pytest.raises(SystemExit, match=r"scene_\d+.jpg: caption \d is '[^']*bush"):
+        train.main([*flags, "--data-dir", str(edited), "--resume-checkpoint-path", "last", "--num-epochs", "3"])
+
+
+def test_a_run_of_before_goes_by_the_whole_file(flags, edited, tiny_run):
+    for path in tiny_run.glob("*.safetensors"):
+        state = checkpoint.load(path)
+        del state["used"]
+        checkpoint.save(path, state)
     with pytest.raises(SystemExit, match="needs the same data"):
-        train.main([*flags, "--data-dir", str(other), "--resume-checkpoint-path", "last", "--num-epochs", "3"])
+        train.main([*flags, "--data-dir", str(edited), "--resume-checkpoint-path", "last", "--num-epochs", "3"])
+    train.main([*flags, "--resume-checkpoint-path", "last", "--num-epochs", "3"])
+    assert "used" not in checkpoint.load(tiny_run / LAST)
+
+
+def test_a_larger_cutoff_touches_no_run_that_was_begun_with_a_smaller_one(flags, tmp_path, tiny_run):
+    """The set is made again with more pictures; the run goes on with the first 24 of each split, which are its own."""
+    argv = [*flags, "--resume-checkpoint-path"]
+    source = resume_copy(tiny_run, "more", 1)
+    more = tmp_path / "more_data"
+    prepare("demo", more, seed=1, cutoff=CUTOFF + 6)
+    train.main([*argv, str(source), "--data-dir", str(more)])
+    assert fingerprint(source.parent) == fingerprint(tiny_run)
 
 
 def test_a_fresh_run_never_takes_another_runs_folder(flags, tmp_path):
