@@ -108,6 +108,15 @@ def link_or_copy(source: Path, target: Path, sync: bool = False) -> None:
             shutil.copy2(source, made)
 
 
+def read_bounded(path: Path, most: int) -> bytes:
+    """The content of a file of at most so many bytes. ValueError, before more is read, where it has more."""
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path} has {in_units(size_of(path) or len(data))}, and {in_units(most)} are read at most")
+    return data
+
+
 def size_of(path: Path) -> int | None:
     try:
         return path.stat().st_size

@@ -61,6 +61,14 @@ class State(TypedDict, total=False):
     saved_at: float  # seconds since 1970
 
 
+def is_member(entry: object) -> bool:
+    """Whether something is an entry of "average_of"."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "name": (str,), "sha256": (str,), "step": (int,), "epoch": (int,), "weight": (int, float),
+    }  # fmt: skip
+    return isinstance(entry, dict) and all(type(entry.get(name)) in kind for name, kind in kinds.items())
+
+
 def weights_told(state: State) -> str | None:
     """What the weights of the model are where they are not those of a training's last step, for messages; else None."""
     if members := state.get("average_of"):

@@ -6,6 +6,7 @@ so nothing is left to differ. On processors without AVX2 torch resizes with 32 b
 """
 
 import math
+from collections.abc import Mapping
 from typing import TypedDict
 
 import numpy as np
@@ -22,6 +23,29 @@ class ImageSpec(TypedDict):
     mean: list[float]  # per channel of values 0..1
     std: list[float]
     interpolation: str  # "bilinear", "bicubic" or "nearest-exact"; "nearest" in files of before
+
+
+INTERPOLATIONS = ("bilinear", "bicubic", "nearest-exact", "nearest")
+LARGEST_SIDE = 8192  # pixels of what an encoder is given
+
+
+def check_image_spec(given: Mapping[str, object]) -> None:
+    """Raise ValueError, one line, for an ImageSpec from elsewhere that is none, or asks for absurd pictures."""
+    size, resize = given.get("size"), given.get("resize")
+    sides = resize if isinstance(resize, list) else [resize]
+    for side in (size, *sides):
+        if type(side) is not int or not 1 <= side <= LARGEST_SIDE:
+            raise ValueError(f"a side of image_spec = {str(side)[:40]}: must be a whole number from 1 to "
+                             f"{LARGEST_SIDE:,}")  # fmt: skip
+    mean, std = given.get("mean"), given.get("std")
+    for channels in (mean, std):
+        if not isinstance(channels, list) or len(channels) != 3 or not all(
+            type(each) in (int, float) and -1000 < each < 1000 for each in channels
+        ):
+            raise ValueError(f"image_spec: {str(channels)[:60]} must be three numbers")
+    if (len(sides) > 2 or 0 in std or given.get("interpolation") not in INTERPOLATIONS  # type: ignore[operator]
+            or not isinstance(given.get("crop"), bool)):  # fmt: skip
+        raise ValueError(f"image_spec: {str(dict(given))[:200]} is not followed")
 
 
 def resized_shape(height: int, width: int, image_spec: ImageSpec) -> tuple[int, int]:

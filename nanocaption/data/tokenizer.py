@@ -23,6 +23,12 @@ FOR_TRANSFORMERS = {  # tokenizer_config.json
     "clean_up_tokenization_spaces": False,
     "split_special_tokens": True,  # "<end>" in a caption is text there as well
 }  # fmt: skip
+MAX_BYTES = 2**25  # of a tokenizer.json; one of 50,000 tokens has 3 million
+MAX_TOKEN = 20_000  # characters of a token: the bytes of the longest caption
+_PARTS: dict[str, tuple[str | None, ...]] = {  # of a tokenizer.json, the types that are read
+    "model": ("BPE",), "normalizer": (None,), "pre_tokenizer": ("ByteLevel",), "decoder": ("ByteLevel",),
+    "post_processor": (None, "TemplateProcessing", "ByteLevel"), "truncation": (None,), "padding": (None,),
+}  # fmt: skip
 _FILES = ("tokenizer.json", "vocab.json", "merges.txt", "tokenizer_config.json", "digest.json")
 
 
@@ -84,13 +90,47 @@ def load_or_train(captions: Sequence[str], folder: Path | str, vocab_size: int) 
 
 
 def tokenizer_from_json(text: str, origin: str = "the checkpoint") -> Tokenizer:
-    """The tokenizer from the text of a tokenizer.json, checked. Raises ValueError naming `origin`."""
+    """The tokenizer from the text of a tokenizer.json, checked. Raises ValueError naming `origin`.
+
+    Whoever wrote it may be anybody: only the parts that `train_tokenizer` makes are handed to the library, whose others
+    run expressions or write texts of their own.
+    """
+    if len(text) > MAX_BYTES:
+        raise ValueError(f"The tokenizer of {origin} has {len(text):,} characters, and {MAX_BYTES:,} are read at most.")
+    try:
+        about = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The tokenizer of {origin} cannot be read: {error}") from error
+    if odd := _odd_part(about):
+        raise ValueError(f"The tokenizer of {origin} cannot be read: {odd}, only byte-level BPE as nanoCaption trains "
+                         "it is.")  # fmt: skip
     try:
         tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exception
         raise ValueError(f"The tokenizer of {origin} cannot be read: {error}") from error
     check_tokenizer(tokenizer, origin)
     return tokenizer
+
+
+def _odd_part(about: object) -> str | None:
+    """What in the content of a tokenizer.json `train_tokenizer` never makes; None where there is nothing."""
+    if not isinstance(about, dict):
+        return "it holds no tokenizer"
+    for name, kinds in _PARTS.items():
+        part = about.get(name)
+        kind = part.get("type") if isinstance(part, dict) else part
+        if kind not in kinds:
+            return f"its {name} is {str(kind)[:40]!r}"
+    model = about["model"]
+    for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+        if model.get(name) not in (None, ""):
+            return f"its {name} is {str(model[name])[:40]!r}"
+    vocabulary, added = model.get("vocab"), about.get("added_tokens")
+    if not isinstance(vocabulary, dict) or not isinstance(added, list) or len(added) > len(SPECIAL_TOKENS):
+        return "its vocabulary or its added tokens are not whole"
+    if sorted(filter(lambda number: type(number) is int, vocabulary.values())) != list(range(len(vocabulary))):
+        return "its ids are not those from 0 on, each once"
+    return "it has a token that no caption has" if max(map(len, vocabulary), default=0) > MAX_TOKEN else None
 
 
 def check_tokenizer(tokenizer: Tokenizer, origin: str = "the tokenizer") -> None:

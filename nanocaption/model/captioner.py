@@ -14,14 +14,14 @@ import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
-from nanocaption.base import devices, hub, tensors
+from nanocaption.base import devices, hub, tensors, tower_names
 from nanocaption.base.settings import ModelSettings
 from nanocaption.base.tensors import State
 from nanocaption.data.any_picture import ONE, AnyPicture
 from nanocaption.data.packing import Places, find_places, unpack
 from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
-from nanocaption.model import exported
+from nanocaption.model import bounds, exported
 from nanocaption.model.captions import CaptionText, caption_pictures
 from nanocaption.model.decoder import Cache, Decoder, follow
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless, pick_patches
@@ -333,12 +333,51 @@ def assemble(state: State) -> ImageToTextModel:
     Raises ValueError with one line where the parts do not fit each other.
     """
     tokenizer = tokenizer_from_json(state["tokenizer"])
-    try:
-        model = build_model(state["config"], tokenizer.get_vocab_size(), cast(Tower, state["model_arguments"]))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"The model cannot be built from its settings: {error!r}") from error
-    tensors.check_fits(model, state["model_state_dict"], "The checkpoint")
-    model.load_state_dict(state["model_state_dict"])
+    arguments = cast(Tower, state["model_arguments"])
+    check_sizes(state["config"], tokenizer.get_vocab_size(), arguments, state["model_state_dict"], "The checkpoint")
+    model = build_model(state["config"], tokenizer.get_vocab_size(), arguments)
+    load_weights(model, state["model_state_dict"], state["model_arguments"], "The checkpoint")
     model.tokenizer = tokenizer
     model.about = cast(State, {name: value for name, value in state.items() if not name.endswith("state_dict")})
     return model.eval()
+
+
+def check_sizes(
+    config: Mapping[str, object], vocab_size: int, tower: Tower, weights: Mapping[str, Tensor], origin: str
+) -> None:
+    """Raise ValueError unless the model that a checkpoint describes is that of its weights; nothing is allocated.
+
+    It is built on the meta device, whose tensors have shapes and no content, once every number is bounded.
+    """
+    try:
+        bounds.check_settings(config, len(weights))
+        if config.get("ENCODER_MODEL_NAME") is not None:
+            bounds.check_tower(tower, len(weights))
+        with torch.device("meta"):
+            model = build_model(config, vocab_size, tower)
+    except ValueError as error:
+        raise ValueError(f"{origin} describes no model that is built here: {error}") from error
+    except (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise ValueError(f"{origin} describes no model that is built here: {reason}") from error
+    _check_weights(model, weights, tower, origin)
+
+
+def _check_weights(model: ImageToTextModel, weights: Mapping[str, Tensor], arguments: Tower, origin: str) -> None:
+    named = tower_names.as_in_memory(weights, model.state_dict())
+    try:
+        tensors.check_fits(model, named, origin)
+    except ValueError as error:
+        raise ValueError(f"{error}{tower_names.versions_told(arguments.get('encoder_config'))}") from error
+
+
+def load_weights(
+    model: ImageToTextModel, weights: Mapping[str, Tensor], arguments: Mapping[str, object], origin: str
+) -> None:
+    """Give `model` the weights of a checkpoint or export, whatever version of transformers wrote the names of a tower.
+
+    arguments: its model_arguments. Raises ValueError, listing the differences, unless they fit; with both versions of
+    transformers where these are others.
+    """
+    _check_weights(model, weights, cast(Tower, arguments), origin)
+    model.load_state_dict(tower_names.as_in_memory(weights, model.state_dict()))

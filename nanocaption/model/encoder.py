@@ -35,6 +35,7 @@ _TOWERS = {
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
 TOWER_TYPES = tuple(kind for kind in _TOWERS if kind not in ("clip", "siglip"))  # of towers alone
+_NOT_OF_A_TOWER = {"transformers_version", "architectures", "dtype", "is_encoder_decoder", "problem_type"}
 _HINT = (
     "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
     "False needs none."
@@ -200,7 +201,9 @@ def make_encoder(
         size = s.IMAGE_SIZE or SCRATCH_SIZE
         shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
         return VisionTransformer(*shape), scratch_image_spec(size)
-    if tower:
+    if tower is not None:  # of a checkpoint or an export, which never asks the Hub
+        if "encoder_config" not in tower:
+            raise ValueError("it names a pretrained encoder (ENCODER_MODEL_NAME) and does not describe it")
         return rebuild_pretrained(tower["encoder_config"], s.ENCODER_LAYERS), tower["image_spec"]
     return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE, s.ENCODER_LAYERS)
 
@@ -338,8 +341,13 @@ def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] | None =
     """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
     import transformers
 
+    if str(config["model_type"]) not in _TOWERS:
+        raise ValueError(f"its encoder is a {str(config['model_type'])[:40]!r} model. {_HINT}")
     kind = _TOWERS[str(config["model_type"])]
-    tower_config = getattr(transformers, kind[0]).config_class.from_dict(config)
+    config_class = getattr(transformers, kind[0]).config_class
+    # What else a configuration may hold names code, or counts of things that no tower has.
+    known = config_class().to_dict().keys() - _NOT_OF_A_TOWER
+    tower_config = config_class.from_dict({name: value for name, value in config.items() if name in known})
     return PretrainedTower(_empty_tower(kind, tower_config), layers)
 
 

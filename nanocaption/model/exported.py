@@ -28,18 +28,20 @@ from typing import Any, cast
 import safetensors
 import safetensors.torch
 
-from nanocaption.base import hub
-from nanocaption.base.files import sync_to_disk
+from nanocaption.base import hub, tower_names
+from nanocaption.base.files import read_bounded, sync_to_disk
 from nanocaption.base.settings import CHECKPOINT_SETTINGS
-from nanocaption.base.tensors import State, write_tensors
+from nanocaption.base.tensors import State, is_member, write_tensors
 from nanocaption.base.version import VERSION
-from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
+from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, MAX_BYTES, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
 from nanocaption.model.preprocessor import preprocessor
 
 MODEL_TYPE = "nanocaption"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # a tower's weights have the names of transformers' files; in 1 those that they had in memory
+WITHOUT_TOWER = 1
+READ = (1, 2)
 # What a folder keeps of the settings: the model, what it reads and writes, and how captions are searched for. Paths and
 # names of the machine stay there.
 OPTIONAL = {"NO_BAD_ENDINGS": False, "ENCODER_LAYERS": None}  # of later versions: kept where they are set
@@ -51,6 +53,7 @@ _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
 _FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
+_MAX_TEXT = 2**24  # bytes of config.json, and of the card
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -61,7 +64,8 @@ def write(folder: Path, state: State, card: str) -> None:
     config.json comes last, so that a folder that is half old fails its own check. Raises as `check_target`, or OSError.
     """
     with made_beside(folder, hub.FILES) as new:
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in state["model_state_dict"].items()}
+        filed = tower_names.as_filed(state["model_state_dict"])
+        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in filed.items()}
         write_tensors(new / hub.WEIGHTS, weights, {"format": "pt"})
         (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
         (new / "README.md").write_text(card, encoding="utf-8")
@@ -155,7 +159,7 @@ def describe(state: State) -> dict[str, object]:
         "unk_token_id": UNK,
         "library_name": MODEL_TYPE,
         "library_version": VERSION,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if encoder_config else WITHOUT_TOWER,
         "settings": settings,
         "encoder_config": encoder_config,
         "image_spec": image_spec_of(state),
@@ -182,10 +186,11 @@ def read(name: str | Path, revision: str | None = None) -> State:
         own = kind == "vision-encoder-decoder"
         hint = f"`nanocaption export {name} FOLDER` takes over one with GPT-2." if own else HINT
         raise ValueError(f"{folder} holds a model of the type {kind!r}, not one of nanoCaption. {hint}")
-    if about.get("format_version") != FORMAT_VERSION:
+    version = about.get("format_version")
+    if type(version) is not int or version not in READ:
         raise ValueError(
-            f"{folder} was written by nanoCaption {about.get('library_version')} in format version "
-            f"{about.get('format_version')}; this program, {VERSION}, reads version {FORMAT_VERSION}."
+            f"{folder} was written by nanoCaption {str(about.get('library_version'))[:20]} in format version "
+            f"{str(version)[:20]}; this program, {VERSION}, reads versions {READ[0]} to {READ[-1]}."
         )
     try:
         for file in (hub.WEIGHTS, hub.TOKENIZER):
@@ -196,18 +201,37 @@ def read(name: str | Path, revision: str | None = None) -> State:
             arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
-            **about["trained"],
+            **_facts(about["trained"]),
             "config": {name: about["settings"][name] for name in SETTINGS}
             | {name: about["settings"].get(name, default) for name, default in OPTIONAL.items()},
             "model_arguments": arguments,
-            "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
-            "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),
-            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+            "model_state_dict": tower_names.as_filed(
+                safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread")
+            ),
+            "tokenizer": read_bounded(folder / hub.TOKENIZER, MAX_BYTES).decode(),
+            "card": read_bounded(card, _MAX_TEXT).decode() if card.is_file() else "",
         })  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
     except (safetensors.SafetensorError, OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{folder} is damaged: {error}") from error
+
+
+def _facts(about: Mapping[str, object]) -> dict[str, object]:
+    """What config.json says of the training, of the types that it has. ValueError with one line."""
+    kinds: dict[str, tuple[type, ...]] = {
+        "epoch": (int,), "step": (int,), "averaged_steps": (int,), "rewarded_steps": (int,), "average_of": (list,),
+        "best_val_loss": (int, float, type(None)), "best_cider": (int, float, type(None)),
+        "captions_sha256": (str,), "written_by": (str,),
+    }  # fmt: skip
+    found = {name: about[name] for name in kinds if name in about}
+    for name, value in found.items():
+        if type(value) not in kinds[name] or (type(value) is int and not 0 <= value < 2**53):
+            raise ValueError(f"config.json is damaged: trained: {name} = {str(value)[:40]}")
+    for member in cast(list[object], found.get("average_of", [])):
+        if not is_member(member):
+            raise ValueError(f"config.json is damaged: average_of holds {str(member)[:60]}")
+    return {"epoch": 0, "step": 0, **found}
 
 
 def renamed(card: str, name: str) -> str:
@@ -235,7 +259,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"{folder} is not an exported model: it has no {hub.CONFIG}. {HINT}")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = json.loads(read_bounded(path, _MAX_TEXT).decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if not isinstance(about, dict):

@@ -29,7 +29,6 @@ _SIZES = {  # name -> (least, most)
     "max_seq_len": (2, 10_000), "patches": (1, 100_000), "grid": (1, 1000),
 }  # fmt: skip
 _SEARCH = {"BEAM_SIZE": (1, 100), "MIN_LENGTH": (0, 10_000), "NO_REPEAT_NGRAM": (0, 10_000)}
-_INTERPOLATIONS = ("bilinear", "bicubic", "nearest-exact", "nearest")
 
 
 class OnnxExport(NamedTuple):
@@ -154,13 +153,8 @@ def _number(name: str, value: object) -> int | float:
 
 
 def _image_spec(given: dict[str, Any]) -> "ImageSpec":
-    sides = given["resize"] if isinstance(given["resize"], list) else [given["resize"]]
-    for side in (given["size"], *sides):
-        _whole("a side of image_spec", side, 1, 8192)
-    for channels in (given["mean"], given["std"]):
-        if len(channels) != 3 or not all(isinstance(each, int | float) and -1000 < each < 1000 for each in channels):
-            raise ValueError(f"image_spec: {str(channels)[:60]} must be three numbers")
-    if len(sides) > 2 or 0 in given["std"] or given["interpolation"] not in _INTERPOLATIONS:
-        raise ValueError(f"image_spec: {str(given)[:200]} is not followed")
+    from nanocaption.data.fitting import check_image_spec  # with numpy, which a look at config.json can do without
+
+    check_image_spec(given)
     names = ("size", "resize", "crop", "mean", "std", "interpolation")
     return cast("ImageSpec", {name: given[name] for name in names})

@@ -6,6 +6,9 @@ Layout: tensors under `model/<parameter>` and `optim/<parameter>/<slot>`, and wh
 safetensors writes several keys in random order.
 safetensors has no checksum, so a sha256 over the sha256s of all tensors and the JSON is stored with them and checked
 on every load. Older files also hold random generators under `rng/`, which nothing needs any more.
+
+Parameters of a pretrained tower have the names of transformers' own files (tower_names.py), whatever that library calls
+them in memory: such files are of version 3. Those from scratch are of version 2, which earlier programs read as well.
 """
 
 import hashlib
@@ -21,10 +24,15 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from nanocaption.base import tower_names
 from nanocaption.base.files import beside, sync_to_disk
-from nanocaption.base.tensors import State, slots_by_name, write_tensors
+from nanocaption.base.tensors import OptimizerState, State, is_member, slots_by_name, write_tensors
+from nanocaption.base.version import VERSION
 
-FORMAT_VERSION = 2  # 1 had one running sha256 over all bytes, which takes a single core
+# 1 had one running sha256 over all bytes, which takes a single core; 2 the names that a tower's weights had in memory.
+FORMAT_VERSION = 3
+WITHOUT_TOWER = 2
+READ = (1, 2, 3)
 _KEY = "nanocaption"
 _MAX_HEADER = 2**25  # bytes of JSON; a tokenizer of 50,000 tokens takes 3 million
 _REQUIRED = {  # key -> type
@@ -52,7 +60,10 @@ def save(path: Path | str, state: State) -> None:
     path = Path(path)
     _check_values(path, state)
     tensors, values = _pack(state)
-    text = _canonical({"format_version": FORMAT_VERSION, "digest": _digest(tensors, _canonical(values)), **values})
+    tower = any(tower_names.is_of_tower(name) for name in state["model_state_dict"])
+    head = {"format_version": FORMAT_VERSION if tower else WITHOUT_TOWER,
+            "digest": _digest(tensors, _canonical(values))}  # fmt: skip
+    text = _canonical(head | values)
     # A folder of its own: the writer makes a file of an unknown name beside its target, which a kill would leave.
     with beside(path) as folder:
         folder.mkdir()
@@ -74,8 +85,8 @@ def load(path: Path | str) -> State:
     except (safetensors.SafetensorError, ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     digest = header.pop("digest")
-    header.pop("format_version")
-    if _digest(tensors, _canonical(header)) != digest:
+    digest_of = _running_digest if header.pop("format_version") == 1 else _digest
+    if digest_of(tensors, _canonical(header)) != digest:
         raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
     state = _unpack(path, tensors, header)
     _check_values(path, state)
@@ -110,11 +121,12 @@ def read_header(path: Path | str) -> dict[str, object]:
         header["digest"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged: its description cannot be read ({error}).") from error
-    if version != FORMAT_VERSION:
-        writer = header.get("written_by", "another program")
+    if type(version) is not int or version not in READ:
+        writer = str(header.get("written_by", "another program"))[:60]
         raise OtherFormat(
-            f"{path} was written by {writer} in format version {version}; this program reads "
-            f"version {FORMAT_VERSION}. Use the version of nanoCaption that wrote it, or a newer one."
+            f"{path} was written by {writer} in format version {str(version)[:20]}; this program, nanoCaption "
+            f"{VERSION}, reads versions {READ[0]} to {READ[-1]}. Use the version of nanoCaption that wrote it, or a "
+            "newer one."
         )
     return header
 
@@ -144,17 +156,23 @@ def _check_values(path: Path, state: Mapping[str, Any]) -> None:
     for key in _COUNTS:
         value = state.get(key, 0)
         if type(value) is not int or not 0 <= value < 2**53:
-            raise ValueError(f"{path} is not a whole checkpoint: its {key} is {value!r}, which is not a count.")
+            raise ValueError(f"{path} is not a whole checkpoint: its {key} is {value!r:.60}, which is not a count.")
+    if not isinstance(state.get("model_arguments", {}), dict):
+        raise ValueError(f"{path} is not a whole checkpoint: its model_arguments are no names and values.")
+    members = state.get("average_of", [])
+    if not isinstance(members, list) or not all(map(is_member, members)):
+        raise ValueError(f"{path} is not a whole checkpoint: its average_of is no list of checkpoints.")
 
 
 def _pack(state: State) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """state -> (tensors by flat name, the rest as JSON-ready values)."""
     values: dict[str, Any] = dict(state)
-    tensors = {f"model/{name}": tensor for name, tensor in values.pop("model_state_dict").items()}
-    tensors |= {f"raw/{name}": tensor for name, tensor in values.pop("raw_state_dict", {}).items()}
+    filed = tower_names.as_filed
+    tensors = {f"model/{name}": tensor for name, tensor in filed(values.pop("model_state_dict")).items()}
+    tensors |= {f"raw/{name}": tensor for name, tensor in filed(values.pop("raw_state_dict", {})).items()}
     if "used" in values:
         tensors["data/used"] = values.pop("used")
-    optimizer = values.pop("optimizer_state_dict")
+    optimizer = _filed_optimizer(values.pop("optimizer_state_dict"))
     for name, slots in optimizer["state"].items():
         tensors |= {f"optim/{name}/{slot}": tensor for slot, tensor in slots.items()}
     values["optimizer_param_groups"] = optimizer["param_groups"]
@@ -179,8 +197,30 @@ def _unpack(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> S
         elif room != "rng":
             raise ValueError(f"{path} is damaged: it holds the unknown tensor {key!r}.")
     groups = values.pop("optimizer_param_groups", [])
-    parts = {"model_state_dict": model, "optimizer_state_dict": {"state": optimizer, "param_groups": groups}}
-    return cast(State, {**values, **parts, **({"raw_state_dict": raw} if raw else {})})
+    try:
+        parts = {
+            "model_state_dict": tower_names.as_filed(model),
+            "optimizer_state_dict": _filed_optimizer({"state": optimizer, "param_groups": groups}),
+            **({"raw_state_dict": tower_names.as_filed(raw)} if raw else {}),
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return cast(State, {**values, **parts})
+
+
+def _filed_optimizer(optimizer: OptimizerState) -> OptimizerState:
+    """With the names that files have."""
+    slots = sorted({slot for its in optimizer["state"].values() for slot in its})
+    state: dict[str, dict[str, Tensor]] = {name: {} for name in tower_names.file_names(optimizer["state"])}
+    for slot in slots:
+        held = {name: its[slot] for name, its in optimizer["state"].items() if slot in its}
+        for name, tensor in tower_names.as_filed(held).items():
+            state[name][slot] = tensor
+    groups = [
+        group | {key: tower_names.file_names(group[key]) for key in ("param_names", "without_state") if key in group}
+        for group in optimizer["param_groups"]
+    ]
+    return {"state": state, "param_groups": groups}
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -209,3 +249,13 @@ def _digest(tensors: dict[str, Tensor], text: str) -> str:
     with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
         lines = list(threads.map(of_one, sorted(tensors)))
     return hashlib.sha256("".join([*lines, text]).encode()).hexdigest()
+
+
+def _running_digest(tensors: dict[str, Tensor], text: str) -> str:
+    """That of version 1."""
+    digest = hashlib.sha256(text.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()

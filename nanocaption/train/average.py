@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nanocaption.base.tensors import State, check_fits
+from nanocaption.base.tower_names import as_in_memory
 from nanocaption.train import sharding
 
 Average = Mapping[str, Tensor]  # by parameter name, spread as the parameters are; empty where EMA_DECAY is 0
@@ -26,7 +27,7 @@ def begin(parameters: Mapping[str, nn.Parameter], saved: State | None) -> Averag
     if saved is None or "raw_state_dict" not in saved:
         return {name: parameter.detach().clone() for name, parameter in parameters.items()}
     names = saved["raw_state_dict"]
-    found = {name: saved["model_state_dict"][name] for name in names}
+    found = as_in_memory({name: saved["model_state_dict"][name] for name in names}, parameters)
     check_fits(parameters, found, "The checkpoint's average")
     return {name: sharding.spread_like(found[name].to(p.device), p).clone() for name, p in parameters.items()}
 

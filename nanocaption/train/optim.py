@@ -1,12 +1,14 @@
 """The optimizer's parameter groups, its state by parameter name, and the learning rate as a function of the step."""
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from nanocaption.base.tensors import OptimizerState, check_fits, slots_by_name
+from nanocaption.base.tower_names import as_in_memory, file_names, is_of_tower, place_of
 from nanocaption.train import sharding
 
 # Learned tables and tokens that pretrained towers keep as bare parameters.
@@ -107,20 +109,36 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) ->
     Raises ValueError, naming it, where a parameter, slot, shape or dtype is not what this optimizer has.
     """
     groups = optimizer.state_dict()["param_groups"]
-    if [group["param_names"] for group in saved["param_groups"]] != [group["param_names"] for group in groups]:
+    held, wanted = ([file_names(g["param_names"]) for g in its] for its in (saved["param_groups"], groups))
+    # A version of transformers may have them in another order, or as halves of one; others stay as they were.
+    towers = any(is_of_tower(name) for names in wanted for name in names)
+    if [sorted(names) for names in held] != [sorted(names) for names in wanted] or (held != wanted and not towers):
         raise ValueError("The checkpoint's optimizer holds other parameters than this model trains.")
     parameters = parameters_by_name(optimizer)
-    without = {name for group in saved["param_groups"] for name in group["without_state"]}
-    expected = {name: parameter for name, parameter in parameters.items() if name not in without}
+    without = {name for group in saved["param_groups"] for name in file_names(group["without_state"])}
+    expected = {name: parameter for name, parameter in parameters.items() if place_of(name).name not in without}
     slots = {name: {"step": torch.zeros(()), "exp_avg": like, "exp_avg_sq": like} for name, like in expected.items()}
-    check_fits(slots_by_name({"state": slots, "param_groups": []}), slots_by_name(saved), "The checkpoint's optimizer")
+    own = _in_memory(saved, expected)
+    check_fits(slots_by_name({"state": slots, "param_groups": []}), slots_by_name(own), "The checkpoint's optimizer")
     state = {
         number: {
             slot: tensor if slot == "step" else sharding.spread_like(tensor, parameter)
-            for slot, tensor in saved["state"][name].items()
+            for slot, tensor in own["state"][name].items()
         }
         for number, (name, parameter) in enumerate(parameters.items())
         if name in expected
     }
-    merged = [{**group, "params": now["params"]} for group, now in zip(saved["param_groups"], groups, strict=True)]
+    present = ("params", "param_names")
+    merged = [group | {key: now[key] for key in present} for group, now in zip(saved["param_groups"], groups, strict=True)]
     return {"state": state, "param_groups": merged}
+
+
+def _in_memory(saved: OptimizerState, names: Collection[str]) -> OptimizerState:
+    """With the names of the parameters at hand, see tower_names.py."""
+    state: dict[str, dict[str, torch.Tensor]] = {}
+    for slot in sorted({slot for its in saved["state"].values() for slot in its}):
+        held = {name: its[slot] for name, its in saved["state"].items() if slot in its}
+        for name, tensor in as_in_memory(held, names).items():
+            whole = place_of(name).half is None  # halves of one would be one memory
+            state.setdefault(name, {})[slot] = tensor if whole else tensor.clone()
+    return {"state": state, "param_groups": []}

@@ -16,7 +16,7 @@ from torch import Tensor
 from nanocaption.base import devices
 from nanocaption.base.files import open_to_append
 from nanocaption.base.settings import Settings
-from nanocaption.base.tensors import State, check_fits, weights_told
+from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
@@ -33,7 +33,8 @@ from nanocaption.data.prepared import (
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
-from nanocaption.model.captioner import ImageToTextModel, build_model
+from nanocaption.model.captioner import ImageToTextModel, build_model, check_sizes, load_weights
+from nanocaption.model.encoder import Tower
 from nanocaption.model.encoder import check_available
 from nanocaption.prepare.make import look_first, prepare_from
 from nanocaption.runs import checkpoint, signals
@@ -400,13 +401,18 @@ def make_model(
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
     arguments = source["model_arguments"] if source else None
+    if source:
+        weights = source["model_state_dict"]
+        check_sizes(settings.values, tokenizer.get_vocab_size(), cast(Tower, arguments), weights, origin)
+    seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
     model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
     if source:
-        check_fits(model, source["model_state_dict"], origin)
         checkpoint.check_finite(source, origin)
-        model.load_state_dict(source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {}))
+        load_weights(model, source["model_state_dict"], source["model_arguments"], origin)
+        if resumed and "raw_state_dict" in source:
+            weights = source["model_state_dict"] | source["raw_state_dict"]
+            load_weights(model, weights, source["model_arguments"], origin)
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")

@@ -164,6 +164,8 @@ def test_self_check_refuses_other_ids_a_lossy_round_trip_and_nonsense(trained):
     lossy = json.loads(text)
     lossy["normalizer"] = {"type": "Lowercase"}
     with pytest.raises(ValueError, match="here: 'A dog.' comes back as 'a dog.'"):
+        check_tokenizer(Tokenizer.from_str(json.dumps(lossy)), "here")
+    with pytest.raises(ValueError, match="here cannot be read: its normalizer is 'Lowercase', only byte-level BPE"):
         tokenizer_from_json(json.dumps(lossy), "here")
     with pytest.raises(ValueError, match="here cannot be read"):
         tokenizer_from_json("{}", "here")

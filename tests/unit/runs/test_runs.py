@@ -151,7 +151,7 @@ def test_last_is_the_furthest_whole_file_by_content_and_says_what_it_skipped(tmp
 
 def test_a_run_of_a_newer_program_is_neither_skipped_nor_replaced(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "FORMAT_VERSION", 9)
+        patch.setattr(checkpoint, "WITHOUT_TOWER", 9)
         path = put(tmp_path / "a" / "last.safetensors", written_by="nanoCaption 9")
     before = path.read_bytes()
     with pytest.raises(SystemExit, match="written by nanoCaption 9 in format version 9"):
