@@ -39,7 +39,7 @@ def write_card(
     """The text of README.md.
 
     base_model: the encoder's id on the Hub, if it has one. image_size: side of the encoder's input, pixels. form: of
-    the export, "nanocaption", "transformers" or "onnx".
+    the export, "nanocaption", "transformers", "onnx" or "web".
     """
     config, kind = state["config"], kind_of(state["config"]["DATASET"])
     known = {**state.get("environment", {}), **state.get("scheduler_state_dict", {}), **config}
@@ -140,13 +140,18 @@ def _header(config: Mapping[str, Any], base_model: str | None, facts: Facts, for
         for key in _TYPES if scores.get(key) is not None
     ]  # fmt: skip
     return ModelCardData(
-        library_name=form, pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
-        language="en" if kind_of(dataset) != "own" else None,
+        library_name="onnx" if form == "web" else form, pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
+        language=language_of(dataset),
         datasets=[place] if place != dataset else None,  # another name would be a dead link
         base_model=base_model,
         metrics=[result.metric_type for result in results] or None, tags=["image-captioning"],
         model_name=facts.name.rpartition("/")[2], eval_results=results or None,
     ).to_yaml()  # fmt: skip
+
+
+def language_of(dataset: str) -> str | None:
+    """The language of a data set's captions, where it is known."""
+    return "en" if kind_of(dataset) != "own" else None
 
 
 def _slug(manifest: Mapping[str, Any] | None, dataset: str) -> str:

@@ -56,24 +56,33 @@ def write_onnx(folder: Path, state: State, card: str, precision: str) -> list[Co
 
     Raises ValueError with one line where a graph does not give the same, OSError for a disk.
     """
-    model = assemble(state)
-    with exported.made_beside(folder, files_of(precision), onnx_folder.is_onnx_export) as new:
-        write_graphs(model, new)
-        if precision != "fp32":
-            quantize(new)
-        if precision == "int8":
-            for name in graph_names("fp32"):
-                (new / name).unlink()
-        (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
-        (new / "README.md").write_text(card, encoding="utf-8")
-        exported.write_preprocessing(new, state)
-        exported.write_json(new / hub.CONFIG, _describe(model, state, new))
-        wanted = onnx_folder.PRECISIONS if precision == "both" else (precision,)
-        found = [compare(model, OnnxCaptioner(new, one)) for one in wanted]
-    if folder.is_dir():  # of an older export, which this one took the place of
-        for name in {*graph_names("fp32"), *graph_names("int8")} - {*files_of(precision)}:
-            (folder / name).unlink(missing_ok=True)
+    with exported.made_beside(folder, files_of(precision), onnx_folder.is_plain_onnx_export) as new:
+        found = fill(new, state, card, precision)
+    drop_other_graphs(folder, precision)
     return found
+
+
+def fill(new: Path, state: State, card: str, precision: str, page: bool = False) -> list[Compared]:
+    """The files of `write_onnx`, into the empty folder `new`. page: whether it will be a page as well."""
+    model = assemble(state)
+    write_graphs(model, new)
+    if precision != "fp32":
+        quantize(new)
+    if precision == "int8":
+        for name in graph_names("fp32"):
+            (new / name).unlink()
+    (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
+    (new / "README.md").write_text(card, encoding="utf-8")
+    exported.write_preprocessing(new, state)
+    exported.write_json(new / hub.CONFIG, _describe(model, state, new) | ({"page": True} if page else {}))
+    wanted = onnx_folder.PRECISIONS if precision == "both" else (precision,)
+    return [compare(model, OnnxCaptioner(new, one)) for one in wanted]
+
+
+def drop_other_graphs(folder: Path, precision: str) -> None:
+    """Of an older export, which the present one took the place of."""
+    for name in {*graph_names("fp32"), *graph_names("int8")} - {*files_of(precision)}:
+        (folder / name).unlink(missing_ok=True)
 
 
 def quantize(folder: Path) -> None:

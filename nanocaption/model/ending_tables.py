@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nanocaption.data.tokenizer import END, UNK, token_bytes
 from nanocaption.metrics.diversity import BAD_ENDINGS
 
-_OUTSIDE, _WORD, _AFTER, _CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
+_OUTSIDE, _WORD, _AFTER, CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
 _JOINING = b"'-"  # belong to a word once it has begun: "drive-in" is not "in"
 _LETTERS = b"0123456789_abcdefghijklmnopqrstuvwxyz"
 
@@ -32,17 +32,17 @@ class Tables(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def tables_of(tokenizer: Tokenizer) -> Tables:
     """The table of a byte-level tokenizer for metrics.diversity.BAD_ENDINGS, as `ends_badly` there sees them."""
-    after, bad = _automaton(BAD_ENDINGS)
+    after, bad = automaton()
     pieces = [b"" if i <= UNK else token_bytes(tokenizer, i) for i in range(tokenizer.get_vocab_size())]
     longest = max(map(len, pieces))
     # (V, longest) bytes of each token; 256 stands behind its last one and leaves the state as it is
     letters = np.array([[*piece, *[256] * (longest - len(piece))] for piece in pieces], dtype=np.int64)
     after = np.concatenate([after, np.arange(len(after))[:, None]], axis=1)  # (S, 257)
     state = np.repeat(np.arange(len(after))[:, None], len(pieces), axis=1)  # (S, V)
-    closed = state == _CLOSED
+    closed = state == CLOSED
     for column in letters.T:
         state = after[state, column[None]]
-        closed |= state == _CLOSED
+        closed |= state == CLOSED
     closed[:, [not piece for piece in pieces]] = False
     ends = bad[state]
     forbidden = closed.copy()
@@ -52,15 +52,15 @@ def tables_of(tokenizer: Tokenizer) -> Tables:
     return Tables(state, forbidden, last)
 
 
-def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(state after each state and byte (S, 256), whether a text in that state ends badly (S,))."""
+def automaton(words: Sequence[str] = BAD_ENDINGS) -> tuple[np.ndarray, np.ndarray]:
+    """(state after each state and byte (S, 256), whether a text in that state ends badly (S,)); 0 is an empty text's."""
     places = {word[:n]: 0 for word in words for n in range(1, len(word) + 1)}  # beginnings of bad words
     places = {beginning: 4 + number for number, beginning in enumerate(places)}
     after = np.full((4 + len(places), 256), _OUTSIDE)
     bad = np.zeros(len(after), dtype=bool)
-    bad[[_AFTER, _CLOSED, *(places[word] for word in words)]] = True
+    bad[[_AFTER, CLOSED, *(places[word] for word in words)]] = True
     letters = [*_LETTERS, *range(128, 256)]
-    for state in (_OUTSIDE, _AFTER, _CLOSED):
+    for state in (_OUTSIDE, _AFTER, CLOSED):
         for byte in letters:
             after[state, byte] = places.get(chr(byte), _WORD)
     for state, beginning in ((_WORD, None), *((place, text) for text, place in places.items())):
@@ -68,9 +68,9 @@ def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
             after[state, byte] = _WORD if beginning is None else places.get(beginning + chr(byte), _WORD)
     others = [byte for byte in range(128) if byte not in letters]
     for state in np.flatnonzero(bad).tolist():
-        stays = [byte for byte in others if state in (_AFTER, _CLOSED) or byte not in _JOINING]
-        after[state, stays] = _CLOSED if state == _CLOSED else _AFTER
-        after[state, list(b".!?")] = _CLOSED
+        stays = [byte for byte in others if state in (_AFTER, CLOSED) or byte not in _JOINING]
+        after[state, stays] = CLOSED if state == CLOSED else _AFTER
+        after[state, list(b".!?")] = CLOSED
     for upper, lower in zip(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz", strict=True):
         after[:, upper] = after[:, lower]
     return after, bad

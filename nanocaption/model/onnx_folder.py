@@ -5,6 +5,7 @@
     config.json                 sizes, image_spec, the search, special ids; sha256 of the files above and the tokenizer
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, preprocessor_config.json, README.md
                                 as in the other export, see exported.py
+    "page": true in config.json says that a page for browsers lies beside them, see export/web_export.py
 Nothing in it is code. What is read is bounded before it is used: whoever wrote the folder may be anybody.
 """
 
@@ -71,6 +72,19 @@ def is_onnx_export(folder: Path) -> bool:
         return _read_json(folder / CONFIG).get("model_type") == MODEL_TYPE
     except (ValueError, OSError):
         return False
+
+
+def is_page(folder: Path) -> bool:
+    """Whether it is one of these with a page beside it, see export/web_export.py."""
+    try:
+        return is_onnx_export(folder) and _read_json(folder / CONFIG).get("page") is True
+    except (ValueError, OSError):
+        return False
+
+
+def is_plain_onnx_export(folder: Path) -> bool:
+    """Whether it is one of these without a page, which would go on with other graphs than its own."""
+    return is_onnx_export(folder) and not is_page(folder)
 
 
 def read_onnx_export(folder: Path) -> OnnxExport:
