@@ -39,7 +39,7 @@ _PARSER.add_argument(
     "are compared with this one before they are handed out [nanocaption]",
 )  # fmt: skip
 _PARSER.add_argument(
-    "--precision", choices=("fp32", "int8", "both"), help="of --format onnx and web: int8 takes a third of the size and "
+    "--precision", choices=("fp32", "int8", "both"), help="of --format onnx and web: int8 takes a third of the size, "
     "gives captions a little different [onnx: fp32, web: int8]",
 )  # fmt: skip
 _PARSER.add_argument(
@@ -54,7 +54,7 @@ def main(argv: list[str]) -> None:
     arguments, settings = cli.parse(_PARSER, argv, but=("PRECISION",))
     _check_flags(arguments)
     from nanocaption.export import from_transformers
-    from nanocaption.export.facts import title_of
+    from nanocaption.export.facts import title_of, write_samples
     from nanocaption.use.load import load_state
 
     path, foreign = _find(arguments, settings)
@@ -63,6 +63,7 @@ def main(argv: list[str]) -> None:
     else:
         state, settings = load_state(path, settings)
     facts, files, proven = _write(arguments, settings, state, path)
+    write_samples(arguments.folder, facts)
     after = "as it is" if foreign else f"after {state['epoch']} epochs"
     if arguments.format not in ("onnx", "web"):
         after += f", {(arguments.folder / hub.WEIGHTS).stat().st_size / 1e6:.1f} MB of weights"
@@ -78,7 +79,7 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     """SystemExit for flags that do not go together, and for what is not installed."""
     form = arguments.format
     if arguments.precision and form not in ("onnx", "web"):
-        raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx or web: leave it out, or add that")
+        raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx or web: leave it out, or add one")
     if arguments.precision == "both" and form == "web":
         raise SystemExit("--precision both: a page has one model, give int8 or fp32")
     if arguments.onnxruntime_web and form != "web":

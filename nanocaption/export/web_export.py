@@ -60,7 +60,8 @@ def write_web(
     """
     endings = bool(state["config"].get("NO_BAD_ENDINGS"))
     with exported.made_beside(folder, files_of(precision, endings), onnx_folder.is_page) as new:
-        (found,) = onnx_export.fill(new, state, card, precision, page=True)
+        own = files_of(precision, endings)[len(onnx_export.files_of(precision)) :]
+        (found,) = onnx_export.fill(new, state, card, precision, own)
         for name, stored in _RUNTIME.items():
             (new / stored).write_bytes(runtime[name])
         names = " and ".join(_RUNTIME.values())

@@ -10,6 +10,7 @@ import hashlib
 import io
 import os
 import tarfile
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -104,7 +105,10 @@ def _downloaded() -> bytes:
                     data += part
                     bar.update(len(part))
     except OSError as error:
-        raise ValueError(f"{PACKAGE} cannot be loaded from {url}: {getattr(error, 'reason', error)}. {_BY_HAND}") from error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+        reason = getattr(error, "reason", error)
+        raise ValueError(f"{PACKAGE} cannot be loaded from {url}: {reason}. {_BY_HAND}") from error
     if base64.b64encode(hashlib.sha512(data).digest()).decode() != _SHA512:
         raise ValueError(f"{url} gave another file than {PACKAGE} {VERSION} ({len(data):,} bytes). {_BY_HAND}")
     return bytes(data)

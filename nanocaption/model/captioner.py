@@ -33,6 +33,7 @@ _CPU_PATCHES = 16 * 14**2
 # Of so many captions decoded at once on a CPU, those that have ended are left out of the products once this share or
 # less is open. Drawn ones stay in the batch until the others of their image have ended: a third of all rows.
 _MANY_ROWS, _FEW_ENDED = 64, 0.9
+_MOST_LAYERS = 1000  # of an encoder or a decoder
 
 
 class ImageToTextModel(nn.Module):
@@ -323,18 +324,33 @@ def build_model(config: Mapping[str, object], vocab_size: int, tower: Tower | No
     return ImageToTextModel(ModelSettings.of(config), vocab_size, cast(float, config["DECODER_DROPOUT"]), tower)
 
 
+def _check_counts(config: Mapping[str, object], tower: Tower) -> None:
+    """ValueError for what no shape of the weights tells: absurd numbers of layers, and heads that split no width."""
+    counts = {name: config.get(name) for name in ("DECODER_LAYERS", "VIT_LAYERS")}
+    counts["num_hidden_layers"] = (tower.get("encoder_config") or {}).get("num_hidden_layers")
+    for name, count in counts.items():
+        if isinstance(count, int) and count > _MOST_LAYERS:
+            raise ValueError(f"The model cannot be built from its settings: {name} = {count}, above {_MOST_LAYERS}.")
+    heads, width = config["DECODER_HEADS"], config["DECODER_EMBED_DIM"]
+    if not (isinstance(heads, int) and isinstance(width, int) and heads > 0 and width % heads == 0):
+        raise ValueError(f"The model cannot be built from its settings: {heads} heads of a decoder {width} wide.")
+
+
 def assemble(state: State) -> ImageToTextModel:
     """The model of a checkpoint or export alone, with its tokenizer: no download, no data set. In eval mode on the CPU.
 
     Raises ValueError with one line where the parts do not fit each other.
     """
     tokenizer = tokenizer_from_json(state["tokenizer"])
+    config, tower, weights = state["config"], cast(Tower, state["model_arguments"]), state["model_state_dict"]
     try:
-        model = build_model(state["config"], tokenizer.get_vocab_size(), cast(Tower, state["model_arguments"]))
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        _check_counts(config, tower)
+        with torch.device("meta"):  # sizes that are not those of the weights may be of any absurdity: without memory
+            tensors.check_fits(build_model(config, tokenizer.get_vocab_size(), tower), weights, "The checkpoint")
+        model = build_model(config, tokenizer.get_vocab_size(), tower)
+    except (KeyError, TypeError, AttributeError, RuntimeError, ArithmeticError, AssertionError, MemoryError) as error:
         raise ValueError(f"The model cannot be built from its settings: {error!r}") from error
-    tensors.check_fits(model, state["model_state_dict"], "The checkpoint")
-    model.load_state_dict(state["model_state_dict"])
+    model.load_state_dict(weights)
     model.tokenizer = tokenizer
     model.about = cast(State, {name: value for name, value in state.items() if not name.endswith("state_dict")})
     return model.eval()

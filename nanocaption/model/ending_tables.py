@@ -53,7 +53,7 @@ def tables_of(tokenizer: Tokenizer) -> Tables:
 
 
 def automaton(words: Sequence[str] = BAD_ENDINGS) -> tuple[np.ndarray, np.ndarray]:
-    """(state after each state and byte (S, 256), whether a text in that state ends badly (S,)); 0 is an empty text's."""
+    """(state after each state and byte (S, 256), whether a text ends badly in each (S,)); 0 is that of an empty one."""
     places = {word[:n]: 0 for word in words for n in range(1, len(word) + 1)}  # beginnings of bad words
     places = {beginning: 4 + number for number, beginning in enumerate(places)}
     after = np.full((4 + len(places), 256), _OUTSIDE)

@@ -36,6 +36,7 @@ from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.model.onnx_folder import checked_image_spec, checked_search
 from nanocaption.model.preprocessor import preprocessor
 
 MODEL_TYPE = "nanocaption"
@@ -51,6 +52,8 @@ _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
 _FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
+_SAMPLES = re.compile(rf"^!\[[^\]\n]*\]\({hub.SAMPLES}\)\n\n", re.MULTILINE)  # of a card: a file that no state has
+_LARGEST_CONFIG = 100_000_000  # bytes
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -191,8 +194,9 @@ def read(name: str | Path, revision: str | None = None) -> State:
         for file in (hub.WEIGHTS, hub.TOKENIZER):
             _check_file(folder / file, about["sha256"][file])
         arguments = {}
+        spec = _checked(folder, about)
         if about["encoder_config"] is not None:
-            arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
+            arguments = {"encoder_config": about["encoder_config"], "image_spec": spec}
             arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
@@ -202,7 +206,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
             "model_arguments": arguments,
             "model_state_dict": safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread"),
             "tokenizer": (folder / hub.TOKENIZER).read_text(encoding="utf-8"),
-            "card": card.read_text(encoding="utf-8") if card.is_file() else "",
+            "card": _SAMPLES.sub("", card.read_text(encoding="utf-8")) if card.is_file() else "",
         })  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
@@ -230,10 +234,21 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
     return hub.download(str(name), revision)
 
 
+def _checked(folder: Path, about: Mapping[str, Any]) -> ImageSpec:
+    """The image_spec of a config.json. ValueError where it, or a setting of the search, is absurd."""
+    try:
+        checked_search(about["settings"])
+        return checked_image_spec(about["image_spec"])
+    except ValueError as error:
+        raise ValueError(f"{folder / hub.CONFIG} is damaged: {error}. {HINT}") from error
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / hub.CONFIG
     if not path.is_file():
         raise ValueError(f"{folder} is not an exported model: it has no {hub.CONFIG}. {HINT}")
+    if (size := path.stat().st_size) > _LARGEST_CONFIG:
+        raise ValueError(f"{path} has {size / 1e6:,.0f} MB, and {_LARGEST_CONFIG / 1e6:,.0f} MB are read at most.")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

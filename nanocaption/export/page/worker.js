@@ -47,7 +47,9 @@ async function load() {
 }
 
 function session(data) {
-  return ort.InferenceSession.create(new Uint8Array(data), {executionProviders: ["wasm"]});
+  // Weights of 8 bits become float32 once, as in Python: see quantize in nanocaption/export/onnx_export.py.
+  const extra = {session: {disable_quant_qdq: "1"}};
+  return ort.InferenceSession.create(new Uint8Array(data), {executionProviders: ["wasm"], extra});
 }
 
 /** The bytes of one of the page's own files, checked. tell: is given how many more have come. */

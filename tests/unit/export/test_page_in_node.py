@@ -65,11 +65,15 @@ def drawn(kind: str, shape: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
+def packed(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()
+
+
 def test_pixels_are_those_of_python_to_the_byte(tmp_path):
     cases = [(kind, shape, spec | {"mean": MEAN, "std": STD}) for kind in ("noise", "black and white", "alpha")
              for shape in SHAPES for spec in SPECS]  # fmt: skip
-    given = [{"height": shape[0], "width": shape[1], "spec": spec,
-              "rgba": base64.b64encode(drawn(kind, shape).tobytes()).decode()} for kind, shape, spec in cases]  # fmt: skip
+    given = [{"height": shape[0], "width": shape[1], "spec": spec, "rgba": packed(drawn(kind, shape))}
+             for kind, shape, spec in cases]  # fmt: skip
     program = """
         const result = given.map(({height, width, spec, rgba}) => {
           const data = Buffer.from(rgba, "base64"), row = width * 4;
@@ -176,8 +180,8 @@ def test_searches_find_the_ids_that_numpy_finds(tokenizer, tmp_path):
           for (const {no_bad_endings, ...o} of given.searches) {
             let at = 0;
             const step = async tokens => {
-              const start = at++ * size;
-              return tokens.map(one => Float32Array.from({length: size}, (_, i) => place[start + i] + token[one * size + i]));
+              const start = at++ * size, row = one => (_, i) => place[start + i] + token[one * size + i];
+              return tokens.map(one => Float32Array.from({length: size}, row(one)));
             };
             const options = {beamSize: o.beam_size, lengthPenalty: o.length_penalty, minLength: o.min_length,
               noRepeatNgram: o.no_repeat_ngram};
@@ -186,10 +190,9 @@ def test_searches_find_the_ids_that_numpy_finds(tokenizer, tmp_path):
           }
         }
         """
-    packed = [[base64.b64encode(part.tobytes()).decode() for part in numbers(seed)] for seed in seeds]
     given = {
         "tokenizer": json.loads(path.read_text()), "automaton": web_export._automaton(), "longest": longest,
-        "numbers": [{"byPlace": one, "byToken": two} for one, two in packed],
+        "numbers": [{"byPlace": packed(one), "byToken": packed(two)} for one, two in map(numbers, seeds)],
         "searches": [options._asdict() for options in SEARCHES],
     }  # fmt: skip
     own = iter(run(tmp_path, program, given))
