@@ -39,19 +39,21 @@ def load(
     name: a folder that `nanocaption export` wrote, such a model's id on the Hub (user/name, at `revision`), or a
     checkpoint file of a run. device: "cpu", "cuda", "cuda:1", "mps", or "auto" for what is there. dtype: of the
     weights, "float32", "bfloat16" or "float16". docs/use.md shows more.
-    A folder of `nanocaption export --format onnx` gives an OnnxCaptioner instead, which runs without torch and has
-    `caption` and `captions` alone: on "cpu", as its graphs are, or with dtype="int8" those of 8 bits where it has both.
+    A folder of `nanocaption export --format onnx` or `web`, here or on the Hub, gives an OnnxCaptioner instead, which
+    runs without torch and has `caption`, `captions` and `push_to_hub` alone: on "cpu", as its graphs are, or with
+    dtype="int8" those of 8 bits where it has both.
     (A type checker is told ImageToTextModel; nanocaption.OnnxCaptioner(folder) is exact there.)
     Raises ValueError with one line where it cannot be had, ImportError where torch or onnxruntime is not installed.
     """
     from nanocaption.base.cli import require
-    from nanocaption.model.onnx_folder import is_onnx_export
+    from nanocaption.model.onnx_folder import find_onnx_export
 
-    if is_onnx_export(Path(name).expanduser()):
+    folder = find_onnx_export(name, revision, str(dtype))
+    if folder is not None:
         require("onnxruntime", "onnx", "nanocaption.load of an ONNX export")
         from nanocaption.model.onnx_captioner import load_onnx
 
-        light = load_onnx(Path(name).expanduser(), revision, str(device), str(dtype))
+        light = load_onnx(folder, str(device), str(dtype))
         return cast("ImageToTextModel", light)  # of the two types that of nearly all callers, who go on with `.to`
 
     require("torch", "caption", "nanocaption.load")

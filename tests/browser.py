@@ -100,8 +100,10 @@ class Page:
         self.send("DOM.setFileInputFiles", files=[str(path)], backendNodeId=self.chooser)
 
     def key(self, name: str) -> None:
+        number = {"Tab": 9, "Enter": 13, "Escape": 27}.get(name, 0)  # without it Chromium itself does nothing
+        text = {"text": "\r"} if name == "Enter" else {}
         for kind in ("keyDown", "keyUp"):
-            self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name)
+            self.send("Input.dispatchKeyEvent", type=kind, key=name, code=name, windowsVirtualKeyCode=number, **text)
 
     def picture(self, path: Path, whole: bool = False) -> None:
         shot = self.send("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
@@ -109,14 +111,14 @@ class Page:
 
 
 @contextlib.contextmanager
-def browser(profile: Path) -> Iterator[Page]:
-    """Start Chromium with a profile of its own; ended with the block."""
+def browser(profile: Path, *flags: str) -> Iterator[Page]:
+    """Start Chromium with a profile of its own, and perhaps more flags; ended with the block."""
     # Chromium reads commands from descriptor 3 and writes to 4.
     read_command, write_command = os.pipe()
     read_answer, write_answer = os.pipe()
     start = f'exec "$@" 3<&{read_command} 4>&{write_answer}'
     process = subprocess.Popen(
-        ["bash", "-c", start, "bash", CHROMIUM, *FLAGS.split(), f"--user-data-dir={profile}", "about:blank"],
+        ["bash", "-c", start, "bash", CHROMIUM, *FLAGS.split(), *flags, f"--user-data-dir={profile}", "about:blank"],
         pass_fds=(read_command, write_answer), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     os.close(read_command)

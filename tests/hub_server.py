@@ -9,8 +9,10 @@ import re
 import threading
 import urllib.parse
 from collections.abc import Iterator
+from pathlib import Path
 
 import yaml
+from huggingface_hub import constants
 
 TOKEN = "hf_of_someone"
 
@@ -169,3 +171,15 @@ def serve() -> Iterator[type[Hub]]:
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+def point_to(url: str, monkeypatch, tmp_path: Path) -> None:
+    """The client of this process and those of its children talk to `url`, as someone."""
+    for name, value in (
+        ("ENDPOINT", url), ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
+        ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_CACHE", str(tmp_path / "cache")),
+    ):  # fmt: skip
+        monkeypatch.setattr(constants, name, value)
+    environment = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)

@@ -14,34 +14,41 @@ FILES = (
     WEIGHTS, TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "README.md",
     CONFIG,
 )  # fmt: skip
+SAMPLES = "samples.jpg"  # beside them where the card shows pictures
 CHECK_SECONDS = 5.0
 
 
-def download(name: str, revision: str | None = None) -> Path:
-    """The folder, in the Hub's cache, of the exported model `name` (user/name) at a branch, tag or commit.
+def is_id(name: str) -> bool:
+    """Whether a name can be that of a model on the Hub, and is nothing on this machine."""
+    elsewhere = name.startswith((".", "/", "~")) or name.endswith(".safetensors") or "\\" in name or "," in name
+    return name.count("/") == 1 and not elsewhere and not Path(name).exists()
+
+
+def download(name: str, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
+    """The folder, in the Hub's cache, with these files of the model `name` (user/name) at a branch, tag or commit.
 
     What is cached already is not loaded again, and serves without network. Raises ValueError with one line.
     """
     import huggingface_hub
 
     try:
-        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(files)))
     except errors() as error:
         raise ValueError(_download_problem(error, name, revision)) from error
 
 
 def push(folder: Path, repo_id: str, private: bool, message: str, files: Sequence[str] = FILES) -> str:
-    """Commit `files`, those of an exported folder, to the model repository `repo_id`; returns its URL.
+    """Commit `files`, those of an exported folder, and SAMPLES where it is, to the model repository `repo_id`.
 
-    private: how the repository is made where there is none yet; one that is there stays as visible as it is.
-    Raises ValueError with one line.
+    Returns its URL. private: how the repository is made where there is none yet; one that is there stays as visible as
+    it is. Raises ValueError with one line.
     """
     import huggingface_hub
 
     api = huggingface_hub.HfApi()
     try:
         url = api.create_repo(repo_id, private=private, exist_ok=True)
-        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=list(files))
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message, allow_patterns=[*files, SAMPLES])
     except errors() + (RuntimeError,) as error:
         raise ValueError(f"{repo_id} could not be uploaded to {api.endpoint}: {reason_of(error)}") from error
     return str(url)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, TypeVar
 from nanocaption.base import cli
 from nanocaption.base.files import PICTURE_SUFFIXES, walk_files, write_file
 from nanocaption.commands import caption_shards, decoding_flags
-from nanocaption.model.onnx_folder import is_onnx_export
+from nanocaption.model.onnx_folder import find_onnx_export
 from nanocaption.model.options import Options, search_options
 
 if TYPE_CHECKING:  # these import torch, or numpy, which --help can do without
@@ -66,8 +66,8 @@ def main(argv: list[str]) -> int:
         return caption_shards.main(arguments, settings)
     pictures = find_pictures(arguments.pictures)
     check_arguments(arguments, pictures)
-    if arguments.checkpoint is not None and is_onnx_export(Path(arguments.checkpoint)):
-        return caption_by_onnx(arguments, settings, pictures)
+    if arguments.checkpoint is not None and (folder := find_onnx_export(arguments.checkpoint)) is not None:
+        return caption_by_onnx(folder, arguments, settings, pictures)
     cli.require("torch", "caption", "nanocaption caption")
 
     from nanocaption.use.attention import draw_picture
@@ -93,7 +93,9 @@ def main(argv: list[str]) -> int:
     return tell(found, arguments, len(pictures), draw if arguments.attention else None)
 
 
-def caption_by_onnx(arguments: argparse.Namespace, settings: "Settings", pictures: list[Path]) -> int:
+def caption_by_onnx(
+    folder: Path, arguments: argparse.Namespace, settings: "Settings", pictures: list[Path]
+) -> int:
     """`main` for the folder of an ONNX export: nothing here imports torch."""
     cli.require("onnxruntime", "onnx", "nanocaption caption of an ONNX export")
     if arguments.attention:
@@ -104,7 +106,7 @@ def caption_by_onnx(arguments: argparse.Namespace, settings: "Settings", picture
     from nanocaption.data.picture_forms import fitted_form
     from nanocaption.model.onnx_captioner import OnnxCaptioner
 
-    model = OnnxCaptioner(Path(arguments.checkpoint))
+    model = OnnxCaptioner(folder)
     options = decoding_flags.options(arguments, search_options(settings.values), arguments.num_captions)
 
     def caption(readable: list[Path], pixels: "list[np.ndarray]") -> "list[list[CaptionText]]":

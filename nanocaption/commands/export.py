@@ -5,6 +5,7 @@
     nanocaption export my_captioner --push user/name                and upload it to the Hugging Face Hub
     nanocaption export my_captioner plain --format transformers     for transformers alone, without nanoCaption
     nanocaption export my_captioner light --format onnx             for onnxruntime, without torch
+    nanocaption export my_captioner page --format web               a page that captions in the browser, for any host
     nanocaption export vit_gpt2_folder my_captioner                 back: a VisionEncoderDecoderModel with GPT-2
 
 nanocaption/model/exported.py says what is in the folder. Its card, README.md, takes the scores of an evaluation of the
@@ -24,6 +25,7 @@ from nanocaption.base.settings import Settings, load_settings
 if TYPE_CHECKING:  # imports torch
     from nanocaption.base.tensors import State
     from nanocaption.export.card import Facts
+    from nanocaption.export.onnx_export import Compared
 
 _PARSER = cli.parser("nanocaption export", __doc__)
 _PARSER.add_argument(
@@ -32,13 +34,17 @@ _PARSER.add_argument(
 )  # fmt: skip
 _PARSER.add_argument("folder", type=Path, help="new or empty, or an older export, whose files are replaced")
 _PARSER.add_argument(
-    "--format", choices=("nanocaption", "transformers", "onnx"), default="nanocaption",
-    help="transformers: a VisionEncoderDecoderModel; onnx: graphs for onnxruntime; both are compared with this one "
-    "before they are handed out [nanocaption]",
+    "--format", choices=("nanocaption", "transformers", "onnx", "web"), default="nanocaption",
+    help="transformers: a VisionEncoderDecoderModel; onnx: graphs for onnxruntime; web: these and a page for them; all "
+    "are compared with this one before they are handed out [nanocaption]",
 )  # fmt: skip
 _PARSER.add_argument(
-    "--precision", choices=("fp32", "int8", "both"), help="of --format onnx: int8 takes a quarter of the size and "
-    "gives captions a little different [fp32]",
+    "--precision", choices=("fp32", "int8", "both"), help="of --format onnx and web: int8 takes a third of the size, "
+    "gives captions a little different [onnx: fp32, web: int8]",
+)  # fmt: skip
+_PARSER.add_argument(
+    "--onnxruntime-web", type=Path, metavar="PACKAGE", help="of --format web: npm's package of the program that runs "
+    "the model in the browser, a .tgz or a folder [node_modules, else loaded once from npm's registry]",
 )  # fmt: skip
 _PARSER.add_argument("--push", metavar="USER/NAME", help="upload the folder to this model repository of the Hub")
 
@@ -48,7 +54,7 @@ def main(argv: list[str]) -> None:
     arguments, settings = cli.parse(_PARSER, argv, but=("PRECISION",))
     _check_flags(arguments)
     from nanocaption.export import from_transformers
-    from nanocaption.export.facts import title_of
+    from nanocaption.export.facts import title_of, write_samples
     from nanocaption.use.load import load_state
 
     path, foreign = _find(arguments, settings)
@@ -57,8 +63,9 @@ def main(argv: list[str]) -> None:
     else:
         state, settings = load_state(path, settings)
     facts, files, proven = _write(arguments, settings, state, path)
+    write_samples(arguments.folder, facts)
     after = "as it is" if foreign else f"after {state['epoch']} epochs"
-    if arguments.format != "onnx":
+    if arguments.format not in ("onnx", "web"):
         after += f", {(arguments.folder / hub.WEIGHTS).stat().st_size / 1e6:.1f} MB of weights"
     print(f"{arguments.folder}: {path} {after}; {proven}")
     if not facts.scores and not foreign:
@@ -70,11 +77,16 @@ def main(argv: list[str]) -> None:
 
 def _check_flags(arguments: argparse.Namespace) -> None:
     """SystemExit for flags that do not go together, and for what is not installed."""
-    if arguments.precision and arguments.format != "onnx":
-        raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx: leave it out, or add that")
-    if arguments.format == "onnx":
+    form = arguments.format
+    if arguments.precision and form not in ("onnx", "web"):
+        raise SystemExit(f"--precision {arguments.precision} belongs to --format onnx or web: leave it out, or add one")
+    if arguments.precision == "both" and form == "web":
+        raise SystemExit("--precision both: a page has one model, give int8 or fp32")
+    if arguments.onnxruntime_web and form != "web":
+        raise SystemExit("--onnxruntime-web belongs to --format web: leave it out, or add that")
+    if form in ("onnx", "web"):
         for module in ("onnx", "onnxscript", "onnxruntime"):
-            cli.require(module, "export", "nanocaption export --format onnx")
+            cli.require(module, "export", f"nanocaption export --format {form}")
     if arguments.push is not None:
         load_settings(["--hf-repo-id", arguments.push])  # refuses what can be no name on the Hub
 
@@ -85,7 +97,10 @@ def _find(arguments: argparse.Namespace, settings: Settings) -> tuple[Path, bool
     from nanocaption.model import exported, onnx_folder
     from nanocaption.use.load import find_checkpoint, is_exported
 
-    older = {"transformers": transformers_folder.is_transformers_export, "onnx": onnx_folder.is_onnx_export}
+    older = {
+        "transformers": transformers_folder.is_transformers_export, "onnx": onnx_folder.is_plain_onnx_export,
+        "web": onnx_folder.is_page,
+    }  # fmt: skip
     exported.check_target(arguments.folder, older.get(arguments.format))
     given = Path(arguments.checkpoint) if arguments.checkpoint else None
     foreign = given is not None and from_transformers.is_foreign(given)
@@ -110,6 +125,8 @@ def _write(
         ImageToTextModel.from_pretrained(arguments.folder)  # proves that it loads
         return facts, hub.FILES, "verified"
     facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
+    if arguments.format == "web":
+        return facts, *_write_web(arguments, state, facts)
     if arguments.format == "onnx":
         precision = arguments.precision or "fp32"
         proven = _write_onnx(arguments.folder, state, card_of(state, facts, "onnx"), precision)
@@ -126,10 +143,33 @@ def _write_onnx(folder: Path, state: "State", card: str, precision: str) -> str:
     from nanocaption.export import as_onnx, onnx_export
 
     lines = [f"opset {as_onnx.OPSET}, beside torch on drawn pictures:"]
-    for found in onnx_export.write_onnx(folder, state, card, precision):
-        lines.append(
-            f"    {found.precision}: {found.bytes / 1e6:.1f} MB, {found.same} of {found.captions} captions the same, "
-            f"logits {found.logits:.1e} of their spread apart, {found.seconds:.2f} s where torch took "
-            f"{found.torch_seconds:.2f} s"
-        )
+    lines += [_told(found) for found in onnx_export.write_onnx(folder, state, card, precision)]
     return "\n".join(lines)
+
+
+def _write_web(arguments: argparse.Namespace, state: "State", facts: "Facts") -> tuple[Sequence[str], str]:
+    """Write the folder of --format web; returns its files, and what was found beside torch."""
+    from nanocaption.export import as_onnx, web_export, web_runtime
+    from nanocaption.export.card import language_of
+    from nanocaption.export.facts import card_of
+
+    folder, precision, title = arguments.folder, arguments.precision or "int8", facts.name.rpartition("/")[2]
+    runtime = web_runtime.find_runtime(arguments.onnxruntime_web)
+    language = language_of(state["config"]["DATASET"])
+    found, rest = web_export.write_web(
+        folder, state, card_of(state, facts, "web"), precision, runtime, title, language
+    )  # fmt: skip
+    files = web_export.files_of(precision, bool(state["config"].get("NO_BAD_ENDINGS")))
+    return files, (
+        f"a page of {rest / 1e6:.1f} MB, and {len(runtime[web_runtime.WASM]) / 1e6:.1f} MB of onnxruntime-web "
+        f"{web_runtime.VERSION}; opset {as_onnx.OPSET}, beside torch on drawn pictures:\n{_told(found)}\n"
+        f"Look at it: python -m http.server --bind 127.0.0.1 --directory {shlex.quote(str(folder))}"
+    )
+
+
+def _told(found: "Compared") -> str:
+    return (
+        f"    {found.precision}: {found.bytes / 1e6:.1f} MB, {found.same} of {found.captions} captions the same, "
+        f"logits {found.logits:.1e} of their spread apart, {found.seconds:.2f} s where torch took "
+        f"{found.torch_seconds:.2f} s"
+    )

@@ -5,12 +5,15 @@
 """
 
 import argparse
+import json
 import os
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from nanocaption.base import hub
+from nanocaption.model import onnx_folder
 
 
 def main(argv: list[str]) -> None:
@@ -29,7 +32,25 @@ def main(argv: list[str]) -> None:
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if problem := hub.access_problem(arguments.repo_id):  # known within seconds, where the client itself would wait on
         raise SystemExit(f"{arguments.repo_id} cannot be uploaded: {problem}")
-    print(hub.push(arguments.folder, arguments.repo_id, not arguments.public, arguments.message))
+    files = files_of(arguments.folder)
+    print(hub.push(arguments.folder, arguments.repo_id, not arguments.public, arguments.message, files))
+
+
+def files_of(folder: Path) -> Sequence[str]:
+    """What is uploaded of a folder, by the format it is in. SystemExit where it is no export."""
+    if onnx_folder.is_onnx_export(folder):
+        return onnx_folder.files_in(folder)
+    try:
+        about = json.loads((folder / hub.CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, OSError):
+        about = {}
+    if isinstance(about, dict) and about.get("model_type") == "nanocaption":
+        return hub.FILES
+    from nanocaption.export import transformers_folder  # imports torch, which a training beside it feels
+
+    if transformers_folder.is_transformers_export(folder):
+        return transformers_folder.FILES
+    raise SystemExit(f"{folder} is no exported folder: `nanocaption export CHECKPOINT {folder}` writes one")
 
 
 def _end_with(parent: int) -> None:

@@ -1,7 +1,8 @@
 """The model card of an exported folder: README.md, complete from what the run itself knows.
 
 card_template.md holds its text, in blocks with named fields. What is not known is said to be unknown, or another block
-stands in its place; nothing is left for someone to fill in. No picture stands in it.
+stands in its place; nothing is left for someone to fill in. Pictures stand beside it where they are of our own
+drawing (facts.write_samples), and of no other data set.
 """
 
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from nanocaption.base.hub import SAMPLES
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.prepared import is_mix, parse_mix
 
@@ -31,6 +33,7 @@ class Facts(NamedTuple):
     validation: Mapping[str, Any] | None  # the log's row of the validation that it was saved after
     samples: Sequence[Mapping[str, str]]  # {"file_name", "caption"}
     samples_split: str
+    pictures: Sequence[Path] = ()  # those of `samples`, where they may be shown
 
 
 def write_card(
@@ -39,7 +42,7 @@ def write_card(
     """The text of README.md.
 
     base_model: the encoder's id on the Hub, if it has one. image_size: side of the encoder's input, pixels. form: of
-    the export, "nanocaption", "transformers" or "onnx".
+    the export, "nanocaption", "transformers", "onnx" or "web".
     """
     config, kind = state["config"], kind_of(state["config"]["DATASET"])
     known = {**state.get("environment", {}), **state.get("scheduler_state_dict", {}), **config}
@@ -140,13 +143,19 @@ def _header(config: Mapping[str, Any], base_model: str | None, facts: Facts, for
         for key in _TYPES if scores.get(key) is not None
     ]  # fmt: skip
     return ModelCardData(
-        library_name=form, pipeline_tag="image-to-text", license="other", license_name="terms-of-its-data",
-        language="en" if kind_of(dataset) != "own" else None,
+        library_name="onnx" if form == "web" else form, pipeline_tag="image-to-text",
+        license="other", license_name="terms-of-its-data",
+        language=language_of(dataset),
         datasets=[place] if place != dataset else None,  # another name would be a dead link
         base_model=base_model,
         metrics=[result.metric_type for result in results] or None, tags=["image-captioning"],
         model_name=facts.name.rpartition("/")[2], eval_results=results or None,
     ).to_yaml()  # fmt: skip
+
+
+def language_of(dataset: str) -> str | None:
+    """The language of a data set's captions, where it is known."""
+    return "en" if kind_of(dataset) != "own" else None
 
 
 def _slug(manifest: Mapping[str, Any] | None, dataset: str) -> str:
@@ -200,7 +209,8 @@ def _results(config: Mapping[str, Any], facts: Facts) -> tuple[str, dict[str, st
 
 def _samples(facts: Facts) -> tuple[str, dict[str, str]]:
     rows = [_row(sample["file_name"], sample["caption"]) for sample in facts.samples[:3]]
-    own = {"samples_split": facts.samples_split, "sample_rows": "\n".join(rows)}
+    shown = f"![The pictures of this table, in its order, side by side]({SAMPLES})\n\n" if facts.pictures else ""
+    own = {"samples_split": facts.samples_split, "sample_rows": "\n".join(rows), "sample_pictures": shown}
     return ("samples some", own) if rows else ("samples none", {})
 
 

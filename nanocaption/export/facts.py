@@ -1,16 +1,23 @@
 """What lies around a checkpoint and belongs to its export: data set, scores, validation, samples."""
 
+import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from nanocaption.base.files import log_rows
+from PIL import Image
+
+from nanocaption.base import hub
+from nanocaption.base.files import log_rows, write_file
 from nanocaption.base.tensors import State
+from nanocaption.data.pictures import thumbnail
 from nanocaption.data.prepared import folder_name
 from nanocaption.export.card import Facts, write_card
 from nanocaption.model import exported
 from nanocaption.score import results
+
+_GAP = 8  # pixels between the pictures of samples.jpg
 
 
 def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_id: str | None) -> Facts:
@@ -20,7 +27,25 @@ def write_export(folder: Path, state: State, origin: Path, data_dir: Path, repo_
     """
     facts = find_facts(state, origin, data_dir, repo_id or folder.name)
     exported.write(folder, state, card_of(state, facts, "nanocaption"))
+    write_samples(folder, facts)
     return facts
+
+
+def write_samples(folder: Path, facts: Facts) -> None:
+    """The picture that the card of `folder` shows, side by side those of its samples; none where it shows none."""
+    target = folder / hub.SAMPLES
+    if not facts.pictures:
+        target.unlink(missing_ok=True)
+        return
+    small = [thumbnail(path) for path in facts.pictures]
+    strip = Image.new("RGB", (sum(one.width + _GAP for one in small) - _GAP, max(one.height for one in small)), "white")
+    left = 0
+    for one in small:
+        strip.paste(one, (left, 0))
+        left += one.width + _GAP
+    buffer = io.BytesIO()
+    strip.save(buffer, "JPEG", quality=85)
+    write_file(target, buffer.getvalue())
 
 
 def card_of(state: State, facts: Facts, form: str) -> str:
@@ -41,8 +66,11 @@ def find_facts(state: State, origin: Path, data_dir: Path, name: str) -> Facts:
     by_type = {row.get("type"): row for row in rows if row.get("epoch") == state["epoch"]}
     scores, samples = find_evaluation(origin, state["config"])
     split = str(scores["split"]) if samples else "val"
-    samples = samples or by_type.get("samples", {}).get("samples", [])
-    return Facts(name, manifest or None, scores or None, by_type.get("val"), samples[:3], split)
+    samples = (samples or by_type.get("samples", {}).get("samples", []))[:3]
+    pictures = [prepared / "images" / str(sample["file_name"]) for sample in samples]
+    if manifest.get("source") != "demo_set" or not all(path.is_file() for path in pictures):
+        pictures = []  # others' pictures are not ours to pass on
+    return Facts(name, manifest or None, scores or None, by_type.get("val"), samples, split, pictures)
 
 
 def find_evaluation(

@@ -2,19 +2,21 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import onnx
+import onnx.helper
+import onnx.numpy_helper
 import torch
 
 from nanocaption.base import hub
 from nanocaption.base.tensors import State
 from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, PAD, START, UNK
-from nanocaption.export.as_onnx import OPSET, without_advice, write_graphs
+from nanocaption.export.as_onnx import OPSET, write_graphs
 from nanocaption.export.as_transformers import drawn_pictures
 from nanocaption.model import exported, onnx_folder
 from nanocaption.model.captioner import ImageToTextModel, assemble
@@ -23,11 +25,8 @@ from nanocaption.model.onnx_captioner import OnnxCaptioner
 from nanocaption.model.onnx_folder import graph_names
 from nanocaption.model.options import Options, search_options
 
-_OTHERS = (
-    hub.TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "README.md",
-    hub.CONFIG,
-)  # fmt: skip
 _PICTURES = 8  # drawn, that an export is compared on
+_LARGE = 4096  # numbers: what has fewer stays float32
 _MOST = {"fp32": 1e-3, "int8": 0.1}  # by how much of their spread logits may be others
 Result = TypeVar("Result")
 
@@ -48,7 +47,7 @@ class Compared(NamedTuple):
 def files_of(precision: str) -> tuple[str, ...]:
     """What a folder holds. precision: "fp32", "int8" or "both"."""
     wanted = onnx_folder.PRECISIONS if precision == "both" else (precision,)
-    return (*(name for one in wanted for name in graph_names(one)), *_OTHERS)
+    return (*(name for one in wanted for name in graph_names(one)), *onnx_folder.OTHERS)
 
 
 def write_onnx(folder: Path, state: State, card: str, precision: str) -> list[Compared]:
@@ -56,47 +55,73 @@ def write_onnx(folder: Path, state: State, card: str, precision: str) -> list[Co
 
     Raises ValueError with one line where a graph does not give the same, OSError for a disk.
     """
-    model = assemble(state)
-    with exported.made_beside(folder, files_of(precision), onnx_folder.is_onnx_export) as new:
-        write_graphs(model, new)
-        if precision != "fp32":
-            quantize(new)
-        if precision == "int8":
-            for name in graph_names("fp32"):
-                (new / name).unlink()
-        (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
-        (new / "README.md").write_text(card, encoding="utf-8")
-        exported.write_preprocessing(new, state)
-        exported.write_json(new / hub.CONFIG, _describe(model, state, new))
-        wanted = onnx_folder.PRECISIONS if precision == "both" else (precision,)
-        found = [compare(model, OnnxCaptioner(new, one)) for one in wanted]
-    if folder.is_dir():  # of an older export, which this one took the place of
-        for name in {*graph_names("fp32"), *graph_names("int8")} - {*files_of(precision)}:
-            (folder / name).unlink(missing_ok=True)
+    with exported.made_beside(folder, files_of(precision), onnx_folder.is_plain_onnx_export) as new:
+        found = fill(new, state, card, precision)
+    drop_other_graphs(folder, precision)
     return found
 
 
+def fill(new: Path, state: State, card: str, precision: str, page: Sequence[str] = ()) -> list[Compared]:
+    """The files of `write_onnx`, into the empty folder `new`. page: what will lie beside them for browsers."""
+    model = assemble(state)
+    write_graphs(model, new)
+    if precision != "fp32":
+        quantize(new)
+    if precision == "int8":
+        for name in graph_names("fp32"):
+            (new / name).unlink()
+    (new / hub.TOKENIZER).write_text(state["tokenizer"], encoding="utf-8")
+    (new / "README.md").write_text(card, encoding="utf-8")
+    exported.write_preprocessing(new, state)
+    exported.write_json(new / hub.CONFIG, _describe(model, state, new) | ({"page": list(page)} if page else {}))
+    wanted = onnx_folder.PRECISIONS if precision == "both" else (precision,)
+    return [compare(model, OnnxCaptioner(new, one)) for one in wanted]
+
+
+def drop_other_graphs(folder: Path, precision: str) -> None:
+    """Of an older export, which the present one took the place of."""
+    for name in {*graph_names("fp32"), *graph_names("int8")} - {*files_of(precision)}:
+        (folder / name).unlink(missing_ok=True)
+
+
 def quantize(folder: Path) -> None:
-    """Write beside the graphs of float32 in `folder` those of 8 bits; what meets their weights is rounded as it comes.
+    """Write beside the graphs of float32 in `folder` those whose large weights are stored with 8 bits.
 
-    Of the encoder in blocks of 32 numbers with a scale each (MatMulNBits, of onnxruntime 1.22 and newer), since a few
-    numbers of a ViT's are hundreds of times as large as the others: one scale for all, as quantize_dynamic has it, left
-    3 captions of 16 as they were. The decoder has none of these. Its maps and embeddings take 7 of the 8 bits: on
-    processors without VNNI sums of two products would else go beyond 16 bits.
+    Each output of a map, and each row of the embedding, has a scale of its own (DequantizeLinear). What meets the
+    weights stays float32, and the runtime makes float32 of them once, when it loads them (OnnxCaptioner): so captions
+    are the same on every processor, in a browser, alone and in any batch, and take no longer. Rounding what meets the
+    weights as well, as quantize_dynamic does, has one scale for a whole batch: of 40 pictures 5 got another caption in
+    a batch than alone, and a few numbers of a ViT's that are hundreds of times as large as the others spoil the rest.
     """
-    (encoder, decoder), (small_encoder, small_decoder) = graph_names("fp32"), graph_names("int8")
-    with without_advice():
-        from onnxruntime.quantization import QuantType, quantize_dynamic
-        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+    for name, small in zip(graph_names("fp32"), graph_names("int8"), strict=True):
+        model = onnx.load(folder / name)
+        _store_with_8_bits(model.graph)
+        onnx.save(model, folder / small)
 
-        how = DefaultWeightOnlyQuantConfig(block_size=32, is_symmetric=True, accuracy_level=4, bits=8)
-        blocks = MatMulNBitsQuantizer(onnx.load(folder / encoder), algo_config=how)
-        blocks.process()
-        blocks.model.save_model_to_file(str(folder / small_encoder))
-        quantize_dynamic(
-            folder / decoder, folder / small_decoder, op_types_to_quantize=["MatMul", "Gather"], per_channel=True,
-            reduce_range=True, weight_type=QuantType.QInt8,
-        )  # fmt: skip
+
+def _store_with_8_bits(graph: onnx.GraphProto) -> None:
+    uses: dict[str, set[tuple[str, int]]] = {}
+    for node in graph.node:
+        for place, name in enumerate(node.input):
+            uses.setdefault(name, set()).add((node.op_type, place))
+    stored, nodes = [], []
+    for tensor in graph.initializer:
+        kind = uses.get(tensor.name, set()) & {("MatMul", 1), ("Gather", 0)}
+        values = onnx.numpy_helper.to_array(tensor)
+        if not kind or values.dtype != np.float32 or values.ndim != 2 or values.size < _LARGE:
+            stored.append(tensor)
+            continue
+        axis = 0 if ("Gather", 0) in kind else 1  # (V, D) by row, (in, out) by output
+        scale = np.maximum(np.abs(values).max(1 - axis, keepdims=True), 1e-12) / 127
+        whole = np.rint(values / scale).astype(np.int8)
+        names = [f"{tensor.name}_quantized", f"{tensor.name}_scale"]
+        stored += [onnx.numpy_helper.from_array(part, name) for part, name in
+                   zip((whole, scale.ravel().astype(np.float32)), names, strict=True)]  # fmt: skip
+        nodes.append(onnx.helper.make_node("DequantizeLinear", names, [tensor.name], axis=axis))
+    nodes += graph.node
+    del graph.initializer[:], graph.node[:]
+    graph.initializer.extend(stored)
+    graph.node.extend(nodes)
 
 
 def _describe(model: ImageToTextModel, state: State, folder: Path) -> dict[str, object]:

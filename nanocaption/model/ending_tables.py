@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from nanocaption.data.tokenizer import END, UNK, token_bytes
 from nanocaption.metrics.diversity import BAD_ENDINGS
 
-_OUTSIDE, _WORD, _AFTER, _CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
+_OUTSIDE, _WORD, _AFTER, CLOSED = range(4)  # between words; in another word; behind a bad word; and a stop behind that
 _JOINING = b"'-"  # belong to a word once it has begun: "drive-in" is not "in"
 _BYTES_OF_WORDS = (*b"0123456789_abcdefghijklmnopqrstuvwxyz", *range(128, 256))
 
@@ -32,17 +32,17 @@ class Tables(NamedTuple):
 @functools.lru_cache(maxsize=4)
 def tables_of(tokenizer: Tokenizer) -> Tables:
     """The table of a byte-level tokenizer for metrics.diversity.BAD_ENDINGS, as `ends_badly` there sees them."""
-    after, bad = _automaton(BAD_ENDINGS)
+    after, bad = automaton()
     pieces = [b"" if i <= UNK else token_bytes(tokenizer, i) for i in range(tokenizer.get_vocab_size())]
     lengths = np.array([len(piece) for piece in pieces])
     # (V, longest) bytes of each token, 0 behind its last one
     letters = np.array([[*piece, *[0] * (lengths.max() - len(piece))] for piece in pieces], dtype=np.int64)
     state = np.repeat(np.arange(len(after))[:, None], len(pieces), axis=1)  # (S, V)
-    closed = state == _CLOSED
+    closed = state == CLOSED
     for place in range(lengths.max()):
         going = np.flatnonzero(lengths > place)  # few tokens of a large vocabulary are long
         state[:, going] = after[state[:, going], letters[going, place]]
-        closed[:, going] |= state[:, going] == _CLOSED
+        closed[:, going] |= state[:, going] == CLOSED
     closed[:, lengths == 0] = False
     ends = bad[state]
     forbidden = closed.copy()
@@ -52,13 +52,13 @@ def tables_of(tokenizer: Tokenizer) -> Tables:
     return Tables(state, forbidden, last)
 
 
-def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """(state after each state and byte (S, 256), whether a text in that state ends badly (S,))."""
+def automaton(words: Sequence[str] = BAD_ENDINGS) -> tuple[np.ndarray, np.ndarray]:
+    """(state after each state and byte (S, 256), whether a text ends badly in each (S,)); 0 is that of an empty one."""
     places = {word[:n]: 0 for word in words for n in range(1, len(word) + 1)}  # beginnings of bad words
     places = {beginning: 4 + number for number, beginning in enumerate(places)}
     after = np.full((4 + len(places), 256), _OUTSIDE)
     bad = np.zeros(len(after), dtype=bool)
-    bad[[_AFTER, _CLOSED, *(places[word] for word in words)]] = True
+    bad[[_AFTER, CLOSED, *(places[word] for word in words)]] = True
     _mark_letters(after, places)
     _mark_others(after, bad)
     for upper, lower in zip(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ", b"abcdefghijklmnopqrstuvwxyz", strict=True):
@@ -68,7 +68,7 @@ def _automaton(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 
 def _mark_letters(after: np.ndarray, places: Mapping[str, int]) -> None:
     """Within words: a word's bytes lead from beginning to beginning of a bad word, or into some other word."""
-    for state in (_OUTSIDE, _AFTER, _CLOSED):
+    for state in (_OUTSIDE, _AFTER, CLOSED):
         for byte in _BYTES_OF_WORDS:
             after[state, byte] = places.get(chr(byte), _WORD)
     for state, beginning in ((_WORD, None), *((place, text) for text, place in places.items())):
@@ -80,6 +80,6 @@ def _mark_others(after: np.ndarray, bad: np.ndarray) -> None:
     """Between words: after a bad word a text ends badly until another word begins."""
     others = [byte for byte in range(128) if byte not in _BYTES_OF_WORDS]
     for state in np.flatnonzero(bad).tolist():
-        stays = [byte for byte in others if state in (_AFTER, _CLOSED) or byte not in _JOINING]
-        after[state, stays] = _CLOSED if state == _CLOSED else _AFTER
-        after[state, list(b".!?")] = _CLOSED
+        stays = [byte for byte in others if state in (_AFTER, CLOSED) or byte not in _JOINING]
+        after[state, stays] = CLOSED if state == CLOSED else _AFTER
+        after[state, list(b".!?")] = CLOSED

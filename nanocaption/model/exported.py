@@ -36,6 +36,7 @@ from nanocaption.base.version import VERSION
 from nanocaption.data.tokenizer import END, FOR_TRANSFORMERS, MAX_BYTES, PAD, START, UNK
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model.encoder import SCRATCH_SIZE, nameless, scratch_image_spec
+from nanocaption.model.onnx_folder import checked_image_spec, checked_search
 from nanocaption.model.preprocessor import preprocessor
 
 MODEL_TYPE = "nanocaption"
@@ -54,6 +55,7 @@ _FACTS = (  # of a checkpoint, kept
 )  # fmt: skip
 _FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
 _MAX_TEXT = 2**24  # bytes of config.json, and of the card
+_SAMPLES = re.compile(rf"^!\[[^\]\n]*\]\({hub.SAMPLES}\)\n\n", re.MULTILINE)  # of a card: a file that no state has
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -196,8 +198,9 @@ def read(name: str | Path, revision: str | None = None) -> State:
         for file in (hub.WEIGHTS, hub.TOKENIZER):
             _check_file(folder / file, about["sha256"][file])
         arguments = {}
+        spec = _checked(folder, about)
         if about["encoder_config"] is not None:
-            arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
+            arguments = {"encoder_config": about["encoder_config"], "image_spec": spec}
             arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
@@ -209,7 +212,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
                 safetensors.torch.load_file(folder / hub.WEIGHTS, backend="pread")
             ),
             "tokenizer": read_bounded(folder / hub.TOKENIZER, MAX_BYTES).decode(),
-            "card": read_bounded(card, _MAX_TEXT).decode() if card.is_file() else "",
+            "card": _SAMPLES.sub("", read_bounded(card, _MAX_TEXT).decode()) if card.is_file() else "",
         })  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder} is damaged: its config.json lacks what belongs there ({error!r}).") from error
@@ -252,6 +255,15 @@ def locate(name: str | Path, revision: str | None = None) -> Path:
         what = "a file, not an exported folder" if Path(name).is_file() else "no folder, and no USER/NAME of the Hub"
         raise ValueError(f"{name} is {what}. {HINT}")
     return hub.download(str(name), revision)
+
+
+def _checked(folder: Path, about: Mapping[str, Any]) -> ImageSpec:
+    """The image_spec of a config.json. ValueError where it, or a setting of the search, is absurd."""
+    try:
+        checked_search(about["settings"])
+        return checked_image_spec(about["image_spec"])
+    except ValueError as error:
+        raise ValueError(f"{folder / hub.CONFIG} is damaged: {error}. {HINT}") from error
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

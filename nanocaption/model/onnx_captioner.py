@@ -15,7 +15,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
-from nanocaption.base.hub import TOKENIZER
+from nanocaption.base import hub
 from nanocaption.data import picture_forms
 from nanocaption.data.tokenizer import END, START, tokenizer_from_json
 from nanocaption.model import decode_numpy, onnx_folder
@@ -49,7 +49,7 @@ class OnnxCaptioner:
                 f"{precision}, or both."
             )
         self.export, self.precision = export, precision
-        text = onnx_folder.checked_file(export, TOKENIZER)
+        text = onnx_folder.checked_file(export, hub.TOKENIZER)
         self.tokenizer = tokenizer_from_json(text.decode(errors="replace"), str(folder))
         if (words := self.tokenizer.get_vocab_size()) != export.vocab_size:
             raise ValueError(f"{folder}: its tokenizer has {words} tokens, its model {export.vocab_size}.")
@@ -112,6 +112,15 @@ class OnnxCaptioner:
         if not results:
             raise ValueError("There is no picture to caption: the list is empty.")
         return results
+
+    def push_to_hub(
+        self, repo_id: str, *, private: bool = True, commit_message: str = "Upload a nanoCaption model"
+    ) -> str:
+        """ImageToTextModel.push_to_hub: this folder, as it is, to the model repository `repo_id` of the Hub."""
+        names = onnx_folder.files_in(self.export.folder)
+        if problem := hub.access_problem(repo_id):
+            raise ValueError(f"Nothing can be uploaded to {repo_id}: {problem}.")
+        return hub.push(self.export.folder, repo_id, private, commit_message, names)
 
     def decode(
         self, pixels: np.ndarray, options: Options, seeds: Sequence[int] | None = None, most: int | None = None,
@@ -191,10 +200,8 @@ class OnnxCaptioner:
                  for place, caption in enumerate(captions)] for image, captions in enumerate(found)]  # fmt: skip
 
 
-def load_onnx(folder: Path, revision: str | None, device: str, dtype: str) -> OnnxCaptioner:
+def load_onnx(folder: Path, device: str, dtype: str) -> OnnxCaptioner:
     """nanocaption.load of the folder of an ONNX export. ValueError for what such a model has not."""
-    if revision is not None:
-        raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {folder} is a folder here.")
     if device not in ("cpu", "auto"):
         raise ValueError(f"device = {device!r}: an ONNX export runs on the CPU here. Give 'cpu'.")
     if dtype.removeprefix("torch.") not in ("float32", "int8"):
@@ -209,6 +216,8 @@ def _session(export: OnnxExport, name: str) -> onnxruntime.InferenceSession:
     options.log_severity_level = 4  # what is wrong is raised as well
     options.intra_op_num_threads = threads()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Weights of 8 bits become float32 once, here, and nothing that meets them is rounded: see onnx_export.quantize.
+    options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the library has a class of its own for each of its codes

@@ -5,15 +5,19 @@
     config.json                 sizes, image_spec, the search, special ids; sha256 of the files above and the tokenizer
     tokenizer.json, tokenizer_config.json, special_tokens_map.json, preprocessor_config.json, README.md
                                 as in the other export, see exported.py
+    config.json names under "page" what lies beside them for browsers, see export/web_export.py
 Nothing in it is code. What is read is bounded before it is used: whoever wrote the folder may be anybody.
 """
 
 import hashlib
+import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from nanocaption.base.hub import CONFIG
+from nanocaption.base import hub
+from nanocaption.base.hub import CONFIG, TOKENIZER
 from nanocaption.base.version import VERSION
 
 if TYPE_CHECKING:  # imports numpy, which a look at config.json can do without
@@ -22,6 +26,9 @@ if TYPE_CHECKING:  # imports numpy, which a look at config.json can do without
 MODEL_TYPE = "nanocaption_onnx"
 FORMAT_VERSION = 1
 PRECISIONS = ("fp32", "int8")
+OTHERS = (
+    TOKENIZER, "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", "README.md", CONFIG,
+)  # fmt: skip
 HINT = "`nanocaption export CHECKPOINT FOLDER --format onnx` writes such folders."
 _LARGEST = {".onnx": 2_147_483_647, ".json": 100_000_000}  # bytes; of a protobuf it is the limit itself
 _SIZES = {  # name -> (least, most)
@@ -72,6 +79,49 @@ def is_onnx_export(folder: Path) -> bool:
         return False
 
 
+def is_page(folder: Path) -> bool:
+    """Whether it is one of these with a page beside it, see export/web_export.py."""
+    try:
+        return is_onnx_export(folder) and isinstance(_read_json(folder / CONFIG).get("page"), list)
+    except (ValueError, OSError):
+        return False
+
+
+def is_plain_onnx_export(folder: Path) -> bool:
+    """Whether it is one of these without a page, which would go on with other graphs than its own."""
+    return is_onnx_export(folder) and not is_page(folder)
+
+
+def find_onnx_export(name: str | Path, revision: str | None = None, precision: str = "fp32") -> Path | None:
+    """The folder of an ONNX export: `name` itself, or of the Hub's model of that id what a precision needs.
+
+    None where it is something else. ValueError with one line where the Hub has no such model or does not answer.
+    """
+    path = Path(name).expanduser()
+    if is_onnx_export(path):
+        if revision is not None:
+            raise ValueError(f"revision = {revision!r} belongs to a model of the Hub; {name} is a folder here.")
+        return path
+    if not hub.is_id(str(name)) or importlib.util.find_spec("huggingface_hub") is None:
+        return None
+    folder = hub.download(str(name), revision, (CONFIG,))
+    if not is_onnx_export(folder):
+        return None
+    there = read_onnx_export(folder).precisions
+    graphs = graph_names(precision if precision in there else there[0])
+    return hub.download(str(name), revision, (*graphs, *OTHERS))
+
+
+def files_in(folder: Path) -> tuple[str, ...]:
+    """The names of all files that belong to an export. ValueError with one line where one is not there."""
+    about, read = _read_json(folder / CONFIG), read_onnx_export(folder)
+    page = [name for name in about.get("page", []) if isinstance(name, str)]
+    names = (*(name for one in read.precisions for name in graph_names(one)), *OTHERS, *page)
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{folder} is not whole: it has no {missing[0][:60]!r}. Export or copy it again.")
+    return names
+
+
 def read_onnx_export(folder: Path) -> OnnxExport:
     """What config.json says; ValueError with one line where it is of another version, damaged or absurd.
 
@@ -93,12 +143,11 @@ def read_onnx_export(folder: Path) -> OnnxExport:
         precisions = tuple(name for name in PRECISIONS if set(graph_names(name)) <= about["sha256"].keys())
         if not precisions:
             raise ValueError("sha256: names no pair of an encoder and a decoder")
-        settings: dict[str, Any] = {"LENGTH_PENALTY": _number("LENGTH_PENALTY", about["settings"]["LENGTH_PENALTY"])}
-        settings |= {name: _whole(name, about["settings"][name], *limits) for name, limits in _SEARCH.items()}
+        settings = checked_search(about["settings"])
         if about["settings"].get("NO_BAD_ENDINGS"):
             settings["NO_BAD_ENDINGS"] = True
         sha256 = {str(name): str(digest) for name, digest in about["sha256"].items()}
-        return OnnxExport(folder, **sizes, image_spec=_image_spec(about["image_spec"]), settings=settings,
+        return OnnxExport(folder, **sizes, image_spec=checked_image_spec(about["image_spec"]), settings=settings,
                           precisions=precisions, sha256=sha256)  # fmt: skip
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / CONFIG} lacks what belongs there ({error!r}). {HINT}") from error
@@ -152,7 +201,14 @@ def _number(name: str, value: object) -> int | float:
     return value
 
 
-def _image_spec(given: dict[str, Any]) -> "ImageSpec":
+def checked_search(given: Mapping[str, object]) -> dict[str, Any]:
+    """The settings of the search among those of a folder. ValueError where one is absurd, KeyError where it lacks."""
+    settings: dict[str, Any] = {"LENGTH_PENALTY": _number("LENGTH_PENALTY", given["LENGTH_PENALTY"])}
+    return settings | {name: _whole(name, given[name], *limits) for name, limits in _SEARCH.items()}
+
+
+def checked_image_spec(given: Mapping[str, Any]) -> "ImageSpec":
+    """The image_spec of a folder. ValueError where it is absurd, KeyError where it lacks something."""
     from nanocaption.data.fitting import check_image_spec  # with numpy, which a look at config.json can do without
 
     check_image_spec(given)

@@ -16,6 +16,7 @@ from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.tokenizer import tokenizer_digest
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, assemble
+from nanocaption.model.onnx_folder import is_onnx_export
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import best_of_newest, newest_run
 
@@ -122,6 +123,9 @@ def find_checkpoint(path: str | None, output_dir: str, hub: bool = False) -> Pat
         return Path(path)
     if Path(path).is_dir() or (hub and path.count("/") == 1 and not path.endswith(".safetensors")):
         folder = exported.locate(path)
+        if is_onnx_export(folder):
+            raise SystemExit(f"{path} is an ONNX export, which only `nanocaption caption` and nanocaption.load use. "
+                             "Give the checkpoint it was made from, or an export of --format nanocaption.")  # fmt: skip
         if not is_exported(folder / WEIGHTS):
             raise SystemExit(f"{path} is a folder, but no export: name one, or a .safetensors file of a run.")
         return folder / WEIGHTS

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from huggingface_hub import constants
+from PIL import Image
 
 import nanocaption
 import train
@@ -23,24 +23,12 @@ from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import best_files
 from tests.conftest import TINY_RUN
-from tests.hub_server import TOKEN, Hub, serve
+from tests.hub_server import Hub, point_to, serve
 from tests.processes import CONTEXT, end, losses, wait_for
 from tests.run.test_transformers import make_checkpoint
 
 # Of the Hub's client, when it uploads a large file the plain way.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
-
-
-def point_to(url: str, monkeypatch, tmp_path: Path) -> None:
-    """The client of this process and those of its children talk to `url`, as someone."""
-    for name, value in (
-        ("ENDPOINT", url), ("HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}"),
-        ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True), ("HF_HUB_CACHE", str(tmp_path / "cache")),
-    ):  # fmt: skip
-        monkeypatch.setattr(constants, name, value)
-    environment = {"HF_ENDPOINT": url, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1", "HF_TOKEN": TOKEN}
-    for name, value in environment.items():
-        monkeypatch.setenv(name, value)
 
 
 @pytest.fixture
@@ -58,8 +46,10 @@ def test_pushed_by_hand_and_loaded_from_there(tiny_run_made, demo_data, tmp_path
     assert repository["private"] and f"{server.url}/someone/captioner" in capsys.readouterr().out
     ((title, files),) = repository["commits"]
     assert title.startswith(f"epoch {checkpoint.read_header(best)['epoch']}: validation loss")
-    assert files == {name: (tmp_path / "mine" / name).read_bytes() for name in hub.FILES}
+    assert files == {name: (tmp_path / "mine" / name).read_bytes() for name in (*hub.FILES, hub.SAMPLES)}
     card = files["README.md"].decode()
+    with Image.open(tmp_path / "mine" / hub.SAMPLES) as pictures:  # drawn here, so they may be shown
+        assert pictures.size == (3 * 160 + 2 * 8, 160) and f"({hub.SAMPLES})\n" in card
     assert 'nanocaption.load("someone/captioner")' in card and "unknown" not in card
     assert yaml.safe_load(card.split("---\n")[1])["model-index"][0]["name"] == "captioner"
 
@@ -86,7 +76,7 @@ def test_only_the_exports_own_files_are_uploaded(tiny_run_made, demo_data, tmp_p
     (folder / "eval_test" / "report.html").write_text("pictures of others")
     hub.push(folder, "someone/captioner", True, "by hand")
     ((title, files),) = server.repositories["someone/captioner"]["commits"]
-    assert title == "by hand" and set(files) == set(hub.FILES)
+    assert title == "by hand" and set(files) - {hub.SAMPLES} == set(hub.FILES)
 
 
 def test_a_loaded_model_is_pushed_and_loads_at_its_revision(tiny_run_made, demo_data, tmp_path, server, monkeypatch):
@@ -98,6 +88,7 @@ def test_a_loaded_model_is_pushed_and_loads_at_its_revision(tiny_run_made, demo_
     assert title == "half" and repository["private"] and set(files) == set(hub.FILES)
     card = files["README.md"].decode()
     assert 'nanocaption.load("someone/other")' in card and "--checkpoint someone/other`" in card and "mine" not in card
+    assert hub.SAMPLES not in card and (tmp_path / "mine" / hub.SAMPLES).is_file()  # the model has no pictures
     sha = server.sha(files)
     model.memory_projection.weight.data += 1
     model.push_to_hub("someone/other")

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,14 +17,16 @@ import torch
 from onnx import helper
 
 import nanocaption
-from nanocaption.commands import caption, export
-from nanocaption.export import as_onnx, onnx_export
+from nanocaption.commands import caption, export, upload
+from nanocaption.export import as_onnx, onnx_export, web_runtime
 from nanocaption.export.as_transformers import drawn_pictures
-from nanocaption.model import exported
+from nanocaption.model import exported, onnx_folder
 from nanocaption.model.captioner import ImageToTextModel, assemble
 from nanocaption.model.onnx_captioner import OnnxCaptioner
 from nanocaption.runs import checkpoint
+from nanocaption.use.load import find_checkpoint
 from tests.conftest import ROOT, run_command
+from tests.hub_server import point_to, serve
 from tests.run.test_transformers import KINDS, SIZES, make_checkpoint
 
 # Encoders of every kind, also those that no model of transformers can hold.
@@ -409,3 +412,112 @@ def test_logits_of_the_graphs_are_near_and_a_change_is_seen(ours, light):
     finally:
         ours.memory_norm.weight.data.copy_(before)
     assert torch.is_grad_enabled()
+
+
+# --- The Hub ---
+
+
+@pytest.mark.parametrize("precision", [None, "int8"])
+def test_pushed_and_loaded_from_the_hub_by_its_id(made, light, photos, tmp_path, monkeypatch, capsys, precision):
+    with serve() as server:
+        point_to(server.url, monkeypatch, tmp_path)
+        if precision is None:
+            light.push_to_hub("someone/light", commit_message="first")
+        else:
+            upload.main([str(made / "light"), "someone/light"])
+        ((_, files),) = server.repositories["someone/light"]["commits"]
+        assert set(files) == {path.name for path in (made / "light").iterdir()}
+        model = nanocaption.load("someone/light", **({"dtype": precision} if precision else {}))
+        assert isinstance(model, OnnxCaptioner) and model.precision == (precision or "fp32")
+        there = {path.name for path in model.export.folder.glob("*.onnx")}
+        assert there == set(onnx_folder.graph_names(model.precision))  # the others are not loaded
+        own = nanocaption.load(made / "light", **({"dtype": precision} if precision else {}))
+        assert model.caption(photos[:2]) == own.caption(photos[:2])
+        with pytest.raises(ValueError, match="has no 'encoder_model"):
+            model.push_to_hub("someone/other")
+        if precision is None:
+            capsys.readouterr()
+            assert run_command(caption.main, ["caption", str(photos[0]), "--checkpoint", "someone/light"]) == 0
+            assert capsys.readouterr().out == f"{photos[0]}: {light.caption(photos[0])}\n"
+        assert "/resolve/" in " ".join(server.requests)
+    (tmp_path / "empty").mkdir()
+    assert run_command(upload.main, ["upload", str(tmp_path / "empty"), "someone/light"]) == 1
+
+
+# --- The page (in a browser: test_web_page.py) ---
+
+
+@pytest.fixture
+def quick_page(made, monkeypatch) -> list[str]:
+    """The arguments of an export of a page that takes the graphs of `made` and no real onnxruntime-web."""
+    runtime = {web_runtime.BUNDLE: b"export const version = 0;", web_runtime.WASM: b"\0asm"}
+    monkeypatch.setattr(web_runtime, "find_runtime", lambda given: runtime)
+
+    def graphs_of_before(model: ImageToTextModel, folder: Path) -> None:
+        for name in onnx_folder.graph_names("fp32"):
+            shutil.copy(made / "light" / name, folder)
+
+    def quantized_before(folder: Path) -> None:
+        for name in onnx_folder.graph_names("int8"):
+            shutil.copy(made / "light" / name, folder)
+
+    monkeypatch.setattr(onnx_export, "write_graphs", graphs_of_before)
+    monkeypatch.setattr(onnx_export, "quantize", quantized_before)
+    return [str(made / "last.safetensors"), "--format", "web"]
+
+
+def test_a_page_is_an_onnx_export_with_files_that_ask_nobody(made, quick_page, photos, tmp_path, capsys):
+    page = tmp_path / "a <page> & \"more\""
+    export.main([*quick_page, str(page)])
+    assert "a page of " in capsys.readouterr().out
+    own = nanocaption.load(made / "light", dtype="int8")
+    assert nanocaption.load(page).caption(photos[:3]) == own.caption(photos[:3])
+    about = json.loads((page / "files.js").read_text().removeprefix("self.NANOCAPTION = ").removesuffix(";\n"))
+    names = {path.name for path in page.iterdir()}
+    assert about["graphs"] == list(onnx_folder.graph_names("int8")) and set(about["files"]) <= names
+    for name, told in about["files"].items():
+        data = (page / name).read_bytes()
+        assert (len(data), hashlib.sha256(data).hexdigest()) == (told["bytes"], told["sha256"])
+    assert names - set(about["files"]) == {
+        "files.js", "service-worker.js", "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json",
+    }  # fmt: skip
+    assert set(onnx_folder.files_in(page)) == names
+    # Every file that the page names is one of its own, and no address of another host stands in it.
+    kinds = (".html", ".js", ".css", ".webmanifest")
+    texts = {name: (page / name).read_text() for name in names if name.endswith(kinds)}
+    by_html = re.findall(r'(?:src|href)="([^"]+)"', texts["index.html"])
+    by_code = r'(?:from |import |Worker\(|register\(|importScripts\()"(?:\./)?([^"]+)"'
+    named = {*by_html, *re.findall(by_code, "".join(texts.values()))}
+    assert len(named) > 12 and named <= names
+    assert not re.findall(r"https?://|//[a-z]+\.", "".join(texts.values()).replace("http://www.w3.org/2000/svg", ""))
+    assert "<h1>a &lt;page&gt; &amp; &quot;more&quot;</h1>" in texts["index.html"]
+    assert 'lang="en"></textarea' in texts["index.html"]
+    assert json.loads(texts["manifest.webmanifest"])["name"] == f"{page.name}: captions"
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', texts["index.html"])[1]
+    assert policy.startswith("default-src 'none'; ") and "unsafe-inline" not in policy and "*" not in policy
+    inline = re.findall(r"<script(?![^>]*src=)|<style|\son[a-z]+=|style=", texts["index.html"])
+    assert inline == []
+
+
+def test_a_page_takes_the_place_of_its_own_kind_alone(made, quick_page, tmp_path, monkeypatch):
+    page = tmp_path / "page"
+    export.main([*quick_page, str(page)])
+    export.main([*quick_page, str(page), "--precision", "fp32"])
+    assert nanocaption.load(page).precision == "fp32"
+    assert not [name for name in onnx_folder.graph_names("int8") if (page / name).exists()]
+    with pytest.raises(ValueError, match="is no export of nanoCaption in this format"):
+        export.main([*quick_page, str(made / "light")])
+    with pytest.raises(ValueError, match="is no export of nanoCaption in this format"):
+        export.main([*quick_page[:1], str(page), "--format", "onnx"])
+    other = ["--format", "onnx", "--onnxruntime-web", "a"]
+    for flags, told in ((["--precision", "both"], "a page has one model"), (other, "belongs to --format web")):
+        with pytest.raises(SystemExit, match=told):
+            export.main([*quick_page, str(tmp_path / "new"), *flags])
+    assert not (tmp_path / "new").exists()
+
+
+def test_evaluation_and_other_exports_say_what_an_onnx_folder_is_for(made, tmp_path):
+    for taken in (lambda: find_checkpoint(str(made / "light"), ""),
+                  lambda: export.main([str(made / "light"), str(tmp_path / "new")])):  # fmt: skip
+        with pytest.raises(SystemExit, match="is an ONNX export, which only `nanocaption caption`"):
+            taken()
