@@ -3,7 +3,7 @@
     colour      "What colour is the kite?"           what has more than one colour to choose from
     count       "How many cats are there?"           1, 2 or 3
     relation    "What is left of the tree?"          where one thing alone is there, and not the sun or the moon
-    is there    "Is there a dog in the picture?"     one yes and one no for each picture
+    is there    "Is there a dog in the picture?"     as many yes as no for each picture
 
 Nothing but the picture should tell an answer: the thing that is not there is one of another scene, so that each kind is
 asked for about as often with either answer, and of a car of another colour ("Is there a red car in the picture?") the
@@ -17,7 +17,7 @@ from nanocaption.demo_set.captions import PLURALS
 from nanocaption.demo_set.scenes import KINDS, LIGHTS, sample_scene
 
 RELATIONS = ("left of", "right of", "above", "below", "in front of", "behind")
-MOST_RELATIONS = 2  # questions of a picture
+MOST_RELATIONS = 3  # questions of a picture
 STRAIGHT = 0.35  # farther to the side is not what a person would call above or below
 
 
@@ -77,18 +77,13 @@ def _relations(rng: random.Random, scene: dict) -> list[Asked]:
 
 
 def _presence(rng: random.Random, scene: dict) -> list[Asked]:
+    """One yes and one no by kind, and where something has a colour to choose from another two by colour."""
     there = [thing for thing in scene["things"] if thing["kind"] not in LIGHTS]
-    colourful = [thing for thing in there if len(KINDS[thing["kind"]].colours) > 1]
-    named = []
-    for answer in ("yes", "no"):
-        if colourful and rng.random() < 0.3:
-            thing = rng.choice(colourful)
-            others = [colour for colour in KINDS[thing["kind"]].colours if colour != thing["color"]]
-            colour = thing["color"] if answer == "yes" else rng.choice(others)
-            named.append((f"{colour} {thing['kind']}", answer))
-        else:
-            kind = rng.choice(there)["kind"] if answer == "yes" else _absent_kind(rng, scene)
-            named.append((kind, answer))
+    named = [(rng.choice(there)["kind"], "yes"), (_absent_kind(rng, scene), "no")]
+    if colourful := [thing for thing in there if len(KINDS[thing["kind"]].colours) > 1]:
+        one, other = rng.choice(colourful), rng.choice(colourful)
+        colour = rng.choice([colour for colour in KINDS[other["kind"]].colours if colour != other["color"]])
+        named += [(f"{one['color']} {one['kind']}", "yes"), (f"{colour} {other['kind']}", "no")]
     return [Asked(question=f"Is there {_a(words)} in the picture?", answer=answer, type="is there",
                   answer_type="yes/no") for words, answer in named]  # fmt: skip
 

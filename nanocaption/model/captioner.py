@@ -23,7 +23,7 @@ from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
 from nanocaption.model.captions import CaptionText, caption_pictures
-from nanocaption.model.decoder import Cache, Decoder, follow
+from nanocaption.model.decoder import Asked, Cache, Decoder, Prefix, begin_answers, follow, follow_answers
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless
 from nanocaption.model.options import Names
 
@@ -239,7 +239,9 @@ class ImageToTextModel(nn.Module):
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
 
     @torch.inference_mode()
-    def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+    def start_decoding(
+        self, images: Tensor, prefix: Prefix | None = None
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The step function that decode.py works with, holding the KV cache of these images.
 
         step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token; after <end> nothing comes, and
@@ -247,15 +249,25 @@ class ImageToTextModel(nn.Module):
         the step before each row continues; rows stay with their image, so the K captions of image n are rows
         n*K .. n*K+K-1 and share its cross-attention keys, computed once here. Where whole images are missing from
         `parents`, they are dropped, and N is smaller from there on.
+        prefix: Q questions about the images, fed here in one pass. Then each question is decoded as an image is
+        otherwise, its rows are q*K .. q*K+K-1, and all questions of an image share its keys.
         """
         memory = self.memory(images)
-        cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
-        slots = torch.empty(len(memory), 0, 0, dtype=torch.long, device=memory.device)
+        asked: Asked | None = None
+        if prefix is None:
+            cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
+        else:
+            places = find_places(prefix.tokens, self.decoder.pad, prefix.images, len(memory))
+            cache, asked = begin_answers(self.decoder, memory, prefix, places)
+        searches = len(memory if prefix is None else prefix.tokens)
+        slots = torch.empty(searches, 0, 0, dtype=torch.long, device=memory.device)
 
         @torch.inference_mode()
         def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
-            nonlocal slots, cache
-            if slots.shape[2] and parents is not None:
+            nonlocal slots, cache, asked
+            if slots.shape[2] and parents is not None and asked is not None:
+                slots, cache, asked = follow_answers(slots, cache, asked, parents)
+            elif slots.shape[2] and parents is not None:
                 slots, cache = follow(slots, cache, parents)
             beams = torch.arange(len(tokens) // len(slots), device=tokens.device)  # (K,)
             newest = beams.expand(len(slots), -1)[:, :, None]  # (N, K, 1)
@@ -263,7 +275,8 @@ class ImageToTextModel(nn.Module):
             # All K captions of an image attend to the keys of all K, and each is shown its own: that spares reordering
             # the cache at every step, and turns K products with a vector into one with a matrix.
             hidden = (slots[..., None] != beams).flatten(2)[:, None] if len(beams) > 1 else None  # (N, 1, K, L*K)
-            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens))
+            hidden = hidden if asked is None else asked.hidden(hidden, len(beams), slots.shape[2])
+            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens), asked)
 
         return step
 

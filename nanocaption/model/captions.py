@@ -16,7 +16,7 @@ from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
 from nanocaption.model.caption_types import CaptionText, with_text
-from nanocaption.model.decoder import Decoder
+from nanocaption.model.decoder import Decoder, Prefix
 from nanocaption.model.endings import endings_of
 from nanocaption.model.options import Names, Options, asked, search_options
 
@@ -32,7 +32,7 @@ class Captioner(Protocol):
     tokenizer: Tokenizer | None
     about: State | None
 
-    def start_decoding(self, images: Tensor) -> decode.Step: ...
+    def start_decoding(self, images: Tensor, prefix: Prefix | None = None) -> decode.Step: ...
 
     def cross_attention(
         self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None

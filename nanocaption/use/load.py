@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from nanocaption.base import devices
 from nanocaption.base.hub import WEIGHTS
-from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
+from nanocaption.base.settings import AS_BEFORE, CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.tokenizer import tokenizer_digest
 from nanocaption.model import exported
@@ -42,7 +42,8 @@ def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
     if (told := weights_told(state)) and devices.rank() == 0:
         print(f"{path}: the weights are {told}", file=sys.stderr)
-    own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
+    config = {"QUESTIONS": AS_BEFORE["QUESTIONS"]} | state["config"]
+    own = {name: config[name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in config}
     settings = settings.on(own)
     fixed = [name for name in own if name not in (*DATA_SETTINGS, "DATA_DIR")]
     if changed := differences(settings, own, fixed):

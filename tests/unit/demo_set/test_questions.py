@@ -60,9 +60,9 @@ def test_yes_and_no_are_balanced_in_each_picture_and_nearly_so_for_each_kind(ask
     kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for _, questions in asked:
         answers = [one["answer"] for one in questions if one["type"] == "is there"]
-        assert sorted(answers) == ["no", "yes"]
+        assert answers.count("yes") == answers.count("no") == len(answers) / 2 > 0
         for one in questions:
             if one["type"] == "is there":
-                kinds[one["question"].split()[-4]][one["answer"]] += 1
+                kinds[" ".join(one["question"].split()[3:-3])][one["answer"]] += 1
     best = sum(max(of.values()) for of in kinds.values()) / sum(of.total() for of in kinds.values())
     assert best < 0.65, "who knows only the thing that is asked for guesses little better than a coin"
