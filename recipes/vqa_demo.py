@@ -9,7 +9,8 @@ BASE_RECIPE = "demo.py"
 QUESTIONS = True
 CAPTIONS_PER_IMAGE = 12  # questions about a picture that share one pass of the encoder
 
-NUM_EPOCHS = 20
-BATCH_SIZE = 128
+NUM_EPOCHS = 10
+BATCH_SIZE = 64
 LEARNING_RATE = 1e-3
+LABEL_SMOOTHING = 0.0
 EVAL_BATCH_SIZE = 300

@@ -6,7 +6,7 @@ P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions p
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, cast, overload
 
@@ -22,6 +22,7 @@ from nanocaption.data.packing import Places, find_places, unpack
 from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import exported
+from nanocaption.model.answers import answer_picture
 from nanocaption.model.captions import CaptionText, caption_pictures
 from nanocaption.model.decoder import Asked, Cache, Decoder, Prefix, begin_answers, follow, follow_answers
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless
@@ -149,6 +150,31 @@ class ImageToTextModel(nn.Module):
         call one model. Raises ValueError with one line for a picture or an option that is not taken.
         """
         return list(itertools.chain.from_iterable(caption_pictures(self, pictures, attention, options)))
+
+    @overload
+    def answer(self, picture: AnyPicture, question: str, **options: Unpack[Names]) -> str: ...
+
+    @overload
+    def answer(self, picture: AnyPicture, question: Sequence[str], **options: Unpack[Names]) -> list[str]: ...
+
+    def answer(self, picture: AnyPicture, question: str | Sequence[str], **options: Unpack[Names]) -> str | list[str]:
+        """The best answer to a question about a picture, or to each of several; of a model trained on questions.
+
+        picture, options: as of `caption`. Raises ValueError with one line where the model captions, and for a question
+        that is longer than it reads.
+        """
+        if isinstance(question, str):
+            return self.answers(picture, [question], **options)[0][0].text
+        return [found[0].text for found in self.answers(picture, question, **options)]
+
+    def answers(
+        self, picture: AnyPicture, questions: Sequence[str], **options: Unpack[Names]
+    ) -> list[list[CaptionText]]:
+        """Answers to several questions about a picture with log-probability and tokens; of each the best first.
+
+        As many as there are beams, or num_return_sequences of them. The picture is encoded once.
+        """
+        return answer_picture(self, picture, questions, options)
 
     def _initialise(self) -> None:
         """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.

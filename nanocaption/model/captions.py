@@ -61,6 +61,8 @@ def caption_pictures(
     """
     if model.tokenizer is None or model.about is None:
         raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
+    if model.about["config"].get("QUESTIONS"):
+        raise ValueError("This model answers questions and has learnt no captions: model.answer(picture, question).")
     how = asked(options, search_options(model.about["config"]))
     fitted, none = fitted_pictures(pictures, model.image_spec), True
     while chunk := list(itertools.islice(fitted, _PICTURES)):

@@ -90,6 +90,20 @@ def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
     return Loaded(list(models), tokenizers[0], list(states), used[0], device)
 
 
+def refuse_captioner(loaded: Loaded, name: Path) -> None:
+    """SystemExit with one line where the model was not trained on questions."""
+    if not loaded.settings.QUESTIONS:
+        raise SystemExit(f"{name} captions pictures and was not trained on questions (docs/questions.md): try one that "
+                         "was, e.g. nanocaption train recipes/vqa_demo.py")
+
+
+def refuse_answerer(loaded: Loaded, name: Path) -> None:
+    """SystemExit with one line where the model was trained on questions alone."""
+    if loaded.settings.QUESTIONS:
+        raise SystemExit(f"{name} answers questions, it has learnt no captions: nanocaption ask PICTURE QUESTION "
+                         f"--checkpoint {name}")  # fmt: skip
+
+
 def trained_by_reward(state: State) -> bool:
     """Whether self-critical training has made the weights, in its own run or in one that this began with.
 
