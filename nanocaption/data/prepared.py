@@ -163,6 +163,7 @@ class Manifest(TypedDict, total=False):
     counts: Required[dict[str, dict[str, int]]]  # split -> images, captions
     captions_sha256: Required[str]
     pictures_sha256: str
+    questions: bool  # of a set whose raw data are questions
     stream: dict[str, Any]  # of a set whose pictures stay in their shards: how many there are, see data/shards.py
 
 
