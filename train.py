@@ -23,6 +23,7 @@ if __name__ == "__main__":
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import operator
 import shlex
@@ -38,6 +39,7 @@ from nanocaption.base.files import log_rows
 from nanocaption.data.dataset import Batch, ImageTextDataset
 from nanocaption.data.loader import deaf_to_children, make_loader
 from nanocaption.data.order import Group, flattened, in_order, number_of_captions, packed, seed_of
+from nanocaption.data.questions import asking
 from nanocaption.export.from_transformers import read_foreign
 from nanocaption.export.uploads import check_hub, uploads
 from nanocaption.model.options import GREEDY
@@ -46,6 +48,7 @@ from nanocaption.runs.folder import LAST, best_of
 from nanocaption.runs.log import write_row
 from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
 from nanocaption.score.curves import plot_curves, read_thinned
+from nanocaption.score.question_scores import accuracy_of
 from nanocaption.score.scoring import score_captions
 from nanocaption.train import average, profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
@@ -56,6 +59,7 @@ from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_fold
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
 from nanocaption.train.steps import caption_counts, steps_of_epoch, whole_steps
+from nanocaption.use.answering import answer_batches
 from nanocaption.use.captioning import caption_batches
 
 
@@ -261,10 +265,14 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     place = {"step": done.step, "epoch": done.epoch}
     best = " (best)" * (done.validations_without_gain == 0)
     text = f"epoch {done.epoch}: validation loss {val_loss:.4f}{'' if by_cider else best}"
-    if scores:
+    if "accuracy" in scores:
+        text += f", {scores['accuracy']:.1%} of {int(scores['asked'])} questions answered rightly (greedy, "
+        text += f"{len(run.val_records)} images)"
+    elif scores:
         text += f", CIDEr {100 * scores['CIDEr']:.1f}{best if by_cider else ''}, BLEU-4 {100 * scores['Bleu_4']:.1f}"
         text += f" (greedy, {len(run.val_records)} images)"
         text += "".join(f", true {k[5:]} {share:.0%}" for k, share in scores.items() if k.startswith("true_"))
+    if scores:
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
         write_row(run.log, {"type": "samples", **place, "samples": samples}, run.copies)
     write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores}, run.copies)
@@ -279,6 +287,8 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Greedy captions of some validation images: (their scores, three samples); empty where none are asked for."""
     if not run.val_records:
         return {}, []
+    if run.settings.QUESTIONS:
+        return score_answers_of_validation(run)
     texts: list[str] = []
     broken = 0
     for captions in caption_batches(
@@ -296,6 +306,28 @@ def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
         for record, text in zip(run.val_records[:3], texts[:3], strict=True)
     ]
     return scores["corpus"] | truth, samples
+
+
+def score_answers_of_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
+    """`score_validation` where questions are learnt: greedy answers to all questions of these images."""
+    settings, questions = run.settings, [record["questions"] for record in run.val_records]
+    asked = [[asking(question, settings.CAPTION_CASE) for question in own] for own in questions]
+    texts: list[str] = []
+    for answers in answer_batches(
+        [run.model], run.tokenizer, run.val_images, asked, batch_size=settings.EVAL_BATCH_SIZE, options=GREEDY,
+        device=run.device, precision=settings.PRECISION, workers=settings.NUM_WORKERS,
+    ):  # fmt: skip
+        texts += [found[0].text if found else "" for of_picture in answers for found in of_picture]
+        if run.requests.stop:
+            return {}, []
+    flat = [question for own in questions for question in own]
+    right = accuracy_of(flat, texts)
+    firsts = [0, *itertools.accumulate(len(own) for own in questions[:2])]
+    samples = [
+        {"file_name": record["file_name"], "caption": f"{flat[place]['question']} {texts[place]}"}
+        for record, place in zip(run.val_records[:3], firsts, strict=False)
+    ]
+    return {"accuracy": sum(right) / len(right), "asked": float(len(right))}, samples
 
 
 def save(run: Run, progress: Progress, names: Sequence[str] = (), wait: bool = False) -> None:

@@ -24,6 +24,7 @@ COMMANDS = {
     "evaluate": Command("evaluate.py", "caption a split and score the captions, or compare two models", "caption"),
     "prepare": Command("prepare_dataset.py", "pictures and captions -> a checked data set"),
     "caption": Command("nanocaption.commands.caption", "caption pictures"),  # says itself what the model needs
+    "ask": Command("nanocaption.commands.ask", "ask a model that was trained on questions about a picture", "caption"),
     "average": Command("nanocaption.commands.average", "the mean of the weights of several checkpoints", "caption"),
     "export": Command("nanocaption.commands.export", "a checkpoint -> a folder that captions anywhere", "caption"),
     "demo": Command("nanocaption.commands.demo", "a page in the browser to try a model", "demo"),

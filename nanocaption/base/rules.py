@@ -95,7 +95,8 @@ def cross_problems(values: Mapping[str, object]) -> list[str]:
     """What is wrong with values beside each other."""
     v = types.SimpleNamespace(**values)
     rules = (
-        _decoder_rules(v), _encoder_rules(v), _training_rules(v), _reward_rules(v), _data_rules(v), _run_rules(v),
+        _decoder_rules(v), _encoder_rules(v), _training_rules(v), _reward_rules(v), _question_rules(v), _data_rules(v),
+        _run_rules(v),
     )  # fmt: skip
     return [text for holds, text in itertools.chain(*rules) if not holds]
 
@@ -196,6 +197,15 @@ def _reward_rules(v: types.SimpleNamespace) -> Rules:
         v.SCST_LR_SCHEDULE == "constant" or v.MIN_LR <= v.SCST_LEARNING_RATE,
         f"MIN_LR = {v.MIN_LR} must not be above SCST_LEARNING_RATE = {v.SCST_LEARNING_RATE}",
     )
+
+
+def _question_rules(v: types.SimpleNamespace) -> Rules:
+    if not v.QUESTIONS:
+        return
+    yield (v.OBJECTIVE == "xe", "QUESTIONS = True with OBJECTIVE = 'scst': rewards are for captions; set it to 'xe'")
+    yield (not v.STREAM, "QUESTIONS = True with STREAM = True: a streamed set has captions alone; set STREAM to False")
+    yield (v.CONSENSUS == 0, f"QUESTIONS = True with CONSENSUS = {v.CONSENSUS}: it judges captions; set it to 0")
+    yield (v.MAX_SEQ_LEN >= 6, f"MAX_SEQ_LEN = {v.MAX_SEQ_LEN}: a question with its answer needs 6 tokens at least")
 
 
 def _data_rules(v: types.SimpleNamespace) -> Rules:

@@ -54,6 +54,7 @@ class ModelSettings:
     DECODER_FF_DIM: int
     CAPTION_CASE: str = "keep"  # the first checkpoints do not say
     ENCODER_LAYERS: tuple[int, ...] | None = None  # nor this
+    QUESTIONS: bool = False  # nor this
 
     @classmethod
     def of(cls, values: Mapping[str, object]) -> "ModelSettings":
@@ -76,7 +77,7 @@ RESUME_SETTINGS = (
     "SCST_XE_WEIGHT", "SCST_LEARNING_RATE", "SCST_LR_SCHEDULE",
 )  # fmt: skip
 # What a run did whose checkpoint is older than these settings and does not say.
-AS_BEFORE = {"PATCH_DROP": 0.0, "PATCH_DROP_WHOLE_EPOCHS": 0, "OBJECTIVE": "xe"}
+AS_BEFORE = {"PATCH_DROP": 0.0, "PATCH_DROP_WHOLE_EPOCHS": 0, "OBJECTIVE": "xe", "QUESTIONS": False}
 _SHORT = {"--lr": "LEARNING_RATE"}  # further names of flags
 
 

@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
 
     from nanocaption.use.attention import draw_picture
     from nanocaption.use.captioning import judged_by
-    from nanocaption.use.load import find_checkpoints, load_models
+    from nanocaption.use.load import find_checkpoints, load_models, refuse_answerer
 
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
     if arguments.attention and len(paths) > 1:
@@ -80,6 +80,7 @@ def main(argv: list[str]) -> int:
     if arguments.checkpoint is None:
         print(f"captions of {paths[0]}", file=sys.stderr)
     loaded = load_models(paths, settings)
+    refuse_answerer(loaded, paths[0])
     options = decoding_flags.options(arguments, search_options(loaded.settings.values), arguments.num_captions)
     if loaded.settings.CONSENSUS and arguments.sample:
         raise SystemExit("CONSENSUS chooses among the beams of a search: leave --sample out, or set it to 0")

@@ -4,8 +4,10 @@
     nanocaption demo runs/demo-001/last.safetensors --port 7861
     nanocaption demo my_captioner --host 0.0.0.0                an exported folder, for all who reach this machine
 
+A model that was trained on questions (docs/questions.md) gets a field for them, and answers.
+
 It needs Gradio: pip install 'nanocaption[demo]'. The pictures stay on this machine, and each is deleted when it is
-answered. Programs ask the same address for captions, at its endpoint /caption: see docs/serve.md.
+answered. Programs ask the same address, at its endpoint /caption, or /ask for answers: see docs/serve.md.
 """
 
 import contextlib
@@ -25,14 +27,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nanocaption.base import cli
-from nanocaption.commands import visitors
+from nanocaption.commands import ask, visitors
 from nanocaption.commands.caption import caption_row
 
 if TYPE_CHECKING:  # these import torch, and Gradio
     import gradio
     from torch import Tensor
 
+    from nanocaption.data.questions import Asking
     from nanocaption.model.captions import CaptionText
+    from nanocaption.model.options import Options
     from nanocaption.use.attention import JsonMaps
     from nanocaption.use.load import Loaded
 
@@ -46,6 +50,7 @@ _PARSER.add_argument("--share", action="store_true", help="a public address, thr
 EXAMPLES = 12
 MAX_CAPTIONS, MAX_BEAMS = 8, 10
 SHOWN_SIDE = 960  # pixels: a phone's picture is sent back smaller
+FIRST_QUESTION = "Is there a house in the picture?"
 SESSIONS = 200  # whose picture is remembered, some 0.3 MB each; of more the oldest forgets it
 T = TypeVar("T")
 
@@ -196,46 +201,75 @@ def computing(loaded: "Loaded") -> Iterator[None]:
         yield
 
 
-def find_captions(
-    loaded: "Loaded", picture: Path | Seen, *, beams: int, number: int, temperature: float
-) -> Found:
-    """Captions of a picture, `number` of each kind; the search takes as many beams at least.
+def asking_of(loaded: "Loaded", question: str | None) -> "Asking | None":
+    """What a visitor asks; None of a model that captions. ValueError where it is no question, or too long for it."""
+    from nanocaption.model.answers import refuse_long
 
-    ValueError where the picture cannot be read.
-    """
+    if not loaded.settings.QUESTIONS:
+        return None
+    if told := ask.question_problem(question or ""):
+        raise ValueError(told)
+    (asking,) = ask.read_questions([question or ""], loaded.settings.CAPTION_CASE)
+    refuse_long(loaded.tokenizer, asking, loaded.models[0].decoder.max_seq_len)
+    return asking
+
+
+def decode(
+    loaded: "Loaded", pixels: "Tensor", asking: "Asking | None", options: "Options"
+) -> "list[CaptionText]":
+    """Captions of one picture, or where something is asked about it, answers; the best first."""
+    from nanocaption.model.answers import answer_questions
     from nanocaption.model.captions import decode_pictures
+
+    if asking is None:
+        return decode_pictures([loaded.models[0]], loaded.tokenizer, [pixels], options)[0]
+    return answer_questions([loaded.models[0]], loaded.tokenizer, [pixels], [(0, asking)], options)[0]
+
+
+def find_captions(
+    loaded: "Loaded", picture: Path | Seen, *, beams: int, number: int, temperature: float, question: str | None = None
+) -> Found:
+    """Captions of a picture, `number` of each kind, or answers; the search takes as many beams at least.
+
+    ValueError where the picture cannot be read, or the question.
+    """
+    from nanocaption.model.answers import head_of
     from nanocaption.model.options import search_options
     from nanocaption.use.attention import attend
 
     seen = look(loaded, picture) if isinstance(picture, Path) else picture
-    model, pixels = loaded.models[0], seen.pixels.to(loaded.device)
+    model, pixels, asking = loaded.models[0], seen.pixels.to(loaded.device), asking_of(loaded, question)
     search = search_options(loaded.settings.values)._replace(beam_size=max(beams, number))
     draw = search._replace(samples=number, temperature=temperature)
     with computing(loaded):
-        found = [
-            decode_pictures([model], loaded.tokenizer, [pixels], options)[0] for options in (search, draw)
-        ]
+        found = [decode(loaded, pixels, asking, options) for options in (search, draw)]
         beam, sampled = found[0][:number], found[1]
-        maps = attend(model, loaded.tokenizer, pixels, [caption.ids for caption in beam + sampled])
+        ids = [caption.ids for caption in beam + sampled]
+        head = head_of(loaded.tokenizer, asking, model.decoder.max_seq_len) if asking else None
+        maps = attend(model, loaded.tokenizer, pixels, ids, head and [head] * len(ids))
     return Found(beam, sampled, maps)
 
 
-def answer(loaded: "Loaded", title: str, path: Path, number: int, beams: int) -> dict[str, object]:
-    """What the endpoint /caption says of a picture: the captions of a search, the best first.
+def answer(
+    loaded: "Loaded", title: str, path: Path, number: int, beams: int, question: str | None = None
+) -> dict[str, object]:
+    """What the endpoint /caption says of a picture, or /ask to a question: those of a search, the best first.
 
-    ValueError with one line where it cannot be read.
+    ValueError with one line where it cannot be read, or the question.
     """
-    from nanocaption.model.captions import decode_pictures
     from nanocaption.model.options import search_options
 
+    asking = asking_of(loaded, question)
     try:
         pixels = look(loaded, path).pixels.to(loaded.device)
     except ValueError as error:
         raise ValueError(reason_of(path, error)) from error
     options = search_options(loaded.settings.values)._replace(beam_size=max(beams, number))
     with computing(loaded):
-        (found,) = decode_pictures([loaded.models[0]], loaded.tokenizer, [pixels], options)
-    return {"captions": [caption_row(caption) for caption in found[:number]], "model": title}
+        rows = [caption_row(found) for found in decode(loaded, pixels, asking, options)[:number]]
+    if asking is None:
+        return {"captions": rows, "model": title}
+    return {"answers": [{"answer": row.pop("caption"), **row} for row in rows], "question": question, "model": title}
 
 
 def whole_number(value: object, low: int, high: int) -> int:
@@ -248,8 +282,9 @@ class Handlers(NamedTuple):
     """What the page does when it is used, and its endpoint: functions for Gradio, which gives them the request."""
 
     take: Callable[..., object]  # an uploaded file -> (what was seen in it, an empty drop zone)
-    show: Callable[..., object]  # what was seen, and the settings -> HTML
+    show: Callable[..., object]  # what was seen, the settings and the question -> HTML
     caption: Callable[..., object]  # a file, how many, beams -> what `answer` gives
+    ask: Callable[..., object]  # a file, a question, how many, beams -> the same
 
 
 def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Handlers:
@@ -272,12 +307,13 @@ def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Ha
             return problem(str(refused)), None
 
     async def show(
-        picture: Seen | Problem | Path | None, beams: float, number: float, temperature: float, request: gr.Request
-    ) -> str:
+        picture: Seen | Problem | Path | None, beams: float, number: float, temperature: float, question: str,
+        request: gr.Request,
+    ) -> str:  # fmt: skip
         if picture is None or isinstance(picture, Problem):
             return picture.text if picture else ""
         how = {"beams": whole_number(beams, 1, MAX_BEAMS), "number": whole_number(number, 1, MAX_CAPTIONS),
-               "temperature": max(0.0, min(2.0, temperature))}  # fmt: skip
+               "temperature": max(0.0, min(2.0, temperature)), "question": question}  # fmt: skip
         with told_by(gr):
             return await turn(request, functools.partial(result_html, loaded, picture, **how))
 
@@ -285,13 +321,24 @@ def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Ha
         picture: dict[str, object] | None, num_captions: float, beam_size: float, request: gr.Request
     ) -> dict[str, object]:
         """Captions of a picture, the best first, each with the natural logarithm of its probability."""
-        number, beams = whole_number(num_captions, 1, MAX_CAPTIONS), whole_number(beam_size, 1, MAX_BEAMS)
+        return await said(picture, num_captions, beam_size, None, request)
+
+    async def ask(
+        picture: dict[str, object] | None, question: str, num_answers: float, beam_size: float, request: gr.Request
+    ) -> dict[str, object]:
+        """Answers to a question about a picture, the best first, each with the logarithm of its probability."""
+        return await said(picture, num_answers, beam_size, question, request)
+
+    async def said(
+        picture: dict[str, object] | None, most: float, beam_size: float, question: str | None, request: gr.Request
+    ) -> dict[str, object]:
+        number, beams = whole_number(most, 1, MAX_CAPTIONS), whole_number(beam_size, 1, MAX_BEAMS)
         if picture is None:
             raise gr.Error("No picture was sent.", print_exception=False)
         with told_by(gr), uploads.take(picture.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
-            return await turn(request, functools.partial(answer, loaded, title, path, number, beams))
+            return await turn(request, functools.partial(answer, loaded, title, path, number, beams, question))
 
-    return Handlers(take, show, caption)
+    return Handlers(take, show, caption, ask)
 
 
 def build_page(
@@ -300,13 +347,17 @@ def build_page(
     """The page and its endpoint. examples: pictures that are offered on it."""
     import gradio as gr
 
-    take, show, caption = make_handlers(loaded, title, uploads)
+    take, show, caption, answers = make_handlers(loaded, title, uploads)
+    asks = loaded.settings.QUESTIONS
     # Whose turn it is Turns says, not Gradio's queue.
     alone = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
     with gr.Blocks(title=f"nanoCaption: {title}", analytics_enabled=False) as page:
-        head = f'<header class="nc"><h1>What is in this picture?</h1><p>{html.escape(title)}</p></header>'
+        asked = "Ask about a picture" if asks else "What is in this picture?"
+        head = f'<header class="nc"><h1>{asked}</h1><p>{html.escape(title)}</p></header>'
         gr.HTML(head, apply_default_css=False)
         chosen = gr.State()
+        question = gr.Textbox(FIRST_QUESTION if asks else "", label="Your question", visible=asks, elem_id="question",
+                              max_length=ask.MAX_CHARACTERS)  # fmt: skip
         drop = gr.File(label="Your picture", file_types=["image"], height=132, elem_id="drop")
         gr.HTML(f'<p class="nc limits">{visitors.TOLD}</p>', apply_default_css=False)
         result = gr.HTML(elem_id="result", apply_default_css=False)
@@ -316,14 +367,15 @@ def build_page(
                 samples=[[str(path.resolve())] for path in examples], elem_id="examples", samples_per_page=EXAMPLES,
             )  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="settings"):
-            number = gr.Slider(1, MAX_CAPTIONS, 3, step=1, label="Captions of each kind")
+            what = "Answers" if asks else "Captions"
+            number = gr.Slider(1, MAX_CAPTIONS, 3, step=1, label=f"{what} of each kind")
             first = min(loaded.settings.BEAM_SIZE, MAX_BEAMS)
             beams = gr.Slider(1, MAX_BEAMS, first, step=1, label="Beam size", info="1 = greedy")
             temperature = gr.Slider(
-                0, 2, 0.7, step=0.1, label="Temperature", info="of the random captions: lower = likelier words"
+                0, 2, 0.7, step=0.1, label="Temperature", info=f"of the random {what.lower()}: lower = likelier words"
             )
-            again = gr.Button("Caption it again")
-        inputs = [chosen, beams, number, temperature]
+            again = gr.Button("Ask again" if asks else "Caption it again")
+        inputs = [chosen, beams, number, temperature, question]
         follow = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True} | alone
         follow["show_progress"] = "full"
         # The drop zone is emptied at once, ready for the next picture: the result shows this one. Without `preprocess`
@@ -333,11 +385,14 @@ def build_page(
             images.click(lambda place: examples[place], images, chosen, **alone).success(**follow)
             images.type = "index"
         again.click(**follow)
+        question.submit(**follow)
         picture, many = gr.File(visible=False, label="picture"), gr.Number(1, visible=False)
         wide, found = gr.Number(first, visible=False), gr.JSON(visible=False)
+        asked_for, endpoint = ([gr.Textbox(visible=False, label="question")], "ask") if asks else ([], "caption")
         gr.Button(visible=False).click(
-            caption, [picture, many, wide], found, api_name="caption", preprocess=False, concurrency_limit=None
-        )
+            answers if asks else caption, [picture, *asked_for, many, wide], found, api_name=endpoint, preprocess=False,
+            concurrency_limit=None,
+        )  # fmt: skip
     return page.queue(max_size=8 * visitors.WAITING)
 
 
@@ -351,16 +406,24 @@ def told_by(gr: ModuleType) -> Iterator[None]:
 
 
 def result_html(
-    loaded: "Loaded", picture: Path | Seen | Problem, *, beams: int, number: int, temperature: float
-) -> str:
-    """A picture with its captions, each word a button that holds its map; or, in one line, why there are none."""
+    loaded: "Loaded", picture: Path | Seen | Problem, *, beams: int, number: int, temperature: float,
+    question: str | None = None,
+) -> str:  # fmt: skip
+    """A picture with its captions, each word a button that holds its map; or, in one line, why there are none.
+
+    question: of a model that answers; then these are answers.
+    """
     seen = look_or_say(loaded, picture) if isinstance(picture, Path) else picture
     if isinstance(seen, Problem):
         return seen.text
-    found = find_captions(loaded, seen, beams=beams, number=number, temperature=temperature)
+    try:
+        found = find_captions(loaded, seen, beams=beams, number=number, temperature=temperature, question=question)
+    except ValueError as error:
+        return problem(str(error)).text
     likeliest = max(caption.log_prob for caption in found.beam + found.sampled)
     parts, maps = [], iter(found.maps)
-    kinds = (("Beam search", "and the probability of the whole caption", found.beam),
+    whole = "answer" if loaded.settings.QUESTIONS else "caption"
+    kinds = (("Beam search", f"and the probability of the whole {whole}", found.beam),
              ("Drawn at random", "likelier words more often", found.sampled))  # fmt: skip
     for heading, note, captions in kinds:
         counts = Counter(caption.text for caption in captions)

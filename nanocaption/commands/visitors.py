@@ -33,9 +33,9 @@ _API = "/gradio_api"
 _READ = re.compile(
     rf"/|/config/?|/theme\.css|/(assets|static|svelte)/.*|/favicon\.ico|/robots\.txt|/manifest\.json|/pwa_icon.*"
     rf"|{_API}/(info|app_id|startup-events|theme\.css|upload_progress|queue/data|openapi\.json)/?"
-    rf"|{_API}/heartbeat/[^/]*|{_API}/call/caption/[^/]*|{_API}/file=.*"
+    rf"|{_API}/heartbeat/[^/]*|{_API}/call/(caption|ask)/[^/]*|{_API}/file=.*"
 )
-_WRITE = re.compile(rf"{_API}/(upload|queue/join|call/caption|cancel|reset)/?")
+_WRITE = re.compile(rf"{_API}/(upload|queue/join|call/(caption|ask)|cancel|reset)/?")
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]

@@ -15,6 +15,7 @@ from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
 from nanocaption.data.packing import Places, find_places
 from nanocaption.data.prepared import Record
+from nanocaption.data.question_tokens import answer_starts
 from nanocaption.data.shard_index import paths_of
 from nanocaption.data.shards import Packed
 from nanocaption.data.transform import Augment, ImageSpec, augmented, load_image, view_of
@@ -36,6 +37,7 @@ class Batch(NamedTuple):
     image_index: Tensor  # int64 (B,), which image each caption belongs to
     places: Places  # where the real tokens stand
     advantages: Tensor | None = None  # float32 (S,) of the first S real tokens, where those are of drawn captions
+    answers: Tensor | None = None  # int64 (A,) which real tokens are followed by one of an answer; None: no questions
     kept: Tensor | None = None  # int64 (N, J) patches of each image that the decoder may see; None: all
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
@@ -167,7 +169,20 @@ def collate_fn(items: Sequence[tuple[ImageInput, Sequence[np.ndarray]]], pad_id:
     )
     index = [number for number, (_, group) in enumerate(items) for _ in group]
     image_index = torch.tensor(index, dtype=torch.int64)
-    return Batch(images, inputs, targets, image_index, find_places(inputs, pad_id, image_index, len(items)))
+    places = find_places(inputs, pad_id, image_index, len(items))
+    return Batch(images, inputs, targets, image_index, places, answers=_answers(captions))
+
+
+def _answers(rows: Sequence[np.ndarray]) -> Tensor | None:
+    """Batch.answers of rows of ids, which stand behind each other there without their last id."""
+    starts = [answer_starts(ids) for ids in rows]
+    if not any(starts):
+        return None
+    places, before = [], 0
+    for start, ids in zip(starts, rows, strict=True):
+        places += range(before + max(0, start - 1), before + len(ids) - 1)  # the token before predicts
+        before += len(ids) - 1
+    return torch.tensor(places, dtype=torch.int64)
 
 
 def padded(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, length: int | None = None) -> np.ndarray:

@@ -16,6 +16,8 @@ from nanocaption.data.dataset import Batch, ImageTextDataset, Views, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
 from nanocaption.data.prepared import Record
+from nanocaption.data.question_tokens import LEAST_ROOM, Encoded, encode_questions
+from nanocaption.data.questions import asking
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, TrainingRecords, encode
 from nanocaption.data.tokenizer import ENCODING, PAD, cut_lengths, encode_batch, tokenizer_digest
@@ -63,9 +65,12 @@ def make_inputs(
         if isinstance(rows, TrainingRecords):
             sets[split] = streamed_set(settings, split, rows, tokenizer, model.image_spec, encoding)
             continue
-        captions = [caption for row in rows for caption in row["captions"]]
-        ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
-        token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
+        if settings.QUESTIONS:
+            token_ids, rows = encoded_questions(settings, split, rows, tokenizer)
+        else:
+            captions = [caption for row in rows for caption in row["captions"]]
+            ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
+            token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         images.augment = augmentation(settings) if split == "train" else None
         keep_sides(images, encoding)
@@ -147,6 +152,46 @@ def encoded_captions(
     for line in cut_notes(split, cut_lengths(tokenizer, captions, rows, length), len(captions), length):
         devices.console(line)
     return rows
+
+
+def encoded_questions(
+    settings: Settings, split: str, records: Sequence[Record], tokenizer: Tokenizer
+) -> tuple[list[list[np.ndarray]], list[Record]]:
+    """(of every picture the ids of its questions with their answers; the records, their texts as their captions).
+
+    Tells how many questions MAX_SEQ_LEN leaves no room for an answer, and how many answers it cuts. A picture keeps its
+    place, though all of its questions may be too long. ValueError where those of all pictures are.
+    """
+    longest = settings.MAX_SEQ_LEN
+    askings = [[asking(question, settings.CAPTION_CASE) for question in record["questions"]] for record in records]
+    flat = [(record["file_name"], one) for record, own in zip(records, askings, strict=True) for one in own]
+    found = encode_questions(tokenizer, [one for _, one in flat], longest)
+    if len(found.too_long) == len(flat):
+        raise ValueError(f"All {len(flat):,} questions of {split} are too long for MAX_SEQ_LEN = {longest}: at least "
+                         f"{min(need for _, need in found.too_long) + LEAST_ROOM} is needed for one of them")
+    for line in question_notes(split, found, [f"{name}: {one.question[:60]!r}" for name, one in flat], longest):
+        devices.console(line)
+    rows = iter(found.rows)
+    token_ids = [[ids for _ in own if (ids := next(rows)) is not None] for own in askings]
+    return token_ids, [record | {"captions": [text for one in own for text in one.texts()]}
+                       for record, own in zip(records, askings, strict=True)]  # fmt: skip
+
+
+def question_notes(split: str, found: Encoded, shown: Sequence[str], longest: int) -> list[str]:
+    """What to tell of questions that do not fit in `longest` tokens, MAX_SEQ_LEN. shown: each as people know it."""
+    lines, total = [], len(found.rows)
+    if found.too_long:
+        first, need = found.too_long[0][0], max(need for _, need in found.too_long) + LEAST_ROOM
+        lines.append(f"questions, {split}: {len(found.too_long):,} of {total:,} leave no room for an answer in "
+                     f"MAX_SEQ_LEN = {longest} tokens and are left out, the first is {shown[first]}; MAX_SEQ_LEN = "
+                     f"{need} would hold all")  # fmt: skip
+    if found.shortened:
+        lines.append(f"questions, {split}: of {found.shortened:,} of {total:,} the oldest turns are left out, to hold "
+                     f"the question in MAX_SEQ_LEN = {longest} tokens")  # fmt: skip
+    if found.cut:
+        lines.append(f"answers, {split}: {len(found.cut):,} of {total:,} ({len(found.cut) / total:.2%}) are cut to "
+                     f"MAX_SEQ_LEN = {longest} tokens and teach no end; MAX_SEQ_LEN = {max(found.cut)} would hold all")
+    return lines
 
 
 def _kept_or_encoded(

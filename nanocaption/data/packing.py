@@ -40,15 +40,24 @@ def find_places(tokens: Tensor, pad: int, image_index: Tensor | None, images: in
     if image_index is None:
         image_index = torch.arange(captions)
     token_image = image_index.to(real.device)[:, None].expand(captions, length)[real]  # (R,)
-    counts = torch.bincount(token_image, minlength=images)  # (N,)
+    rank, counts = ranks(token_image, images)  # of a token among those of its image
     longest = max(1, int(counts.max()))
-    order = torch.argsort(token_image, stable=True)
-    rank = torch.empty_like(order)  # of a token among those of its image
-    rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[token_image[order]]
     in_captions = real.flatten().nonzero()[:, 0]
     return Places(
         in_captions, (captions, length), token_image * longest + rank, (images, longest), in_captions % length
     )
+
+
+def ranks(owners: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """(the place (R,) of each row among those of the same owner, in their order; how many rows each owner has).
+
+    owners: (R,) from 0 to number - 1; the second result is (number,).
+    """
+    counts = torch.bincount(owners, minlength=number)
+    order = torch.argsort(owners, stable=True)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[owners[order]]
+    return rank, counts
 
 
 def unpack(x: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:

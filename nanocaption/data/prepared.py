@@ -18,12 +18,26 @@ from nanocaption.base.files import cases, walk_files
 from nanocaption.data.shards import is_streamed
 
 
+class Question(TypedDict, total=False):
+    """A question about a picture, as captions.json has it."""
+
+    question: Required[str]
+    answers: Required[list[str]]  # all that people gave, equal ones as well: VQA's ten
+    weights: list[float]  # of the answers, where they do not count alike
+    id: int | str  # of the question, as it came
+    source: str  # whose it is, in a set of several
+    type: str  # VQA's question_type: "what color", ...; scores are told by it
+    answer_type: str  # VQA's: yes/no, number, other
+    turns: list[tuple[str, str]]  # the questions and answers that were said before
+
+
 class Record(TypedDict, total=False):
     """A picture of a prepared set, as captions.json has it."""
 
     file_name: Required[str]
     split: Required[str]
-    captions: Required[list[str]]
+    captions: Required[list[str]]  # none, where it has questions alone
+    questions: list[Question]
     image_id: int | str  # COCO's own, or another set's, as it came
     domain: str  # of nocaps: in-domain, near-domain or out-domain
     scene: dict[str, Any]  # of drawn pictures: what is in it
@@ -149,6 +163,7 @@ class Manifest(TypedDict, total=False):
     counts: Required[dict[str, dict[str, int]]]  # split -> images, captions
     captions_sha256: Required[str]
     pictures_sha256: str
+    questions: bool  # of a set whose raw data are questions
     stream: dict[str, Any]  # of a set whose pictures stay in their shards: how many there are, see data/shards.py
 
 

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
+SEP = UNK  # between a question and its answer: no text gives it, and earlier checkpoints have it
 # Goes up when a run's captions or pictures would be others; runs keep theirs. 1: cut captions had an <end>. 2:
 # RANDOM_FLIP mirrored pictures whose captions name left or right as well.
 ENCODING = 3

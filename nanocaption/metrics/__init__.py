@@ -12,6 +12,7 @@
 - `measure(prepared, candidates)` holds what each image adds: `total(measured)` makes `Scores` of it,
   `intervals(measured)` their bootstrap intervals, `compare(first, second)` a paired test of two models' captions.
   `part_of(measured, places)` has some of the images, their CIDEr with the document frequencies of all.
+  `mean_intervals(columns, owners)`: those of plain means, of several values a picture.
   `measure(..., meteor=True, spice=True)` adds these two, by their own Java programs; `require_java(meteor, spice)`
   raises first where these are missing.
 - `leave_one_out(references)`: how well the people who wrote the references agree.
@@ -27,7 +28,7 @@ images, whose references give the document frequencies; and a caption's tokens c
 it, so order matters, rarely.
 """
 
-from nanocaption.metrics.bootstrap import Difference, compare, differences_table, intervals
+from nanocaption.metrics.bootstrap import Difference, compare, differences_table, intervals, mean_intervals
 from nanocaption.metrics.characters import character_tokenize
 from nanocaption.metrics.consensus import consensus
 from nanocaption.metrics.diversity import TextStatistics, ends_badly, text_statistics

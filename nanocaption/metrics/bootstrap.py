@@ -6,7 +6,7 @@ frequencies of CIDEr-D stay those of the whole set: they belong to the metric, n
 interval does not hold: other seeds of the training, other annotators.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -39,6 +39,21 @@ def intervals(
     columns, names = columns_of(measured), names_of(measured)
     drawn = _resampled(columns, resamples, seed)
     return dict(zip(names, _percentiles(scores_of(drawn, len(columns), names), level), strict=True))
+
+
+def mean_intervals(
+    columns: Mapping[str, Sequence[float]], owners: Sequence[str], resamples: int = RESAMPLES, seed: int = 0,
+    level: float = LEVEL,
+) -> dict[str, tuple[float, float]]:  # fmt: skip
+    """{name: (low, high)} of the means of these columns, over pictures: several values of one are drawn together.
+
+    owners: the picture of each value. One of the values counts as much as another one, whichever its picture.
+    """
+    places = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
+    rows = np.array([places[owner] for owner in owners])
+    sums = [np.bincount(rows, weights=values, minlength=len(places)) for values in columns.values()]
+    drawn = _resampled(np.stack([*sums, np.bincount(rows, minlength=len(places))], axis=1), resamples, seed)
+    return dict(zip(columns, _percentiles(drawn[:, :-1] / drawn[:, -1:], level), strict=True))
 
 
 def compare(

@@ -6,7 +6,7 @@ P patches, E encoder width, D decoder width, H heads, V vocabulary, K captions p
 
 import itertools
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Unpack, cast, overload
 
@@ -22,8 +22,9 @@ from nanocaption.data.packing import Places, find_places, unpack
 from nanocaption.data.tokenizer import END, tokenizer_from_json
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import bounds, exported
+from nanocaption.model.answers import answer_picture
 from nanocaption.model.captions import CaptionText, caption_pictures
-from nanocaption.model.decoder import Cache, Decoder, follow
+from nanocaption.model.decoder import Asked, Cache, Decoder, Prefix, begin_answers, follow, follow_answers
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless, pick_patches
 from nanocaption.model.options import Names
 
@@ -150,6 +151,31 @@ class ImageToTextModel(nn.Module):
         """
         return list(itertools.chain.from_iterable(caption_pictures(self, pictures, attention, options)))
 
+    @overload
+    def answer(self, picture: AnyPicture, question: str, **options: Unpack[Names]) -> str: ...
+
+    @overload
+    def answer(self, picture: AnyPicture, question: Sequence[str], **options: Unpack[Names]) -> list[str]: ...
+
+    def answer(self, picture: AnyPicture, question: str | Sequence[str], **options: Unpack[Names]) -> str | list[str]:
+        """The best answer to a question about a picture, or to each of several; of a model trained on questions.
+
+        picture, options: as of `caption`. Raises ValueError with one line where the model captions, and for a question
+        that is longer than it reads.
+        """
+        if isinstance(question, str):
+            return self.answers(picture, [question], **options)[0][0].text
+        return [found[0].text for found in self.answers(picture, question, **options)]
+
+    def answers(
+        self, picture: AnyPicture, questions: Sequence[str], **options: Unpack[Names]
+    ) -> list[list[CaptionText]]:
+        """Answers to several questions about a picture with log-probability and tokens; of each the best first.
+
+        As many as there are beams, or num_return_sequences of them. The picture is encoded once.
+        """
+        return answer_picture(self, picture, questions, options)
+
     def _initialise(self) -> None:
         """Linear and embedding weights of the decoder normal(0, D ** -0.5), biases 0; a pretrained encoder stays.
 
@@ -243,7 +269,9 @@ class ImageToTextModel(nn.Module):
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
 
     @torch.inference_mode()
-    def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:
+    def start_decoding(
+        self, images: Tensor, prefix: Prefix | None = None
+    ) -> Callable[[Tensor, Tensor | None], Tensor]:
         """The step function that decode.py works with, holding the KV cache of these images.
 
         step(tokens (N*K,), parents (N*K,) or None) -> logits (N*K, V) of the next token; after <end> nothing comes, and
@@ -251,15 +279,25 @@ class ImageToTextModel(nn.Module):
         the step before each row continues; rows stay with their image, so the K captions of image n are rows
         n*K .. n*K+K-1 and share its cross-attention keys, computed once here. Where whole images are missing from
         `parents`, they are dropped, and N is smaller from there on.
+        prefix: Q questions about the images, fed here in one pass. Then each question is decoded as an image is
+        otherwise, its rows are q*K .. q*K+K-1, and all questions of an image share its keys.
         """
         memory = self.memory(images)
-        cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
-        slots = torch.empty(len(memory), 0, 0, dtype=torch.long, device=memory.device)
+        asked: Asked | None = None
+        if prefix is None:
+            cache: Cache = [layer.memory_cache(memory) for layer in self.decoder.layers]
+        else:
+            places = find_places(prefix.tokens, self.decoder.pad, prefix.images, len(memory))
+            cache, asked = begin_answers(self.decoder, memory, prefix, places)
+        searches = len(memory if prefix is None else prefix.tokens)
+        slots = torch.empty(searches, 0, 0, dtype=torch.long, device=memory.device)
 
         @torch.inference_mode()
         def step(tokens: Tensor, parents: Tensor | None = None) -> Tensor:
-            nonlocal slots, cache
-            if slots.shape[2] and parents is not None:
+            nonlocal slots, cache, asked
+            if slots.shape[2] and parents is not None and asked is not None:
+                slots, cache, asked = follow_answers(slots, cache, asked, parents)
+            elif slots.shape[2] and parents is not None:
                 slots, cache = follow(slots, cache, parents)
             beams = torch.arange(len(tokens) // len(slots), device=tokens.device)  # (K,)
             newest = beams.expand(len(slots), -1)[:, :, None]  # (N, K, 1)
@@ -267,7 +305,8 @@ class ImageToTextModel(nn.Module):
             # All K captions of an image attend to the keys of all K, and each is shown its own: that spares reordering
             # the cache at every step, and turns K products with a vector into one with a matrix.
             hidden = (slots[..., None] != beams).flatten(2)[:, None] if len(beams) > 1 else None  # (N, 1, K, L*K)
-            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens))
+            hidden = hidden if asked is None else asked.hidden(hidden, len(beams), slots.shape[2])
+            return self.decoder.step(tokens, slots.shape[2] - 1, cache, hidden, _open_rows(tokens), asked)
 
         return step
 

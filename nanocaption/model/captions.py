@@ -16,7 +16,7 @@ from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
 from nanocaption.model.caption_types import CaptionText, with_text
-from nanocaption.model.decoder import Decoder
+from nanocaption.model.decoder import Decoder, Prefix
 from nanocaption.model.endings import endings_of
 from nanocaption.model.options import Names, Options, asked, search_options
 
@@ -32,7 +32,7 @@ class Captioner(Protocol):
     tokenizer: Tokenizer | None
     about: State | None
 
-    def start_decoding(self, images: Tensor) -> decode.Step: ...
+    def start_decoding(self, images: Tensor, prefix: Prefix | None = None) -> decode.Step: ...
 
     def cross_attention(
         self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None
@@ -61,6 +61,8 @@ def caption_pictures(
     """
     if model.tokenizer is None or model.about is None:
         raise ValueError("This model has no tokenizer of its own: ImageToTextModel.from_pretrained gives one that has.")
+    if model.about["config"].get("QUESTIONS"):
+        raise ValueError("This model answers questions and has learnt no captions: model.answer(picture, question).")
     how = asked(options, search_options(model.about["config"]))
     fitted, none = fitted_pictures(pictures, model.image_spec), True
     while chunk := list(itertools.islice(fitted, _PICTURES)):

@@ -45,7 +45,8 @@ WITHOUT_TOWER = 1
 READ = (1, 2)
 # What a folder keeps of the settings: the model, what it reads and writes, and how captions are searched for. Paths and
 # names of the machine stay there.
-OPTIONAL = {"NO_BAD_ENDINGS": False, "ENCODER_LAYERS": None}  # of later versions: kept where they are set
+# Of later versions: kept where they are set.
+OPTIONAL = {"NO_BAD_ENDINGS": False, "ENCODER_LAYERS": None, "QUESTIONS": False}
 SETTINGS = (
     *(name for name in CHECKPOINT_SETTINGS if name not in OPTIONAL),
     "DECODER_DROPOUT", "BEAM_SIZE", "LENGTH_PENALTY", "MIN_LENGTH", "NO_REPEAT_NGRAM",

@@ -38,7 +38,7 @@ from nanocaption.data.caption_text import TEXT_VERSION, clean
 from nanocaption.data.prepared import Record
 from nanocaption.data.remote import ShardError
 from nanocaption.data.shards import Packed, read_bytes, state_of
-from nanocaption.prepare import check_report, splits
+from nanocaption.prepare import check_questions, check_report, splits
 from nanocaption.prepare.check_report import Examined, Repairs, Report, Tally, entries_of, names_of
 
 SCAN_VERSION = 1  # goes up when a rule of the scan changes: older lines of scan.jsonl then count no more
@@ -94,7 +94,11 @@ def check(
     draw from; report.json is written then, too.
     """
     cleaned, captions_report = clean_captions(records, rules.caption_case, scratch)
-    captioned = on_disk.rows(scratch, (record for record in cleaned if record["captions"]))
+    asked = any("questions" in record for record in records)
+    questions_report = {}
+    if asked:
+        cleaned, questions_report["questions"] = check_questions.clean_questions(cleaned)
+    captioned = on_disk.rows(scratch, (record for record in cleaned if record["captions"] or record.get("questions")))
     if paths is None:
         return Checked(captioned, {"captions": captions_report}, {})
     mine = paths
@@ -110,6 +114,7 @@ def check(
     kept = on_disk.rows(scratch, (record for record in good if record["file_name"] not in leaving))
     report: Report = {
         "captions": captions_report,
+        **questions_report,
         "pictures": check_report.of_pictures(len(records), kept, found, refused) | {"copies": copies},
         "sizes": check_report.sizes(kept, found),
     }
@@ -137,8 +142,9 @@ def _drawn(
 def _refused(found: Mapping[str, Examined], cleaned: Sequence[Record]) -> dict[str, dict[str, str]]:
     """file_name -> reason and detail, of pictures that cannot be used and of those without a caption."""
     refused = {name: entry["refused"] for name, entry in found.items() if entry["refused"]}
-    bare = sorted(record["file_name"] for record in cleaned if not record["captions"])
-    return refused | {name: {"reason": "no caption left", "detail": ""} for name in bare if name not in refused}
+    bare = sorted((record["file_name"], "question" if "questions" in record else "caption") for record in cleaned
+                  if not record["captions"] and not record.get("questions"))  # fmt: skip
+    return refused | {name: {"reason": f"no {what} left", "detail": ""} for name, what in bare if name not in refused}
 
 
 def _lost_split(records: Sequence[Record], kept: Sequence[Record], folder: Path) -> str | None:

@@ -43,6 +43,7 @@ class Report(TypedDict, total=False):
     """What report.json says, with the set's manifest where one was made."""
 
     captions: dict[str, Any]  # checked, kept, refused, refused_in, repaired, text
+    questions: dict[str, Any]  # of sets that have some: checked, kept, answers, refused, most_frequent, types
     pictures: dict[str, Any]  # checked, kept, refused, converted, refused_pictures, copies
     sizes: dict[str, dict[str, float]]  # width, height, kB, words -> least, median, mean, most
 
@@ -89,13 +90,15 @@ def counts_of(kept: Sequence[Record], found: Mapping[str, Examined]) -> dict[str
         counted["width"][entry["width"]] += 1
         counted["height"][entry["height"]] += 1
         counted["kB"][entry["bytes"] / 1000] += 1
-        counted["words"].update(len(text.split()) for text in record["captions"])
+        texts = record["captions"] or [question["question"] for question in record.get("questions", ())]
+        counted["words"].update(len(text.split()) for text in texts)
     return counted
 
 
 def problem(report: Report, allowed: float, folder: Path) -> str | None:
     """What to tell where more than the fraction `allowed` of pictures or captions is bad. folder: has report.json."""
-    for noun, part in (("pictures", report["pictures"]), ("captions", report["captions"])):
+    for noun, part in (("pictures", report["pictures"]), ("captions", report["captions"]),
+                       ("questions", report.get("questions", {"refused": {}, "checked": 0}))):  # fmt: skip
         bad = sum(kind["count"] for kind in part["refused"].values())
         if bad > allowed * part["checked"]:
             first = "; ".join(f"{reason}: {count_and_cases(kind)}" for reason, kind in part["refused"].items())
@@ -113,10 +116,10 @@ def count_and_cases(kind: Cases) -> str:
 
 def summary(report: Report) -> list[str]:
     """The report in lines for a person."""
-    pictures, texts = report["pictures"], report["captions"]
+    pictures, texts, asked = report["pictures"], report["captions"], report.get("questions")
     copies = pictures["copies"]
-    lines = [f"Checked {pictures['checked']:,} pictures and {texts['checked']:,} captions.",
-             f"  pictures  {pictures['kept']:,} kept"]  # fmt: skip
+    what = f"{asked['checked']:,} questions" if asked else f"{texts['checked']:,} captions"
+    lines = [f"Checked {pictures['checked']:,} pictures and {what}.", f"  pictures  {pictures['kept']:,} kept"]
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in pictures["refused"].items()]
     lines += [f"    converted, {what}: {count_and_cases(kind)}" for what, kind in pictures["converted"].items()]
     if copies["groups"]:
@@ -126,6 +129,8 @@ def summary(report: Report) -> list[str]:
         told = {"count": copies["across_splits"], "cases": [" = ".join(group) for group in copies["across_cases"]]}
         lines.append(f"  WARNING: the same picture in several splits: {count_and_cases(told)}; "
                      f"{len(copies['left_out']):,} left out, so that nothing of test or val is trained on")
+    if asked:
+        return [*lines, *_questions_summary(asked), _spreads(report)]
     lines.append(f"  captions  {texts['kept']:,} kept")
     lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in texts["refused"].items()]
     if texts["refused_in"]:
@@ -134,8 +139,20 @@ def summary(report: Report) -> list[str]:
     lines += [f"    training repairs, {what}: {kind['count']:,}" for what, kind in texts["repaired"].items()]
     lines += [f"      {before[:100]!r} -> {after[:100]!r}" for before, after in texts["text"]["examples"]]
     lines.append(f"  case of captions in training: {texts['text']['case']} (CAPTION_CASE); references stay as written")
+    return [*lines, _spreads(report)]
+
+
+def _spreads(report: Report) -> str:
     spreads = [f"{what} {of['least']:g} / {of['median']:g} / {of['most']:g}" for what, of in report["sizes"].items()]
-    return [*lines, f"  least / median / most: {', '.join(spreads)}"]
+    return f"  least / median / most: {', '.join(spreads)}"
+
+
+def _questions_summary(asked: Mapping[str, Any]) -> list[str]:
+    lines = [f"  questions {asked['kept']:,} kept, with {asked['answers']:,} answers"]
+    lines += [f"    refused, {reason}: {count_and_cases(kind)}" for reason, kind in asked["refused"].items()]
+    types = ", ".join(f"{name} {count:,}" for name, count in list(asked["types"].items())[:8])
+    often = ", ".join(f"{answer!r} {share:.1%}" for answer, share in asked["most_frequent"])
+    return [*lines, f"    types: {types}", f"    most frequent answers: {often}"]
 
 
 def write_report(folder: Path, report: Mapping[str, object]) -> None:
@@ -149,15 +166,16 @@ def draw(path: Path, records: Sequence[Record], found: Mapping[str, Examined], n
     from matplotlib.figure import Figure
 
     counted = counts_of(records, found)
+    noun = "caption" if any(record["captions"] for record in records) else "question"
     panels: tuple[tuple[str, str, str, dict[str, Counter[float]]], ...] = (
         ("Picture sides", "pixels", "pictures", {"width": counted["width"], "height": counted["height"]}),
         ("Files", "kB", "pictures", {"": counted["kB"]}),
-        ("Caption lengths", "words", "captions", {"": counted["words"]}),
+        (f"{noun.capitalize()} lengths", "words", f"{noun}s", {"": counted["words"]}),
     )
     figure = Figure(figsize=(12, 3.7), dpi=100)
     FigureCanvasAgg(figure)
     figure.subplots_adjust(left=0.07, right=0.985, bottom=0.14, top=0.77, wspace=0.27)
-    figure.suptitle(f"{name}: {len(records):,} pictures, {counted['words'].total():,} captions", fontsize=13)
+    figure.suptitle(f"{name}: {len(records):,} pictures, {counted['words'].total():,} {noun}s", fontsize=13)
     for axes, (title, unit, counted, series) in zip(figure.subplots(1, 3), panels, strict=True):
         _histogram(axes, series, whole=unit != "kB")
         axes.set_title(title, fontsize=11, pad=24)

@@ -240,12 +240,17 @@ def captions_digest(raw_dir: Path) -> str:
             digest.update(hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
     for path in source.files if source else archives.find(raw_dir):
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            digest.update(f"{path.name} {size}\n".encode() + file.read(2**20))
-            file.seek(max(0, size - 2**20))
-            digest.update(file.read())
+        digest.update(ends_of(path))
     return digest.hexdigest()
+
+
+def ends_of(path: Path) -> bytes:
+    """The name, the size, and the first and the last MiB of a file."""
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        first = file.read(2**20)
+        file.seek(max(0, size - 2**20))
+        return f"{path.name} {size}\n".encode() + first + file.read()
 
 
 def clean_records(
@@ -257,12 +262,7 @@ def clean_records(
     File names become relative paths with "/"; captions stay as they are, text or not: check.py cleans them. Raises
     ValueError naming `source`, the first cases and their count.
     """
-    unsafe = [repr(row.file_name) for row in rows if not is_safe_name(plain_name(row.file_name))]
-    refuse(unsafe, "file name", source, "not a plain path below the picture folder (with '..' inside, empty or not "
-           "text); mend them")  # fmt: skip
-    names = on_disk.rows(scratch, (str(plain_name(row.file_name)) for row in rows))
-    caption_files.refuse_duplicates(names, source)
-    of_rows, notes = splits_of(names, rows, seed, source, scratch)
+    names, of_rows, notes = named_rows(rows, seed, source, scratch)
     captions, more = caption_files.texts_of_rows(rows, source, scratch)
     records = on_disk.rows(scratch, (record_of(*parts) for parts in zip(rows, names, of_rows, captions, strict=True)))
     notes += more
@@ -272,6 +272,19 @@ def clean_records(
     if absent:
         notes.append(f"the source has no {' and no '.join(absent)} pictures, kept as it is")
     return records, notes
+
+
+def named_rows(
+    rows: Sequence[Row], seed: int, source: str, scratch: Path | None = None
+) -> tuple[Sequence[str], list[str], list[str]]:
+    """(the file name of each row as a relative path, its split, notes). Raises ValueError as `clean_records`."""
+    unsafe = [repr(row.file_name) for row in rows if not is_safe_name(plain_name(row.file_name))]
+    refuse(unsafe, "file name", source, "not a plain path below the picture folder (with '..' inside, empty or not "
+           "text); mend them")  # fmt: skip
+    names = on_disk.rows(scratch, (str(plain_name(row.file_name)) for row in rows))
+    caption_files.refuse_duplicates(names, source)
+    splits, notes = splits_of(names, rows, seed, source, scratch)
+    return names, splits, notes
 
 
 def record_of(row: Row, name: str, split: str, captions: list[str]) -> Record:

@@ -35,6 +35,7 @@ from nanocaption.prepare import (
     flickr30k,
     layouts,
     picture_files,
+    question_sets,
     splits,
     streamed,
 )
@@ -63,6 +64,7 @@ def prepare_from(settings: Settings, *, compare: bool = True, remake: bool = Fal
         rules=rules_of(settings),
         compare=compare,
         remake=remake,
+        questions=settings.QUESTIONS,
     )
 
 
@@ -93,18 +95,30 @@ def look_first(settings: Settings) -> None:
             if problem := changed_since(folder, prepared.verify(folder), raw_dir, rules_of(settings)):
                 raise ValueError(problem)
         elif raw_dir is not None:
-            look_at_raw(raw_dir, settings.DATA_SEED)
+            look_at_raw(raw_dir, settings.DATA_SEED, settings.QUESTIONS)
 
 
-def look_at_raw(raw_dir: Path, seed: int) -> None:
-    """Read the captions of a folder and find their pictures; of packed ones only see what they are."""
+def look_at_raw(raw_dir: Path, seed: int, questions: bool = False) -> None:
+    """Read the captions of a folder, or its questions, and find their pictures; of packed ones see what they are."""
+    room = question_sets if questions else layouts
     try:
-        source = layouts.find(raw_dir)
+        source = room.find(raw_dir)
         if source.unpack is None:
-            picture_files.find_pictures(raw_dir, [record["file_name"] for record in layouts.read(source, seed).records])
-    except NotThereError:
-        if not archives.find(raw_dir):
+            picture_files.find_pictures(raw_dir, [record["file_name"] for record in room.read(source, seed).records])
+    except ValueError as error:
+        if not isinstance(error, NotThereError) or not archives.find(raw_dir):
+            if hint := hint_of_questions(raw_dir, questions):
+                raise ValueError(f"{error}{hint}") from None
             raise
+
+
+def hint_of_questions(raw_dir: Path, questions: bool) -> str:
+    """What to add where a folder has no captions but questions."""
+    try:
+        found = None if questions else question_sets.find(raw_dir)
+    except ValueError:
+        found = None
+    return f". It holds questions ({found.name}): read them with QUESTIONS = True (--questions)" if found else ""
 
 
 def check_names(dataset: str, data_dir: Path, raw_dir: Path | None) -> list[str]:
@@ -136,6 +150,7 @@ def prepare(
     compare: bool = True,
     remake: bool = False,
     stream: str | None = None,
+    questions: bool = False,
 ) -> Path:
     """Make the data set `name` below `data_dir`, unless it is whole already, and return its folder.
 
@@ -147,6 +162,7 @@ def prepare(
     compare: whether a whole set must be what raw_dir holds now; False: it is taken as it is (a resume needs no more).
     remake: make a set that is whole anew from raw_dir. Pictures keep the splits that were drawn for them.
     stream: the shards, as RAW_DATA_DIR names them, in which the pictures are to stay.
+    questions: whether raw_dir holds questions and answers, not captions.
     Raises ValueError with one line for unknown names, unreadable sources, too many bad pictures or captions, and a
     whole set made from something else.
     """
@@ -172,7 +188,7 @@ def prepare(
     if name == "demo":
         return prepare_demo(folder, seed, cutoff, rules)
     if raw_dir is not None:
-        return prepare_folder(folder, raw_dir, seed, cutoff, rules, remake)
+        return prepare_folder(folder, raw_dir, seed, cutoff, rules, remake, questions)
     if name == "flickr30k":
         return download_flickr30k(folder, hf_dataset_id, hf_revision, cutoff, rules)
     raise ValueError(f"DATASET = {name!r} {UNKNOWN.format(data_dir)}")
@@ -231,25 +247,31 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules
 
 
 def prepare_folder(
-    folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules, remake: bool = False
+    folder: Path, raw_dir: Path, seed: int, cutoff: int | None, rules: check.Rules, remake: bool = False,
+    questions: bool = False,
 ) -> Path:  # fmt: skip
     """A folder of pictures and captions in one of the known layouts, or an archive of one -> the set at `folder`.
 
-    remake: what was unpacked before may be of another archive, and is unpacked again.
+    remake: what was unpacked before may be of another archive, and is unpacked again. questions: instead of captions.
     """
     if remake and (folder / "unpacked").is_dir():
         shutil.rmtree(folder / "unpacked")
-    contents, pictures = read_raw(raw_dir, seed, folder / "unpacked")
+    contents, pictures = read_raw(raw_dir, seed, folder / "unpacked", questions)
     if remake and contents.source.unpack:
         begin(folder)
         for path in in_images(folder, contents.records).values():
             path.unlink(missing_ok=True)
     make_set(folder, contents, pictures, cutoff, rules, seed=seed if contents.drawn else None,
              licence=flickr30k.LICENCE if folder.name.startswith("flickr") else FOLDER_LICENCE,
-             source=str(raw_dir.resolve()), source_sha256=layouts.captions_digest(raw_dir))  # fmt: skip
+             source=str(raw_dir.resolve()), source_sha256=source_digest(raw_dir, questions),
+             **({"questions": True} if questions else {}))  # fmt: skip
     if (folder / "unpacked").is_dir():
         print(f"{folder / 'unpacked'} is no longer needed and may be deleted")
     return folder
+
+
+def source_digest(raw_dir: Path, questions: bool) -> str:
+    return question_sets.digest(raw_dir) if questions else layouts.captions_digest(raw_dir)
 
 
 def prepare_stream(folder: Path, where: str, seed: int, cutoff: int | None, rules: check.Rules) -> Path:
@@ -329,22 +351,28 @@ def draw_first(
     return first, again
 
 
-def read_raw(raw_dir: Path, seed: int, unpacked: Path) -> tuple[layouts.Contents, dict[str, Path]]:
+def read_raw(
+    raw_dir: Path, seed: int, unpacked: Path, questions: bool = False
+) -> tuple[layouts.Contents, dict[str, Path]]:
     """What `raw_dir` holds, and file_name -> picture, {} where the source unpacks them.
 
     Archives in it are unpacked to `unpacked` only where captions or pictures are not to be found otherwise.
     """
     try:
-        return read_folder(raw_dir, seed)
-    except NotThereError:
-        packed = archives.find(raw_dir)
+        return read_folder(raw_dir, seed, questions)
+    except ValueError as error:
+        packed = archives.find(raw_dir) if isinstance(error, NotThereError) else []
         if not packed:
+            if hint := hint_of_questions(raw_dir, questions):
+                raise ValueError(f"{error}{hint}") from None
             raise
-    return read_folder(archives.unpack_beside(packed, raw_dir, unpacked, layouts.is_caption_file), seed)
+    needed = question_sets.is_question_file if questions else layouts.is_caption_file
+    return read_folder(archives.unpack_beside(packed, raw_dir, unpacked, needed), seed, questions)
 
 
-def read_folder(raw_dir: Path, seed: int) -> tuple[layouts.Contents, dict[str, Path]]:
-    contents = layouts.read_layout(raw_dir, seed)
+def read_folder(raw_dir: Path, seed: int, questions: bool) -> tuple[layouts.Contents, dict[str, Path]]:
+    room = question_sets if questions else layouts
+    contents = room.read(room.find(Path(raw_dir)), seed)
     print(f"{raw_dir}: layout {contents.source.name}, because {contents.source.why}")
     if contents.source.unpack:
         return contents, {}
@@ -451,8 +479,11 @@ def changed_since(folder: Path, manifest: Manifest, raw_dir: Path | None, rules:
 
 def captions_changed(folder: Path, manifest: Manifest, raw_dir: Path, rules: check.Rules) -> list[str]:
     """How the captions of `raw_dir` differ from those of the set, [] where they do not; packed ones with pictures."""
-    if layouts.captions_digest(raw_dir) == manifest.get("source_sha256"):
+    questions = manifest.get("questions", False)
+    if source_digest(raw_dir, questions) == manifest.get("source_sha256"):
         return []
+    if questions:
+        return ["the files of questions are others"]
     drawn = manifest.get("seed") is not None
     try:
         contents = layouts.read_layout(raw_dir, manifest.get("seed") or 0)

@@ -76,6 +76,7 @@ def write_captions(folder: Path, records: Sequence[Record]) -> tuple[dict[str, d
     """captions.json, record by record; gives how many images and captions each split has, and the file's sha256."""
     images: Counter[str] = Counter()
     captions: Counter[str] = Counter()
+    questions: Counter[str] = Counter()
     digest = hashlib.sha256()
     with whole(folder / "captions.json", sync=True) as made:
         with made.open("wb") as file:
@@ -86,8 +87,11 @@ def write_captions(folder: Path, records: Sequence[Record]) -> tuple[dict[str, d
     for record in records:
         images[record["split"]] += 1
         captions[record["split"]] += len(record["captions"])
+        questions[record["split"]] += len(record.get("questions", ()))
     splits = [*(split for split in layouts.SPLITS if images[split]), *sorted(images.keys() - set(layouts.SPLITS))]
-    return {split: {"images": images[split], "captions": captions[split]} for split in splits}, digest.hexdigest()
+    asked = {split: {"questions": questions[split]} if questions.total() else {} for split in splits}
+    counts = {split: {"images": images[split], "captions": captions[split], **asked[split]} for split in splits}
+    return counts, digest.hexdigest()
 
 
 def captions_lines(records: Iterable[Record]) -> Iterator[str]:
@@ -100,5 +104,9 @@ def captions_lines(records: Iterable[Record]) -> Iterator[str]:
 
 def counts_line(counts: Mapping[str, Mapping[str, int]]) -> str:
     """'train 2,000 pictures / 10,000 captions, val ...'"""
-    return ", ".join(f"{split} {count['images']:,} pictures / {count['captions']:,} captions"
-                     for split, count in counts.items())
+    there = [kind for kind in ("captions", "questions") if any(count.get(kind) for count in counts.values())]
+    return ", ".join(
+        " / ".join([f"{split} {count['images']:,} pictures"]
+                   + [f"{count.get(kind, 0):,} {kind}" for kind in there or ["captions"]])
+        for split, count in counts.items()
+    )  # fmt: skip

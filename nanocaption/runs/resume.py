@@ -134,7 +134,7 @@ def _notes(saved: State, settings: Settings, divided_otherwise: bool) -> list[st
 def load_initial(settings: Settings) -> State:
     """The checkpoint of INIT_CHECKPOINT_PATH. ValueError, naming old -> new, where the settings want another model."""
     initial = checkpoint.load(settings.INIT_CHECKPOINT_PATH)
-    free = (*DATA_SETTINGS, "VOCAB_SIZE", "FREEZE_ENCODER")
+    free = (*DATA_SETTINGS, "VOCAB_SIZE", "FREEZE_ENCODER", "QUESTIONS")
     names = [name for name in CHECKPOINT_SETTINGS if name not in free]
     changed = differences(settings, initial["config"], names)
     if changed:

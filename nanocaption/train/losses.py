@@ -25,15 +25,21 @@ class Objective(NamedTuple):
 
 
 def caption_objective(label_smoothing: float = 0.0) -> Objective:
-    """Cross-entropy per real token."""
+    """Cross-entropy per real token; where there are questions, per token of the answers."""
     return Objective(
-        lambda model, batch: caption_loss(model, batch, label_smoothing), lambda batch: len(batch.places.in_captions)
+        lambda model, batch: caption_loss(model, batch, label_smoothing),
+        lambda batch: len(batch.places.in_captions if batch.answers is None else batch.answers),
     )
 
 
 def caption_loss(model: ImageToTextModel, batch: Batch, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary."""
+    """Cross-entropy in nats summed over the real tokens of the batch; padding is never mapped to the vocabulary.
+
+    Nor are questions, where there are some: the answers alone are learnt.
+    """
     hidden, targets = predictions(model, batch)
+    if batch.answers is not None:
+        hidden, targets = hidden.index_select(0, batch.answers), targets.index_select(0, batch.answers)
     return token_loss(model, hidden, targets, label_smoothing)
 
 

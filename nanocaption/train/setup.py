@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 from torch import Tensor
 
 from nanocaption.base import devices
-from nanocaption.base.files import open_to_append
+from nanocaption.base.files import cases, open_to_append
 from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
@@ -30,6 +30,7 @@ from nanocaption.data.prepared import (
     sample_places,
     verify,
 )
+from nanocaption.data.questions import load_questions, texts_of
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
@@ -349,11 +350,18 @@ def load_splits(settings: Settings) -> tuple[Path, Splits]:
     """The folder of the prepared data, made where it is not there yet, and its pictures for "train" and "val"."""
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
+    if settings.QUESTIONS:
+        return folder, {role: load_questions(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
     if is_streamed(folder):
         check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
         train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
         return folder, {"train": train, "val": load_records(folder, settings.VAL_SPLITS, settings.DATA_CUTOFF)}
-    return folder, {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+    records = {role: load_records(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+    for role, own in records.items():
+        if bare := [record["file_name"] for record in own if not record["captions"]]:
+            raise ValueError(f"{folder}, {role}: {cases(bare, 'picture')} without a caption, but with questions: train "
+                             "on these with QUESTIONS = True (--questions)")  # fmt: skip
+    return folder, records
 
 
 def learnt_from(settings: Settings, records: Splits) -> Splits:
@@ -362,6 +370,8 @@ def learnt_from(settings: Settings, records: Splits) -> Splits:
     Only here: references stay as they are. What is left out is told. (Of a streamed set all this is done and told where
     its captions are read.)
     """
+    if settings.QUESTIONS:
+        return records  # normalised where they are encoded
     if isinstance(records["train"], TrainingRecords):
         return {"train": records["train"], "val": as_read(records["val"], settings.CAPTION_CASE)}
     train, repeats = as_trained(records["train"], settings.CAPTION_CASE)
@@ -375,16 +385,21 @@ def learnt_from(settings: Settings, records: Splits) -> Splits:
 def make_tokenizer(
     settings: Settings, data_folder: Path, records: list[Record] | TrainingRecords, source: State | None
 ) -> Tokenizer:
-    """The tokenizer of the checkpoint `source`; without one, of the captions of `records`."""
+    """The tokenizer of the checkpoint `source`; without one, of the captions of `records`, or of its questions."""
     if source:
         tokenizer, origin = tokenizer_from_json(source["tokenizer"]), "from the checkpoint"
     else:
-        captions: Sequence[str] = [caption for record in records for caption in record["captions"]] if isinstance(
-            records, list) else Texts(records)  # fmt: skip
+        captions: Sequence[str]
+        if settings.QUESTIONS:
+            captions, place, kind = texts_of(records, settings.CAPTION_CASE), "tokenizer_questions", "texts"
+        else:
+            captions = [caption for record in records for caption in record["captions"]] if isinstance(
+                records, list) else Texts(records)  # fmt: skip
+            place, kind = "tokenizer", "captions"
         tokenizer, fresh = devices.first_rank_first(
-            lambda: load_or_train(captions, data_folder / "tokenizer", settings.VOCAB_SIZE)
+            lambda: load_or_train(captions, data_folder / place, settings.VOCAB_SIZE)
         )
-        origin = f"trained on {len(captions):,} captions" if fresh else "loaded"
+        origin = f"trained on {len(captions):,} {kind}" if fresh else "loaded"
     check_tokenizer(tokenizer)  # a freshly trained one as well
     devices.console(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {origin}")
     return tokenizer
@@ -558,7 +573,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
     captions = sum(caption_counts(run.train_set))
     in_steps = [number_of_captions(step) for step in whole_steps(settings, run.train_set, progress.epoch)]
     precision = str(devices.pick_dtype(settings.PRECISION, run.device)).removeprefix("torch.")
-    devices.console(f"data: {len(run.train_set):,} images with {captions:,} captions; validation {len(run.val_set):,}")
+    what = "questions" if settings.QUESTIONS else "captions"
+    devices.console(f"data: {len(run.train_set):,} images with {captions:,} {what}; validation {len(run.val_set):,}")
     for note in amount.warnings(settings, len(run.train_set), len(run.val_set)):
         devices.console(note)
     devices.console(f"model: {trained:,} trained and {frozen:,} frozen weights, {precision} on {run.device}")

@@ -14,6 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
+from nanocaption.data.dataset import padded
 from nanocaption.data.pictures import read_picture
 from nanocaption.data.tokenizer import PAD, START, UNK, text_of
 from nanocaption.data.transform import ImageSpec, load_image
@@ -109,10 +110,15 @@ def draw_words(picture: Image.Image, caption: str, maps: CaptionMaps) -> bytes:
     return buffer.getvalue()
 
 
-def draw_picture(model: ImageToTextModel, tokenizer: Tokenizer, path: Path, caption: CaptionText) -> bytes:
-    """The PNG of `draw_words` for one caption of a picture file. ValueError where that cannot be read."""
+def draw_picture(
+    model: ImageToTextModel, tokenizer: Tokenizer, path: Path, caption: CaptionText, head: Sequence[int] = (START,)
+) -> bytes:
+    """The PNG of `draw_words` for one caption of a picture file. ValueError where that cannot be read.
+
+    head: of an answer, see attend.
+    """
     spec = model.image_spec
-    (maps,) = attend_maps(model, tokenizer, load_image(path, spec)[None], [caption.ids])
+    (maps,) = attend_maps(model, tokenizer, load_image(path, spec)[None], [caption.ids], [head])
     # The same cut of the picture as the encoder's, only larger and, where that was squashed, in its own proportions.
     factor, side = _SHOWN_SIDE / spec["size"], spec["resize"]
     resize = [round(each * factor) for each in side] if isinstance(side, list) else round(side * factor)
@@ -141,29 +147,32 @@ def _lit(picture: Image.Image, weights: Tensor) -> Image.Image:
 
 
 def attend(
-    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]]
-) -> list[JsonMaps]:
+    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]],
+    heads: Sequence[Sequence[int]] | None = None,
+) -> list[JsonMaps]:  # fmt: skip
     """What each word of a caption looked at, JSON-ready; one entry per caption.
 
     images: (N, 3, S, S) on any device, as `ImageToTextModel.encode` takes them, or (1, 3, S, S) for captions of one
-    picture. captions: N lists of ids without <start> and <end>, the model's own or any others.
+    picture. captions: N lists of ids without <start> and <end>, the model's own or any others. heads: the ids that
+    stand before each; of captions <start>, of answers the question and <sep>, see answers.head_of.
     """
-    return [maps_as_json(seen) for seen in attend_maps(model, tokenizer, images, captions)]
+    return [maps_as_json(seen) for seen in attend_maps(model, tokenizer, images, captions, heads)]
 
 
 def attend_maps(
-    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]]
-) -> list[CaptionMaps]:
+    model: ImageToTextModel, tokenizer: Tokenizer, images: Tensor, captions: Sequence[Sequence[int]],
+    heads: Sequence[Sequence[int]] | None = None,
+) -> list[CaptionMaps]:  # fmt: skip
     """`attend` before its rounding."""
     if not captions:
         return []
-    longest = max(1, max(len(ids) for ids in captions))
-    tokens = torch.full((len(captions), longest), PAD)
-    for row, ids in zip(tokens, captions, strict=True):
-        inputs = [START, *ids][: max(1, len(ids))]  # a token is chosen at the place of the one before
-        row[: len(inputs)] = torch.tensor(inputs)
+    heads = [[START]] * len(captions) if heads is None else heads
+    # A token is chosen at the place of the one before.
+    rows = [[*head, *ids[:-1]] for head, ids in zip(heads, captions, strict=True)]
+    tokens = torch.from_numpy(padded(rows, PAD))
     image_index = torch.zeros(len(captions), dtype=torch.long) if len(images) == 1 else None
     weights, side = model.cross_attention(images.to(model.mean.device), tokens.to(model.mean.device), image_index)
     return [
-        word_maps(tokenizer, ids, weights[:, row, : len(ids)].cpu(), side) for row, ids in enumerate(captions)
+        word_maps(tokenizer, ids, weights[:, row, len(head) - 1 :][:, : len(ids)].cpu(), side)
+        for row, (head, ids) in enumerate(zip(heads, captions, strict=True))
     ]

@@ -59,17 +59,12 @@ def caption_batches(
     model: several are averaged (decode.ensemble); each reads the pictures as its own encoder wants them.
     """
     members = [model] if isinstance(model, ImageToTextModel) else list(model)
-    specs = [member.image_spec for member in members]
-    views = [specs.index(spec) for spec in specs]  # members of one image_spec share one reading of the pictures
-    batches = chunks([(i, ()) for i in range(len(images))], how["batch_size"])
-    sets = {view: images.seen_with(specs[view]) for view in views}
-    loaders = {view: make_loader(seen, batches, how["workers"]) for view, seen in sets.items()}
+    batches = chunks(range(len(images)), how["batch_size"])
     device = how["device"]
-    for chunk, *parts in zip(batches, *loaders.values(), strict=True):
-        seeds = [seed_of(how.get("seed", 0), images.paths[i].name) for i, _ in chunk]
-        pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
+    for chunk, pixels in zip(batches, read_pixels(members, images, batches, device, how["workers"]), strict=True):
+        seeds = [seed_of(how.get("seed", 0), images.paths[i].name) for i in chunk]
         with devices.autocast(device, devices.pick_dtype(how["precision"], device)):
-            found = _decode(members, tokenizer, [pixels[v] for v in views], how["options"], seeds, how.get("judged"))
+            found = _decode(members, tokenizer, pixels, how["options"], seeds, how.get("judged"))
         if any(math.isnan(captions[0].log_prob) for captions in found):  # always the same text: it is told once
             warnings.warn(
                 "the model gives no numbers (NaN) for some pictures, whose captions are empty. Half precision may be "
@@ -77,6 +72,21 @@ def caption_batches(
                 stacklevel=2,
             )
         yield found
+
+
+def read_pixels(
+    models: Sequence[ImageToTextModel], images: ImageTextDataset, batches: Sequence[Sequence[int]],
+    device: torch.device, workers: int,
+) -> Iterator[list[torch.Tensor]]:  # fmt: skip
+    """For each batch of pictures, by their numbers: per model its own reading of them, on `device`."""
+    specs = [model.image_spec for model in models]
+    views = [specs.index(spec) for spec in specs]  # models of one image_spec share one reading of the pictures
+    groups = [[(image, ()) for image in batch] for batch in batches]
+    sets = {view: images.seen_with(specs[view]) for view in views}
+    loaders = {view: make_loader(seen, groups, workers) for view, seen in sets.items()}
+    for parts in zip(*loaders.values(), strict=True):
+        pixels = {view: part.to(device, sets[view].resident).images for view, part in zip(sets, parts, strict=True)}
+        yield [pixels[view] for view in views]
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 
 from nanocaption.base import devices
 from nanocaption.base.hub import WEIGHTS
-from nanocaption.base.settings import CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
+from nanocaption.base.settings import AS_BEFORE, CHECKPOINT_SETTINGS, DATA_SETTINGS, Settings, differences
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.tokenizer import tokenizer_digest
 from nanocaption.model import exported
@@ -43,7 +43,8 @@ def load_state(path: Path, settings: Settings) -> tuple[State, Settings]:
     state = exported.read(path.parent) if is_exported(path) else checkpoint.load(path)
     if (told := weights_told(state)) and devices.rank() == 0:
         print(f"{path}: the weights are {told}", file=sys.stderr)
-    own = {name: state["config"][name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in state["config"]}
+    config = {"QUESTIONS": AS_BEFORE["QUESTIONS"]} | state["config"]
+    own = {name: config[name] for name in (*CHECKPOINT_SETTINGS, "DATA_DIR") if name in config}
     settings = settings.on(own)
     fixed = [name for name in own if name not in (*DATA_SETTINGS, "DATA_DIR")]
     if changed := differences(settings, own, fixed):
@@ -88,6 +89,20 @@ def load_models(paths: Sequence[Path], settings: Settings) -> Loaded:
                 f"with the same captions and VOCAB_SIZE, or start it with --init-checkpoint-path {paths[0]}."
             )
     return Loaded(list(models), tokenizers[0], list(states), used[0], device)
+
+
+def refuse_captioner(loaded: Loaded, name: Path) -> None:
+    """SystemExit with one line where the model was not trained on questions."""
+    if not loaded.settings.QUESTIONS:
+        raise SystemExit(f"{name} captions pictures and was not trained on questions (docs/questions.md): try one that "
+                         "was, e.g. nanocaption train recipes/vqa_demo.py")
+
+
+def refuse_answerer(loaded: Loaded, name: Path) -> None:
+    """SystemExit with one line where the model was trained on questions alone."""
+    if loaded.settings.QUESTIONS:
+        raise SystemExit(f"{name} answers questions, it has learnt no captions: nanocaption ask PICTURE QUESTION "
+                         f"--checkpoint {name}")  # fmt: skip
 
 
 def trained_by_reward(state: State) -> bool:

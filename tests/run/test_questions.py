@@ -1,0 +1,192 @@
+"""A run on the demo set's questions: it learns, resumes to the same bits, answers from the command and the page."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import nanocaption
+import train
+from nanocaption.base.settings import load_settings, take_settings
+from nanocaption.commands import ask, caption, demo
+from nanocaption.commands import export as export_command
+from nanocaption.data.prepared import load_records
+from nanocaption.data.questions import load_questions, questions_of
+from nanocaption.runs import checkpoint
+from nanocaption.runs.folder import LAST
+from nanocaption.use.load import load_models
+from tests.conftest import CUTOFF, tiny_flags
+from tests.processes import rows
+
+HOW = ["--questions", "--num-epochs", "2", "--decoder-dropout", "0.2", "--keep-best", "3", "--captions-per-image", "8"]
+
+
+@pytest.fixture(scope="module")
+def asked_run(once, demo_data) -> Path:
+    """The folder of a run of two epochs on questions; to be read only."""
+
+    def train_it(folder: Path) -> None:
+        train.main([*tiny_flags(demo_data, folder), *HOW, "--run-name", "run"])
+
+    return once("questions", train_it) / "run"
+
+
+@pytest.fixture(scope="module")
+def pictures(demo_data) -> list[str]:
+    return sorted(str(path) for path in (demo_data / "demo" / "images").iterdir())[-3:]
+
+
+# --- training ---
+
+
+def test_the_questions_of_the_set_are_what_is_trained_on(asked_run, demo_data, flags, capsys):
+    train.main([*flags, *HOW, "--run-name", "again", "--num-epochs", "1"])
+    printed = capsys.readouterr().out
+    asked = load_questions(demo_data / "demo", "train")
+    number = sum(len(record["questions"]) for record in asked)
+    assert f"data: {CUTOFF} images with {number} questions; validation {CUTOFF}" in printed
+    assert "questions answered rightly (greedy, 4 images)" in printed
+    log = rows(asked_run, "val")
+    assert 0 <= log[-1]["accuracy"] <= 1 and log[-1]["val_loss"] < log[0]["val_loss"] and "CIDEr" not in log[-1]
+    assert sorted(path.name for path in (demo_data / "demo").glob("tokenizer*"))[-1] == "tokenizer_questions"
+    assert load_records(demo_data / "demo", "train")[0].keys() == {"file_name", "split", "captions", "scene"}
+
+
+def test_a_resumed_run_ends_with_the_same_bits(asked_run, flags, tmp_path):
+    (tmp_path / "runs" / "run").mkdir(parents=True)
+    first = shutil.copy(next(asked_run.glob("checkpoint_epoch_1_*")), tmp_path / "runs" / "run")
+    train.main([*flags, *HOW, "--resume-checkpoint-path", str(first)])
+    whole, resumed = (checkpoint.load(run / LAST) for run in (asked_run, tmp_path / "runs" / "run"))
+    for name, tensor in whole["model_state_dict"].items():
+        assert torch.equal(tensor, resumed["model_state_dict"][name]), name
+    assert rows(asked_run, "val")[-1] == rows(tmp_path / "runs" / "run", "val")[-1]
+    halfway = checkpoint.load(first)["model_state_dict"]
+    assert not all(torch.equal(tensor, halfway[name]) for name, tensor in whole["model_state_dict"].items())
+    with pytest.raises(SystemExit, match="QUESTIONS: True -> False"):
+        train.main([*flags, *HOW, "--no-questions", "--resume-checkpoint-path", str(first)])
+
+
+def test_a_run_may_begin_with_the_weights_of_a_captioner(flags, tiny_run_made, capsys):
+    train.main([*flags, *HOW, "--num-epochs", "1", "--init-checkpoint-path", str(tiny_run_made / LAST)])
+    assert "questions answered rightly" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("more,said", [
+    (["--objective", "scst", "--scst-start-epoch", "1"], "rewards are for captions"),
+    (["--stream", "--raw-data-dir", "x"], "a streamed set has captions alone"),
+    (["--max-seq-len", "5"], "needs 6 tokens at least"),
+    (["--consensus", "5"], "it judges captions"),
+])  # fmt: skip
+def test_settings_that_do_not_go_with_questions_are_one_line(flags, more, said):
+    with pytest.raises(SystemExit, match=said):
+        train.main([*flags, *HOW, *more])
+
+
+def test_questions_that_are_too_long_are_told_and_left_out(flags, capsys):
+    train.main([*flags, *HOW, "--num-epochs", "1", "--max-seq-len", "15"])
+    printed = capsys.readouterr().out
+    assert "leave no room for an answer in MAX_SEQ_LEN = 15 tokens and are left out, the first is scene_" in printed
+    with pytest.raises(ValueError, match="All .* questions of train are too long for MAX_SEQ_LEN = 6"):
+        train.main([*flags, *HOW, "--num-epochs", "1", "--max-seq-len", "6"])
+
+
+def test_a_set_without_questions_is_one_line(flags, demo_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(demo_data / "demo", data / "plain")
+    rows_of_set = json.loads((data / "plain" / "captions.json").read_text())["images"]
+    text = json.dumps({"images": [{k: v for k, v in row.items() if k != "scene"} for row in rows_of_set]})
+    (data / "plain" / "captions.json").write_text(text)
+    manifest = json.loads((data / "plain" / "manifest.json").read_text())
+    from nanocaption.data.prepared import sha256_of
+
+    manifest["captions_sha256"] = sha256_of(data / "plain" / "captions.json")
+    (data / "plain" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="no picture of the split 'train' has a question") as error:
+        train.main([*flags, *HOW, "--data-dir", str(data), "--dataset", "plain"])
+    assert "\n" not in str(error.value)
+
+
+# --- asking ---
+
+
+def test_ask_prints_the_answer_or_all_that_is_known_of_it(asked_run, pictures, tmp_path, capsys):
+    flags = ["--checkpoint", str(asked_run / LAST), "--num-answers", "2"]
+    assert ask.main([pictures[0], "What colour is the car?", *flags[:2]]) == 0
+    (alone,) = capsys.readouterr().out.splitlines()
+    assert ask.main([pictures[0], "How many dogs are there?", "What colour is the car?", *flags, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [row["question"] for row in told] == ["How many dogs are there?", "What colour is the car?"]
+    assert all(len(row["answers"]) == 2 and row["answers"][0]["log_prob"] < 0 for row in told)
+    assert told[1]["answers"][0]["answer"] == alone
+    assert ask.main([pictures[0], "How many dogs are there?", "What colour is the car?", *flags[:2]]) == 0
+    assert capsys.readouterr().out.splitlines()[1] == f"What colour is the car? {alone}"
+    drawn = tmp_path / "words.png"
+    assert ask.main([pictures[0], "What colour is the car?", *flags[:2], "--attention", str(drawn)]) == 0
+    with Image.open(drawn) as image:
+        assert image.format == "PNG"
+
+
+def test_mistakes_of_asking_are_one_line_each(asked_run, tiny_run_made, pictures):
+    flags = ["--checkpoint", str(asked_run / LAST)]
+    for argv, said in (
+        (["missing.jpg", "What?", *flags], "There is no picture 'missing.jpg'"),
+        ([pictures[0], "?!", *flags], "asks nothing"),
+        ([pictures[0], "x" * 3000, *flags], "2,000 at most"),
+        ([pictures[0], "What?", "--num-answers", "0", *flags], "must be 1 or more"),
+        ([pictures[0], "What?", "Who?", "--attention", "a.png", *flags], "ask one question"),
+        ([pictures[0], "What?", "--checkpoint", str(tiny_run_made / LAST)], "was not trained on questions"),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            ask.main(argv)
+    with pytest.raises(ValueError, match="tokens, and the model reads at most 21") as error:
+        ask.main([pictures[0], "is it there " * 20, *flags])
+    assert "\n" not in str(error.value)
+    with pytest.raises(SystemExit, match="answers questions, it has learnt no captions"):
+        caption.main([pictures[0], *flags])
+    with pytest.raises(SystemExit, match="QUESTIONS: False -> True"):
+        ask.main([pictures[0], "What?", "--checkpoint", str(tiny_run_made / LAST), "--questions"])
+
+
+def test_an_exported_model_answers_as_its_checkpoint_does(asked_run, demo_data, pictures, tmp_path, capsys):
+    folder = str(tmp_path / "export")
+    export_command.main([str(asked_run / LAST), folder, "--data-dir", str(demo_data)])
+    capsys.readouterr()
+    questions = ["How many dogs are there?", "What colour is the car?"]
+    ask.main([pictures[0], *questions, "--checkpoint", str(asked_run / LAST), "--json"])
+    told = [row["answers"][0]["answer"] for row in json.loads(capsys.readouterr().out)]
+    model = nanocaption.load(folder)
+    assert model.answer(pictures[0], questions) == told
+    assert model.answer(Path(pictures[0]), questions[1]) == told[1]
+    assert len(model.answers(pictures[0], questions, num_beams=4, num_return_sequences=2)[0]) == 2
+    with pytest.raises(ValueError, match="answers questions and has learnt no captions"):
+        model.caption(pictures[0])
+    with pytest.raises(ValueError, match="at least one word"):
+        model.answer(pictures[0], "")
+    with pytest.raises(ValueError, match="the model reads at most 21"):
+        model.answer(pictures[0], "is it there " * 20)
+
+
+def test_the_page_answers(asked_run, demo_data, pictures):
+    own, _ = take_settings(["--data-dir", str(demo_data)])
+    loaded = load_models([asked_run / LAST], load_settings(own))
+    how = {"beams": 2, "number": 2, "temperature": 1.0}
+    found = demo.find_captions(loaded, Path(pictures[0]), question="How many dogs are there?", **how)
+    assert [len(kind) for kind in found] == [2, 2, 4]
+    page = demo.result_html(loaded, Path(pictures[0]), question="How many dogs are there?", **how)
+    assert "the probability of the whole answer" in page and page.count("<li>") >= 2
+    assert 'role="alert"' in demo.result_html(loaded, Path(pictures[0]), question=" ", **how)
+    told = demo.answer(loaded, "title", Path(pictures[0]), 2, 3, "How many dogs are there?")
+    assert told["question"] == "How many dogs are there?" and len(told["answers"]) == 2
+    assert told["answers"][0]["answer"] == found.beam[0].text
+    with pytest.raises(ValueError, match="asks nothing"):
+        demo.answer(loaded, "title", Path(pictures[0]), 2, 3, "")
+
+
+def test_questions_of_drawn_pictures_have_ids_and_types_of_their_own(demo_data):
+    records = load_records(demo_data / "demo", "test")
+    ids = [question["id"] for record in records for question in questions_of(record)]
+    assert len(ids) == len(set(ids)) > 100 and ids[0].startswith("scene_")
+    assert questions_of({"file_name": "a.jpg", "split": "train", "captions": ["x"]}) == []
