@@ -30,6 +30,7 @@ RANDOM_FLIP: bool = False  # mirror half of the training pictures; but those who
 FEATURE_VIEWS: int = 0  # frozen encoder: keep the features of so many RANDOM_* views of a picture; 0 = encode anew
 CACHE_FEATURES: bool = True  # a frozen encoder runs once per image, its output is kept in DATA_DIR/DATASET/cache
 CACHE_IMAGES: bool = True  # otherwise each picture is decoded and resized once, and kept there
+CACHE_DIR: str | None = None  # caches and tokenizers of all sets; None = beside each set, in DATA_DIR/DATASET
 CACHE_LIMIT_GB: float = 50.0  # largest file of either cache; above it the work is done anew every epoch
 
 # --- Text ---

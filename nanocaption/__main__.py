@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": Command("nanocaption.commands.demo", "a page in the browser to try a model", "demo"),
     "verify": Command("nanocaption.commands.verify", "verify a checkpoint and print what is in it", "caption"),
     "upload": Command("nanocaption.commands.upload", "put an exported folder on the Hugging Face Hub", "caption"),
+    "clean": Command("nanocaption.commands.clean", "say what caches, runs and uploads take, and remove what is unused"),
     "score": Command("nanocaption.commands.score", "score anyone's captions in COCO files; needs no model"),
 }
 _NEEDS = {"train": "torch", "caption": "torch", "demo": "gradio"}  # of each extra what tells that it is there

@@ -2,9 +2,11 @@
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from io import FileIO
 from pathlib import Path
@@ -115,6 +117,43 @@ def read_bounded(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise ValueError(f"{path} has {in_units(size_of(path) or len(data))}, and {in_units(most)} are read at most")
     return data
+
+
+@contextlib.contextmanager
+def locked(path: Path, waiting: str) -> Iterator[bool]:
+    """Hold the lock file `path`, which is made and stays; gives whether another process had to be waited for.
+
+    waiting: printed before that. The system takes a lock back when its holder ends, however it does, and processes that
+    it has forked hold none of it. Where a file system has no locks the block runs all the same, and that is told.
+    """
+    with path.open("ab") as file:
+        waited = False
+        try:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                print(waiting, flush=True)
+                waited = True
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        except OSError as error:
+            print(f"Note: {path.parent} cannot be locked here ({error.strerror}): do not start a second process that "
+                  "makes the same.", flush=True)  # fmt: skip
+        yield waited
+
+
+def read_only(error: OSError) -> bool:
+    """Whether a file could not be written because nothing can be written there."""
+    return error.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+
+
+def links_work(source: Path, folder: Path) -> bool:
+    """Whether a file can have a hard link in `folder`: not on another disk, nor where the file system has none."""
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".nanocaption-") as place:
+            os.link(os.path.realpath(source), Path(place) / "link")
+    except OSError:
+        return False
+    return True
 
 
 def size_of(path: Path) -> int | None:

@@ -27,6 +27,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nanocaption.base import cli
+from nanocaption.base.files import locked
 from nanocaption.commands import ask, visitors
 from nanocaption.commands.caption import caption_row
 
@@ -71,7 +72,10 @@ def main(argv: list[str]) -> None:
     loaded = load_models([path], settings)
     title = f"{path.parent.name}/{path.name}" if not is_exported(path) else path.parent.resolve().name
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
-    with tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix="nanocaption-demo-") as folder,
+        locked(Path(folder) / ".lock", ""),  # for `nanocaption clean`: this page is served
+    ):
         os.environ["GRADIO_TEMP_DIR"] = folder
         import gradio as gr
         from starlette.middleware import Middleware

@@ -6,9 +6,10 @@ another key is another folder. In it:
     00000-<its sha256>.npy   a chunk of the rows, under this name only when whole: a start that was killed goes on
     whole                    an empty file, once all chunks are on the disk; until then each start compares them all
     lock                     held by the process that makes them
+    used_by                  the folders of the runs that read it
 """
 
-import fcntl
+import contextlib
 import hashlib
 import io
 import json
@@ -22,8 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from nanocaption.base.files import in_units, write_file
+from nanocaption.base.files import in_units, locked, read_only, write_file
 
+USERS = "used_by"  # of a cache: the folders of the runs that read it, a line each
 CHUNK = 256  # rows of a chunk: as many may be lost by a kill
 CHECKED_BYTES = 2**28  # so much of a whole cache is read and compared when it is opened, evenly spread
 
@@ -59,36 +61,64 @@ class Source(NamedTuple):
     chunk: int = CHUNK
 
 
-def cached_rows(folder: Path, source: Source, limit: int) -> Rows | None:
+def cached_rows(folder: Path, source: Source, limit: int, user: Path | None = None) -> Rows | None:
     """The rows of the cache `folder`; those that are not there or damaged, which is told, are made now.
 
-    limit: bytes. Returns None, and says why, where the rows take more than that or than the disk has. Raises OSError
-    where the disk fills up meanwhile.
+    limit: bytes. user: the folder of the run that wants them. Returns None, and says why, where the rows take more than
+    the limit or than the disk has, and where nothing can be written. Raises OSError where the disk fills up meanwhile:
+    what is done is kept, and the next start goes on.
     """
     chunks = math.ceil(source.length / source.chunk)
-    whole = folder / "whole"
-    files = _sound(folder, source, CHECKED_BYTES) if whole.exists() else {}
+    files = _sound(folder, source, CHECKED_BYTES) if (folder / "whole").exists() else {}
     if len(files) < chunks:
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / "lock", "ab") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                print(f"Another process is making {folder}; waiting for it.")
-                fcntl.flock(lock, fcntl.LOCK_EX)
-            files = _sound(folder, source, None)
-            for file in set(folder.glob("?????-*.npy")) - set(files.values()):
-                print(f"{file} is damaged: made again")
-                file.unlink()
-            missing = [number for number in range(chunks) if number not in files]
-            if missing and not _fill(folder, source, missing, limit):
-                return None
-            files = _sound(folder, source, 0)
-            for file in files.values():
-                with file.open("rb") as opened:
-                    os.fsync(opened.fileno())
-            whole.touch()
+        try:
+            found = _made(folder, source, chunks, limit, user)
+        except OSError as error:
+            if not read_only(error):
+                raise
+            tqdm.write(f"Not kept: {source.title}: {folder.parent} cannot be written ({error.strerror}); made anew "
+                       "every epoch. CACHE_DIR names another place.")  # fmt: skip
+            return None
+        if found is None:
+            return None
+        files = found
+    else:
+        note_user(folder, user)
     return Rows([files[number] for number in range(chunks)])
+
+
+def _made(
+    folder: Path, source: Source, chunks: int, limit: int, user: Path | None
+) -> dict[int, Path] | None:
+    """The chunks by number, made where they are not there; None where they are too large to be kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / "lock", f"Another process is making {folder}; waiting for it."):
+        note_user(folder, user)  # before: what a kill leaves half-made belongs to the run that goes on
+        files = _sound(folder, source, None)
+        for file in set(folder.glob("?????-*.npy")) - set(files.values()):
+            print(f"{file} is damaged: made again")
+            file.unlink()
+        missing = [number for number in range(chunks) if number not in files]
+        if missing and not _fill(folder, source, missing, limit):
+            (folder / USERS).unlink(missing_ok=True)
+            return None
+        files = _sound(folder, source, 0)
+        for file in files.values():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        (folder / "whole").touch()
+    return files
+
+
+def note_user(folder: Path, user: Path | None) -> None:
+    """Write down in a cache that a run reads it, for `nanocaption clean`; user: the run's folder."""
+    if user is None:
+        return
+    noted, line = folder / USERS, f"{user.resolve()}\n"
+    with contextlib.suppress(OSError):  # it may lie where nothing can be written
+        if not noted.is_file() or line not in noted.read_text(encoding="utf-8"):
+            with noted.open("a", encoding="utf-8") as file:
+                file.write(line)
 
 
 def key_of(

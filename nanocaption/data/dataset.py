@@ -77,6 +77,7 @@ class ImageTextDataset(Dataset):
         ]
         # visits of each image's pairs in an epoch
         self.weights: Sequence[float] = [float(record.get("weight", 1)) for record in records]
+        self.rounded_up = False  # shares of weights, see order.share_of_groups
         self.image_spec = image_spec
         self.cached = cached
         self.rows: Sequence[int] = range(len(records))  # of each image in `cached`

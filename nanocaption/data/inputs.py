@@ -11,7 +11,7 @@ from torch import nn
 
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
-from nanocaption.data.caches import Rows, Source, cached_rows, key_of
+from nanocaption.data.caches import Rows, Source, cached_rows, key_of, note_user
 from nanocaption.data.dataset import Batch, ImageTextDataset, Views, padded
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
@@ -48,8 +48,9 @@ def make_inputs(
     model: Captioner,
     device: torch.device,
     encoding: int = ENCODING,
+    user: Path | None = None,
 ) -> dict[str, ImageTextDataset]:
-    """A data set per split of `records`, made from the prepared data in `folder`.
+    """A data set per split of `records`, made from the prepared data in `folder`. user: the folder of the run.
 
     A frozen encoder's features are cached (CACHE_FEATURES); the decoded pictures (CACHE_IMAGES) where these are what is
     needed: the encoder trains, or RANDOM_CROP_AREA or RANDOM_FLIP change them anew every epoch; with FEATURE_VIEWS
@@ -63,35 +64,36 @@ def make_inputs(
                         "FEATURE_VIEWS, which would copy the set, are left aside")  # fmt: skip
     for split, rows in records.items():
         if isinstance(rows, TrainingRecords):
-            sets[split] = streamed_set(settings, split, rows, tokenizer, model.image_spec, encoding)
+            sets[split] = streamed_set(settings, split, rows, tokenizer, model.image_spec, encoding, user)
             continue
         if settings.QUESTIONS:
             token_ids, rows = encoded_questions(settings, split, rows, tokenizer)
         else:
             captions = [caption for row in rows for caption in row["captions"]]
-            ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding))
+            ids = iter(encoded_captions(settings, folder, split, captions, tokenizer, encoding, user))
             token_ids = [[next(ids) for _ in row["captions"]] for row in rows]
         images = ImageTextDataset(rows, folder / "images", token_ids, model.image_spec)
         images.augment = augmentation(settings) if split == "train" else None
         keep_sides(images, encoding)
         if not streamed:
-            take_from_caches(settings, folder, split, images, model, device)
+            take_from_caches(settings, folder, split, images, model, device, user)
         sets[split] = images
     return sets
 
 
 def take_from_caches(
-    settings: Settings, folder: Path, split: str, images: ImageTextDataset, model: Captioner, device: torch.device
-) -> None:
+    settings: Settings, folder: Path, split: str, images: ImageTextDataset, model: Captioner, device: torch.device,
+    user: Path | None = None,
+) -> None:  # fmt: skip
     """Give `images` the features or the decoded pictures that are kept, made now where they are not there."""
     features = settings.FREEZE_ENCODER and settings.CACHE_FEATURES
     if features and images.augment is not None and not settings.FEATURE_VIEWS:
         devices.console("The training pictures change at random: the frozen encoder runs on them every epoch.")
     elif features:
-        images.cached = cached_features(settings, folder, split, images, model, device)
+        images.cached = cached_features(settings, folder, split, images, model, device, user)
         keep_on_device(images, device)
     if images.cached is None and settings.CACHE_IMAGES:
-        images.cached = cached_pictures(settings, folder, split, images)
+        images.cached = cached_pictures(settings, folder, split, images, user)
 
 
 def augmentation(settings: Settings) -> Augment | None:
@@ -102,7 +104,8 @@ def augmentation(settings: Settings) -> Augment | None:
 
 
 def keep_sides(images: ImageTextDataset, encoding: int) -> None:
-    """Tell how many pictures are never mirrored; in a run of before none of them is spared."""
+    """Tell how many pictures are never mirrored; in a run of before none is spared, and shares are rounded up."""
+    images.rounded_up = encoding < 4
     if encoding < 3:
         images.one_sided = [False] * len(images)
     if images.augment is not None and images.augment.flip and (count := sum(images.one_sided)):
@@ -111,10 +114,13 @@ def keep_sides(images: ImageTextDataset, encoding: int) -> None:
 
 
 def streamed_set(
-    settings: Settings, split: str, records: TrainingRecords, tokenizer: Tokenizer, image_spec: ImageSpec, encoding: int
+    settings: Settings, split: str, records: TrainingRecords, tokenizer: Tokenizer, image_spec: ImageSpec,
+    encoding: int, user: Path | None = None,
 ) -> StreamedDataset:  # fmt: skip
     """The training pictures of a streamed set. Tells how many captions MAX_SEQ_LEN cuts, and what is left out."""
-    found = devices.first_rank_first(lambda: encode(records, tokenizer, settings.MAX_SEQ_LEN, encoding))
+    place = cache_place(settings, records.folder) / "cache"
+    found = devices.first_rank_first(lambda: encode(records, tokenizer, settings.MAX_SEQ_LEN, encoding, place))
+    note_user(found.folder, user)
     if found.repeats:
         devices.console(f"captions, {split}: {found.repeats:,} of {found.captions + found.repeats:,} say the same as "
                         "another one of their picture and are left out of training")  # fmt: skip
@@ -141,14 +147,15 @@ def cut_notes(split: str, cut: Sequence[int], captions: int, longest: int) -> li
 
 
 def encoded_captions(
-    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int = ENCODING
-) -> Sequence[Sequence[int]]:
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer,
+    encoding: int = ENCODING, user: Path | None = None,
+) -> Sequence[Sequence[int]]:  # fmt: skip
     """The ids of every caption; those of KEPT_FROM captions or more are kept, encoding them takes 70 us each.
 
     Tells how many MAX_SEQ_LEN cuts.
     """
     length = settings.MAX_SEQ_LEN
-    rows = _kept_or_encoded(settings, folder, split, captions, tokenizer, encoding)
+    rows = _kept_or_encoded(settings, folder, split, captions, tokenizer, encoding, user)
     for line in cut_notes(split, cut_lengths(tokenizer, captions, rows, length), len(captions), length):
         devices.console(line)
     return rows
@@ -195,8 +202,9 @@ def question_notes(split: str, found: Encoded, shown: Sequence[str], longest: in
 
 
 def _kept_or_encoded(
-    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer, encoding: int
-) -> Sequence[Sequence[int]]:
+    settings: Settings, folder: Path, split: str, captions: list[str], tokenizer: Tokenizer,
+    encoding: int, user: Path | None,
+) -> Sequence[Sequence[int]]:  # fmt: skip
     length = settings.MAX_SEQ_LEN
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
@@ -208,7 +216,7 @@ def _kept_or_encoded(
     if len(captions) >= KEPT_FROM:
         key = key_of((), folder, ["tokens", encoding, tokenizer_digest(tokenizer), length, captions])
         source = Source(len(captions), make, f"captions, {split}", "caption", ENCODED_AT_ONCE)
-        found = _kept(settings, folder, f"tokens_{split}", key, source)
+        found = _kept(settings, folder, f"tokens_{split}", key, source, user)
     if found is None:
         return encode_batch(tokenizer, captions, length, encoding)
     rows = np.concatenate(found.chunks)  # (captions, MAX_SEQ_LEN); in memory, as memory-mapped ones are slow to cut up
@@ -223,6 +231,7 @@ def cached_features(
     images: ImageTextDataset,
     model: Captioner,
     device: torch.device,
+    user: Path | None = None,
 ) -> Rows | None:
     """The frozen encoder's output for every picture, float16 (P, E) each; None where CACHE_LIMIT_GB forbids it.
 
@@ -249,7 +258,7 @@ def cached_features(
     weights = {name: _bytes(tensor) for name, tensor in model.encoder.state_dict().items()}
     key = key_of(images.paths, images.images_dir, about, weights)
     source = Source(views * len(images), make, f"encoder features, {split}", "view" if views > 1 else "image")
-    found = _kept(settings, folder, f"features_{split}", key, source)
+    found = _kept(settings, folder, f"features_{split}", key, source, user)
     if found is not None:
         images.views = views
     elif views > 1:
@@ -257,14 +266,16 @@ def cached_features(
     return found
 
 
-def cached_pictures(settings: Settings, folder: Path, split: str, images: ImageTextDataset) -> Rows | None:
+def cached_pictures(
+    settings: Settings, folder: Path, split: str, images: ImageTextDataset, user: Path | None = None
+) -> Rows | None:
     """Every picture as the encoder wants it, uint8 (3, S, S); None where CACHE_LIMIT_GB forbids it."""
 
     def make(places: list[int]) -> Iterator[np.ndarray]:
         return (batch.images.numpy() for batch in _read(images, places, settings.NUM_WORKERS))
 
     key = key_of(images.paths, images.images_dir, ["pictures", images.image_spec])
-    return _kept(settings, folder, f"pictures_{split}", key, Source(len(images), make, f"pictures, {split}"))
+    return _kept(settings, folder, f"pictures_{split}", key, Source(len(images), make, f"pictures, {split}"), user)
 
 
 def keep_on_device(images: ImageTextDataset, device: torch.device) -> None:
@@ -283,10 +294,17 @@ def keep_on_device(images: ImageTextDataset, device: torch.device) -> None:
         devices.console(f"{size / 1e9:.2f} GB of features stay in the memory of {device}")
 
 
-def _kept(settings: Settings, folder: Path, name: str, key: str, source: Source) -> Rows | None:
+def cache_place(settings: Settings, folder: Path) -> Path:
+    """Where cache/ and tokenizer/ of the prepared set in `folder` lie: beside it, or where CACHE_DIR says."""
+    return folder if settings.CACHE_DIR is None else Path(settings.CACHE_DIR) / folder.name
+
+
+def _kept(
+    settings: Settings, folder: Path, name: str, key: str, source: Source, user: Path | None
+) -> Rows | None:
     """The rows of this cache of the prepared data in `folder`; of several processes the first one makes them."""
-    limit = int(settings.CACHE_LIMIT_GB * 1e9)
-    return devices.first_rank_first(lambda: cached_rows(folder / "cache" / f"{name}_{key[:16]}", source, limit))
+    limit, place = int(settings.CACHE_LIMIT_GB * 1e9), cache_place(settings, folder) / "cache" / f"{name}_{key[:16]}"
+    return devices.first_rank_first(lambda: cached_rows(place, source, limit, user))
 
 
 def _read(images: ImageTextDataset, places: list[int], workers: int) -> Iterator[Batch]:

@@ -17,13 +17,15 @@ AHEAD = 32  # groups among which one is looked for that fills a step
 
 
 def epoch_groups(
-    caption_counts: Sequence[int], per_image: int, seed: int, epoch: int, weights: Sequence[float] | None = None
-) -> list[Group]:
+    caption_counts: Sequence[int], per_image: int, seed: int, epoch: int, weights: Sequence[float] | None = None,
+    rounded_up: bool = False,
+) -> list[Group]:  # fmt: skip
     """Every (image, caption) pair once, in groups of at most `per_image` captions of one image, shuffled.
 
     weights: how often the pairs of each image come instead: 2 = twice, 0.5 = half of these images' groups in one epoch
-    and the others in the next. A pure function of its arguments, with equally many groups in every epoch; which
-    captions of an image travel together changes from epoch to epoch.
+    and the others in the next. A pure function of its arguments; where weights are fractions epochs differ by a group,
+    the first has the fewest. Which captions of an image travel together changes from epoch to epoch. rounded_up: as
+    `share_of_groups`.
     """
     rng = random.Random(f"order-{seed}-{epoch}")
     weights = weights or [1.0] * len(caption_counts)
@@ -34,7 +36,7 @@ def epoch_groups(
     for weight in sorted(set(weights)):
         if share := round(weight % 1, 6):
             counts = {image: caption_counts[image] for image, own in enumerate(weights) if own == weight}
-            groups += share_of_groups(counts, per_image, share, seed, epoch, int(weight))
+            groups += share_of_groups(counts, per_image, share, seed, epoch, int(weight), rounded_up)
     rng.shuffle(groups)
     return groups
 
@@ -48,23 +50,34 @@ def image_groups(image: int, count: int, per_image: int, rng: random.Random, vis
 
 
 def share_of_groups(
-    counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int, visit: int = 0
-) -> list[Group]:
+    counts: dict[int, int], per_image: int, share: float, seed: int, epoch: int, visit: int = 0,
+    rounded_up: bool = False,
+) -> list[Group]:  # fmt: skip
     """This epoch's piece of an endless row of passes over the images of `counts`, each pass in an order of its own.
 
-    visit: how often the images came in this epoch before; a second pass that begins within it counts one more.
+    After any number of epochs so many groups have come as the share says, less than one fewer: 3 visits in 30 epochs of
+    0.1. visit: how often the images came in this epoch before; a second pass that begins within it counts one more.
+    rounded_up: as in runs of before, where each epoch was rounded up by itself, 4 visits in 30 epochs of 0.1 of 15.
     """
     total = sum(math.ceil(count / per_image) for count in counts.values())
-    take = math.ceil(round(share * total, 6))
+    first, end = (groups_until(epoch + more, share, total) for more in (0, 1))
+    if rounded_up:
+        take = math.ceil(round(share * total, 6))
+        first, end = epoch * take, (epoch + 1) * take
     taken: list[Group] = []
-    while len(taken) < take:
-        number, start = divmod(epoch * take + len(taken), total)
+    while len(taken) < end - first:
+        number, start = divmod(first + len(taken), total)
         rng = random.Random(f"share-{seed}-{share}-{number}")
         one_pass = [g for image, count in counts.items() for g in image_groups(image, count, per_image, rng, visit)]
         rng.shuffle(one_pass)
-        taken += one_pass[start : start + take - len(taken)]
+        taken += one_pass[start : start + end - first - len(taken)]
         visit += 1
     return taken
+
+
+def groups_until(epoch: int, share: float, total: int) -> int:
+    """How many groups of `total` have come before `epoch`, where each epoch takes a share of them (6 decimals)."""
+    return epoch * round(share * 10**6) * total // 10**6
 
 
 def in_order(caption_counts: Sequence[int]) -> list[Group]:
@@ -74,7 +87,7 @@ def in_order(caption_counts: Sequence[int]) -> list[Group]:
 
 def epoch_steps(
     caption_counts: Sequence[int], per_image: int, per_step: int, seed: int, epoch: int,
-    weights: Sequence[float] | None = None,
+    weights: Sequence[float] | None = None, rounded_up: bool = False,
 ) -> list[list[Group]]:  # fmt: skip
     """The groups of an epoch, see epoch_groups, as its optimizer steps: in their order until `per_step` captions are
     there, however many pictures that takes.
@@ -84,10 +97,10 @@ def epoch_steps(
     by a group. A group that would do so waits where one of the next AHEAD groups fits in. A rest smaller than a group
     joins the last step. Where weights are fractions, epochs differ in captions, and the targets are stretched to fit.
     """
-    groups = epoch_groups(caption_counts, per_image, seed, epoch, weights)
+    groups = epoch_groups(caption_counts, per_image, seed, epoch, weights, rounded_up)
     captions = usual = number_of_captions(groups)
     if any(weight % 1 for weight in weights or ()):
-        usual = number_of_captions(epoch_groups(caption_counts, per_image, seed, 0, weights))
+        usual = number_of_captions(epoch_groups(caption_counts, per_image, seed, 0, weights, rounded_up))
     target = step_target(caption_counts, per_image, per_step)
     number = number_of_steps(usual, target, group_sizes(caption_counts, per_image))
     goals = [step * target * captions // usual for step in range(1, number)]

@@ -24,7 +24,7 @@ import numpy as np
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from nanocaption.base.files import whole, write_atomically
+from nanocaption.base.files import locked, read_only, whole, write_atomically
 from nanocaption.data.caption_text import as_trained
 from nanocaption.data.dataset import SIDES, ImageInput, ImageTextDataset
 from nanocaption.data.order import (
@@ -108,21 +108,32 @@ class Encoded(NamedTuple):
     counts: dict[str, int]  # pictures of each split
 
 
-def encode(records: TrainingRecords, tokenizer: Tokenizer, longest: int, encoding: int) -> Encoded:
-    """The ids of all captions, made once and kept in the set's cache/.
+def encode(
+    records: TrainingRecords, tokenizer: Tokenizer, longest: int, encoding: int, place: Path | None = None
+) -> Encoded:
+    """The ids of all captions, made once and kept in `place`; None: in the set's cache/.
 
     ids.bin has them one after the other, ends.npy where each caption ends, firsts.npy which caption is the first of
     each picture, places.npy which picture of captions.json it is, sides.npy whether its captions name left or right. A
-    start that is killed here begins this again.
+    start that is killed here begins this again. Raises ValueError where nothing can be written there.
     """
     digest = json.loads((records.folder / "manifest.json").read_bytes())["captions_sha256"]
     about = [digest, records.splits, records.cutoff, records.case, encoding, tokenizer_digest(tokenizer), longest]
     about += [records.first] if records.first is not None else []
-    folder = records.folder / "cache" / f"stream_{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
+    name = f"stream_{hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16]}"
+    folder = (place or records.folder / "cache") / name
     told = folder / "whole.json"
     if not told.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        write_atomically(told, json.dumps(_encode(records, folder, tokenizer, longest, encoding)))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with locked(folder / "lock", f"Another process is making {folder}; waiting for it."):
+                if not told.exists():
+                    write_atomically(told, json.dumps(_encode(records, folder, tokenizer, longest, encoding)))
+        except OSError as error:
+            if not read_only(error):
+                raise
+            raise ValueError(f"{folder} cannot be written ({error.strerror}), and the captions' ids of a streamed set "
+                             "have to lie on a disk: set CACHE_DIR to a place that can be written") from error
     found = json.loads(told.read_bytes())
     return Encoded(folder, found["captions"], found["cut"], found["repeats"], records.counts())
 

@@ -7,17 +7,21 @@ makes the round trip unchanged and <unk> never occurs.
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from nanocaption.base.files import beside, read_only, write_file
+
 SPECIAL_TOKENS = ("<pad>", "<start>", "<end>", "<unk>")
 PAD, START, END, UNK = range(4)
 SEP = UNK  # between a question and its answer: no text gives it, and earlier checkpoints have it
 # Goes up when a run's captions or pictures would be others; runs keep theirs. 1: cut captions had an <end>. 2:
-# RANDOM_FLIP mirrored pictures whose captions name left or right as well.
-ENCODING = 3
+# RANDOM_FLIP mirrored pictures whose captions name left or right as well. 3: shares of a mix were rounded up.
+ENCODING = 4
 FOR_TRANSFORMERS = {  # tokenizer_config.json
     "tokenizer_class": "PreTrainedTokenizerFast",
     "pad_token": "<pad>", "bos_token": "<start>", "eos_token": "<end>", "unk_token": "<unk>",
@@ -37,7 +41,8 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int
     """Train a byte-level BPE on `captions` and write it to `folder`; returns it.
 
     The vocabulary may stay below `vocab_size` where the captions hold no more pairs that occur twice.
-    Raises ValueError for no captions or a vocabulary that cannot hold the 256 bytes and the special tokens.
+    Where nothing can be written it is not kept, which is told. Raises OSError where the disk is full, ValueError for no
+    captions or a vocabulary that cannot hold the 256 bytes and the special tokens.
     """
     if not captions:
         raise ValueError("The tokenizer needs captions to train on; the training split has none.")
@@ -62,15 +67,32 @@ def train_tokenizer(captions: Sequence[str], folder: Path | str, vocab_size: int
     )
     tokenizer.train_from_iterator((_with_space(caption) for caption in captions), trainer)
 
-    folder = Path(folder)
+    try:
+        _write(tokenizer, Path(folder), _digests(captions, vocab_size, tokenizer))
+    except OSError as error:
+        if not read_only(error):
+            raise
+        print(f"Not kept: {folder} cannot be written ({error.strerror}); the tokenizer is trained anew by each run and "
+              "stands in its checkpoints. CACHE_DIR names another place.")  # fmt: skip
+    return tokenizer
+
+
+def _write(tokenizer: Tokenizer, folder: Path, digests: dict[str, str]) -> None:
+    """Its files, each whole or not at all; several processes may write the same."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "digest.json").unlink(missing_ok=True)  # written last: without it the folder counts as unfinished
-    tokenizer.save(str(folder / "tokenizer.json"))
-    tokenizer.model.save(str(folder))  # vocab.json and merges.txt
-    (folder / "tokenizer_config.json").write_text(json.dumps(FOR_TRANSFORMERS, indent=1), encoding="utf-8")
-    digests = _digests(captions, vocab_size, tokenizer)
-    (folder / "digest.json").write_text(json.dumps(digests, indent=1), encoding="utf-8")
-    return tokenizer
+    write_file(folder / "tokenizer.json", tokenizer.to_str(pretty=True).encode())
+    with beside(folder / "model") as made:
+        made.mkdir()
+        try:
+            tokenizer.model.save(str(made))  # vocab.json and merges.txt
+        except Exception as error:  # the library raises bare Exception
+            number = re.search(r"\(os error (\d+)\)", str(error))
+            raise OSError(int(number[1]) if number else 0, str(error), str(folder)) from error
+        for path in made.iterdir():
+            os.replace(path, folder / path.name)
+    write_file(folder / "tokenizer_config.json", json.dumps(FOR_TRANSFORMERS, indent=1).encode())
+    write_file(folder / "digest.json", json.dumps(digests, indent=1).encode())
 
 
 def load_or_train(captions: Sequence[str], folder: Path | str, vocab_size: int) -> tuple[Tokenizer, bool]:

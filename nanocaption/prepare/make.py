@@ -41,7 +41,7 @@ from nanocaption.prepare import (
 )
 from nanocaption.prepare.caption_files import NotThereError
 from nanocaption.prepare.mix import prepare_mix
-from nanocaption.prepare.store import begin, bring, counts_line, in_images, write_set
+from nanocaption.prepare.store import alone, begin, bring, counts_line, in_images, look_at_space, write_set
 
 DEMO_COUNTS = {"train": 2000, "val": 200, "test": 200}
 DEMO_LICENCE = "drawn by this project's own code; use it as you like"
@@ -177,21 +177,32 @@ def prepare(
                     hf_revision=hf_revision, rules=rules, compare=compare)  # fmt: skip
         return prepare_mix(folder_of(prepared.folder_name(name), data_dir), parts, rules.workers)
     folder = folder_of(name, data_dir)
-    if (manifest := whole_manifest(folder, cutoff, seed, rules.caption_case)) and not remake:
+
+    def take() -> bool:
+        """Whether the set is whole, and what it should be."""
+        manifest = whole_manifest(folder, cutoff, seed, rules.caption_case)
+        if manifest is None:
+            return False
         if stream is not None or "stream" in manifest:
             take_stream(folder, manifest, raw_dir, stream, compare)
         else:
             take_whole(folder, manifest, raw_dir, rules, compare)
+        return True
+
+    if not remake and take():
         return folder
-    if stream is not None:
-        return prepare_stream(folder, stream, seed, cutoff, rules)
-    if name == "demo":
-        return prepare_demo(folder, seed, cutoff, rules)
-    if raw_dir is not None:
-        return prepare_folder(folder, raw_dir, seed, cutoff, rules, remake, questions)
-    if name == "flickr30k":
-        return download_flickr30k(folder, hf_dataset_id, hf_revision, cutoff, rules)
-    raise ValueError(f"DATASET = {name!r} {UNKNOWN.format(data_dir)}")
+    with alone(folder) as waited:
+        if waited and not remake and take():
+            return folder
+        if stream is not None:
+            return prepare_stream(folder, stream, seed, cutoff, rules)
+        if name == "demo":
+            return prepare_demo(folder, seed, cutoff, rules)
+        if raw_dir is not None:
+            return prepare_folder(folder, raw_dir, seed, cutoff, rules, remake, questions)
+        if name == "flickr30k":
+            return download_flickr30k(folder, hf_dataset_id, hf_revision, cutoff, rules)
+        raise ValueError(f"DATASET = {name!r} {UNKNOWN.format(data_dir)}")
 
 
 def prepare_flickr30k(
@@ -213,7 +224,10 @@ def prepare_flickr30k(
     if whole_manifest(folder, cutoff, None, rules.caption_case):
         return folder
     cli.require("huggingface_hub", "caption", "downloading Flickr30k")
-    return download_flickr30k(folder, hf_dataset_id, revision, cutoff, rules)
+    with alone(folder) as waited:
+        if waited and whole_manifest(folder, cutoff, None, rules.caption_case):
+            return folder
+        return download_flickr30k(folder, hf_dataset_id, revision, cutoff, rules)
 
 
 def download_flickr30k(
@@ -311,6 +325,8 @@ def make_set(
         begin(folder)
         unpack([record["file_name"] for record in records], folder / "images")
         pictures = in_images(folder, records)
+    elif not shards:
+        look_at_space(folder, {record["file_name"]: pictures[record["file_name"]] for record in records})
     checked = check.check(folder, records, pictures, rules, draw, scratch)
     begin(folder)
     if shards:

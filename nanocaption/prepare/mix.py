@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base.files import cases, whole
-from nanocaption.data.prepared import Part, Record, is_whole, verify
+from nanocaption.data.prepared import Manifest, Part, Record, is_whole, verify
 from nanocaption.prepare import check
 from nanocaption.prepare.check_report import Examined
-from nanocaption.prepare.store import begin, in_images, write_set
+from nanocaption.prepare.store import alone, begin, in_images, write_set
 
 
 def link_pictures(images_dir: Path, name: str, target: Path) -> None:
@@ -37,6 +37,17 @@ def prepare_mix(folder: Path, parts: Sequence[Part], workers: int = 0) -> Path:
                for part, manifest in zip(parts, manifests, strict=True)}  # fmt: skip
     if _is_made_of(folder, made_of):
         return folder
+    with alone(folder) as waited:
+        if waited and _is_made_of(folder, made_of):
+            return folder
+        return _make_mix(folder, parts, manifests, made_of, workers)
+
+
+def _make_mix(
+    folder: Path, parts: Sequence[Part], manifests: Sequence[Manifest], made_of: dict[str, Any], workers: int
+) -> Path:
+    """What `prepare_mix` does where the mix is not there."""
+    folders = [folder.parent / part.name for part in parts]
     begin(folder)
     mixed: list[Record] = []
     found: dict[str, Examined] = {}

@@ -1,5 +1,6 @@
 """A prepared set on the disk: begun, written, finished with its manifest."""
 
+import contextlib
 import hashlib
 import importlib.util
 import json
@@ -7,15 +8,56 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from nanocaption.base.files import link_or_copy, whole, write_atomically
+from nanocaption.base.files import (
+    link_or_copy,
+    links_work,
+    locked,
+    require_space,
+    size_of,
+    whole,
+    write_atomically,
+)
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Record, kept_captions
+from nanocaption.data.shards import Packed
 from nanocaption.prepare import check, check_report, layouts
 
 
 def in_images(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
     """file_name -> picture, for pictures that were unpacked to their place."""
     return {record["file_name"]: folder / "images" / record["file_name"] for record in records}
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[bool]:
+    """Make a set while no other process does; gives whether one had to be waited for, which may have made it.
+
+    A folder in which nothing was made is not left behind. Raises OSError where nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    try:
+        with locked(lock, f"Another process is making {folder}; waiting for it.") as waited:
+            yield waited
+    finally:
+        with contextlib.suppress(OSError):
+            if {path.name for path in folder.iterdir()} == {lock.name}:
+                lock.unlink()
+                folder.rmdir()
+
+
+def look_at_space(folder: Path, pictures: Mapping[str, Path | Packed]) -> None:
+    """Before the first picture is decoded: whether the disk of a set has room for what has to be copied to it.
+
+    Hard links take none; pictures that are there already are counted off. Raises ValueError naming the folder.
+    """
+    files = {name: path for name, path in pictures.items() if isinstance(path, Path)}
+    first = next(iter(files.values()), None)
+    if first is None or links_work(first, folder):
+        return
+    needed = sum((size_of(path) or 0) for name, path in files.items()
+                 if size_of(folder / "images" / name) != size_of(path))  # fmt: skip
+    require_space(folder, needed, "DATA_DIR")
 
 
 def begin(folder: Path) -> None:

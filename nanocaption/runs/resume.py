@@ -99,13 +99,21 @@ def _refuse_another_run(
     if math.prod(old) != math.prod(new):
         refused.append(
             f"BATCH_SIZE x GRAD_ACCUM_STEPS x processes: {' x '.join(map(str, old))} -> {' x '.join(map(str, new))} "
-            f"(the product, {math.prod(old)} captions a step, must stay)"
+            f"(the product, {math.prod(old)} captions a step, must stay: {_division(math.prod(old), new[2])})"
         )
     if refused:
         raise SystemExit(
             f"Going on from {path} continues the same run, so these cannot change (start a fresh run for them, with "
             "--init-checkpoint-path to begin with its weights):\n" + "\n".join(f"  - {line}" for line in refused)
         )
+
+
+def _division(product: int, processes: int) -> str:
+    """How so many captions a step can be shared by so many processes."""
+    if product % processes == 0:
+        return f"{processes} processes need a BATCH_SIZE x GRAD_ACCUM_STEPS of {product // processes}"
+    divisors = [number for number in range(1, 65) if product % number == 0]
+    return f"{processes} processes cannot share them equally, {', '.join(map(str, divisors))} can"
 
 
 def _notes(saved: State, settings: Settings, divided_otherwise: bool) -> list[str]:

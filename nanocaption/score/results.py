@@ -1,10 +1,12 @@
 """The results folder of an evaluation: scores, predictions, references, the page, and captions of an unfinished one."""
 
+import contextlib
 import hashlib
 import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 from nanocaption.base.files import read_log, write_atomically
 from nanocaption.data.prepared import Record
@@ -38,23 +40,31 @@ def _keys(folder: Path) -> set[str]:
     return kept | ({str(read_object(scores).get("key"))} if scores.is_file() else set())
 
 
-def kept_file(folder: Path, key: str, rank: int) -> Path:
-    """A new file for the captions of a process; it is the same for all who ask before one has made its own."""
-    number = len(list(folder.glob(f"captions-{key}-*.jsonl")))
-    return folder / f"captions-{key}-{number}-{rank}.jsonl"
+def open_kept(folder: Path, key: str, rank: int) -> TextIO:
+    """A new file for the captions of a process, open to write; another evaluation of the same never has it."""
+    for number in itertools.count(len(list(folder.glob(f"captions-{key}-*.jsonl")))):
+        with contextlib.suppress(FileExistsError):
+            return (folder / f"captions-{key}-{number}-{rank}.jsonl").open("x", encoding="utf-8")
+    raise AssertionError("numbers do not end")
 
 
 def read_kept(folder: Path, key: str) -> dict[int, tuple[str, bool]]:
     """{place in the split: (caption, whether it was broken)} of finished batches with this
     key; a torn last line is left out."""
-    rows = [row for path in sorted(folder.glob(f"captions-{key}-*.jsonl")) for row in read_log(path)]
+    rows: list[dict[str, object]] = []
+    for path in sorted(folder.glob(f"captions-{key}-*.jsonl")):
+        try:
+            rows += read_log(path)
+        except ValueError:
+            if path.exists():  # else another process has finished, and deleted it
+                raise
     return {row["image"]: (row["caption"], row.get("broken") is True) for row in rows
             if type(row.get("image")) is int and isinstance(row.get("caption"), str)}  # fmt: skip
 
 
 def drop_kept(folder: Path) -> None:
     for path in folder.glob("captions-*.jsonl"):
-        path.unlink()
+        path.unlink(missing_ok=True)
 
 
 def read_object(path: Path) -> dict[str, object]:

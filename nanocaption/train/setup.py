@@ -19,7 +19,7 @@ from nanocaption.base.settings import Settings
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.caption_text import as_read, as_trained
 from nanocaption.data.dataset import ImageTextDataset
-from nanocaption.data.inputs import make_inputs
+from nanocaption.data.inputs import cache_place, make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
 from nanocaption.data.prepared import (
     Record,
@@ -55,7 +55,7 @@ from nanocaption.runs.saver import Saver
 from nanocaption.train import amount, average, batch_size, optim, sharding
 from nanocaption.train.rewards import Rewards, make_rewards
 from nanocaption.train.state import environment, environment_changes, restore_state, seed_generators
-from nanocaption.train.steps import caption_counts, captions_together, whole_steps
+from nanocaption.train.steps import caption_counts, captions_together, check_visits, whole_steps
 from nanocaption.train.used import Found, find_used, note_used, packed, refuse_changed, unpacked
 
 # Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
@@ -215,13 +215,14 @@ def prepare(
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
     encoding = saved.get("encoding", 1) if saved else ENCODING
-    sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding)
+    sets = make_inputs(settings, data_folder, records, tokenizer, model, device, encoding, folder)
     streamed = stream_digest(sets["train"], saved)
     scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
     if settings.BATCH_SIZE == "auto":
         settings = settings.replace(BATCH_SIZE=batch_size.choose(settings, model, sets["train"], device))
     if settings.NUM_EPOCHS == "auto":
         settings = settings.replace(NUM_EPOCHS=amount.choose_epochs(len(whole_steps(settings, sets["train"], epoch=0))))
+    check_visits(settings, sets["train"])
     optimizer = make_optimizer(settings, model, folder, device)
     plan = make_plan(settings, sets["train"], saved)
     now = environment(device, precision, settings.DETERMINISTIC)
@@ -397,7 +398,7 @@ def make_tokenizer(
                 records, list) else Texts(records)  # fmt: skip
             place, kind = "tokenizer", "captions"
         tokenizer, fresh = devices.first_rank_first(
-            lambda: load_or_train(captions, data_folder / place, settings.VOCAB_SIZE)
+            lambda: load_or_train(captions, cache_place(settings, data_folder) / place, settings.VOCAB_SIZE)
         )
         origin = f"trained on {len(captions):,} {kind}" if fresh else "loaded"
     check_tokenizer(tokenizer)  # a freshly trained one as well
@@ -590,6 +591,11 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
             f"rate {settings.SCST_LEARNING_RATE:g} after {run.plan.scst.warmup_steps} steps of warmup, "
             f"{settings.SCST_LR_SCHEDULE}, a fresh optimizer"
         )
+    if devices.world_size() > 1:
+        product = captions_together(settings)
+        others = [n for n in range(1, 65) if product % n == 0 and n != devices.world_size()]
+        devices.console(f"Note: the steps are those of any number of processes whose BATCH_SIZE x GRAD_ACCUM_STEPS x "
+                        f"processes is {product}: {', '.join(map(str, others[:8]))} can share them")  # fmt: skip
     if settings.EMA_DECAY:
         devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
     if warmup >= schedule.total_steps and not is_scst(settings, 0):

@@ -1,11 +1,12 @@
 """The steps of a run's epochs: on all processes, and those of this one."""
 
+import math
 from collections.abc import Sequence
 
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.dataset import ImageTextDataset
-from nanocaption.data.order import Group, Steps, deal, epoch_steps, packed
+from nanocaption.data.order import Group, Steps, deal, epoch_steps, groups_until, packed
 from nanocaption.data.stream import StreamedDataset
 
 
@@ -34,8 +35,28 @@ def whole_steps(settings: Settings, train_set: ImageTextDataset, epoch: int) -> 
         return train_set.steps(settings.CAPTIONS_PER_IMAGE, captions_together(settings), settings.SEED, epoch)
     return epoch_steps(
         caption_counts(train_set), settings.CAPTIONS_PER_IMAGE, captions_together(settings), settings.SEED, epoch,
-        train_set.weights,
+        train_set.weights, train_set.rounded_up,
     )  # fmt: skip
+
+
+def check_visits(settings: Settings, train_set: ImageTextDataset) -> None:
+    """Raises ValueError for a weight of a mix that leads to no visit in the whole run, or to an empty first epoch."""
+    if isinstance(train_set, StreamedDataset) or train_set.rounded_up:
+        return
+    counts, first_epoch = caption_counts(train_set), 0
+    for weight in sorted(set(train_set.weights)):
+        own = [count for count, other in zip(counts, train_set.weights, strict=True) if other == weight]
+        groups = sum(-(-count // settings.CAPTIONS_PER_IMAGE) for count in own)
+        first_epoch += groups_until(1, weight, groups)
+        if not groups_until(settings.NUM_EPOCHS, weight, groups):
+            least = math.ceil(10**6 / (groups * settings.NUM_EPOCHS)) / 10**6
+            raise ValueError(
+                f"DATASET = {settings.DATASET!r}: with a weight of {weight:g} none of its {len(own):,} pictures would "
+                f"be visited in NUM_EPOCHS = {settings.NUM_EPOCHS}: give {least:g} or more, or leave that set out"
+            )
+    if not first_epoch:
+        raise ValueError(f"DATASET = {settings.DATASET!r}: with these weights the first epoch has no picture: make "
+                         "them larger")  # fmt: skip
 
 
 def captions_together(settings: Settings) -> int:

@@ -151,7 +151,7 @@ def caption_split(
     """
     rank, settings = devices.rank(), loaded.settings
     output.mkdir(parents=True, exist_ok=True)
-    found, file_name = results.read_kept(output, key), results.kept_file(output, key, rank)
+    found = results.read_kept(output, key)
     devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in found]
     mine = left[rank :: devices.world_size()]
@@ -164,7 +164,7 @@ def caption_split(
               precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED,
               judged=judged)  # fmt: skip
     rows: list[tuple[int, tuple[str, bool]]] = []
-    with file_name.open("w", encoding="utf-8") as file, bar:
+    with results.open_kept(output, key, rank) as file, bar:
         for captions in caption_batches(loaded.models, loaded.tokenizer, images, **how) if mine else ():
             places = mine[len(rows) : len(rows) + len(captions)]
             batch = [(i, (row[0].text, row[0].broken)) for i, row in zip(places, captions, strict=True)]

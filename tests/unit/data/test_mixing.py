@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +17,7 @@ from nanocaption.export.facts import find_facts
 from nanocaption.prepare.make import prepare
 from nanocaption.runs import checkpoint
 from nanocaption.score.split import load_split
+from nanocaption.train.steps import check_visits
 from nanocaption.use.load import load_models
 from tests.raw_sets import CAPTIONS, NAMES, draw, jpeg, make_raw, prepared_records, write
 
@@ -57,6 +59,27 @@ def test_a_share_that_begins_a_new_pass_within_an_epoch_visits_anew():
     assert any(len(group) == 3 for group in epoch_groups([1] * 100, 1, 1, 1, [0.75] * 100))
 
 
+def test_a_tenth_of_fifteen_pictures_is_three_visits_in_thirty_epochs_and_not_four():
+    for rounded_up, expected in ((False, 3), (True, 4)):
+        total = Counter()
+        for epoch in range(30):
+            total += visits(epoch_groups([1] * 15, 1, 1, epoch, [0.1] * 15, rounded_up))
+        assert set(total.values()) == {expected}
+
+
+def test_a_weight_that_would_never_be_visited_is_refused_with_the_least_that_would():
+    def check(weights: list[float], epochs: int) -> None:
+        settings = load_settings(["--num-epochs", str(epochs), "--captions-per-image", "5", "--dataset", "a,b*0.001"])
+        check_visits(settings, SimpleNamespace(token_ids=[[[1]] * 5] * 50, weights=weights, rounded_up=False))
+
+    mixed = [1.0] * 40 + [0.001] * 10
+    with pytest.raises(ValueError, match=r"weight of 0.001 none of its 10 pictures .* NUM_EPOCHS = 99: give 0.00101"):
+        check(mixed, 99)
+    check(mixed, 100)  # once in the run
+    with pytest.raises(ValueError, match="the first epoch has no picture"):
+        check([0.001] * 50, 1000)
+
+
 def test_shares_are_not_rounded_up_for_a_rounding_error():
     for share, images in ((0.07, 100), (0.14, 50), (0.55, 100)):
         assert len(epoch_groups([1] * images, 1, 1, 0, [share] * images)) == round(share * images)
@@ -89,15 +112,18 @@ def test_weights_of_one_are_the_order_there_was():
 def test_a_broken_weight_visits_a_share_and_then_the_others(weight, per_image):
     weights = [weight if image % 2 else 1.0 for image in range(9)]
     epochs = [epoch_groups(COUNTS, per_image, 7, epoch, weights) for epoch in range(40)]
-    assert len({len(groups) for groups in epochs}) == 1  # equally many steps in each
+    assert {len(groups) for groups in epochs} <= {len(epochs[0]), len(epochs[0]) + 1}
     weighed = [visits(groups) for groups in epochs]
     own = [(image, k) for image in range(1, 9, 2) for k in range(COUNTS[image])]
     total = sum((Counter({pair: seen[pair] for pair in own}) for seen in weighed), Counter())
-    part = weight % 1
-    groups = len(own) if per_image == 1 else sum(-(-COUNTS[image] // per_image) for image in range(1, 9, 2))
-    per_epoch = -(-round(part * groups, 6) // 1) / groups  # the share, rounded up to whole groups
     for pair in own:  # over all epochs every pair comes equally often
-        assert abs(total[pair] - 40 * (weight - part + per_epoch)) <= 2
+        assert abs(total[pair] - 40 * weight) <= 2
+    groups = sum(-(-COUNTS[image] // per_image) for image in range(1, 9, 2))
+    came = sum(len(groups) for groups in epochs) - 40 * (sum(-(-COUNTS[i] // per_image) for i in range(0, 9, 2)))
+    assert came == (40 * round(weight * 100) * groups) // 100  # to the group: nothing is rounded up
+    before = [epoch_groups(COUNTS, per_image, 7, epoch, weights, rounded_up=True) for epoch in range(40)]
+    assert len({len(groups) for groups in before}) == 1  # the control: as runs of before go on
+    assert sum(map(len, before)) >= sum(map(len, epochs))
     others = [(image, k) for image in range(0, 9, 2) for k in range(COUNTS[image])]
     assert all(seen[pair] == 1 for seen in weighed for pair in others)
     assert epochs[3] == epoch_groups(COUNTS, per_image, 7, 3, weights)
