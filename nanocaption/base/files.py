@@ -91,7 +91,7 @@ def write_file(target: Path, source: IO[bytes] | bytes) -> None:
         if isinstance(source, bytes):
             file.write(source)
         else:
-            shutil.copyfileobj(source, file)
+            shutil.copyfileobj(source, file, 2**16)  # as much as archives.LimitedReader gives
 
 
 def link_or_copy(source: Path, target: Path, sync: bool = False) -> None:
