@@ -91,7 +91,8 @@ class Allowance:
     def __init__(self, file: "ParquetFile", shard: Path | str):
         about = file.metadata
         groups = [about.row_group(group) for group in range(about.num_row_groups)]
-        packed = sum(group.column(place).total_compressed_size for group in groups for place in range(about.num_columns))
+        places = range(about.num_columns)
+        packed = sum(group.column(place).total_compressed_size for group in groups for place in places)
         self.shard, self.left = shard, MAX_RATIO * max(packed, LEAST_BYTES)
 
     def take(self, cell: bytes, row: int) -> None:

@@ -189,11 +189,9 @@ def _require_id(image: object, what: str, path: Path) -> None:
 
 def read_json(path: Path) -> object:
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise ValueError(f"{path} has more than the {MAX_BYTES:,} bytes that are read of a file of captions")
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_without_duplicates)
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, and {MAX_BYTES:,} are read of a file of captions at most")
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     except UnicodeDecodeError as error:

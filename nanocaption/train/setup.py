@@ -26,8 +26,7 @@ from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model, check_sizes, load_weights
-from nanocaption.model.encoder import Tower
-from nanocaption.model.encoder import check_available
+from nanocaption.model.encoder import Tower, check_available
 from nanocaption.prepare.make import look_first, prepare_from
 from nanocaption.runs import checkpoint, signals
 from nanocaption.runs.folder import (
