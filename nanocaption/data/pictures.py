@@ -320,7 +320,8 @@ def _turned(pixels: np.ndarray, turn: Image.Transpose | None) -> np.ndarray:
     flipped = {
         kinds.FLIP_LEFT_RIGHT: (slice(None), slice(None, None, -1)), kinds.FLIP_TOP_BOTTOM: (slice(None, None, -1),),
         kinds.ROTATE_180: (slice(None, None, -1),) * 2, kinds.TRANSPOSE: (),
-        kinds.TRANSVERSE: (slice(None, None, -1),) * 2, kinds.ROTATE_270: (slice(None, None, -1),), kinds.ROTATE_90: (slice(None), slice(None, None, -1)),
+        kinds.TRANSVERSE: (slice(None, None, -1),) * 2,
+        kinds.ROTATE_270: (slice(None, None, -1),), kinds.ROTATE_90: (slice(None), slice(None, None, -1)),
     }[turn]  # fmt: skip
     across = turn in (kinds.TRANSPOSE, kinds.TRANSVERSE, kinds.ROTATE_90, kinds.ROTATE_270)
     found = pixels[flipped]
