@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base.settings import Settings, load_settings, take_settings
+from nanocaption.base.shown import ShownStream
 
 _ADVICE = {
     errno.ENOSPC: "free some space, or name another place",
@@ -33,6 +34,9 @@ def _open_streams() -> None:
             setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     if hasattr(sys.stdout, "reconfigure"):  # not where it was redirected within Python
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a file may be no text
+    for name in ("stdout", "stderr"):  # captions, names of files, what files say: of anybody
+        if not isinstance(getattr(sys, name), ShownStream):
+            setattr(sys, name, ShownStream(getattr(sys, name)))
 
 
 def run(main: Callable[[list[str]], int | None], stopped: str = "Stopped.") -> None:

@@ -93,7 +93,7 @@ def write_file(target: Path, source: IO[bytes] | bytes) -> None:
         if isinstance(source, bytes):
             file.write(source)
         else:
-            shutil.copyfileobj(source, file)
+            shutil.copyfileobj(source, file, 2**16)  # as much as archives.LimitedReader gives
 
 
 def link_or_copy(source: Path, target: Path, sync: bool = False) -> None:
@@ -113,9 +113,12 @@ def link_or_copy(source: Path, target: Path, sync: bool = False) -> None:
 def read_bounded(path: Path, most: int) -> bytes:
     """The content of a file of at most so many bytes. ValueError, before more is read, where it has more."""
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise ValueError(f"{path} has {in_units(size_of(path) or len(data))}, and {in_units(most)} are read at most")
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(min(size, most) + 1)  # room for as much is taken beforehand
+        while size <= most and size < len(data) <= most and (more := file.read(2**20)):  # no file, or one that grows
+            data += more
+    if max(size, len(data)) > most:
+        raise ValueError(f"{path} has {in_units(max(size, len(data)))}, and {in_units(most)} are read at most")
     return data
 
 

@@ -18,7 +18,8 @@ _ATTENTION = {
 }  # fmt: skip
 # (in memory, in files): ViT and DeiT from 5.17 on, DINOv2 from 5.23 on. CLIP and SigLIP have one name for both.
 _RULES = (
-    *((rf"layers\.(\d+)\.attention\.{new}\.", rf"encoder.layer.\1.attention.{old}.") for new, old in _ATTENTION.items()),
+    *((rf"layers\.(\d+)\.attention\.{new}\.", rf"encoder.layer.\1.attention.{old}.")
+      for new, old in _ATTENTION.items()),
     (r"layers\.(\d+)\.mlp\.fc1\.", r"encoder.layer.\1.intermediate.dense."),
     (r"layers\.(\d+)\.mlp\.fc2\.", r"encoder.layer.\1.output.dense."),
     (r"layers\.(\d+)\.(layernorm_\w+)\.", r"encoder.layer.\1.\2."),

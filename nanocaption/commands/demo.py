@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from nanocaption.base import cli
 from nanocaption.base.files import locked
+from nanocaption.base.shown import shown
 from nanocaption.commands import ask, visitors
 from nanocaption.commands.caption import caption_row
 
@@ -184,7 +185,7 @@ def look_or_say(loaded: "Loaded", path: Path) -> Seen | Problem:
 
 
 def problem(text: str) -> Problem:
-    return Problem(f'<p class="nc problem" role="alert">{html.escape(text)}</p>')
+    return Problem(f'<p class="nc problem" role="alert">{html.escape(shown(text))}</p>')
 
 
 def reason_of(path: Path, error: ValueError) -> str:
@@ -447,7 +448,7 @@ def caption_html(caption: "CaptionText", count: int, likeliest: float, maps: "Js
     """One caption as a list entry. likeliest: the log-probability whose bar is full; count: how often it was drawn."""
     words = " ".join(
         f'<button type="button" class="word" aria-pressed="false" data-map="{mask(maps, word["weights"])}">'
-        f'{html.escape(word["text"])}</button>'
+        f'{html.escape(shown(word["text"]))}</button>'
         for word in maps["words"]
     )
     share = 100 * math.exp(caption.log_prob - likeliest)

@@ -24,6 +24,7 @@ from nanocaption.data.prepared import Record
 
 TEXT_VERSION = 2  # goes up when other text stands in captions.json; in the manifest. 1: the captions were normalised
 MAX_WORDS, MAX_CHARACTERS = 500, 5000  # of a caption; more is a document that slipped in
+_AMPERSANDS = re.compile("&(?:amp;)+")  # escaped again and again: one by one they would take time by their square
 _ENTITY = re.compile(r"&(?:amp|quot|apos|lt|gt|nbsp|#34|#39);")
 _LINE_END = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 _JOINERS = re.compile("[\u200c\u200d\U000e0020-\U000e007f]")
@@ -46,7 +47,7 @@ def normalise(text: str, case: str = "keep") -> str:
 
 def _once(text: str) -> str:
     if "&" in text:
-        text = _ENTITY.sub(lambda found: html.unescape(found[0]), text)
+        text = _ENTITY.sub(lambda found: html.unescape(found[0]), _AMPERSANDS.sub("&amp;", text))
     if not (text.isascii() and text.isprintable()):
         text = "".join(letter for letter in unicodedata.normalize("NFC", text) if not _is_control(letter))
     text = " ".join(text.split())

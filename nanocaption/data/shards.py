@@ -19,14 +19,11 @@ import os
 import threading
 import zlib
 from pathlib import Path, PurePosixPath
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 from nanocaption.base.files import cases
 from nanocaption.data import remote
-
-if TYPE_CHECKING:
-    from pyarrow.parquet import ParquetFile
+from nanocaption.data.parquet import column_of_group, import_pyarrow, open_parquet
 
 BLOCK_BYTES = 16 * 2**20  # of a tar, read together; of parquet a row group is one
 GROUPS_BYTES = 3 * 2**28  # of row groups that a process keeps: a window of stream.py and what lies beside it in them
@@ -177,11 +174,8 @@ class _RowGroups:
         compute = importlib.import_module("pyarrow.compute")
         cells = self._group(key, column)
         cells = compute.struct_field(cells, "bytes") if column.endswith(".bytes") else cells
-        kinds = import_pyarrow()[0].types
-        if kinds.is_null(cells.type):
+        if import_pyarrow()[0].types.is_null(cells.type):
             return [0] * len(cells)
-        if kinds.is_dictionary(cells.type):
-            cells = compute.dictionary_decode(cells)
         return [length or 0 for length in compute.binary_length(cells).to_pylist()]
 
     def _group(self, key: tuple[str, int], column: str) -> Any:
@@ -197,7 +191,7 @@ class _RowGroups:
                 self.files.popitem(last=False)[1].close()
             self.files[shard] = open_parquet(shard)
         self.files.move_to_end(shard)
-        return self.files[shard].read_row_group(group, columns=[column], use_threads=False).column(0)
+        return column_of_group(self.files[shard], shard, group, column)
 
     def _keep(self, key: tuple[str, int], cells: Any) -> None:
         self.groups[key] = cells
@@ -210,21 +204,3 @@ class _RowGroups:
 def _row_groups(_process: int) -> _RowGroups:
     """Those of this process: a forked one reads its own."""
     return _RowGroups()
-
-
-def open_parquet(shard: Path | str) -> "ParquetFile":
-    """A pyarrow ParquetFile. Raises ValueError where it is none, or pyarrow is missing."""
-    pyarrow, parquet = import_pyarrow()
-    try:
-        return parquet.ParquetFile(remote.File(str(shard)) if remote.is_address(str(shard)) else shard)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{shard} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-
-
-def import_pyarrow() -> tuple[ModuleType, ModuleType]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError:
-        raise ValueError("parquet files need pyarrow: pip install pyarrow") from None
-    return pyarrow, pyarrow.parquet

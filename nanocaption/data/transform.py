@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nanocaption.data.fitting import ImageSpec, resized_shape
-from nanocaption.data.pictures import THUMBNAIL_SIZE, check_shape, plain_jpeg_size, read_picture
+from nanocaption.data.pictures import LARGE_PIXELS, THUMBNAIL_SIZE, check_shape, plain_jpeg_size, read_picture
 from nanocaption.data.shards import Packed, read_bytes
 
 
@@ -97,6 +97,8 @@ def decoded_jpeg(data: np.ndarray) -> Tensor | None:
     if decode is None or size is None:
         return None
     check_shape(*size)
+    if size[0] * size[1] > LARGE_PIXELS:  # read_picture bounds the memory of these
+        return None
     with contextlib.suppress(RuntimeError):
         return decode(torch.from_numpy(data), 3, False)  # 3: as RGB
     return None

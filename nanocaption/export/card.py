@@ -10,8 +10,10 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 from nanocaption.base.hub import SAMPLES
+from nanocaption.base.shown import as_markdown
 from nanocaption.base.tensors import State, weights_told
 from nanocaption.data.prepared import is_mix, parse_mix
 
@@ -47,11 +49,12 @@ def write_card(
     config, kind = state["config"], kind_of(state["config"]["DATASET"])
     known = {**state.get("environment", {}), **state.get("scheduler_state_dict", {}), **config}
     fields = defaultdict(lambda: "unknown", {name: _plain(value) for name, value in known.items()})
+    told = weights_told(state)
     fields |= {
         "name": facts.name, "title": facts.name.rpartition("/")[2], "header": _header(config, base_model, facts, form),
         "seen": _SEEN[kind], "image_size": image_size, "epoch": state["epoch"], "step": state["step"],
-        "averaged": f"; the weights are {told}" if (told := weights_told(state)) else "",
-        "written_by": state.get("written_by", "nanoCaption"), **_encoder(state, base_model),
+        "averaged": f"; the weights are {as_markdown(told)}" if told else "",
+        "written_by": as_markdown(state.get("written_by", "nanoCaption")), **_encoder(state, base_model),
         **_origin(state, _SEEN[kind]), **_objective(state, fields),
     }  # fmt: skip
     texts = re.split(r"^=== (.+) ===\n", Path(__file__).with_name("card_template.md").read_text("utf-8"), flags=re.M)
@@ -72,11 +75,12 @@ def _objective(state: State, fields: Mapping[str, str]) -> dict[str, str]:
     """What the weights were trained for, how fast, and from where, as far as the state says."""
     config, rewarded = state["config"], state.get("rewarded_steps", 0)
     begun, xe = config.get("INIT_CHECKPOINT_PATH"), "cross-entropy"
+    begun_name = as_markdown(Path(str(begun)).name)
     plan = "{LR_SCHEDULE}, {warmup_steps} warm-up steps, {total_steps} steps planned".format_map(fields)
     found = {
         "objective": xe, "rate": fields["LEARNING_RATE"], "schedule": plan,
         "patch_drop": str(config.get("PATCH_DROP", 0)),
-        "begun_with": f"the weights of {Path(str(begun)).name}" if begun else "random weights but for the encoder's",
+        "begun_with": f"the weights of {begun_name}" if begun else "random weights but for the encoder's",
     }  # fmt: skip
     if config.get("OBJECTIVE") == "scst" and "SCST_LEARNING_RATE" in config:
         own = "rate {SCST_LEARNING_RATE}, {SCST_LR_SCHEDULE}".format_map(fields)
@@ -98,7 +102,7 @@ def is_foreign(state: State) -> bool:
 
 
 def _origin(state: State, seen: str) -> dict[str, str]:
-    trained = f"Trained on {seen} of the data set {state['config']['DATASET']} with nanoCaption."
+    trained = f"Trained on {seen} of the data set {as_markdown(state['config']['DATASET'])} with nanoCaption."
     added = state["model_arguments"].get("memory_norm", True)
     return {
         "trained": "Made with transformers and taken over as it is." if is_foreign(state) else trained,
@@ -173,17 +177,17 @@ def _data(config: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> tupl
     if source == "demo_set":
         origin = "drawn by nanoCaption's own code"
     elif source.endswith(_FROM_HUB):
-        origin = f"[{source}](https://huggingface.co/datasets/{_slug(manifest, source)})"
-        origin += f", commit {manifest['commit']}" if manifest.get("commit") else ""
+        origin = f"[{as_markdown(source)}](https://huggingface.co/datasets/{quote(_slug(manifest, source))})"
+        origin += f", commit {as_markdown(manifest['commit'])}" if manifest.get("commit") else ""
     elif manifest.get("layout") == "mix":
-        origin = f"a mix of the sets {source}"
+        origin = f"a mix of the sets {as_markdown(source)}"
     else:
-        origin = f"a folder of the person who trained it (layout: {manifest.get('layout', 'unknown')})"
-    counts = [f"- {split}: {count['images']:,} images, {count['captions']:,} captions"
+        origin = f"a folder of the person who trained it (layout: {as_markdown(manifest.get('layout', 'unknown'))})"
+    counts = [f"- {as_markdown(split)}: {count['images']:,} images, {count['captions']:,} captions"
               for split, count in manifest["counts"].items()]  # fmt: skip
     if config["DATA_CUTOFF"] is not None:
         counts.append(f"- only the first {config['DATA_CUTOFF']:,} images of each split were used")
-    terms = str(manifest.get("licence", "unknown"))
+    terms = as_markdown(manifest.get("licence", "unknown"))
     return "data known", {"source": origin, "terms": terms, "counts": "\n".join(counts)}
 
 
@@ -225,7 +229,7 @@ def _encoder(state: State, base_model: str | None) -> dict[str, str]:
     else:
         what, sizes = "A small ViT", [config[f"VIT_{name}"] for name in ("LAYERS", "EMBED_DIM", "PATCH_SIZE")]
     frozen = config["FREEZE_ENCODER"]
-    start = f"pretrained, {base_model or 'from a folder'}; {'frozen' if frozen else 'trained along'}"
+    start = f"pretrained, {as_markdown(base_model or 'from a folder')}; {'frozen' if frozen else 'trained along'}"
     parameters = sum(tensor.numel() for name, tensor in weights.items() if name.startswith("encoder."))
     return {
         "encoder": "{} (depth {}, width {}, {}-pixel patches)".format(what, *sizes),
@@ -239,9 +243,11 @@ def _encoder(state: State, base_model: str | None) -> dict[str, str]:
 
 def _plain(value: object) -> object:
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(str, value))
-    return ("yes" if value else "no") if isinstance(value, bool) else value
+        return ", ".join(map(as_markdown, value))
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return as_markdown(value) if isinstance(value, str) else value
 
 
 def _row(*cells: str) -> str:
-    return "| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(as_markdown, cells)) + " |"

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 VERSION = "1"  # of these metrics: goes up when any digit of any score may change
 JAVA_PROGRAMS = {"METEOR": ", METEOR 1.5", "SPICE": ", SPICE 1.0"}
+MAX_BYTES = 2**30  # of a file, whose content takes some ten times of it in memory
 FEW_IMAGES = 100  # below this, scores say little
 
 
@@ -188,6 +189,8 @@ def _require_id(image: object, what: str, path: Path) -> None:
 
 def read_json(path: Path) -> object:
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise ValueError(f"{path} has {size:,} bytes, and {MAX_BYTES:,} are read of a file of captions at most")
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_duplicates)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error

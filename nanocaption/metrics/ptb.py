@@ -25,6 +25,8 @@ ODD_CAPTION = re.compile(
 # No look-ahead tells the end of the batch from a line end after such a word.
 PLAIN_END = re.compile(r"(?:^| )[a-z]{2,} ?\.?$")
 CACHE_LIMIT = 500_000
+# How far a token with its look-ahead may reach: without a limit a text without spaces takes time by its square.
+LONGEST_TOKEN = 1000
 _chunk_cache: dict[str, str] = {}  # chunk -> kept tokens; a memo, bounded
 _odd_chunk_cache: dict[str, str] = {}  # the same, for chunks whose caption has to be looked at
 
@@ -38,7 +40,7 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     1.2 (CoreNLP 3.4.1), with one deliberate difference: a carriage return, form feed, vertical tab, U+2028 or
     U+2029 inside a caption is taken as a space, with a warning, where the reference would move all later
     captions to wrong images. Raises ValueError for anything that is not a string, and for half a surrogate
-    pair.
+    pair. A token ends after LONGEST_TOKEN characters, where the reference's may go on; the time is linear.
     """
     captions = _clean_lines(captions)
     cached = _chunk_cache.get
@@ -151,7 +153,7 @@ def scan(text: str, alphabet: str, position: int, end: int) -> tuple[list[str], 
     while position < end:
         longest, stop = position, position
         for match, render in rules.get(alphabet[position], ()):
-            found = match(alphabet, position)
+            found = match(alphabet, position, position + LONGEST_TOKEN)
             if found and found.end() > longest:
                 longest, stop, token_of = found.end(), found.end(1), render
         if longest == position:

@@ -42,7 +42,7 @@ def read_image_spec(path: str, local: bool = True) -> ImageSpec:
     if names is None:
         raise ValueError(f"its {type(processor).__name__} is not an image processor that is known here. {_FIX}")
     keys = {name: getattr(processor, name, None) for name in names.__annotations__}
-    spec = _image_spec(keys)
+    spec = spec_of_keys(keys)
     difference = _difference(processor, spec, {})
     if difference:
         raise ValueError(
@@ -76,7 +76,7 @@ def preprocessor(image_spec: ImageSpec) -> dict[str, object]:
     }
 
 
-def _image_spec(keys: Mapping[str, object]) -> ImageSpec:
+def spec_of_keys(keys: Mapping[str, object]) -> ImageSpec:
     """The image_spec of a processor's keys. ValueError for the first that is not followed."""
     more = set(keys) - _FOLLOWED - _WITHOUT_EFFECT
     for name in sorted(name for name in more if keys[name] not in (None, False)):
@@ -175,7 +175,7 @@ def _key_at_fault(processor: "BaseImageProcessor", keys: Mapping[str, object]) -
     """The key without which the difference is gone, and its value."""
     for name in ("do_normalize", "do_rescale", "do_center_crop"):
         try:
-            if keys.get(name) and not _difference(processor, _image_spec({**keys, name: False}), {name: False}):
+            if keys.get(name) and not _difference(processor, spec_of_keys({**keys, name: False}), {name: False}):
                 return f"its preprocessor's {name} = {keys[name]}"
         except (KeyError, TypeError, ValueError, RuntimeError):  # e.g. not square without the crop
             continue

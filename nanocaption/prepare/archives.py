@@ -26,6 +26,7 @@ TARS = (".tar", ".tar.gz", ".tgz")
 SUFFIXES = (".zip", *TARS)
 MAX_PICTURE_BYTES = 64 * 2**20  # the largest file of Flickr30k is below 1 MB
 MAX_TEXT_BYTES = 2**30  # COCO's captions are 60 MB a file
+MAX_HEADER_BYTES = 2**16  # of a tar: long names and what else is said of a member
 MAX_RATIO = 100  # unpacked : packed; JPEGs are near 1, captions near 10, bombs near 1,000
 
 
@@ -114,7 +115,12 @@ def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]
         if archive.name.lower().endswith("gz"):
             file = stack.enter_context(gzip.GzipFile(fileobj=file))
         opened = stack.enter_context(tarfile.open(fileobj=LimitedReader(file), mode="r:"))
+        most = MAX_RATIO * max(archive.stat().st_size, 2**20)
         for info in opened:
+            if info.offset_data + info.size > most and not info.issparse():
+                raise ValueError(f"{archive}: member {info.name!r:.200} brings the unpacked size to "
+                                 f"{info.offset_data + info.size:,} bytes, more than {MAX_RATIO} times the file: "
+                                 "refused")  # fmt: skip
             kind = "file" if info.isreg() and not info.issparse() else "folder" if info.isdir() else "link or device"
             member = Member(info.name, info.size, None, kind, offset=info.offset_data)
             yield member, lambda info=info: opened.extractfile(info)
@@ -122,13 +128,16 @@ def tar_entries(archive: Path) -> Iterator[tuple[Member, Callable[[], IO[bytes]]
 
 
 class LimitedReader:
-    """A file for tarfile, which reads a long name or a header of whatever announced size at once into memory."""
+    """A file for tarfile, which reads a long name or a header of whatever announced size at once into memory.
+
+    And takes time by its square to read what such a header says. Contents are read piece by piece.
+    """
 
     def __init__(self, file: IO[bytes]):
         self.file, self.tell, self.seek = file, file.tell, file.seek
 
     def read(self, size: int = -1) -> bytes:
-        if not 0 <= size <= MAX_PICTURE_BYTES + 2**20:
+        if not 0 <= size <= MAX_HEADER_BYTES:
             raise tarfile.ReadError(f"a header of {size:,} bytes")
         return self.file.read(size)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from nanocaption.base import on_disk
-from nanocaption.base.files import cases
+from nanocaption.base.files import cases, read_bounded
 
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 # The first that is there counts. "image_id" is a name where there is no other: in STAIR's and TextCaps' kind of lists.
@@ -23,10 +23,13 @@ FILE_NAME_KEYS = ("file_name", "image", "filename", "image_name", "file_path", "
 CAPTION_KEYS = ("captions", "caption", "comment", "raw", "sentences", "sentence", "text", "texts", "description")
 NUMBERED = re.compile(rf"(?:{'|'.join(CAPTION_KEYS)})s?[ _-]?(\d+)")  # caption_0, caption_1, ...
 MARKS = ("is_rejected", "is_precanned")  # VizWiz: spam, and a ready-made sentence about a bad picture
+MAX_TEXT_BYTES = 2**30  # of a file of captions, whose rows take some ten times of it in memory; COCO's are 60 MB
+MAX_CELL, MAX_DEPTH = 2**20, 50  # of a list of captions in a cell: characters, brackets within each other
+MAX_CAPTIONS = 1000  # of a picture, where rows lie on the disk and are read and written for each
 URLS = "pictures are urls: fetch them with img2dataset, and give the folder that it writes"
 SPLIT_LIST = re.compile(r"(train|dev|val|test)[^/]*images\.txt$", re.IGNORECASE)  # Flickr_8k.trainImages.txt
 SPLIT_WORDS = "train|training|restval|val|valid|validation|dev|test|testing"
-SPLIT_FOLDER = re.compile(rf"({SPLIT_WORDS})([-_ ]?(set|split|data|images?|captions?|\d+))*", re.IGNORECASE)
+SPLIT_FOLDER = re.compile(rf"({SPLIT_WORDS})([-_ ]?(set|split|data|images?|captions?|\d))*", re.IGNORECASE)
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 # A string that another one follows without a comma, and what numpy and pandas write around strings
 _PRINTED = re.compile(rf"""(?P<text>{_STRING})(?P<next>\s*(?=['"]))?|np\.str_|\barray\b|,\s*dtype=({_STRING}|\w+)""",
@@ -72,19 +75,36 @@ def read_results(path: Path) -> Rows:
     header, *lines = read_text(path).split("\n")
     if [cell.strip() for cell in header.split("|")] != ["image_name", "comment_number", "comment"]:
         raise ValueError(f"{path} begins with {header.strip()[:80]!r}: expected 'image_name| comment_number| comment'")
-    mended = [re.sub(r"([^|]*\|\s*\d+)\s+([^|]*\S)\s*", r"\1|\2", line) if line.count("|") == 1 else line
-              for line in lines]  # fmt: skip
+    mended = [_with_second_bar(line) if line.count("|") == 1 else line for line in lines]
     repaired = [f"line {number} ({line.partition('|')[0].strip()})"
                 for number, (line, better) in enumerate(zip(lines, mended, strict=True), start=2) if line != better]
     notes = [f"{path.name}: repaired {cases(repaired, 'row')} lacking the second '|'"] if repaired else []
-    form = r"\s*(?P<key>(?P<name>[^|]*?)\s*\|\s*[^|]*?)\s*\|\s*(?P<caption>.*?)\s*"
-    return numbered_captions(path, ["", *mended], form, "row", "'image| number| caption'"), notes
+    return numbered_captions(path, ["", *mended], _between_bars, "row", "'image| number| caption'"), notes
+
+
+def _with_second_bar(line: str) -> str:
+    name, _, rest = line.partition("|")
+    found = re.match(r"(\d+)\s+(?=\S)", rest := rest.strip())
+    return f"{name}|{found[1]}|{rest[found.end() :]}" if found else line
+
+
+def _between_bars(line: str) -> tuple[str, str, str] | None:
+    """(key, name, caption) of "name| number| caption"; as `_before_tab`. By hand: expressions take time by the square
+    of a run of spaces."""
+    parts = [part.strip() for part in line.split("|", 2)]
+    return (f"{parts[0]}|{parts[1]}", parts[0], parts[2]) if len(parts) == 3 else None
+
+
+def _before_tab(line: str) -> tuple[str, str, str] | None:
+    """(key, name, caption) of "name#k<TAB>caption"; None for anything else."""
+    key, tab, caption = line.lstrip().partition("\t")
+    name, sign, number = (key := key.rstrip()).rpartition("#")
+    return (key, name, caption) if tab and sign and number.isdecimal() else None
 
 
 def read_token(path: Path, *lists: Path) -> Rows:
     """name#k<TAB>caption, and the lists of pictures of each split where there are any."""
-    form = r"\s*(?P<key>(?P<name>[^\t]*)#\d+)[^\S\t]*\t(?P<caption>.*)"
-    rows = numbered_captions(path, read_text(path).split("\n"), form, "line", "name.jpg#0<TAB>caption")
+    rows = numbered_captions(path, read_text(path).split("\n"), _before_tab, "line", "name.jpg#0<TAB>caption")
     if lists:
         return apply_split_lists(rows, lists)
     # Flickr8k's file calls one picture name.jpg.1; with lists it is in none of them, and left out with a note
@@ -94,20 +114,22 @@ def read_token(path: Path, *lists: Path) -> Rows:
     return rows, [f"{path.name}: {cases(mended, 'name')} mended, the number behind .jpg left out"] * bool(mended)
 
 
-def numbered_captions(path: Path, lines: Sequence[str], form: str, noun: str, shown: str) -> list[Row]:
-    """Lines of one caption each, of the regular expression `form` with the groups key, name and caption.
+def numbered_captions(
+    path: Path, lines: Sequence[str], parts: Callable[[str], tuple[str, str, str] | None], noun: str, shown: str
+) -> Sequence[Row]:
+    """Lines of one caption each. parts: (what no other line has, the picture's name, the caption) of a line, or None.
 
-    noun, shown: what messages call a line and the form.
+    noun, shown: what messages call a line and its form.
     """
-    found = [(number, re.fullmatch(form, line)) for number, line in enumerate(lines, start=1) if line.strip()]
+    found = [(number, parts(line)) for number, line in enumerate(lines, start=1) if line.strip()]
     broken = [f"line {number}" for number, match in found if match is None]
     refuse(broken, noun, path, f"not of the form {shown}; mend or delete")
     matches = [match for _, match in found if match]
-    refuse_duplicates([re.sub(r"\s*\|\s*", "|", match["key"]) for match in matches], path)
-    return merged((Row(match["name"], None, [match["caption"]]) for match in matches), path)
+    refuse_duplicates([key for key, _, _ in matches], path)
+    return merged((Row(name, None, [caption]) for _, name, caption in matches), path)
 
 
-def apply_split_lists(rows: list[Row], lists: Sequence[Path]) -> Rows:
+def apply_split_lists(rows: Sequence[Row], lists: Sequence[Path]) -> Rows:
     """Give each row the split whose list (Flickr_8k.trainImages.txt) names it; rows in no list are left out, noted."""
     split_of: dict[str, str] = {}
     list_of: dict[str, str] = {}
@@ -168,12 +190,12 @@ def read_cell(cell: Any) -> tuple[str, list[Any]]:
     """What a cell is, and its captions: "list", "broken", "bracketed" (text in brackets), or "" for one caption."""
     if isinstance(cell, str) and cell.lstrip()[:1] not in ("[", "(", "{") and not cell.startswith("array("):
         return "", [cell]  # nearly all are plain texts
-    content = container_in(cell)
-    if content is not None:
-        try:
+    try:
+        content = container_in(cell)
+        if content is not None:
             return "list", list(texts_within(content))
-        except LookupError:
-            return "broken", [cell]
+    except (LookupError, RecursionError):
+        return "broken", [cell]
     if not isinstance(cell, str):
         return "", [cell]
     in_brackets = re.fullmatch(r"\[.*\]", cell.strip(), re.DOTALL)
@@ -194,12 +216,15 @@ def container_in(cell: Any) -> Any:
     if not isinstance(cell, str):
         return cell if isinstance(cell, list | tuple | dict) else None
     text = cell.strip()
-    if not re.match(r"[\[({]|array\(", text) or text[-1] not in "])}":
+    if not re.match(r"[\[({]|array\(", text) or text[-1] not in "])}" or len(text) > MAX_CELL:
         return None
     try:
         content = json.loads(text)
     except ValueError:
-        # literal_eval alone would make one text of two that stand side by side, as numpy prints them.
+        # literal_eval alone would make one text of two that stand side by side, as numpy prints them. What is nested
+        # deeper than any list of captions is not handed to it: its documentation tells of crashes.
+        if _depth(text) > MAX_DEPTH:
+            return None
         try:
             content = ast.literal_eval(_PRINTED.sub(_with_comma, text))
         except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -207,6 +232,17 @@ def container_in(cell: Any) -> Any:
     is_container = isinstance(content, dict) or (
         isinstance(content, list | tuple) and not any(isinstance(part, int | float) for part in content))
     return content if is_container else None
+
+
+def _depth(text: str) -> int:
+    """How deep brackets and signs stand within each other at most, also where they are part of a text."""
+    deepest = depth = signs = 0
+    for letter in text:
+        depth += letter in "[({"
+        depth -= letter in "])}" and depth > 0
+        signs = signs + 1 if letter in "+-~" else 0
+        deepest = max(deepest, depth + signs)
+    return deepest
 
 
 def _with_comma(found: re.Match[str]) -> str:
@@ -285,7 +321,7 @@ def read_text(path: Path) -> str:
 
     A lone "\\r" ends a line only in a file without any other line end: elsewhere it stands within a caption.
     """
-    data = path.read_bytes()
+    data = read_bounded(path, MAX_TEXT_BYTES)
     try:
         text = data.decode("utf-8-sig").replace("\r\n", "\n")
         return text if "\n" in text else text.replace("\r", "\n")
@@ -303,6 +339,9 @@ def merged(rows: Iterable[Row], source: Path, scratch: Path | None = None) -> Se
         first = found.setdefault(str(row.file_name), row._replace(captions=[]))
         first.captions.extend(row.captions)
         if scratch is not None:
+            if len(first.captions) > MAX_CAPTIONS:
+                refuse([repr(row.file_name)], "picture", source, f"with more than {MAX_CAPTIONS:,} captions; is it the "
+                       "name of one picture?")  # fmt: skip
             found[str(row.file_name)] = first
         if first.split != row.split:
             torn[repr(row.file_name)] = None

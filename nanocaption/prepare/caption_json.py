@@ -37,7 +37,10 @@ class Shape(NamedTuple):
 
 def read_json(path: Path) -> Rows:
     data = load(path)
-    return shape_of(data, path).rows(data, path)
+    try:
+        return shape_of(data, path).rows(data, path)
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep for JSON of captions") from None
 
 
 def is_json(path: Path) -> str:
@@ -45,7 +48,10 @@ def is_json(path: Path) -> str:
     data = load(path)
     if not (any(data.values()) if isinstance(data, dict) else data):
         raise ValueError(f"{path.name} is empty")
-    return shape_of(data, path).name
+    try:
+        return shape_of(data, path).name
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deep for JSON of captions") from None
 
 
 def shape_of(data: Any, path: Path) -> Shape:
@@ -152,8 +158,7 @@ def textcaps_rows(data: Any, path: Path) -> Rows:
             bare.append(name)
             continue
         row = rows.setdefault(name, Row(name, entry.get("set_name"), [], id_of(entry["image_id"])))
-        known = [str(text) for text in row.captions]
-        row.captions.extend(references if references and not known else [] if references else [caption])
+        row.captions.extend(references if references and not row.captions else [] if references else [caption])
     return list(rows.values()), [f"{path.name}: {cases(bare, 'object')} without a caption, left out"] * bool(bare)
 
 
@@ -375,11 +380,8 @@ def is_jsonl(path: Path) -> str:
 
 def read_metadata_parquet(path: Path) -> Rows:
     """metadata.parquet of a Hugging Face image folder: rows as in metadata.jsonl."""
-    from nanocaption.data.shards import import_pyarrow
+    from nanocaption.data.parquet import batches, open_parquet
 
-    pyarrow, parquet = import_pyarrow()
-    try:
-        table = parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
-        raise ValueError(f"{path} is no whole parquet file ({str(error).splitlines()[0]}); fetch it again") from None
-    return rows_of_entries([(f"row {number}", row) for number, row in enumerate(table.to_pylist(), start=1)], path)
+    with open_parquet(path) as file:
+        rows = (row for batch in batches(file, path, file.schema_arrow.names) for row in batch.to_pylist())
+        return rows_of_entries([(f"row {number}", row) for number, row in enumerate(rows, start=1)], path)

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from nanocaption.base import on_disk
 from nanocaption.base.files import cases, require_space, size_of, write_file
-from nanocaption.data.shards import import_pyarrow, open_parquet
+from nanocaption.data.parquet import Allowance, batches, import_pyarrow, open_parquet
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, Source, merged, split_in_name
 from nanocaption.prepare.picture_files import plain_name
@@ -34,7 +34,6 @@ CAPTION_COLUMNS = ("original_alt_text", "captions", "caption", "sentences", "raw
 NUMBERED_CAPTION = re.compile(r"caption_?\d+")  # a column each, instead of these
 IMAGE_COLUMNS = ("image", "img", "jpg", "picture")
 MAGIC = {b"\xff\xd8": ".jpg", b"\x89PNG": ".png", b"RIFF": ".webp", b"GIF8": ".gif", b"BM": ".bmp"}
-ROWS_AT_ONCE = 32  # pictures in memory
 
 
 class Columns(NamedTuple):
@@ -109,15 +108,15 @@ def qualified(contents: Sequence[Content], scratch: Path | None = None) -> tuple
     twice = on_disk.Repeated(content.name for content in contents)
     if not twice:
         return on_disk.rows(scratch, (content.name for content in contents)), []
-    first, number, in_shard = _differing(contents, twice, scratch)
+    first, number, apart = _differing(contents, twice, scratch)
     names: on_disk.Rows[str] = on_disk.rows(scratch)
     made: MutableMapping[str, None] = on_disk.table(scratch)
     for _, name, digest, split in contents:
         new = name
         if name in twice and number[name] > 1:
             shard = first[name, digest, split]
-            apart = len(in_shard[shard, name]) == 1
-            new = f"{shard}/{name}" if apart else f"{shard}/{with_digest(name, digest)}"
+            alone = apart[shard, name] == 1
+            new = f"{shard}/{name}" if alone else f"{shard}/{with_digest(name, digest)}"
             if new != name:
                 made[new] = None
         names.append(new)
@@ -132,23 +131,23 @@ def qualified(contents: Sequence[Content], scratch: Path | None = None) -> tuple
 def _differing(
     contents: Sequence[Content], twice: on_disk.Repeated, scratch: Path | None
 ) -> tuple[
-    MutableMapping[tuple[str, str, str | None], str], MutableMapping[str, int],
-    MutableMapping[tuple[str, str], list[tuple[str, str | None]]],
-]:  # fmt: skip
-    """Of the names that come several times: the first shard of each content, how many contents, those of each shard."""
+    MutableMapping[tuple[str, str, str | None], str], MutableMapping[str, int], MutableMapping[tuple[str, str], int]
+]:
+    """Of the names that come several times: the first shard of each content, how many contents, how many in a shard."""
     first: MutableMapping[tuple[str, str, str | None], str] = on_disk.table(scratch)
     number: MutableMapping[str, int] = on_disk.table(scratch)
-    in_shard: MutableMapping[tuple[str, str], list[tuple[str, str | None]]] = on_disk.table(scratch)
+    in_shard: MutableMapping[tuple[str, str, str, str | None], None] = on_disk.table(scratch)
+    apart: MutableMapping[tuple[str, str], int] = on_disk.table(scratch)
     for shard, name, digest, split in contents:
         if name not in twice:
             continue
         if (name, digest, split) not in first:
             first[name, digest, split] = shard
             number[name] = number.get(name, 0) + 1
-        held = in_shard.get((shard, name), [])
-        if (digest, split) not in held:
-            in_shard[shard, name] = [*held, (digest, split)]
-    return first, number, in_shard
+        if (shard, name, digest, split) not in in_shard:
+            in_shard[shard, name, digest, split] = None
+            apart[shard, name] = apart.get((shard, name), 0) + 1
+    return first, number, apart
 
 
 def with_digest(name: str, digest: str) -> str:
@@ -287,7 +286,8 @@ def parquet_columns(shard: Path) -> Columns:
                              f"pictures, and one of {', '.join(CAPTION_COLUMNS)}, or caption_0, caption_1, ...{fetch}")
         data = picture_column(schema) or image
         gaps = _may_be_empty(file.metadata, data)
-        name = next((name for name in NAME_COLUMNS if name in schema.names), None) or _path_part(file, image, gaps)
+        named = next((name for name in NAME_COLUMNS if name in schema.names), None)
+        name = named or _path_part(file, shard, image, gaps)
     split, status = (key if key in schema.names else None for key in ("split", "status"))
     return Columns(image, data, captions, several, others, name, split, status, gaps)
 
@@ -348,13 +348,13 @@ def _may_be_empty(metadata: Any, data: str) -> bool:
     return False
 
 
-def _path_part(file: Any, image: str, gaps: bool) -> str | None:
+def _path_part(file: Any, shard: Path, image: str, gaps: bool) -> str | None:
     """The part of the pictures' column that names each of them, if there is one."""
     field = file.schema_arrow.field(image)
     if not _bytes_part(field) or field.type.get_field_index("path") < 0:
         return None
     read = [f"{image}.path", f"{image}.bytes"] if gaps else [f"{image}.path"]
-    cells = (row[image] or {} for batch in file.iter_batches(ROWS_AT_ONCE, columns=read) for row in batch.to_pylist())
+    cells = (row[image] or {} for batch in batches(file, shard, read) for row in batch.to_pylist())
     found = [(bool(cell.get("path")), bool(cell.get("bytes")) or not gaps) for cell in cells]
     named = [path for path, data in found if data] or [path for path, _ in found]
     return f"{image}.path" if named and all(named) else None
@@ -368,10 +368,11 @@ def parquet_rows(shard: Path, columns: Columns, label: str, pictures: bool) -> I
     pictures = pictures or columns.reads_pictures
     read = [*columns.captions, columns.name, columns.split, columns.status, columns.data if pictures else None]
     with open_parquet(shard) as file:
-        batches = file.iter_batches(ROWS_AT_ONCE, columns=[name for name in read if name])
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+        some, allowance = batches(file, shard, [name for name in read if name]), Allowance(file, shard)
+        for number, row in enumerate((row for batch in some for row in batch.to_pylist()), start=1):
             image = row.get(columns.image)
             data = (image.get("bytes") if isinstance(image, dict) else image) or b""
+            allowance.take(data, number)
             name = _name_of(row, columns, data)
             failed = None
             if pictures and not data:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from nanocaption.base.files import is_junk
 from nanocaption.data import shards
+from nanocaption.data.parquet import column_of_group
 from nanocaption.data.pictures import SUFFIXES
 from nanocaption.data.shards import Packed
 from nanocaption.prepare import archives, packed, tars
@@ -60,7 +61,7 @@ def _in_parquet(shard: Path) -> Iterator[Entry]:
         named = key_column(file.schema_arrow, column)
         rows, row = max(1, file.metadata.num_rows), 0
         for group in range(file.num_row_groups):
-            keys = _keys(file, group, named)
+            keys = _keys(file, shard, group, named)
             for place, length in enumerate(shards.cell_lengths(str(shard), group, column)):
                 key = str(keys[place]) if keys and keys[place] is not None else str(row)
                 picture = Packed(key, str(shard), group, place, length, column=column)
@@ -77,10 +78,10 @@ def key_column(schema: "pyarrow.Schema", pictures: str) -> str | None:
     return named or (f"{image}.path" if has_path else None)
 
 
-def _keys(file: "ParquetFile", group: int, named: str | None) -> Sequence[object] | None:
+def _keys(file: "ParquetFile", shard: Path, group: int, named: str | None) -> Sequence[object] | None:
     if named is None:
         return None
-    cells = file.read_row_group(group, columns=[named], use_threads=False).column(0).to_pylist()
+    cells = column_of_group(file, shard, group, named).to_pylist()
     return [(cell or {}).get("path") for cell in cells] if named.endswith(".path") else cells
 
 

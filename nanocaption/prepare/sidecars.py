@@ -49,7 +49,7 @@ def parse_text(data: bytes, ending: str, where: str) -> Text:
     try:
         text = data.decode("utf-8-sig")
         about = json.loads(text) if ending == ".json" else None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where} is no {'JSON' if ending == '.json' else 'UTF-8'} ({error}); mend it") from None
     if ending != ".json":
         text = text.replace("\r\n", "\n")
@@ -142,8 +142,9 @@ def captions_of_lines(
 def _starts_captions(texts: Mapping[Key, list[str]]) -> bool:
     """Whether lines of which the line before does not tell mostly begin as texts do, so with another caption."""
     starts = {_start(paragraph) for _, paragraphs in texts.items() for paragraph in paragraphs}
-    votes = Counter(_start(lines[place]) in starts and not _one_sentence(lines)
+    votes = Counter(_start(lines[place]) in starts and not one
                     for _, paragraphs in texts.items() for lines in map(_lines, paragraphs)
+                    for one in [_one_sentence(lines)]
                     for place in range(1, len(lines)) if _goes_on(lines, place) is None)  # fmt: skip
     return votes[True] > votes[False]
 
@@ -156,14 +157,14 @@ def _one_sentence(lines: Sequence[str]) -> bool:
 
 def _joined(lines: Sequence[str], apart: bool) -> list[str]:
     """The captions in the lines of a paragraph. apart: whether a line that may be either is another one."""
-    captions = [*lines[:1]]
+    captions = [[line] for line in lines[:1]]
     for place, line in enumerate(lines[1:], start=1):
         goes_on = _goes_on(lines, place)
         if goes_on or (goes_on is None and not apart):
-            captions[-1] += f" {line}"
+            captions[-1].append(line)
         else:
-            captions.append(line)
-    return captions
+            captions.append([line])
+    return [" ".join(its) for its in captions]
 
 
 def _one_a_line(texts: Mapping[Key, list[str]]) -> bool:

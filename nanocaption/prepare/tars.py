@@ -135,7 +135,7 @@ def _members(raw_dir: Path, shards: list[Path], scratch: Path | None) -> Members
 
 def _bytes_of(shard: Path, open_member: Callable[[], IO[bytes]]) -> bytes:
     with archives.damage_told(shard), open_member() as file:
-        return file.read()
+        return b"".join(iter(lambda: file.read(archives.MAX_HEADER_BYTES), b""))
 
 
 def _left_out(wordless: Sequence[str], lonely: Sequence[str], others: Sequence[str]) -> list[str]:

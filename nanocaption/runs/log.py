@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nanocaption.base.files import copy_bytes, lines_backwards, parsed_lines, whole
+from nanocaption.base.shown import shown
 
 REPLACED = "log_replaced.jsonl"
 Row = dict[str, Any]  # JSON-ready; "type" says what it tells
@@ -72,7 +73,7 @@ def write_row(file: FileIO | None, row: Row, copies: Sequence[Copy] = ()) -> Non
     if file is None:
         return
     row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}  # JSON has no NaN
-    line = (json.dumps(row, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
+    line = (shown(json.dumps(row, ensure_ascii=False)) + "\n").encode("utf-8", "backslashreplace")
     end = file.seek(0, os.SEEK_END)
     try:
         if file.write(line) < len(line):

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
+from nanocaption.base.shown import as_markdown, shown
 from nanocaption.base.tensors import State
 from nanocaption.data.pictures import data_uri, thumbnail
 from nanocaption.runs.log import Copy, Row
@@ -124,7 +125,7 @@ def samples_table(samples: list[dict[str, str]], pictures: dict[str, Path]) -> s
     lines = []
     for sample in samples:
         uri = data_uri(thumbnail(pictures[sample["file_name"]]))
-        name, caption = html.escape(sample["file_name"]), html.escape(sample["caption"])
+        name, caption = (html.escape(shown(sample[key])) for key in ("file_name", "caption"))
         lines.append(f'<tr><td><img src="{uri}" alt=""></td><td>{name}</td><td>{caption}</td></tr>')
     return f"<table><tr><th>picture</th><th>file</th><th>caption</th></tr>\n{chr(10).join(lines)}\n</table>"
 
@@ -188,7 +189,7 @@ def to_tensorboard(writer: "SummaryWriter", pictures: dict[str, Path], row: Row)
         for sample in row["samples"]:
             picture = np.asarray(thumbnail(pictures[sample["file_name"]]))  # (H, W, 3)
             writer.add_image(f"samples/{sample['file_name']}", picture, step, dataformats="HWC")
-        table = "".join(f"| {s['file_name']} | {s['caption'].replace('|', ' ')} |\n" for s in row["samples"])
+        table = "".join(f"| {as_markdown(s['file_name'])} | {as_markdown(s['caption'])} |\n" for s in row["samples"])
         writer.add_text("samples", "| picture | caption |\n|---|---|\n" + table, step)
     if row["type"] != "train":
         writer.flush()

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NotRequired, TypedDict
 
+from nanocaption.base.shown import shown
 from nanocaption.score.charts import Chart, draw_histogram, svg
 from nanocaption.score.curves import Rows, curve_charts, extract_curves
 from nanocaption.score.scoring import DomainScores, Scores
@@ -58,7 +59,7 @@ def fill(part: str, **values: object) -> str:
 
     def value_of(slot: re.Match[str]) -> str:
         text = str(values[slot["name"]])
-        return text if slot["raw"] else html.escape(text)
+        return text if slot["raw"] else html.escape(shown(text))
 
     return re.sub(r"\{\{(?P<raw>\{)?(?P<name>\w+)\}?\}\}", value_of, parts()[part])
 

@@ -129,8 +129,8 @@ def positional_state(optimizer: torch.optim.Optimizer, saved: OptimizerState) ->
         if name in expected
     }
     present = ("params", "param_names")
-    merged = [group | {key: now[key] for key in present} for group, now in zip(saved["param_groups"], groups, strict=True)]
-    return {"state": state, "param_groups": merged}
+    pairs = zip(saved["param_groups"], groups, strict=True)
+    return {"state": state, "param_groups": [group | {key: now[key] for key in present} for group, now in pairs]}
 
 
 def _in_memory(saved: OptimizerState, names: Collection[str]) -> OptimizerState:
