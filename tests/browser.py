@@ -19,25 +19,40 @@ FLAGS = """
 
 
 class Page:
-    """One tab. `errors` holds what its console complained of, and what its policy blocked."""
+    """One tab. `errors` holds what its console complained of, and what its policy blocked.
+
+    `requests`: after `watch`, the addresses that it and its workers asked for.
+    """
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.to_browser, self.from_browser = to_browser, from_browser
         self.number, self.rest, self.session, self.errors, self.chooser = 0, b"", None, [], None
+        self.requests = []
         target = next(t for t in self.send("Target.getTargets")["targetInfos"] if t["type"] == "page")
         self.session = self.send("Target.attachToTarget", targetId=target["targetId"], flatten=True)["sessionId"]
         for domain in ("Page", "Runtime", "Log"):
             self.send(f"{domain}.enable")
 
     def send(self, method: str, **params: Any) -> dict:
-        self.number += 1
-        message = {"id": self.number, "method": method, "params": params}
-        message |= {"sessionId": self.session} if self.session else {}
-        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
-        while (answer := self.receive()).get("id") != self.number:
+        number = self.tell(self.session, method, **params)
+        while (answer := self.receive()).get("id") != number:
             pass
         assert "error" not in answer, (method, answer)
         return answer["result"]
+
+    def tell(self, session: str | None, method: str, **params: Any) -> int:
+        """`send` without the answer, to the tab or to one of its workers; gives the number that an answer has."""
+        self.number += 1
+        message = {"id": self.number, "method": method, "params": params}
+        message |= {"sessionId": session} if session else {}
+        os.write(self.to_browser, json.dumps(message).encode() + b"\0")
+        return self.number
+
+    def watch(self, session: str | None = None) -> None:
+        """Record what the tab asks for, and the workers that it starts from now on."""
+        self.tell(session or self.session, "Network.enable")
+        self.tell(session or self.session, "Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=True,
+                  flatten=True)  # fmt: skip
 
     def receive(self) -> dict:
         while b"\0" not in self.rest:
@@ -50,6 +65,11 @@ class Page:
         level = params.get("entry", {}).get("level") or params.get("type")  # of the log, of console.error
         if event.get("method") == "Runtime.exceptionThrown" or level == "error":
             self.errors.append(json.dumps(params)[:500])
+        if event.get("method") == "Target.attachedToTarget" and self.session:
+            self.watch(params["sessionId"])
+            self.tell(params["sessionId"], "Runtime.runIfWaitingForDebugger")
+        if event.get("method") == "Network.requestWillBeSent":
+            self.requests.append(params["request"]["url"])
         if event.get("method") == "Page.fileChooserOpened":
             self.chooser = params["backendNodeId"]
         return event

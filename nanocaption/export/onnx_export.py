@@ -26,7 +26,7 @@ from nanocaption.model.onnx_folder import graph_names
 from nanocaption.model.options import Options, search_options
 
 _PICTURES = 8  # drawn, that an export is compared on
-_LARGE = 4096  # numbers: what has fewer stays float32
+_LARGE = 256  # numbers: what has fewer stays float32
 _MOST = {"fp32": 1e-3, "int8": 0.1}  # by how much of their spread logits may be others
 Result = TypeVar("Result")
 

@@ -19,7 +19,9 @@ from nanocaption.model import ending_tables, exported, onnx_folder
 
 _PAGE = Path(__file__).with_name("page")
 _FILES_JS, _SERVICE_WORKER = "files.js", "service-worker.js"
-_FOR_OTHERS = ("tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", _SERVICE_WORKER)
+_NOT_LISTED = (
+    "tokenizer_config.json", "special_tokens_map.json", "preprocessor_config.json", _FILES_JS, _SERVICE_WORKER,
+)  # fmt: skip
 _ENDINGS, _LICENCE = "endings.json", "ONNXRUNTIME-LICENSE.txt"
 _RUNTIME = {web_runtime.BUNDLE: "ort.wasm.bundle.min.js", web_runtime.WASM: web_runtime.WASM}  # .mjs: some hosts fail
 _MIT = """onnxruntime-web {version}: {files}
@@ -93,7 +95,7 @@ def _write_digests(folder: Path, precision: str) -> None:
     """files.js: the page and its service worker know by it what belongs together."""
     files = {
         path.name: {"bytes": path.stat().st_size, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
-        for path in sorted(folder.iterdir()) if path.name not in _FOR_OTHERS
+        for path in sorted(folder.iterdir()) if path.name not in _NOT_LISTED
     }  # fmt: skip
     version = hashlib.sha256(json.dumps(files).encode()).hexdigest()[:16]
     content = {"version": version, "graphs": onnx_folder.graph_names(precision), "files": files}

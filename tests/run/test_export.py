@@ -316,6 +316,10 @@ def flip(path: Path) -> None:
     path.write_bytes(content)
 
 
+def setting(**values):
+    return lambda path: change(settings=json.loads(path.read_text())["settings"] | values)(path)
+
+
 def change(**values):
     return lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
@@ -338,6 +342,14 @@ def change(**values):
         ("config.json", change(sha256={}), "lacks what belongs there"),
         ("config.json", change(trained=None), "lacks what belongs there"),
         ("config.json", change(encoder_config={"model_type": "mine"}), "cannot be built"),
+        # Sizes for which no machine has the memory: told before any of it is taken.
+        ("config.json", setting(DECODER_LAYERS=10**9), "DECODER_LAYERS = 1000000000, above 1000"),
+        ("config.json", setting(DECODER_EMBED_DIM=10**9), "does not fit the model"),
+        ("config.json", setting(MAX_SEQ_LEN=10**12), "does not fit the model"),
+        ("config.json", setting(DECODER_HEADS=0), "0 heads of a decoder"),
+        ("config.json", setting(BEAM_SIZE=10**9), "BEAM_SIZE = 1000000000: must be a whole number from 1 to 100"),
+        ("config.json", setting(LENGTH_PENALTY="x"), "LENGTH_PENALTY = x: must be a number"),
+        ("config.json", lambda path: os.truncate(path, 3 * 10**9), "3,000 MB, and 100 MB are read at most"),
         ("config.json", change(encoder_config=None), "does not fit the model|cannot be built|cannot be loaded"),
     ],
 )

@@ -148,7 +148,7 @@ def test_threads_share_one_model(light, photos):
     assert [captions for row in zip(*parts, strict=True) for captions in row] == one
 
 
-def test_int8_is_chosen_by_name_and_is_near(made, ours, photos):
+def test_int8_is_chosen_by_name_and_is_near(made, ours, light, photos):
     small = nanocaption.load(made / "light", dtype="int8")
     assert nanocaption.OnnxCaptioner(made / "light", "int8").precision == small.precision == "int8"
     assert nanocaption.load(made / "light").precision == "fp32"
@@ -156,6 +156,13 @@ def test_int8_is_chosen_by_name_and_is_near(made, ours, photos):
     sizes = [sum((made / "light" / name).stat().st_size for name in onnx_export.graph_names(one))
              for one in ("fp32", "int8")]  # fmt: skip
     assert sizes[1] < sizes[0]
+    # Nothing that meets the weights is rounded, which would depend on what else is in the batch.
+    together, alone = small.captions(photos), [small.captions([photo])[0] for photo in photos]
+    assert ids(together) == ids(alone)
+    numbers = [[caption.log_prob for caption in found[0]] for found in (together, alone)]
+    assert np.allclose(*numbers, atol=1e-4)
+    exact = light.captions(photos)[0]
+    assert not np.allclose([caption.log_prob for caption in exact], numbers[0], atol=1e-4)
     for how, told in (({"dtype": "bfloat16"}, "dtype = 'bfloat16': an ONNX export is run as it was written"),
                       ({"device": "cuda"}, "device = 'cuda': an ONNX export runs on the CPU"),
                       ({"revision": "v1"}, "revision = 'v1' belongs to a model of the Hub")):  # fmt: skip

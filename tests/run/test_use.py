@@ -16,6 +16,7 @@ from PIL import Image
 import nanocaption
 from nanocaption.commands import export
 from nanocaption.data.tokenizer import PAD, START
+from nanocaption.export import web_runtime
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import caption_files
 from nanocaption.use.attention import attend_maps
@@ -176,8 +177,10 @@ def test_every_block_of_the_page_runs(made, photos, tmp_path, monkeypatch, capsy
     shutil.copytree(made / "my_captioner", tmp_path / "my_captioner")
     shutil.copy(photos[0], tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
+    runtime = {web_runtime.BUNDLE: b"export const version = 0;", web_runtime.WASM: b"\0asm"}
+    monkeypatch.setattr(web_runtime, "find_runtime", lambda given: runtime)  # no network
     blocks = re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL)
-    assert [kind for kind, _ in blocks] == ["python", "python", "bash", "bash", "python", "bash", "python"]
+    assert [kind for kind, _ in blocks] == ["python", "python", "bash", "bash", "python", "bash", "python", "bash"]
     printed = []
     for kind, block in blocks:
         capsys.readouterr()
@@ -193,5 +196,6 @@ def test_every_block_of_the_page_runs(made, photos, tmp_path, monkeypatch, capsy
     expected = model.captions(["photo.jpg"])[0][0]
     assert printed[0] == f"{expected.text}\n" and (printed[4] == printed[0] or expected.broken)
     assert printed[6] == f"photo.jpg: {printed[0]}" and printed[7] == printed[0]  # without torch
+    assert printed[8].startswith("page: my_captioner/model.safetensors") and Path("page/index.html").is_file()
     flags = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE))
     assert {"--format", "--push", "--num-captions"} <= flags

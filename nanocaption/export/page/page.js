@@ -1,7 +1,8 @@
 // What the visitor sees and does. The model runs in worker.js.
 
 const element = id => document.getElementById(id);
-const percent = share => share > 0.995 ? "100 %" : share < 0.005 ? "under 1 %" : `${Math.round(100 * share)} %`;
+const percent = share => share > 0.995 ? "over 99 %" : share < 0.0005 ? "under 0.1 %"
+  : `${(100 * share).toFixed(share < 0.0095 ? 1 : 0)} %`;
 let asked = 0; // pictures so far; what is answered to an earlier one is left aside
 let shown = null; // {captions, grid, box}
 let kept = null; // the word that was pressed
@@ -12,7 +13,7 @@ const started = start();
 
 async function start() {
   tell("Loading the model …");
-  const offline = await keepOffline();
+  await keepOffline();
   worker = new Worker("worker.js", {type: "module"});
   worker.onerror = () => fail("The model cannot be loaded: this browser is too old, or a file of the page is missing.");
   worker.onmessage = ({data}) => {
@@ -20,17 +21,17 @@ async function start() {
     if (data.kind === "ready") {
       element("progress").hidden = true;
       if (!asked) tell("Ready.");
-      offline?.active?.postMessage("keep");
+      navigator.serviceWorker?.ready.then(({active}) => active.postMessage("keep"));
     }
     if (data.kind === "failed" && (data.id ?? asked) === asked) fail(data.text);
     if (data.kind === "captions" && data.id === asked) show(data);
   };
 }
 
-/** The registration of the service worker once it is in control, or null where there is none; waits 3 seconds at most. */
+/** Until the service worker is in control, so that it sees what is loaded; for 3 seconds at most. */
 async function keepOffline() {
   const workers = navigator.serviceWorker; // not without https
-  if (!workers) return null;
+  if (!workers) return;
   workers.onmessage = ({data}) => {
     element("offline").textContent = data.kept ? "Works offline from now on." : "Needs the network the next time.";
   };
@@ -38,9 +39,8 @@ async function keepOffline() {
   try {
     await workers.register("service-worker.js", {updateViaCache: "none"});
     await Promise.race([Promise.all([control, workers.ready]), new Promise(done => setTimeout(done, 3000))]);
-    return await workers.ready;
   } catch {
-    return null;
+    element("offline").textContent = "This browser keeps nothing for later.";
   }
 }
 
