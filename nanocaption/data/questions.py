@@ -11,7 +11,6 @@ from typing import NamedTuple
 from nanocaption.data.caption_text import normalise
 from nanocaption.data.prepared import Question, Record, load_records
 from nanocaption.data.shards import is_streamed
-from nanocaption.demo_set import ask_scene
 
 
 class Asking(NamedTuple):
@@ -29,6 +28,8 @@ def questions_of(record: Record) -> list[Question]:
     """The questions of a picture: its own; of a drawn one those that its scene gives."""
     if "questions" in record or "scene" not in record:
         return record.get("questions", [])
+    from nanocaption.demo_set import ask_scene  # and with it Pillow
+
     stem = PurePosixPath(record["file_name"]).stem
     return [
         Question(question=one["question"], answers=[one["answer"]], id=f"{stem}-{number}", type=one["type"],
