@@ -21,10 +21,10 @@ from nanocaption.data.transform import load_image, seen_part
 from nanocaption.model.options import search_options
 from nanocaption.score import results
 from nanocaption.score.answer_files import read_answers, write_answers
-from nanocaption.score.question_scores import QuestionScores, Scored, answers_table, exchanged, score_answers
+from nanocaption.score.question_scores import QuestionScores, Scored, answers_table, exchanged, rule_of, score_answers
 from nanocaption.score.report_questions import AnswerRow, shown_answers, write_answers_report
 from nanocaption.score.split import Split, load_split, training_questions
-from nanocaption.use.answering import answer_split
+from nanocaption.use.answering import answer_split, choose_letters
 from nanocaption.use.attention import attend
 from nanocaption.use.captioning import decoding_facts, results_name
 from nanocaption.use.load import Loaded
@@ -69,7 +69,9 @@ def evaluate_answers(arguments: argparse.Namespace, loaded: Loaded, paths: Seque
         origin = f"{', '.join(f'{name} {value}' for name, value in decoding.items())} | {made_by}"
         facts: dict[str, object] = {"decoding": decoding, "checkpoints": digests, "key": key}
         trained = training_questions(Path(settings.DATA_DIR), states[0]["config"])
-        scores, rows = score_answers(split.records, answers, trained, others)
+        flat = [question for record in split.records for question in record["questions"]]
+        letters = choose_letters(loaded, split) if rule_of(flat)[0] == "choice" else None
+        scores, rows = score_answers(split.records, answers, trained, others, letters)
         finish(split, answers, scores | facts, origin, rows, output, paths[0].parent, loaded)
     return output
 

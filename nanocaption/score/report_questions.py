@@ -16,7 +16,8 @@ from nanocaption.score.report_html import GalleryRow, Maps, fill, format_score
 
 WORDS = Words("Questions", "answer", "questions", "questions, answers", "right")
 MISTAKES = 12  # that are told, the most frequent ones
-NAMES = {"exact_match": "Exact match", "token_f1": "Token F1", "anls": "ANLS", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}
+NAMES = {"exact_match": "Exact match", "token_f1": "Token F1", "anls": "ANLS", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L",
+         "by_likelihood": "Choice by likelihood"}  # fmt: skip
 
 
 class AnswerRow(Scored):

@@ -15,12 +15,13 @@ from nanocaption.base import devices
 from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.order import seed_of
 from nanocaption.data.questions import Asking, asking
-from nanocaption.model.answers import answer_questions
+from nanocaption.model.answers import answer_log_probs, answer_questions
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.captions import CaptionText
 from nanocaption.model.options import Options
 from nanocaption.score import results
 from nanocaption.score.answer_files import read_kept_answers
+from nanocaption.score.answers import likeliest, options_in
 from nanocaption.score.split import Split
 from nanocaption.use.captioning import How, read_pixels, split_images
 from nanocaption.use.load import Loaded
@@ -91,6 +92,30 @@ def answer_split(
             bar.update(len(batch))
     found |= dict(devices.gather(rows))
     return [text for i in range(len(split.records)) for text in found[i]]
+
+
+def choose_letters(loaded: Loaded, split: Split) -> list[str] | None:
+    """For each question of multiple choice the letter that the one model finds likeliest among those that it lists.
+
+    None where a question lists no options (answers.options_in), or several models answer.
+    """
+    settings = loaded.settings
+    letters = [[list(options_in(question["question"])) for question in record["questions"]] for record in split.records]
+    if len(loaded.models) > 1 or not all(own for of_picture in letters for own in of_picture):
+        return None
+    (model,), found = loaded.models, []
+    batches = _in_batches([sum(map(len, of_picture)) for of_picture in letters], settings.EVAL_BATCH_SIZE)
+    images = split_images(loaded, split)
+    dtype = devices.pick_dtype(settings.PRECISION, loaded.device)
+    readings = read_pixels([model], images, batches, loaded.device, settings.NUM_WORKERS)
+    for batch, (pixels,) in zip(batches, readings, strict=True):
+        own = [(place, asking(question, settings.CAPTION_CASE), options) for place, image in enumerate(batch)
+               for question, options in zip(split.records[image]["questions"], letters[image], strict=True)]
+        asked = [(place, one._replace(answer=letter)) for place, one, options in own for letter in options]
+        with devices.autocast(loaded.device, dtype):
+            values = iter(answer_log_probs(model, loaded.tokenizer, pixels, asked))
+        found += likeliest([{letter: next(values) for letter in options} for _, _, options in own])
+    return found
 
 
 def _in_batches(questions: Sequence[int], size: int) -> list[list[int]]:

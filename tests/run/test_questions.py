@@ -16,11 +16,15 @@ from nanocaption.base.settings import load_settings, take_settings
 from nanocaption.commands import ask, caption, demo
 from nanocaption.commands import export as export_command
 from nanocaption.data.prepared import load_records
-from nanocaption.data.questions import load_questions, questions_of
+from nanocaption.data.questions import Asking, load_questions, questions_of
+from nanocaption.data.transform import load_image
+from nanocaption.model.answers import answer_log_probs
 from nanocaption.model.options import Options
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST
 from nanocaption.score.answers import squad_text
+from nanocaption.score.question_scores import score_answers
+from nanocaption.score.split import load_split
 from nanocaption.use import answering
 from nanocaption.use.load import load_models
 from tests.conftest import CUTOFF, tiny_flags
@@ -289,6 +293,26 @@ def test_anyones_answers_are_scored(evaluated, demo_data, tmp_path, capsys):
     assert said in capsys.readouterr().out
     with pytest.raises(SystemExit, match="--compare is for captions"):
         evaluate.main(["--questions", "--data-dir", str(demo_data), "--compare", *[str(evaluated)] * 2])
+
+
+def test_choices_are_scored_by_the_likelihood_of_their_letters(asked_run, demo_data):
+    loaded = load_models([asked_run / LAST], load_settings(["--data-dir", str(demo_data)]))
+    split = load_split(loaded.settings, "test", loaded.states[0]["config"])
+    listed = ("Which? Options: A: red, B: blue", "Which? Options: A: a, B: b, C: c")
+    records = [record | {"questions": [{"question": text, "answers": ["B"]} for text in listed[: 1 + n % 2]]}
+               for n, record in enumerate(split.records[:5])]  # fmt: skip
+    letters = answering.choose_letters(loaded, split._replace(records=records))
+    flat = [(demo_data / "demo" / "images" / record["file_name"], question["question"])
+            for record in records for question in record["questions"]]  # fmt: skip
+    for (path, text), letter in zip(flat, letters, strict=True):
+        pixels = load_image(path, loaded.models[0].image_spec)[None]
+        asked = [(0, Asking(text, one)) for one in ("ABC" if "C:" in text else "AB")]
+        values = answer_log_probs(loaded.models[0], loaded.tokenizer, pixels, asked)
+        assert asked[values.index(max(values))][1].answer == letter
+    scores, _ = score_answers(records, ["B"] * 7, likeliest=letters)
+    assert scores["rule"] == "choice" and scores["corpus"]["accuracy"] == 1
+    assert scores["corpus"]["by_likelihood"] == letters.count("B") / 7
+    assert answering.choose_letters(loaded, split) is None, "these list no options"
 
 
 def test_questions_of_drawn_pictures_have_ids_and_types_of_their_own(demo_data):
