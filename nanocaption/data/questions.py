@@ -4,10 +4,11 @@ A question may come with all the answers that people gave, equal ones as well. S
 model learns is the answer that has most of them.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from nanocaption.base.files import cases
 from nanocaption.data.caption_text import normalise
 from nanocaption.data.prepared import Question, Record, load_records
 from nanocaption.data.shards import is_streamed
@@ -62,10 +63,13 @@ def texts_of(records: Iterable[Record], case: str) -> list[str]:
             for text in asking(question, case).texts() if text]  # fmt: skip
 
 
-def load_questions(folder: Path, splits: str | Sequence[str], cutoff: int | None = None) -> list[Record]:
+def load_questions(
+    folder: Path, splits: str | Sequence[str], cutoff: int | None = None, tell: Callable[[str], object] = print
+) -> list[Record]:
     """The pictures of some splits that have questions, with these in place; of drawn ones made here.
 
-    cutoff: as in load_records, which reads them. ValueError where no picture of a split has any.
+    cutoff: as in load_records, which reads them. tell: is told which have none and are left out. ValueError where no
+    picture of a split has any.
     """
     records = load_records(folder, splits, cutoff)
     if is_streamed(folder):
@@ -75,4 +79,6 @@ def load_questions(folder: Path, splits: str | Sequence[str], cutoff: int | None
         if not any(record["split"] == split for record in asked):
             raise ValueError(f"{folder}: no picture of the split {split!r} has a question; docs/questions.md says what "
                              "sets do. To train on its captions set QUESTIONS = False (--no-questions)")
+    if bare := [record["file_name"] for record in records if not questions_of(record)]:
+        tell(f"{folder}: {cases(bare, 'picture')} of {len(records):,} without a question, left out")
     return asked

@@ -290,7 +290,9 @@ def load_splits(settings: Settings) -> tuple[Path, Splits]:
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
     if settings.QUESTIONS:
-        return folder, {role: load_questions(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+        train, val = (load_questions(folder, splits[role], settings.DATA_CUTOFF, devices.console)
+                      for role in ("train", "val"))  # fmt: skip
+        return folder, {"train": train, "val": val}
     if is_streamed(folder):
         check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
         train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)
