@@ -35,6 +35,7 @@ class State(TypedDict, total=False):
     best_cider: float | None
     captions_sha256: str
     rewarded_steps: int  # of self-critical training; none where a checkpoint does not say
+    questions_sha256: str  # of a run on questions: over those it learns from, which of drawn pictures are made anew
     stream_sha256: str  # of a run on a streamed set: its pictures and what its order depends on
     encoding: int  # of the data of its run, tokenizer.ENCODING; 1 where a checkpoint does not say
     written_by: str

@@ -4,6 +4,8 @@ A question may come with all the answers that people gave, equal ones as well. S
 model learns is the answer that has most of them.
 """
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -61,6 +63,25 @@ def texts_of(records: Iterable[Record], case: str) -> list[str]:
     """All that a tokenizer should know well: every question with the answer that is learnt."""
     return [text for record in records for question in record.get("questions", ())
             for text in asking(question, case).texts() if text]  # fmt: skip
+
+
+def with_captions(records: Iterable[Record], question: str) -> tuple[list[Record], int]:
+    """The records whose captions, each once, are also answers to `question`; and how many these are."""
+    found: list[Record] = []
+    number = 0
+    for record in records:
+        own = [Question(question=question, answers=[text]) for text in dict.fromkeys(record["captions"])]
+        number += len(own)
+        found.append(record | {"questions": [*record["questions"], *own]})
+    return found, number
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """sha256 over the pictures and all that is asked about them."""
+    total = hashlib.sha256()
+    for record in records:
+        total.update(json.dumps([record["file_name"], record.get("questions")], sort_keys=True).encode() + b"\n")
+    return total.hexdigest()
 
 
 def load_questions(

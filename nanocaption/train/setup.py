@@ -22,7 +22,7 @@ from nanocaption.data.dataset import ImageTextDataset
 from nanocaption.data.inputs import make_inputs
 from nanocaption.data.order import group_sizes, number_of_captions, seed_of, step_target
 from nanocaption.data.prepared import Record, check_splits, kept_captions, load_records, sample_places, verify
-from nanocaption.data.questions import load_questions, texts_of
+from nanocaption.data.questions import digest_of, load_questions, texts_of, with_captions
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
@@ -205,6 +205,7 @@ def prepare(
     captions_sha256 = verify(data_folder)["captions_sha256"]
     if saved and saved["captions_sha256"] != captions_sha256:
         raise SystemExit(told_of_others(data_folder, saved["captions_sha256"]))
+    asked = questions_digest(settings, records["train"], saved)
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
@@ -234,6 +235,7 @@ def prepare(
         "model_arguments": model.arguments(),
         "captions_sha256": captions_sha256,
         **streamed,
+        **asked,
         "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
@@ -258,6 +260,23 @@ def rewards_of(settings: Settings, records: Sequence[Record] | TrainingRecords) 
     for note in notes:
         devices.console(note)
     return rewards
+
+
+def questions_digest(
+    settings: Settings, records: Sequence[Record] | TrainingRecords, saved: State | None
+) -> dict[str, str]:
+    """{"questions_sha256": ...} of a run on questions, for the checkpoints; {} of another.
+
+    SystemExit where the run that saved had others: those of drawn pictures are made by this program's own code.
+    """
+    if not settings.QUESTIONS:
+        return {}
+    found = digest_of(records)
+    if saved and saved.get("questions_sha256", found) != found:
+        raise SystemExit("The questions about the training pictures are not those of this run: another version draws "
+                         "others. Finish it with the version that began it, or start a fresh run from its weights with "
+                         "--init-checkpoint-path.")  # fmt: skip
+    return {"questions_sha256": found}
 
 
 def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, str]:
@@ -292,6 +311,9 @@ def load_splits(settings: Settings) -> tuple[Path, Splits]:
     if settings.QUESTIONS:
         train, val = (load_questions(folder, splits[role], settings.DATA_CUTOFF, devices.console)
                       for role in ("train", "val"))  # fmt: skip
+        if settings.CAPTION_QUESTION is not None:
+            train, captions = with_captions(train, settings.CAPTION_QUESTION)
+            devices.console(f"captions, train: {captions:,} are learnt as answers to {settings.CAPTION_QUESTION!r}")
         return folder, {"train": train, "val": val}
     if is_streamed(folder):
         check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])

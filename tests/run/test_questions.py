@@ -25,6 +25,7 @@ from nanocaption.runs.folder import LAST
 from nanocaption.score.answers import squad_text
 from nanocaption.score.question_scores import score_answers
 from nanocaption.score.split import load_split
+from nanocaption.train import setup
 from nanocaption.use import answering
 from nanocaption.use.load import load_models
 from tests.conftest import CUTOFF, tiny_flags
@@ -66,7 +67,7 @@ def test_the_questions_of_the_set_are_what_is_trained_on(asked_run, demo_data, f
     assert load_records(demo_data / "demo", "train")[0].keys() == {"file_name", "split", "captions", "scene"}
 
 
-def test_a_resumed_run_ends_with_the_same_bits(asked_run, flags, tmp_path):
+def test_a_resumed_run_ends_with_the_same_bits(asked_run, flags, tmp_path, monkeypatch):
     (tmp_path / "runs" / "run").mkdir(parents=True)
     first = shutil.copy(next(asked_run.glob("checkpoint_epoch_1_*")), tmp_path / "runs" / "run")
     train.main([*flags, *HOW, "--resume-checkpoint-path", str(first)])
@@ -76,6 +77,10 @@ def test_a_resumed_run_ends_with_the_same_bits(asked_run, flags, tmp_path):
     assert rows(asked_run, "val")[-1] == rows(tmp_path / "runs" / "run", "val")[-1]
     halfway = checkpoint.load(first)["model_state_dict"]
     assert not all(torch.equal(tensor, halfway[name]) for name, tensor in whole["model_state_dict"].items())
+    real = setup.digest_of
+    monkeypatch.setattr(setup, "digest_of", lambda records: real(list(records)[1:]))
+    with pytest.raises(SystemExit, match="The questions about the training pictures are not those of this run"):
+        train.main([*flags, *HOW, "--resume-checkpoint-path", str(first)])
     with pytest.raises(SystemExit, match="QUESTIONS: True -> False"):
         train.main([*flags, *HOW, "--no-questions", "--resume-checkpoint-path", str(first)])
 
@@ -118,6 +123,22 @@ def test_a_set_without_questions_is_one_line(flags, demo_data, tmp_path):
     with pytest.raises(ValueError, match="no picture of the split 'train' has a question") as error:
         train.main([*flags, *HOW, "--data-dir", str(data), "--dataset", "plain"])
     assert "\n" not in str(error.value)
+
+
+def test_captions_are_learnt_beside_as_answers_to_a_question_of_their_own(flags, demo_data, capsys):
+    more = ["--num-epochs", "1", "--caption-question", "Describe the picture."]
+    train.main([*flags, *HOW, *more, "--run-name", "both"])
+    printed = capsys.readouterr().out
+    asked = sum(len(record["questions"]) for record in load_questions(demo_data / "demo", "train"))
+    assert "captions, train: 120 are learnt as answers to 'Describe the picture.'" in printed
+    assert f"data: {CUTOFF} images with {asked + 120} questions" in printed
+    val = load_questions(demo_data / "demo", "val")[:4]
+    told = sum(len(record["questions"]) for record in val)
+    assert f"of {told} questions answered rightly (greedy, 4 images)" in printed, "they are not among those scored"
+    with pytest.raises(SystemExit, match="CAPTION_QUESTION = 'x' goes with QUESTIONS = True"):
+        train.main([*flags, "--caption-question", "x"])
+    with pytest.raises(SystemExit, match="CAPTION_QUESTION = '!' asks nothing"):
+        train.main([*flags, *HOW, "--caption-question", "!"])
 
 
 # --- asking ---
