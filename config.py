@@ -23,6 +23,7 @@ TEST_SPLITS: tuple[str, ...] = ("test",)  # evaluate.py's --split test
 DATA_SEED: int = 1  # fixes the drawn demo set, and the splits of a set that comes without its own
 MAX_BAD_FRACTION: float = 0.01  # largest share of pictures, or captions, that may be unusable and are left out
 QUESTIONS: bool = False  # learn to answer the set's questions, not to caption its pictures: docs/questions.md
+CAPTION_QUESTION: str | None = None  # with QUESTIONS: learn captions too, as answers to it: "Describe the picture."
 CAPTION_CASE: Literal["keep", "lower"] = "keep"  # of captions trained on; the other rules: data/caption_text.py
 NUM_WORKERS: int = 0  # processes that read images; 0 reads in the training process, and checks new data on every core
 RANDOM_CROP_AREA: float = 1.0  # training pictures are cropped at random to this share of their area or more; 1 = never

@@ -9,6 +9,7 @@
     python evaluate.py --length-penalties 0.7,1,1.3           the one that is best on val, for the test split
     python evaluate.py --predictions anyones.json             score captions of any model, without one
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
+    python evaluate.py --questions --predictions answers.json   score anyone's answers to a set's questions
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
 
 Writes predictions.json (COCO results layout), references.json (COCO annotations layout), scores.json and report.html
@@ -71,6 +72,7 @@ import torch
 from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import cases, write_atomically
+from nanocaption.commands.evaluate_questions import evaluate_answers, refuse_flags, score_answers_file
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
 from nanocaption.data.shard_index import paths_of
@@ -103,6 +105,8 @@ def main(argv: list[str]) -> None:
     arguments.split = arguments.split or "test"
     try:
         settings = load_settings(own)
+        if arguments.compare and settings.QUESTIONS:
+            refuse_flags(arguments)
         if arguments.compare:
             compare(arguments, settings)
         elif arguments.predictions:
@@ -142,6 +146,8 @@ def evaluate(arguments: argparse.Namespace, given: Settings, paths: list[Path], 
     """
     device = _join_processes(given)
     loaded = load_models(paths, given)
+    if loaded.settings.QUESTIONS:
+        return evaluate_answers(arguments, loaded, paths)
     settings, states = loaded.settings, loaded.states
     options = decoding_flags.options(arguments, search_options(settings.values))
     refuse_consensus(arguments, settings)
@@ -228,6 +234,8 @@ def score_file(arguments: argparse.Namespace, settings: Settings) -> None:
     _join_processes(settings)
     if devices.rank() != 0:
         return  # there is nothing to share
+    if settings.QUESTIONS:
+        return score_answers_file(arguments, settings)
     split = load_split(settings, arguments.split, settings.values)
     found = read_predictions(path, split.records, arguments.only_predicted)
     captions = [caption for caption in found if caption is not None]

@@ -200,6 +200,12 @@ def _reward_rules(v: types.SimpleNamespace) -> Rules:
 
 
 def _question_rules(v: types.SimpleNamespace) -> Rules:
+    told = f"CAPTION_QUESTION = {v.CAPTION_QUESTION!r}"
+    yield (v.CAPTION_QUESTION is None or v.QUESTIONS, f"{told} goes with QUESTIONS = True; captions alone need none")
+    yield (
+        v.CAPTION_QUESTION is None or any(map(str.isalnum, v.CAPTION_QUESTION)),
+        f"{told} asks nothing: write what captions answer, 'Describe the picture.', or none",
+    )
     if not v.QUESTIONS:
         return
     yield (v.OBJECTIVE == "xe", "QUESTIONS = True with OBJECTIVE = 'scst': rewards are for captions; set it to 'xe'")

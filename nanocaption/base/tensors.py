@@ -36,6 +36,7 @@ class State(TypedDict, total=False):
     captions_sha256: str
     rewarded_steps: int  # of self-critical training; none where a checkpoint does not say
     used: Tensor  # the note of its run's pictures and captions, see train/used.py; of a streamed set those to validate
+    questions_sha256: str  # of a run on questions: over those it learns from, which of drawn pictures are made anew
     stream_sha256: str  # of a run on a streamed set: its pictures and what its order depends on
     stream_own: dict[str, Any]  # the same of what it uses alone: pictures of each split, and their sha256
     encoding: int  # of the data of its run, tokenizer.ENCODING; 1 where a checkpoint does not say

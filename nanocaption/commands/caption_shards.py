@@ -66,7 +66,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
     from nanocaption.data.shards import import_pyarrow
     from nanocaption.model.options import search_options
     from nanocaption.use import shards
-    from nanocaption.use.load import find_checkpoints, load_models
+    from nanocaption.use.load import find_checkpoints, load_models, refuse_answerer
 
     paths = find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR, hub=True)
     if arguments.checkpoint is None:
@@ -78,6 +78,7 @@ def main(arguments: argparse.Namespace, settings: Settings) -> int:
         raise ValueError(f"--output {output}: may not be written to, name another folder or change its rights")
     devices.pick_device(settings.DEVICE, devices.local_rank())  # a process of torchrun gets a GPU of its own
     loaded = load_models(paths, settings)
+    refuse_answerer(loaded, paths[0])
     captions = arguments.num_captions
     options = decoding_flags.options(arguments, search_options(loaded.settings.values), captions)
     facts = shards.facts_of(loaded, paths, options, captions)

@@ -124,6 +124,9 @@ def _write(
         facts = write_export(arguments.folder, state, path, Path(settings.DATA_DIR), arguments.push)
         ImageToTextModel.from_pretrained(arguments.folder)  # proves that it loads
         return facts, hub.FILES, "verified"
+    if state["config"].get("QUESTIONS"):
+        raise SystemExit(f"--format {arguments.format} knows no questions: leave it out, and load the folder with "
+                         "nanocaption.load(FOLDER).answer(picture, question)")  # fmt: skip
     facts = find_facts(state, path, Path(settings.DATA_DIR), arguments.push or arguments.folder.name)
     if arguments.format == "web":
         return facts, *_write_web(arguments, state, facts)

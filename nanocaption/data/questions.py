@@ -4,14 +4,16 @@ A question may come with all the answers that people gave, equal ones as well. S
 model learns is the answer that has most of them.
 """
 
-from collections.abc import Iterable, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from nanocaption.base.files import cases
 from nanocaption.data.caption_text import normalise
 from nanocaption.data.prepared import Question, Record, load_records
 from nanocaption.data.shards import is_streamed
-from nanocaption.demo_set import ask_scene
 
 
 class Asking(NamedTuple):
@@ -29,6 +31,8 @@ def questions_of(record: Record) -> list[Question]:
     """The questions of a picture: its own; of a drawn one those that its scene gives."""
     if "questions" in record or "scene" not in record:
         return record.get("questions", [])
+    from nanocaption.demo_set import ask_scene  # and with it Pillow
+
     stem = PurePosixPath(record["file_name"]).stem
     return [
         Question(question=one["question"], answers=[one["answer"]], id=f"{stem}-{number}", type=one["type"],
@@ -61,10 +65,32 @@ def texts_of(records: Iterable[Record], case: str) -> list[str]:
             for text in asking(question, case).texts() if text]  # fmt: skip
 
 
-def load_questions(folder: Path, splits: str | Sequence[str], cutoff: int | None = None) -> list[Record]:
+def with_captions(records: Iterable[Record], question: str) -> tuple[list[Record], int]:
+    """The records whose captions, each once, are also answers to `question`; and how many these are."""
+    found: list[Record] = []
+    number = 0
+    for record in records:
+        own = [Question(question=question, answers=[text]) for text in dict.fromkeys(record["captions"])]
+        number += len(own)
+        found.append(record | {"questions": [*record["questions"], *own]})
+    return found, number
+
+
+def digest_of(records: Iterable[Record]) -> str:
+    """sha256 over the pictures and all that is asked about them."""
+    total = hashlib.sha256()
+    for record in records:
+        total.update(json.dumps([record["file_name"], record.get("questions")], sort_keys=True).encode() + b"\n")
+    return total.hexdigest()
+
+
+def load_questions(
+    folder: Path, splits: str | Sequence[str], cutoff: int | None = None, tell: Callable[[str], object] = print
+) -> list[Record]:
     """The pictures of some splits that have questions, with these in place; of drawn ones made here.
 
-    cutoff: as in load_records, which reads them. ValueError where no picture of a split has any.
+    cutoff: as in load_records, which reads them. tell: is told which have none and are left out. ValueError where no
+    picture of a split has any.
     """
     records = load_records(folder, splits, cutoff)
     if is_streamed(folder):
@@ -74,4 +100,6 @@ def load_questions(folder: Path, splits: str | Sequence[str], cutoff: int | None
         if not any(record["split"] == split for record in asked):
             raise ValueError(f"{folder}: no picture of the split {split!r} has a question; docs/questions.md says what "
                              "sets do. To train on its captions set QUESTIONS = False (--no-questions)")
+    if bare := [record["file_name"] for record in records if not questions_of(record)]:
+        tell(f"{folder}: {cases(bare, 'picture')} of {len(records):,} without a question, left out")
     return asked

@@ -55,13 +55,13 @@ def write_card(
         "seen": _SEEN[kind], "image_size": image_size, "epoch": state["epoch"], "step": state["step"],
         "averaged": f"; the weights are {as_markdown(told)}" if told else "",
         "written_by": as_markdown(state.get("written_by", "nanoCaption")), **_encoder(state, base_model),
-        **_origin(state, _SEEN[kind]), **_objective(state, fields),
+        **_origin(state, _SEEN[kind]), **_objective(state, fields), **_task(config),
     }  # fmt: skip
     texts = re.split(r"^=== (.+) ===\n", Path(__file__).with_name("card_template.md").read_text("utf-8"), flags=re.M)
     blocks = {name: text.strip() for name, text in zip(texts[1::2], texts[2::2], strict=True)}
     for field, (block, own) in {
         "data": _data(config, facts.manifest), "results": _results(config, facts), "samples": _samples(facts),
-        "limits": (f"limits {kind}", {}), "use": (f"use {form}", {}),
+        "limits": (f"limits {kind}", {}), "use": ("use questions" if config.get("QUESTIONS") else f"use {form}", {}),
         "training": ("training foreign" if is_foreign(state) else "training own", {}),
     }.items():  # fmt: skip
         fields |= own
@@ -69,6 +69,21 @@ def write_card(
     if (scored := _scored(config, facts)) is not None and scored < _FEW:
         fields["results"] += "\n\n" + blocks["results few"].format_map(fields | {"images": scored})
     return blocks["card"].format_map(fields) + "\n"
+
+
+def _task(config: Mapping[str, Any]) -> dict[str, str]:
+    """What the model is for, as fields."""
+    if config.get("QUESTIONS"):
+        return {
+            "what_it_is": "It answers questions about pictures: a picture and a question in, a short answer out.",
+            "written": "answer", "one": "an answer", "and_cider": "",
+            "cannot": "Beside the questions of its training it answers whatever is asked, sensible or not.",
+        }  # fmt: skip
+    return {
+        "what_it_is": "An image captioner: a picture in, one sentence out.", "written": "caption", "one": "a caption",
+        "and_cider": ", and CIDEr depends on the number of pictures",
+        "cannot": "It reads no text in pictures, and answers no questions.",
+    }  # fmt: skip
 
 
 def _objective(state: State, fields: Mapping[str, str]) -> dict[str, str]:
@@ -183,7 +198,8 @@ def _data(config: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> tupl
         origin = f"a mix of the sets {as_markdown(source)}"
     else:
         origin = f"a folder of the person who trained it (layout: {as_markdown(manifest.get('layout', 'unknown'))})"
-    counts = [f"- {as_markdown(split)}: {count['images']:,} images, {count['captions']:,} captions"
+    kind = "questions" if any(count.get("questions") for count in manifest["counts"].values()) else "captions"
+    counts = [f"- {as_markdown(split)}: {count['images']:,} images, {count.get(kind, 0):,} {kind}"
               for split, count in manifest["counts"].items()]  # fmt: skip
     if config["DATA_CUTOFF"] is not None:
         counts.append(f"- only the first {config['DATA_CUTOFF']:,} images of each split were used")
@@ -193,6 +209,13 @@ def _data(config: Mapping[str, Any], manifest: Mapping[str, Any] | None) -> tupl
 
 def _results(config: Mapping[str, Any], facts: Facts) -> tuple[str, dict[str, str]]:
     scores, row = facts.scores, facts.validation
+    if scores and "rule" in scores:
+        found = [(name, value, scores["intervals"].get(name)) for name, value in scores["corpus"].items()]
+        found += [(f"control: {name}", part["accuracy"], part["interval"]) for name, part in scores["controls"].items()]
+        rows = [_row(name, f"{100 * value:.1f}", f"{100 * spread[0]:.1f} to {100 * spread[1]:.1f}" if spread else "")
+                for name, value, spread in found]  # fmt: skip
+        return "results answers", {"split": scores["split"], "images": f"{scores['images']:,}",
+                                   "score_rows": "\n".join(rows), "signature": scores["signature"]}  # fmt: skip
     if scores:
         people, rows = scores.get("leave_one_out", {}), []
         for key, value in scores["corpus"].items():
@@ -205,8 +228,10 @@ def _results(config: Mapping[str, Any], facts: Facts) -> tuple[str, dict[str, st
     if row:
         figures = [f"loss {row['val_loss']:.4f} per token"]
         figures += [f"{_METRICS[key]} {100 * row[key]:.1f}" for key in _TYPES if row.get(key) is not None]
+        figures += [f"accuracy {100 * row['accuracy']:.1f}"] if row.get("accuracy") is not None else []
         images = config.get("VALIDATION_SCORE_IMAGES")
-        greedy = f" (greedy captions of at most {images} images)" if len(figures) > 1 else ""
+        what = "answers about" if "accuracy" in row else "captions of"
+        greedy = f" (greedy {what} at most {images} images)" if len(figures) > 1 else ""
         return "results validated", {"figures": ", ".join(figures) + greedy}
     return "results none", {}
 

@@ -96,18 +96,22 @@ def find_evaluation(
             alike = own_decoding.items() <= scores["decoding"].items() and "groups" not in scores["decoding"]
             alike = alike and "consensus of" not in scores["decoding"]
             alike = alike and bool(config.get("NO_BAD_ENDINGS")) == ("no bad endings" in scores["decoding"])
+            alike = alike and bool(config.get("QUESTIONS")) == ("rule" in scores)
             found.append(((alike, scores["split"] == "test", scores["images"], path.stat().st_mtime), path, scores))
     if not found:
         return {}, []
     _, path, scores = max(found, key=lambda entry: entry[0])
     predictions = path.with_name("predictions.json")
+    if "rule" in scores:
+        return scores, []  # of answers: samples are the log's, which has the questions beside them
     return scores, json.loads(predictions.read_text("utf-8")) if predictions.is_file() else []
 
 
 def title_of(state: State, facts: Facts) -> str:
     """One line for a commit: the epoch, and the best figures that are known."""
     if facts.scores:
-        figures = [f"{facts.scores['split']} CIDEr {100 * facts.scores['corpus']['CIDEr']:.1f}"]
+        name = "accuracy" if "rule" in facts.scores else "CIDEr"
+        figures = [f"{facts.scores['split']} {name} {100 * facts.scores['corpus'][name]:.1f}"]
     elif facts.validation:
         row = facts.validation
         figures = [f"validation loss {row['val_loss']:.4f}"]

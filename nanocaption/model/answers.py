@@ -3,6 +3,7 @@
 Q questions about N pictures, each of which is encoded once, whatever is asked about it.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from nanocaption.data.any_picture import AnyPicture, fitted_pictures
 from nanocaption.data.caption_text import normalise
 from nanocaption.data.dataset import padded
-from nanocaption.data.question_tokens import question_ids
+from nanocaption.data.packing import find_places, unpack
+from nanocaption.data.question_tokens import answer_starts, encode_questions, question_ids
 from nanocaption.data.questions import Asking
 from nanocaption.data.tokenizer import END, PAD, SEP
 from nanocaption.model import decode
@@ -58,6 +60,33 @@ def answer_questions(
     results = decode.decode(decode.ensemble(steps), len(fed), options, limits, own_seeds)
     for number, answers in zip(fed, results, strict=True):
         found[number] = [with_text(tokenizer, answer) for answer in answers]
+    return found
+
+
+@torch.inference_mode()
+def answer_log_probs(
+    model: Captioner, tokenizer: Tokenizer, pixels: Tensor, questions: Sequence[tuple[int, Asking]]
+) -> list[float]:
+    """The log-probability of the answer that each Asking holds, <end> included: for choices by likelihood.
+
+    pixels, questions: as of answer_questions. Of a question that is too long, and of an answer that would be cut, it is
+    -inf.
+    """
+    rows = encode_questions(tokenizer, [asking for _, asking in questions], model.decoder.max_seq_len).rows
+    fits = [number for number, row in enumerate(rows) if row is not None and row[-1] == END]
+    found = [-math.inf] * len(rows)
+    if not fits:
+        return found
+    ids = [rows[number] for number in fits]
+    tokens = torch.from_numpy(padded([row[:-1] for row in ids], PAD)).to(pixels.device)
+    targets = torch.from_numpy(padded([row[1:] for row in ids], PAD)).to(pixels.device)
+    images = torch.tensor([questions[number][0] for number in fits], device=pixels.device)
+    places = find_places(tokens, PAD, images, len(pixels))
+    logits = model.decoder.logits(model.hidden(pixels, tokens, places)).float()  # (R, V)
+    flat = targets.flatten().index_select(0, places.in_captions)
+    chosen = unpack(logits.log_softmax(-1).gather(1, flat[:, None]), places.in_captions, places.captions)[..., 0]
+    for number, row, own in zip(fits, ids, chosen.tolist(), strict=True):
+        found[number] = sum(own[answer_starts(row) - 1 : len(row) - 1])
     return found
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nanocaption.base.tensors import State
 from nanocaption.data.any_picture import AnyPicture, fitted_pictures
+from nanocaption.data.packing import Places
 from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import decode
@@ -33,6 +34,8 @@ class Captioner(Protocol):
     about: State | None
 
     def start_decoding(self, images: Tensor, prefix: Prefix | None = None) -> decode.Step: ...
+
+    def hidden(self, images: Tensor, decoder_input_tokens: Tensor, places: Places) -> Tensor: ...
 
     def cross_attention(
         self, images: Tensor, decoder_input_tokens: Tensor, image_index: Tensor | None = None

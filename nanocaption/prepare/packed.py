@@ -240,14 +240,27 @@ def with_contents(
 
 def unpack_parquet(shards: list[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`, of empty cells an empty file; those already there are kept."""
-    wanted, written = set(file_names), set()
+    wanted = set(file_names)
+
+    def pictures(shard: Path, label: str) -> Iterator[tuple[str | None, bytes]]:
+        for _, row, data, _ in parquet_rows(shard, parquet_columns(shard), label, pictures=True):
+            yield name_in_set(row.file_name, label, data, wanted), data
+
+    write_pictures(shards, wanted, folder, pictures)
+
+
+def write_pictures(
+    shards: Sequence[Path], wanted: Collection[str], folder: Path,
+    pictures: Callable[[Path, str], Iterator[tuple[str | None, bytes]]],
+) -> None:  # fmt: skip
+    """Write the pictures of these names to `folder`. pictures: (a shard, its label) -> each name and its bytes."""
+    written: set[str] = set()
     there = sum(size_of(folder / name) or 0 for name in wanted)
     require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
     with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
         for shard, label in archives.labels_of(shards).items():
-            for _, row, data, _ in parquet_rows(shard, parquet_columns(shard), label, pictures=True):
-                name = name_in_set(row.file_name, label, data, wanted)
-                if name is not None and name not in written:
+            for name, data in pictures(shard, label):
+                if name is not None and name in wanted and name not in written:
                     if size_of(folder / name) != len(data):
                         write_file(folder / name, data)
                     written.add(name)

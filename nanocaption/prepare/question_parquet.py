@@ -14,11 +14,11 @@ from typing import Any
 from tqdm import tqdm
 
 from nanocaption.base import on_disk
-from nanocaption.base.files import cases, require_space, size_of, write_file
+from nanocaption.base.files import cases
 from nanocaption.data.shards import open_parquet
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, merged
-from nanocaption.prepare.packed import ROWS_AT_ONCE, content_name, split_of
+from nanocaption.prepare.packed import ROWS_AT_ONCE, content_name, split_of, write_pictures
 from nanocaption.prepare.question_files import questions_in, split_in
 
 IMAGE = ("image_bytes", "image", "images", "jpg", "picture", "img")
@@ -50,8 +50,7 @@ def read_shards(raw_dir: Path, shards: Sequence[Path]) -> Rows:
             elif not questions:
                 lost.append(where)
             else:
-                data = pictures[0] if pictures else b""
-                name = content_name(data) if data else f"{label}-row-{number}"
+                name, data = _named(label, number, pictures)
                 empty += [where] * (not data)
                 split = first_split.setdefault(name, split_in(row) or by_shard)
                 rows.append(Row(name, split, questions))
@@ -63,19 +62,17 @@ def read_shards(raw_dir: Path, shards: Sequence[Path]) -> Rows:
 
 def unpack_shards(shards: Sequence[Path], file_names: Collection[str], folder: Path) -> None:
     """Write the pictures `file_names` to `folder`, of empty cells an empty file; those already there are kept."""
-    wanted, written = set(file_names), set()
-    there = sum(size_of(folder / name) or 0 for name in wanted)
-    require_space(folder, max(0, sum(shard.stat().st_size for shard in shards) - there), "DATA_DIR")
-    with tqdm(total=len(wanted), desc="pictures", unit="picture", mininterval=0.5) as bar:
-        for shard, label in archives.labels_of(shards).items():
-            for number, _, pictures in _rows(shard):
-                data = pictures[0] if pictures else b""
-                name = content_name(data) if data else f"{label}-row-{number}"
-                if name in wanted and name not in written:
-                    if size_of(folder / name) != len(data):
-                        write_file(folder / name, data)
-                    written.add(name)
-                    bar.update()
+
+    def named(shard: Path, label: str) -> Iterator[tuple[str | None, bytes]]:
+        for number, _, pictures in _rows(shard):
+            yield _named(label, number, pictures)
+
+    write_pictures(shards, set(file_names), folder, named)
+
+
+def _named(label: str, number: int, pictures: Sequence[bytes]) -> tuple[str, bytes]:
+    """(the name of a row's picture, its bytes); of one without a picture after the row, and b""."""
+    return (content_name(pictures[0]), pictures[0]) if pictures else (f"{label}-row-{number}", b"")
 
 
 def _rows(shard: Path) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:

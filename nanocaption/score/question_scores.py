@@ -78,12 +78,14 @@ def score_answers(
     predictions: Sequence[str],
     training: Iterable[Question] = (),
     shuffled: Sequence[str] | None = None,
+    likeliest: Sequence[str] | None = None,
 ) -> tuple[QuestionScores, list[Scored]]:
     """(content of scores.json, a row for each question) of one answer per question of the records, in their order.
 
     training: what people answered there; the control answers by the most frequent one of each type. Where there is none
     the scored questions themselves say it, which is the most that such a control can reach. shuffled: what the same
-    model answers where the pictures are exchanged for each other.
+    model answers where the pictures are exchanged for each other. likeliest: of multiple choice the letters that the
+    model finds likeliest, whatever it writes.
     """
     asked = [(record["file_name"], question) for record in records for question in record["questions"]]
     questions, owners = [question for _, question in asked], [name for name, _ in asked]
@@ -91,6 +93,8 @@ def score_answers(
     rule, right = rule_of(questions)
     columns = {"accuracy": right(answers, predictions)}
     columns |= {score.__name__: score(answers, predictions) for score in (exact_match, token_f1, anls)}
+    if likeliest is not None:
+        columns["by_likelihood"] = right(answers, likeliest)
     accuracy = columns["accuracy"]
     controls = {BY_TYPE: right(answers, most_frequent(questions, [*training] or questions))}
     if shuffled is not None:
@@ -169,7 +173,8 @@ def parts_of(values: Sequence[float], owners: Sequence[str], kinds: Sequence[str
 def answers_table(scores: QuestionScores) -> str:
     """The scores as lines of text, times 100."""
     names = {"accuracy": f"accuracy ({scores['rule']})", "exact_match": "exact match", "token_f1": "token F1",
-             "anls": "ANLS", "Bleu_4": "BLEU-4", "ROUGE_L": "ROUGE-L"}  # fmt: skip
+             "anls": "ANLS", "by_likelihood": "choice by likelihood", "Bleu_4": "BLEU-4",
+             "ROUGE_L": "ROUGE-L"}  # fmt: skip
     lines = [f"\n{'':34}{'':8}   95 % interval over pictures"]
     for name, value in scores["corpus"].items():
         lines.append(_line(names.get(name, name), value, scores["intervals"].get(name)))

@@ -4,7 +4,7 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from nanocaption.base.files import write_file
 from nanocaption.data.pictures import data_uri, thumbnail
@@ -17,6 +17,19 @@ from nanocaption.score.scoring import Scores
 
 MAX_IMAGES = 200
 T = TypeVar("T")
+
+
+class Words(NamedTuple):
+    """What a page calls things."""
+
+    what: str = "Captions"
+    one: str = "caption"
+    others: str = "pictures"
+    words: str = "captions, references"
+    metric: str = "CIDEr"
+
+
+CAPTIONS = Words()
 
 
 def write_report(
@@ -34,29 +47,42 @@ def write_report(
     Raises ValueError for shown pictures that are missing or unreadable.
     """
     total = len(predictions)
-    shown = shown_rows(predictions, max_images)
-    names = [row["file_name"] for _, row in shown]
-    small = [thumbnail(places[name] if places else Path(images_dir) / name) for name in names]
-    aspects = sorted(picture.width / picture.height for picture in small)
-    script = parts()["page"].partition("<script>")[2].partition("</script>")[0]
     few = ": few, so these scores are rough, CIDEr above all" if scores.get("images", total) < FEW_IMAGES else ""
-    page = fill(
-        "page",
-        # The page's policy runs this one script and nothing else, should an escape ever be forgotten.
-        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
-        title=title,
+    write_page(
+        path, shown_rows(predictions, max_images), total, places or Path(images_dir), title=title,
         subtitle=f"{scores.get('images', total)} {scores.get('split', 'captioned')} pictures{few}",
         signature=scores.get("signature", ""),
         scores=report_html.scores_html(scores),
         charts=report_html.charts_html(history, predictions),
         confusions=report_html.confusions_html(scores.get("confusions", {})),
-        counted=f"all {total:,} pictures" if len(shown) == total else
-                f"{len(shown):,} of {total:,} pictures: the best, the worst, and evenly spaced between",
+    )  # fmt: skip
+
+
+def write_page(
+    path: Path | str, shown: Sequence[tuple[int, GalleryRow]], total: int,
+    places: Mapping[str, Path | Packed] | Path, words: Words = CAPTIONS, leads: Sequence[str] = (), **parts_of: str,
+) -> None:  # fmt: skip
+    """The page with these cards, (rank, row) of `total`, and the other parts of the template as they are given.
+
+    places: of each picture, or the folder of all. leads: a text for each card before its caption.
+    """
+    names = [row["file_name"] for _, row in shown]
+    small = [thumbnail(places / name if isinstance(places, Path) else places[name]) for name in names]
+    aspects = sorted(picture.width / picture.height for picture in small)
+    script = parts()["page"].partition("<script>")[2].partition("</script>")[0]
+    page = fill(
+        "page",
+        # The page's policy runs this one script and nothing else, should an escape ever be forgotten.
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+        **words._asdict(),
+        **parts_of,
+        counted=f"all {total:,} {words.others}" if len(shown) == total else
+                f"{len(shown):,} of {total:,} {words.others}: the best, the worst, and evenly spaced between",
         hint=" Point at a word, tap it or move there with Tab and the arrow keys, to see where the model looked."
              if any(row.get("attention") for _, row in shown) else "",
         aspect=f"{min(max(aspects[len(aspects) // 2], 0.75), 1.5):.3f}",
-        cards="\n".join(report_html.card_html(row, data_uri(picture), rank, total)
-                        for (rank, row), picture in zip(shown, small, strict=True)),
+        cards="\n".join(report_html.card_html(row, data_uri(picture), rank, total, words.metric, lead)
+                        for (rank, row), picture, lead in zip(shown, small, leads or [""] * len(shown), strict=True)),
     )  # fmt: skip
     write_file(Path(path), page.encode("utf-8", "backslashreplace"))
 

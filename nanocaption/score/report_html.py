@@ -80,8 +80,12 @@ def repeated_words(words: Sequence[str]) -> list[bool]:
     return flags
 
 
-def card_html(row: GalleryRow, picture: str, rank: int, total: int) -> str:
+def card_html(
+    row: GalleryRow, picture: str, rank: int, total: int, metric: str = "CIDEr", lead: str = ""
+) -> str:
     """The card of one picture, `rank` of `total` by its score; picture: where it is loaded from.
+
+    metric: what the score is called. lead: a text before the caption, the question that it answers.
 
     With maps each word of the caption is a button: the first is reached by Tab, the others by the arrow keys. Maps of
     other words are left out: a token that holds half a character has no text of its own.
@@ -94,7 +98,8 @@ def card_html(row: GalleryRow, picture: str, rank: int, total: int) -> str:
         shown = [fill("word", n=n, tab=-1 if n else 0, text=word) for n, word in enumerate(shown)]
         attributes = _map_attributes(maps)
     return fill(
-        "card", name=row["file_name"], picture=picture, caption=" ".join(shown) or "<em>empty caption</em>",
+        "card", name=row["file_name"], picture=picture, metric=metric,
+        caption=fill("lead", text=lead) * bool(lead) + (" ".join(shown) or "<em>empty caption</em>"),
         words=len(words), repeats=sum(flags), cider=f"{row['cider']:.6f}", score=format_score(row["cider"]),
         rank=f"{rank:,}", total=f"{total:,}", share=100 * (total - rank) // max(total - 1, 1), maps=attributes,
         references="".join(fill("reference", text=text) for text in row["references"]),
@@ -169,11 +174,12 @@ def _metrics_table(scores: Scores) -> str:
 
 
 def charts_html(history: Rows, predictions: Sequence[GalleryRow]) -> str:
-    """The curves of the run, of what its log has, and two histograms over all pictures."""
+    """The curves of the run, of what its log has, and two histograms over all pictures, if there are any."""
     curves = extract_curves(history)
     charts = curve_charts(curves)
     note = curves.note if charts or not history else "The log holds no losses that can be drawn."
-    return "".join([*map(_figure, charts), fill("note", text=note or ""), *map(_figure, _distributions(predictions))])
+    return "".join([*map(_figure, charts), fill("note", text=note or ""),
+                    *(map(_figure, _distributions(predictions)) if predictions else ())])  # fmt: skip
 
 
 def _figure(chart: Chart) -> str:

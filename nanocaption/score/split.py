@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from nanocaption.base.settings import Settings
 from nanocaption.data.caption_text import as_read
-from nanocaption.data.prepared import Record, first_of_each, folder_name, iter_records, load_records, verify
+from nanocaption.data.prepared import Question, Record, first_of_each, folder_name, iter_records, load_records, verify
+from nanocaption.data.questions import load_questions, questions_of
 from nanocaption.data.remote import ShardError
 from nanocaption.data.shards import check_shards
 
@@ -16,7 +17,7 @@ class Split(NamedTuple):
 
     name: str
     folder: Path  # of the data set
-    records: list[Record]  # each has at least one caption
+    records: list[Record]  # each has at least one caption; with QUESTIONS at least one question
     training: "TrainingCaptions | None"  # those of the training split, if there is one
     captions_sha256: str  # of the data set's captions.json
 
@@ -40,10 +41,13 @@ def load_split(settings: Settings, name: str, trained: Mapping[str, object]) -> 
     except ValueError as error:
         raise ValueError(f"{error}. Prepare it again: {make}") from error
     splits = getattr(settings, f"{name.upper()}_SPLITS", (name,))
+    load = load_questions if settings.QUESTIONS else load_records
     try:
-        records = load_records(folder, splits, settings.DATA_CUTOFF)
+        records = load(folder, splits, settings.DATA_CUTOFF)
     except ValueError as error:
         raise ValueError(f"{error} Or name one of its splits: --split val") from error
+    if settings.QUESTIONS:
+        return Split("+".join(splits), folder, records, None, manifest["captions_sha256"])
     if bare := [record["file_name"] for record in records if not record["captions"]]:
         raise ValueError(f"{len(bare)} of {len(records)} pictures have no reference caption, the first {bare[0]!r}: "
                          "give them one or take them out of captions.json")  # fmt: skip
@@ -60,6 +64,11 @@ class TrainingCaptions:
 
     def __iter__(self) -> Iterator[str]:
         return (caption for record in training_records(self.data_dir, self.trained) for caption in record["captions"])
+
+
+def training_questions(data_dir: Path, trained: Mapping[str, object]) -> list[Question]:
+    """The questions of the pictures of `training_records`."""
+    return [question for record in training_records(data_dir, trained) for question in questions_of(record)]
 
 
 def training_records(data_dir: Path, trained: Mapping[str, object]) -> Iterator[Record]:

@@ -30,7 +30,7 @@ from nanocaption.data.prepared import (
     sample_places,
     verify,
 )
-from nanocaption.data.questions import load_questions, texts_of
+from nanocaption.data.questions import digest_of, load_questions, texts_of, with_captions
 from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
@@ -211,6 +211,7 @@ def prepare(
     references = records["val"]
     rewards = rewards_of(settings, records["train"])
     records = learnt_from(settings, records)
+    asked = questions_digest(settings, records["train"], saved)
     tokenizer = make_tokenizer(settings, data_folder, records["train"], source)
     origin = "The checkpoint" if saved else str(settings.INIT_CHECKPOINT_PATH)
     model = make_model(settings, tokenizer, source, origin, device, resumed=saved is not None)
@@ -241,6 +242,7 @@ def prepare(
         "model_arguments": model.arguments(),
         **data,
         **streamed,
+        **asked,
         "encoding": encoding,
         "environment": now,
         "wandb_run_id": saved.get("wandb_run_id") if saved else None,
@@ -265,6 +267,23 @@ def rewards_of(settings: Settings, records: Sequence[Record] | TrainingRecords) 
     for note in notes:
         devices.console(note)
     return rewards
+
+
+def questions_digest(
+    settings: Settings, records: Sequence[Record] | TrainingRecords, saved: State | None
+) -> dict[str, str]:
+    """{"questions_sha256": ...} of a run on questions, for the checkpoints; {} of another.
+
+    SystemExit where the run that saved had others: those of drawn pictures are made by this program's own code.
+    """
+    if not settings.QUESTIONS:
+        return {}
+    found = digest_of(records)
+    if saved and saved.get("questions_sha256", found) != found:
+        raise SystemExit("The questions about the training pictures are not those of this run: another version draws "
+                         "others. Finish it with the version that began it, or start a fresh run from its weights with "
+                         "--init-checkpoint-path.")  # fmt: skip
+    return {"questions_sha256": found}
 
 
 def stream_digest(images: ImageTextDataset, saved: State | None) -> dict[str, object]:
@@ -352,7 +371,12 @@ def load_splits(settings: Settings) -> tuple[Path, Splits]:
     folder = devices.first_rank_first(lambda: prepare_from(settings, compare=False))
     splits = {"train": settings.TRAIN_SPLITS, "val": settings.VAL_SPLITS}
     if settings.QUESTIONS:
-        return folder, {role: load_questions(folder, names, settings.DATA_CUTOFF) for role, names in splits.items()}
+        train, val = (load_questions(folder, splits[role], settings.DATA_CUTOFF, devices.console)
+                      for role in ("train", "val"))  # fmt: skip
+        if settings.CAPTION_QUESTION is not None:
+            train, captions = with_captions(train, settings.CAPTION_QUESTION)
+            devices.console(f"captions, train: {captions:,} are learnt as answers to {settings.CAPTION_QUESTION!r}")
+        return folder, {"train": train, "val": val}
     if is_streamed(folder):
         check_splits(folder / "captions.json", settings.TRAIN_SPLITS, verify(folder)["counts"])
         train = TrainingRecords(folder, settings.TRAIN_SPLITS, settings.DATA_CUTOFF, settings.CAPTION_CASE)

@@ -14,7 +14,7 @@ from nanocaption.data.question_tokens import answer_starts, encode_questions, qu
 from nanocaption.data.questions import Asking
 from nanocaption.data.tokenizer import END, PAD, SEP, START, train_tokenizer
 from nanocaption.model import decode
-from nanocaption.model.answers import answer_questions, refuse_long
+from nanocaption.model.answers import answer_log_probs, answer_questions, refuse_long
 from nanocaption.model.decoder import Prefix
 from nanocaption.model.options import Options
 from nanocaption.train.losses import caption_objective
@@ -180,6 +180,25 @@ def test_a_question_that_is_too_long_has_no_answer_and_the_others_theirs(tokeniz
     assert two[0][0].ids == one[0][0].ids, "the mean of two equal models is that model"
     with pytest.raises(ValueError, match="min_length = 23"):
         answer_questions([captioner], tokenizer, [images], [(0, short)], Options(min_length=23))
+
+
+@torch.no_grad()
+def test_log_probabilities_of_given_answers_are_those_of_the_decoding(tokenizer):
+    captioner = tiny(vocab_size=tokenizer.get_vocab_size(), MAX_SEQ_LEN=24)
+    images = pictures(2)
+    given = [(0, Asking("is it?", "red")), (1, Asking("is it red?", "no it is blue")), (0, Asking("is it red?", ""))]
+    values = answer_log_probs(captioner, tokenizer, images, given)
+    for (about, one), value in zip(given, values, strict=True):
+        row = encode_questions(tokenizer, [one], 24).rows[0].tolist()
+        head = row[: answer_starts(np.array(row)) - 1]
+        step, total = captioner.start_decoding(images, prefix([head], [about])), 0.0
+        for token, following in itertools.pairwise(row[len(head) :]):
+            total += step(torch.tensor([token]), None).log_softmax(-1)[0, following].item()
+        assert value == pytest.approx(total, abs=1e-5), one
+    turned = answer_log_probs(captioner, tokenizer, images.flip(0), given)
+    assert values != pytest.approx(turned, abs=1e-3), "of another picture they are others"
+    long = answer_log_probs(captioner, tokenizer, images, [(0, Asking("is it?", "red " * 40)), given[0]])
+    assert long[0] == -float("inf") and long[1] == pytest.approx(values[0])
 
 
 # --- what is learnt ---

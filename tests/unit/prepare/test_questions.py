@@ -247,6 +247,19 @@ def test_chat_rows_of_parquet_have_many_turns_and_those_of_several_pictures_are_
     assert "1 row (train-00000.parquet row 25) about several pictures, left out" in capsys.readouterr().out
 
 
+def test_pictures_without_a_question_are_told_where_the_set_is_read(raw, tmp_path, capsys):
+    write(raw / "list.json", entries())
+    made(raw, tmp_path)
+    folder = tmp_path / "data" / "mine"
+    text = (folder / "captions.json").read_text()
+    first = load_records(folder, "train")[0]
+    (folder / "captions.json").write_text(text.replace(json.dumps(first["questions"]), "[]"))
+    capsys.readouterr()
+    number = len(load_records(folder, "train"))
+    assert len(load_questions(folder, "train")) == number - 1
+    assert f"1 picture ({first['file_name']}) of {number} without a question, left out" in capsys.readouterr().out
+
+
 def test_the_command_prepares_questions_and_training_reads_them(raw, tmp_path, capsys):
     import prepare_dataset
 
