@@ -19,6 +19,7 @@ from nanocaption.data.packing import Places, pack, unpack
 # per layer: "memory_k" (N, H, D/H, P), "memory_v" (N, H, P, D/H); of the tokens so far "k" (N, H, D/H, C*K) and
 # "v" (N, H, C*K, D/H), where C is how many of them have room
 Cache = list[dict[str, Tensor]]
+Keys = tuple[Tensor, Tensor]  # of a layer for a memory: keys and values, each (N, H, P, D/H)
 _ROOM = 16  # tokens by which that grows
 # Of the feed-forward layers. "gelu" is ours; "gelu_new", its approximation by tanh, comes with models of GPT-2's kind.
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}
@@ -48,19 +49,28 @@ class Decoder(nn.Module):
         self.layers = cast(list[DecoderLayer], nn.ModuleList(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, tokens: Tensor, memory: Tensor, places: Places, seen: list[Tensor] | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, memory: Tensor | None, places: Places, seen: list[Tensor] | None = None,
+        keys: Sequence[Keys] | None = None,
+    ) -> Tensor:  # fmt: skip
         """tokens (B, T) with its places, memory (N, P, D) -> hidden states of the real tokens (R, D).
 
-        seen: gets per layer the weights (R, H * P) of the real tokens' attention over the memory.
+        memory: None leaves cross-attention out, so that the states are of the text alone. seen: gets per layer the
+        weights (R, H * P) of the real tokens' attention over the memory. keys: what `memory_keys` gave of it, for
+        several passes over one memory.
         """
         length = tokens.shape[1]
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
         real = tokens.flatten().index_select(0, places.in_captions)  # (R,)
         x = self.dropout(self.embedding(real) + self.position_embedding(places.positions))
-        for layer in self.layers:
-            x = layer(x, places, memory, seen)
+        for number, layer in enumerate(self.layers):
+            x = layer(x, places, memory, seen, keys and keys[number])
         return self.norm(x)
+
+    def memory_keys(self, memory: Tensor) -> list[Keys]:
+        """Of every layer the keys and values of memory (N, P, D)."""
+        return [layer.memory_keys(memory) for layer in self.layers]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
@@ -102,12 +112,17 @@ class DecoderLayer(nn.Module):
         self.feedforward = nn.Sequential(nn.Linear(width, ff_dim), gelu, nn.Linear(ff_dim, width))
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor, places: Places, memory: Tensor, seen: list[Tensor] | None = None) -> Tensor:
-        """x: real tokens (R, D), at `places` of their captions and images; memory (N, P, D); seen: see Decoder."""
+    def forward(
+        self, x: Tensor, places: Places, memory: Tensor | None, seen: list[Tensor] | None = None,
+        keys: Keys | None = None,
+    ) -> Tensor:  # fmt: skip
+        """x: real tokens (R, D), at `places` of their captions and images; memory, seen and keys: see Decoder."""
         x = self._attend_to_caption(x, places)
+        if memory is None:
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
         # All tokens of an image's captions are queries (N, H, Q, D/H) to one set of keys, made once per image.
         (q,) = self._split(unpack(self.cross_q(self.cross_norm(x)), places.in_images, places.images), 1)
-        k, v = self._split(self.cross_kv(memory), 2)  # each (N, H, P, D/H)
+        k, v = keys or self.memory_keys(memory)
         if seen is not None:
             weights = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).softmax(-1)  # (N, H, Q, P)
             seen.append(pack(_join(weights), places.in_images))
@@ -115,8 +130,17 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.cross_out(pack(mixed, places.in_images)))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
+    def memory_keys(self, memory: Tensor) -> Keys:
+        """The keys and the values of memory (N, P, D), each (N, H, P, D/H)."""
+        k, v = self._split(self.cross_kv(memory), 2)
+        return k, v
+
     def _attend_to_caption(self, x: Tensor, places: Places) -> Tensor:
-        qkv = unpack(self.self_qkv(self.self_norm(x)), places.in_captions, places.captions)  # (B, T, 3D)
+        qkv = self.self_qkv(self.self_norm(x))  # (R, 3D)
+        if places.rows is None:
+            qkv = unpack(qkv, places.in_captions, places.captions)  # (B, T, 3D)
+        else:  # a row stands in every caption that begins so
+            qkv = qkv.index_select(0, places.rows).view(*places.captions, -1)
         q, k, v = self._split(qkv, 3)  # each (B, H, T, D/H)
         mixed = _join(F.scaled_dot_product_attention(q, k, v, is_causal=True))  # (B, T, D)
         return x + self.dropout(self.self_out(pack(mixed, places.in_captions)))
