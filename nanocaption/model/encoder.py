@@ -51,6 +51,7 @@ class Tower(TypedDict, total=False):
     memory_norm: bool  # False: of a model of another program, which has no norm between encoder and decoder
     decoder_activation: str  # of such a model, where it is not "gelu": a key of decoder.ACTIVATIONS
     never_chosen: list[int]  # ids of such a model that stand for what it has no token of its own for
+    contrastive: bool  # True: there is a contrastive head, see model/retrieval.py; also of an encoder from scratch
 
 
 class Available(NamedTuple):
@@ -176,7 +177,7 @@ def make_encoder(
         size = s.IMAGE_SIZE or SCRATCH_SIZE
         shape = (size, s.VIT_PATCH_SIZE, s.VIT_STEM, s.VIT_EMBED_DIM, s.VIT_LAYERS, s.VIT_HEADS)
         return VisionTransformer(*shape), scratch_image_spec(size)
-    if tower:
+    if tower and "encoder_config" in tower:
         return rebuild_pretrained(tower["encoder_config"], s.ENCODER_LAYERS), tower["image_spec"]
     return load_pretrained(s.ENCODER_MODEL_NAME, s.IMAGE_SIZE, s.ENCODER_LAYERS)
 

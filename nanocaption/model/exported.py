@@ -50,7 +50,8 @@ SETTINGS = (
 _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
-_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
+# Of encoder.Tower: what models that came from elsewhere do otherwise, and whether there is a contrastive head.
+_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen", "contrastive")
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
 
 
@@ -193,7 +194,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
         arguments = {}
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": about["image_spec"]}
-            arguments |= {name: about[name] for name in _FOREIGN if name in about}
+        arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
             **about["trained"],

@@ -11,7 +11,7 @@ A rank counts from 1: 1 + what is better + half of what is equal. R@k is the sha
 of k at most. r_mean is the mean of the six.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -164,6 +164,7 @@ def repeated(queries: Queries) -> int:
     return sum(len(images[text]) > 1 for text in queries.texts)
 
 
-def mutual_scores(first: dict[str, float]) -> float:
-    """R@1 of both ways, their mean."""
-    return (first["i2t_R@1"] + first["t2i_R@1"]) / 2
+def told(scores: Mapping[str, float]) -> str:
+    """The scores in one line."""
+    i2t, t2i = ("/".join(f"{scores[f'{way}_R@{k}']:.1f}" for k in KS) for way in ("i2t", "t2i"))
+    return f"R@1/5/10 image to text {i2t}, text to image {t2i}; mean {scores['r_mean']:.1f}"

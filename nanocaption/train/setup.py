@@ -26,7 +26,7 @@ from nanocaption.data.shards import is_streamed
 from nanocaption.data.stream import StreamedDataset, Texts, TrainingRecords
 from nanocaption.data.tokenizer import ENCODING, check_tokenizer, load_or_train, tokenizer_from_json
 from nanocaption.model.captioner import ImageToTextModel, build_model
-from nanocaption.model.encoder import check_available
+from nanocaption.model.encoder import Tower, check_available
 from nanocaption.prepare.make import look_first, prepare_from
 from nanocaption.runs import checkpoint, signals
 from nanocaption.runs.folder import (
@@ -50,6 +50,7 @@ from nanocaption.train.steps import caption_counts, captions_together, whole_ste
 
 # Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
 SCST_WARMUP = 50
+FEW_IMAGES = 64  # in a step: fewer are hardly a choice for a contrastive loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,6 +103,11 @@ class Plan(NamedTuple):
 def is_scst(settings: Settings, epoch: int) -> bool:
     """Whether `epoch`, counted from 0, belongs to the self-critical phase."""
     return settings.OBJECTIVE == "scst" and epoch >= settings.SCST_START_EPOCH
+
+
+def trains_head(settings: Settings) -> bool:
+    """Whether the run trains a contrastive head, alone or beside the captions."""
+    return settings.OBJECTIVE == "contrastive" or settings.CONTRASTIVE_WEIGHT > 0
 
 
 class Progress(NamedTuple):
@@ -158,6 +164,11 @@ def find_start(
         raise SystemExit(
             "OBJECTIVE = 'scst' begins with a captioner that cross-entropy has trained: give --init-checkpoint-path "
             "RUN/best_cider.safetensors, or SCST_START_EPOCH, the epochs of cross-entropy before it."
+        )
+    if settings.OBJECTIVE == "contrastive" and settings.INIT_CHECKPOINT_PATH is None:
+        raise SystemExit(
+            "OBJECTIVE = 'contrastive' trains a head on a captioner that stays as it is: give --init-checkpoint-path "
+            "RUN/best_cider.safetensors, or train both together with --contrastive-weight 0.5."
         )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
@@ -340,12 +351,22 @@ def make_model(
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
     seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
-    arguments = source["model_arguments"] if source else None
-    model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
+    arguments = dict(source["model_arguments"]) if source else {}
+    had_head = bool(arguments.pop("contrastive", False))
+    model = build_model(settings.values, tokenizer.get_vocab_size(), cast(Tower, arguments))
+    if trains_head(settings):
+        seed_generators(seed_of(settings.SEED, "contrastive head") % 2**32)
+        model.add_contrastive_head()
     if source:
-        check_fits(model, source["model_state_dict"], origin)
+        weights = source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {})
+        weights = with_head(model, weights, had_head, origin)
+        check_fits(model, weights, origin)
         checkpoint.check_finite(source, origin)
-        model.load_state_dict(source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {}))
+        model.load_state_dict(weights)
+    if settings.OBJECTIVE == "contrastive":
+        model.requires_grad_(False)
+        assert model.retrieval is not None
+        model.retrieval.requires_grad_(True)
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -354,6 +375,18 @@ def make_model(
     if settings.COMPILE:
         model.compile_parts()
     return model
+
+
+def with_head(
+    model: ImageToTextModel, weights: Mapping[str, Tensor], had_head: bool, origin: str
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint, with those of the model's own contrastive head where the checkpoint has none, and
+    without its head where the model has none: the text's side of that would no longer fit the decoder."""
+    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("retrieval.")}
+    if had_head and not head:
+        devices.console(f"{origin} has a contrastive head, which is left out: CONTRASTIVE_WEIGHT is 0")
+        return {name: tensor for name, tensor in weights.items() if not name.startswith("retrieval.")}
+    return dict(weights) if had_head else {**head, **weights}
 
 
 def make_optimizer(
@@ -483,6 +516,16 @@ def be_deterministic(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def told_of_head(settings: Settings, images: float) -> None:
+    """Print what the contrastive loss compares. images: in a step, about."""
+    how = "alone, the captioner stays as it is" if settings.OBJECTIVE == "contrastive" else (
+        f"with weight {settings.CONTRASTIVE_WEIGHT:g} beside the captions")  # fmt: skip
+    devices.console(f"contrastive head: {settings.CONTRASTIVE_LOSS} loss {how}; about {images:.0f} images in a step")
+    if images < FEW_IMAGES:
+        devices.console(f"Note: {images:.0f} images in a step are few for a contrastive loss: raise BATCH_SIZE, or "
+                        "GRAD_ACCUM_STEPS, which enlarges what is compared as well")  # fmt: skip
+
+
 def describe(run: Run, progress: Progress, resumed: bool) -> None:
     """Print what was derived, and begin the log with the settings."""
     settings, schedule = run.settings, run.plan.schedule
@@ -508,6 +551,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
             f"rate {settings.SCST_LEARNING_RATE:g} after {run.plan.scst.warmup_steps} steps of warmup, "
             f"{settings.SCST_LR_SCHEDULE}, a fresh optimizer"
         )
+    if trains_head(settings):
+        told_of_head(settings, sum(in_steps) / len(in_steps) * len(run.train_set) / captions)
     if settings.EMA_DECAY:
         devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
     if warmup >= schedule.total_steps and not is_scst(settings, 0):
