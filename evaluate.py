@@ -8,6 +8,7 @@
     python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
     python evaluate.py --length-penalties 0.7,1,1.3           the one that is best on val, for the test split
     python evaluate.py --predictions anyones.json             score captions of any model, without one
+    python evaluate.py --task retrieval                       rank pictures and captions for each other: R@1, 5, 10
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
 
@@ -33,6 +34,11 @@ _PARSER = argparse.ArgumentParser(
 _PARSER.add_argument(
     "--checkpoint", help="a file or an exported folder; several with commas: an ensemble [the newest run's best]"
 )
+_PARSER.add_argument(
+    "--task", choices=("caption", "retrieval"), default="caption",
+    help="caption the pictures and score that, or rank pictures and captions for each other [caption]",
+)  # fmt: skip
+_PARSER.add_argument("--by", metavar="RANKING,...", help="--task retrieval: likelihood, head, both [all that it can]")
 _PARSER.add_argument("--split", help="train, val, test (as TEST_SPLITS says), or another one [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
@@ -71,6 +77,7 @@ import torch
 from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import read_log, write_atomically
+from nanocaption.commands import retrieval_task
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
 from nanocaption.data.shard_index import paths_of
@@ -101,7 +108,9 @@ def main(argv: list[str]) -> None:
     arguments.split = arguments.split or "test"
     try:
         settings = load_settings(own)
-        if arguments.compare:
+        if arguments.task == "retrieval":
+            retrieval_task.main(arguments, settings, find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR))
+        elif arguments.compare:
             compare(arguments, settings)
         elif arguments.predictions:
             score_file(arguments, settings)
@@ -114,6 +123,7 @@ def main(argv: list[str]) -> None:
 def flag_problems(arguments: argparse.Namespace) -> list[str]:
     """One line for each flag that cannot be meant so."""
     a = arguments
+    ranks = a.task == "retrieval"
     captioned = a.predictions or (a.compare and not any(map(_is_model, a.compare)))
     rules = [
         (a.compare or not a.json, "--json goes with --compare; the scores of one model are in scores.json"),
@@ -129,6 +139,10 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
          "--only-predicted goes with --predictions FILE or --compare A B: a checkpoint captions all"),
         (not a.json or Path(a.json).absolute().parent.is_dir(),
          f"--json {a.json}: its folder does not exist; make it first"),
+        (ranks or not a.by, "--by goes with --task retrieval"),
+        (not ranks or not (a.predictions or a.compare or a.length_penalties or decoding_flags.used(a)),
+         "--task retrieval captions nothing: leave out --predictions, --compare, --length-penalties, --sample and "
+         "their like"),
     ]  # fmt: skip
     return [text for holds, text in rules if not holds] + decoding_flags.problems(a)
 

@@ -179,10 +179,14 @@ class ImageToTextModel(nn.Module):
         """Give the model a contrastive head of random weights, on the CPU."""
         self.retrieval = ContrastiveHead(self.encoder.width, self.decoder.embedding.embedding_dim)
 
-    def image_vectors(self, images: Tensor) -> Tensor:
-        """Images or features -> float32 (N, WIDTH) of length 1, by the contrastive head, which has to be there."""
+    def image_vectors(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images or features -> float32 (N, WIDTH) of length 1, by the contrastive head, which has to be there.
+
+        kept: see memory.
+        """
         assert self.retrieval is not None
-        return self.retrieval.images(images if images.ndim == 3 else self.encode(images))
+        features = images if images.ndim == 3 else self.encode(images)
+        return self.retrieval.images(self.some_patches(features, kept))
 
     def text_vectors(self, tokens: Tensor, places: Places) -> Tensor:
         """Captions (B, T), <start> first, with their places -> float32 (B, WIDTH) of length 1, likewise."""
@@ -249,12 +253,17 @@ class ImageToTextModel(nn.Module):
         register tokens, which stand before the patches, are kept as well.
         """
         features = images if images.ndim == 3 else self.encode(images)
-        if kept is not None:
-            others = features.shape[1] - self.patches()
-            before = torch.arange(others, device=kept.device).expand(len(kept), -1)
-            rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
-            features = features.gather(1, rows)
+        features = self.some_patches(features, kept)
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
+
+    def some_patches(self, features: Tensor, kept: Tensor | None) -> Tensor:
+        """Features (N, P, E) without the patches that are not among `kept`, see memory; None = all."""
+        if kept is None:
+            return features
+        others = features.shape[1] - self.patches()
+        before = torch.arange(others, device=kept.device).expand(len(kept), -1)
+        rows = torch.cat([before, kept + others], 1)[:, :, None].expand(-1, -1, features.shape[2])
+        return features.gather(1, rows)
 
     @torch.inference_mode()
     def start_decoding(self, images: Tensor) -> Callable[[Tensor, Tensor | None], Tensor]:

@@ -28,7 +28,9 @@ class Pooler(nn.Module):
 
     def __init__(self, width: int):
         super().__init__()
-        self.norm = nn.LayerNorm(width)
+        # Without weights of its own, which the linear maps behind it have: nothing of it is needed backwards where the
+        # features are a frozen encoder's.
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
         self.queries = nn.Parameter(torch.randn(POOLS, width) * width**-0.5)
         self.dropout = nn.Dropout(DROPOUT)
         self.out = nn.Linear(POOLS * width, WIDTH)

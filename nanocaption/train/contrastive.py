@@ -147,7 +147,7 @@ def vectors_of(run: Run, batch: Batch, step: int, number: int) -> tuple[Vectors,
     with devices.autocast(run.device, devices.pick_dtype(run.settings.PRECISION, run.device)):
         features = batch.images if batch.images.ndim == 3 else model.encode(batch.images)
         torch.manual_seed(seed_of(run.settings.SEED, "contrastive", step, devices.rank(), number))
-        images = model.image_vectors(features)
+        images = model.image_vectors(features, batch.kept)
         texts = model.text_vectors(batch.decoder_input_tokens, batch.places)
     assert batch.names is not None
     said = said_by(batch.decoder_input_tokens).to(run.device)
