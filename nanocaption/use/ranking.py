@@ -37,6 +37,7 @@ ALPHAS = (0.0, 0.25, 0.5, 0.7, 0.8, 0.9, 1.0)
 WEIGHTS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5)
 _READ = 16  # pictures at once
 _EMBEDDED = 500  # captions at once
+_QUERIES = 256  # whose candidates are chosen at once
 
 
 class Pairs(NamedTuple):
@@ -209,9 +210,12 @@ def candidates(scores: np.ndarray, k: int) -> np.ndarray:
     """bool (images, captions): the k best captions of each image and the k best images of each caption; all where there
     are no more than k."""
     found = np.zeros(scores.shape, bool)
-    for axis in (0, 1):
-        first = np.argpartition(-scores, min(k, scores.shape[axis]) - 1, axis)
-        np.put_along_axis(found, first.take(range(min(k, scores.shape[axis])), axis), True, axis)
+    for queries, into in ((scores, found), (scores.T, found.T)):
+        own = min(k, queries.shape[1])
+        for start in range(0, len(queries), _QUERIES):  # the places of all at once would take twice the scores
+            part = slice(start, start + _QUERIES)
+            first = np.argpartition(-queries[part], own - 1, 1)[:, :own]
+            np.put_along_axis(into[part], first, True, 1)
     return found
 
 

@@ -11,13 +11,15 @@ import torch
 import evaluate
 import prepare_dataset
 import train
-from nanocaption.commands import search, similar
+from nanocaption.base.settings import load_settings
+from nanocaption.commands import demo, search, similar
 from nanocaption.model import exported
 from nanocaption.runs import checkpoint
 from nanocaption.runs.folder import LAST
 from nanocaption.score import retrieval_page
 from nanocaption.score.retrieval import retrieval_scores
 from nanocaption.use import index, ranking
+from nanocaption.use.load import load_models
 from tests.conftest import TINY_RUN, run_command, tiny_flags
 from tests.processes import losses
 
@@ -240,6 +242,18 @@ def test_mistakes_of_a_search_are_one_line(joint, tiny_run, folder, tmp_path, ca
     assert "--top 0: must be 1 or more" in searched(joint, folder, tmp_path, capsys, "a boat", top=0)
     (tmp_path / "empty").mkdir()
     assert "holds no pictures" in searched(joint, tmp_path / "empty", tmp_path, capsys, "a", index=tmp_path / "n")
+
+
+def test_the_page_shows_small_pictures_of_what_is_found(joint, tiny_run, folder, tmp_path):
+    loaded = load_models([joint / LAST], load_settings([]))
+    found = demo.index_of(loaded, joint / LAST, folder, str(tmp_path / "data"))
+    page = demo.found_html(loaded, found, "a boat & <b>a cat")
+    assert page.count('<img src="data:image/jpeg;base64,') == 12 and "no longer there" not in page
+    next(iter(sorted(folder.glob("scene*.jpg")))).unlink()
+    page = demo.found_html(loaded, found, "a boat")
+    assert page.count("<img") == 11 and "1 of the nearest are no longer there" in page
+    with pytest.raises(SystemExit, match="no contrastive head"):
+        demo.index_of(load_models([tiny_run / LAST], load_settings([])), tiny_run / LAST, folder, str(tmp_path))
 
 
 def test_prepare_tells_near_duplicates_by_a_model(joint, demo_data, tmp_path, capsys):
