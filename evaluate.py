@@ -140,9 +140,10 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
         (not a.json or Path(a.json).absolute().parent.is_dir(),
          f"--json {a.json}: its folder does not exist; make it first"),
         (ranks or not a.by, "--by goes with --task retrieval"),
-        (not ranks or not (a.predictions or a.compare or a.length_penalties or decoding_flags.used(a)),
-         "--task retrieval captions nothing: leave out --predictions, --compare, --length-penalties, --sample and "
-         "their like"),
+        (not ranks or not (captioned or a.compare or a.length_penalties or a.meteor or a.spice
+                           or a.tokenize != "ptb" or decoding_flags.used(a)),
+         "--task retrieval captions nothing: leave out --predictions, --compare, --length-penalties, --meteor, "
+         "--spice, --tokenize, --sample and their like"),
     ]  # fmt: skip
     return [text for holds, text in rules if not holds] + decoding_flags.problems(a)
 
