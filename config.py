@@ -90,13 +90,15 @@ MAX_NONFINITE_STEPS: int = 3  # steps in a row without a finite loss and gradien
 LABEL_SMOOTHING: float = 0.1  # training loss only; the validation loss is the plain one
 PATCH_DROP: float = 0.0  # share of a picture's patches that a training step leaves out, drawn anew each time
 PATCH_DROP_WHOLE_EPOCHS: int = 0  # so many last epochs leave out none
-OBJECTIVE: Literal["xe", "scst"] = "xe"  # cross-entropy; or self-critical, drawn captions rewarded: docs/training.md
+OBJECTIVE: Literal["xe", "scst", "contrastive"] = "xe"  # docs/training.md; "contrastive": docs/retrieval.md
 SCST_START_EPOCH: int = 0  # "scst": so many epochs of cross-entropy come first; 0 needs INIT_CHECKPOINT_PATH
 SCST_SAMPLES: int = 5  # "scst": captions drawn per picture; each is measured against the mean of the others
 SCST_REWARD: Literal["cider", "cider+bleu"] = "cider"  # CIDEr-D, alone or plus smoothed BLEU-4; <end> is a word in it
 SCST_XE_WEIGHT: float = 0.0  # "scst": weight of the cross-entropy of one own caption per picture beside the reward
 SCST_LEARNING_RATE: float = 1e-4  # "scst": peak rate, after a short warmup; WEIGHT_DECAY does not act there
 SCST_LR_SCHEDULE: Literal["constant", "cosine"] = "constant"  # "scst": cosine falls to MIN_LR
+CONTRASTIVE_WEIGHT: float = 0.0  # a retrieval head learns beside "xe", its loss times this; 0 = none, 0.5 is usual
+CONTRASTIVE_LOSS: Literal["softmax", "sigmoid"] = "softmax"  # of that head: InfoNCE both ways, or yes or no per pair
 VALIDATION_INTERVAL: int = 1  # epochs between validations; the last epoch always validates
 VALIDATION_SCORE_IMAGES: int = 100  # validation images captioned (greedy) and scored each time; 0 = loss only
 EARLY_STOPPING_PATIENCE: int = 0  # validations without a better loss before the run stops; 0 = never
@@ -123,4 +125,5 @@ LENGTH_PENALTY: float = 1.0  # beam score = log-probability / length ** LENGTH_P
 MIN_LENGTH: int = 0  # fewest tokens of a caption before its <end>
 NO_REPEAT_NGRAM: int = 0  # no sequence of this many tokens occurs twice in a caption; 0 = off
 NO_BAD_ENDINGS: bool = False  # English: no caption ends in a word that must go on, as "with", "in", "a", "the"
+K_TEST: int = 16  # retrieval: the head's first candidates of each query, which the captioner's likelihood ranks anew
 CONSENSUS: int = 0  # random captions a picture that judge the beams: the one most like them is taken; 0 = the likeliest

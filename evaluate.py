@@ -8,6 +8,7 @@
     python evaluate.py --sample --top-p 0.9                   random captions; --beam-groups for diverse beam search
     python evaluate.py --length-penalties 0.7,1,1.3           the one that is best on val, for the test split
     python evaluate.py --predictions anyones.json             score captions of any model, without one
+    python evaluate.py --task retrieval                       rank pictures and captions for each other: R@1, 5, 10
     python evaluate.py --compare A B                          is B better? A, B: checkpoints, results folders or files
     python evaluate.py --questions --predictions answers.json   score anyone's answers to a set's questions
     torchrun --nproc-per-node 2 evaluate.py                   several processes share the pictures
@@ -34,6 +35,11 @@ _PARSER = argparse.ArgumentParser(
 _PARSER.add_argument(
     "--checkpoint", help="a file or an exported folder; several with commas: an ensemble [the newest run's best]"
 )
+_PARSER.add_argument(
+    "--task", choices=("caption", "retrieval"), default="caption",
+    help="caption the pictures and score that, or rank pictures and captions for each other [caption]",
+)  # fmt: skip
+_PARSER.add_argument("--by", metavar="RANKING,...", help="--task retrieval: likelihood, head, both [all that it can]")
 _PARSER.add_argument("--split", help="train, val, test (as TEST_SPLITS says), or another one [test]")
 _PARSER.add_argument("--output", help="folder for the results [beside the checkpoint, named after it]")
 _PARSER.add_argument("--predictions", metavar="FILE", help="score these captions of the split, caption nothing")
@@ -72,6 +78,7 @@ import torch
 from nanocaption import metrics
 from nanocaption.base import devices
 from nanocaption.base.files import cases, write_atomically
+from nanocaption.commands import retrieval_task
 from nanocaption.commands.evaluate_questions import evaluate_answers, refuse_flags, score_answers_file
 from nanocaption.data.dataset import load_image
 from nanocaption.data.prepared import repaired_notes
@@ -107,7 +114,9 @@ def main(argv: list[str]) -> None:
         settings = load_settings(own)
         if arguments.compare and settings.QUESTIONS:
             refuse_flags(arguments)
-        if arguments.compare:
+        if arguments.task == "retrieval":
+            retrieval_task.main(arguments, settings, find_checkpoints(arguments.checkpoint, settings.OUTPUT_DIR))
+        elif arguments.compare:
             compare(arguments, settings)
         elif arguments.predictions:
             score_file(arguments, settings)
@@ -120,6 +129,7 @@ def main(argv: list[str]) -> None:
 def flag_problems(arguments: argparse.Namespace) -> list[str]:
     """One line for each flag that cannot be meant so."""
     a = arguments
+    ranks = a.task == "retrieval"
     captioned = a.predictions or (a.compare and not any(map(_is_model, a.compare)))
     rules = [
         (a.compare or not a.json, "--json goes with --compare; the scores of one model are in scores.json"),
@@ -135,6 +145,11 @@ def flag_problems(arguments: argparse.Namespace) -> list[str]:
          "--only-predicted goes with --predictions FILE or --compare A B: a checkpoint captions all"),
         (not a.json or Path(a.json).absolute().parent.is_dir(),
          f"--json {a.json}: its folder does not exist; make it first"),
+        (ranks or not a.by, "--by goes with --task retrieval"),
+        (not ranks or not (captioned or a.compare or a.length_penalties or a.meteor or a.spice
+                           or a.tokenize != "ptb" or decoding_flags.used(a)),
+         "--task retrieval captions nothing: leave out --predictions, --compare, --length-penalties, --meteor, "
+         "--spice, --tokenize, --sample and their like"),
     ]  # fmt: skip
     return [text for holds, text in rules if not holds] + decoding_flags.problems(a)
 

@@ -49,13 +49,14 @@ from nanocaption.runs.log import write_row
 from nanocaption.runs.tracking import copies, setup_wandb, start_tensorboard
 from nanocaption.score.curves import plot_curves, read_thinned
 from nanocaption.score.question_scores import accuracy_of
+from nanocaption.score.retrieval import told
 from nanocaption.score.scoring import score_captions
-from nanocaption.train import average, profile, scst, sharding
+from nanocaption.train import average, contrastive, profile, scst, sharding
 from nanocaption.train.faults import check_sound, explain_fault, pictures_of_step, report_nonfinite, tell_problem
 from nanocaption.train.losses import caption_objective
 from nanocaption.train.objective import begin_objective, ready
 from nanocaption.train.optim import parameters_by_name, set_learning_rates
-from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare
+from nanocaption.train.setup import Progress, Run, find_start, is_scst, own_folder, prepare, trains_head
 from nanocaption.train.state import seed_generators, take_state
 from nanocaption.train.step import HalfUpdate, accumulate_gradients, read_found, take_update
 from nanocaption.train.steps import caption_counts, steps_of_epoch, whole_steps
@@ -160,7 +161,7 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
         seed_generators(seed_of(settings.SEED, progress.step, devices.rank()))
         rates = set_learning_rates(run.optimizer, run.plan.rate(progress.step), run.plan.encoder_share)
         batches, drawn = ready(run, progress, batches, groups, pictures.resident)
-        begun = accumulate_gradients(run, objective, batches, pictures.resident)
+        begun = accumulate_gradients(run, objective, batches, pictures.resident, step=progress.step)
         waited = wait
         if number < len(todo):
             batches, wait = next(reading)  # made while a GPU works on this step
@@ -177,12 +178,12 @@ def train_one_epoch(run: Run, progress: Progress, bar: tqdm) -> Iterator[Progres
             "type": "train", "step": progress.step,
             "epoch": round(progress.epoch + progress.step_in_epoch / len(steps), 4), "loss": found.loss, **rates,
             "grad_norm": found.norm, "captions_per_s": round(found.captions / (time.perf_counter() - start), 1),
-            "input_s": round(waited, 4), **(drawn.row() if drawn else {}),
+            "input_s": round(waited, 4), **(drawn.row() if drawn else {}), **contrastive.row(run, found.contrastive),
         }  # fmt: skip
         skipped = [] if finite else pictures_of_step(run, groups)
         try:
             write_row(run.log, row, run.copies)
-            shown = f"reward {row['reward']:.3f}" if drawn else f"loss {found.loss:.3f}"
+            shown = f"reward {row['reward']:.3f}" if drawn else f"loss {row['loss']:.3f}"
             bar.set_postfix_str(f"{shown}, lr {rates['lr']:.1e}", refresh=False)
             bar.update(int(drawn.own) if drawn else found.captions)
             if not finite:
@@ -258,7 +259,9 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     if settings.NUM_WORKERS:
         run.saver.wait()
     with average.in_place(run.average, parameters_by_name(run.optimizer)), sharding.gathered(run.model):
-        val_loss = evaluate(run)
+        val_loss, found = contrastive.validate(run) if trains_head(settings) else (math.nan, {})
+        if settings.OBJECTIVE != "contrastive":
+            val_loss = evaluate(run)
         scores, samples = score_validation(run) if devices.rank() == 0 else ({}, [])
         stop_if_asked(run)
     done, names = done.after_validation(val_loss, scores.get("CIDEr"), by_cider)
@@ -275,7 +278,9 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
     if scores:
         text += "".join(f"\n    {sample['file_name']}: {sample['caption']}" for sample in samples)
         write_row(run.log, {"type": "samples", **place, "samples": samples}, run.copies)
-    write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores}, run.copies)
+    if found:
+        text += f"\n    by the head, {len(run.val_set):,} images: {told(found)}"
+    write_row(run.log, {"type": "val", **place, "val_loss": val_loss, **scores, **found}, run.copies)
     if devices.rank() == 0:
         bar.write(text)
         if by_cider and (warning := scst.drift(log_rows(run.folder / "log.jsonl"))):
@@ -285,7 +290,7 @@ def finish_epoch(run: Run, progress: Progress, bar: tqdm) -> tuple[Progress, lis
 
 def score_validation(run: Run) -> tuple[dict[str, float], list[dict[str, str]]]:
     """Greedy captions of some validation images: (their scores, three samples); empty where none are asked for."""
-    if not run.val_records:
+    if not run.val_records or run.settings.OBJECTIVE == "contrastive":  # whose captions stay as they are
         return {}, []
     if run.settings.QUESTIONS:
         return score_answers_of_validation(run)

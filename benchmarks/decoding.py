@@ -39,7 +39,7 @@ from nanocaption.model.options import Options  # noqa: E402
 
 LONGEST = 30
 RECIPE = str(ROOT / "recipes" / "flickr8k_vit_tiny.py")
-SMALL = (RECIPE, "--encoder-layers", "none")  # one block, as the peer has it
+ONE_BLOCK = (RECIPE, "--encoder-layers", "none")  # of the encoder, as the peer has it
 
 
 class Kind(NamedTuple):
@@ -57,10 +57,10 @@ TINY = {"hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3, "
 SMALL = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512,
          "image_size": 64, "patch_size": 8}  # fmt: skip
 KINDS = (
-    Kind("", 100, SMALL, TINY),
-    Kind("_divided", 100, SMALL, TINY, parts=2),
-    Kind("_50", 50, SMALL, TINY),
-    Kind("_10", 10, SMALL, TINY),
+    Kind("", 100, ONE_BLOCK, TINY),
+    Kind("_divided", 100, ONE_BLOCK, TINY, parts=2),
+    Kind("_50", 50, ONE_BLOCK, TINY),
+    Kind("_10", 10, ONE_BLOCK, TINY),
     Kind("_default_sizes", 100, (), SMALL),
 )
 

@@ -70,6 +70,9 @@ JOBS = (
         "scaling_captions_10000_vs_1000", "scaling_captions_145000_vs_1000", "memory_epochs", "startup_145000",
     )),
     Job("benchmarks.light", ("cold_start_onnx", "cold_start_onnx_memory", "caption_onnx", "caption_onnx_int8")),
+    Job("benchmarks.retrieval", (
+        "likelihood_pairs", "likelihood_pairs_batched", "likelihood_pairs_features", "search_10000",
+    )),
     Job("benchmarks.processes", ("start_to_first_step", "start_to_first_step_again"), {"parts": ["start"]}),
     Job("benchmarks.processes", ("gloo_2_processes", "gloo_2_processes_vs_2_threads"), {"parts": ["gloo"]}),
 )  # fmt: skip

@@ -25,6 +25,8 @@ COMMANDS = {
     "prepare": Command("prepare_dataset.py", "pictures and captions -> a checked data set"),
     "caption": Command("nanocaption.commands.caption", "caption pictures"),  # says itself what the model needs
     "ask": Command("nanocaption.commands.ask", "ask a model that was trained on questions about a picture", "caption"),
+    "search": Command("nanocaption.commands.search", "find pictures of a folder by words", "caption"),
+    "similar": Command("nanocaption.commands.similar", "find pictures of a folder that are like a picture", "caption"),
     "average": Command("nanocaption.commands.average", "the mean of the weights of several checkpoints", "caption"),
     "export": Command("nanocaption.commands.export", "a checkpoint -> a folder that captions anywhere", "caption"),
     "demo": Command("nanocaption.commands.demo", "a page in the browser to try a model", "demo"),

@@ -164,6 +164,21 @@ def gather(rows: list[T]) -> list[T]:
     return [row for part in gathered for row in part]
 
 
+def gather_rows(rows: torch.Tensor) -> tuple[torch.Tensor, int]:
+    """The rows (n, ...) of all ranks, rank after rank, on every rank, and where this rank's begin; n may differ."""
+    if not dist.is_initialized():
+        return rows, 0
+    sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
+    counts = [int(size) for size in sizes]
+    padded = rows.new_zeros(max(counts), *rows.shape[1:])  # a gather wants equal shapes
+    padded[: len(rows)] = rows
+    found = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(found, padded)
+    parts = [part[:count] for part, count in zip(found, counts, strict=True)]
+    return torch.cat(parts), sum(counts[: rank()])
+
+
 def first_rank_first(make: Callable[[], T]) -> T:
     """Call `make` on the first process, then on the others, which find its result on the disk and print nothing."""
     if rank() == 0:

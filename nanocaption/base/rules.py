@@ -11,14 +11,14 @@ _AT_LEAST_ONE = (
     "MAX_SEQ_LEN", "VIT_PATCH_SIZE", "VIT_EMBED_DIM", "VIT_LAYERS", "VIT_HEADS", "DECODER_EMBED_DIM",
     "DECODER_HEADS", "DECODER_LAYERS", "DECODER_FF_DIM", "NUM_EPOCHS", "BATCH_SIZE", "CAPTIONS_PER_IMAGE",
     "GRAD_ACCUM_STEPS", "MAX_NONFINITE_STEPS", "VALIDATION_INTERVAL",
-    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES",
+    "KEEP_BEST", "EVAL_BATCH_SIZE", "BEAM_SIZE", "DATA_CUTOFF", "IMAGE_SIZE", "SCST_SAMPLES", "K_TEST",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "FEATURE_VIEWS",
     "NUM_WORKERS", "SEED", "DATA_SEED", "WARMUP_STEPS", "WARMUP_LR", "MIN_LR", "WEIGHT_DECAY", "GRAD_CLIP_VALUE",
     "CHECKPOINT_EVERY_STEPS", "CHECKPOINT_EVERY_MINUTES",
     "VALIDATION_SCORE_IMAGES", "EARLY_STOPPING_PATIENCE", "LENGTH_PENALTY", "ENCODER_LEARNING_RATE",
-    "SCST_START_EPOCH", "SCST_XE_WEIGHT", "PATCH_DROP_WHOLE_EPOCHS",
+    "SCST_START_EPOCH", "SCST_XE_WEIGHT", "PATCH_DROP_WHOLE_EPOCHS", "CONTRASTIVE_WEIGHT",
     "MIN_LENGTH", "NO_REPEAT_NGRAM", "CONSENSUS", "CACHE_LIMIT_GB",
 )  # fmt: skip
 _ABOVE_ZERO = ("LEARNING_RATE", "SCST_LEARNING_RATE", "ADAM_EPS", "LR_DECAY_RATE")
@@ -180,6 +180,17 @@ def _reward_rules(v: types.SimpleNamespace) -> Rules:
         v.SCST_SAMPLES != 1,  # below that is told by its own rule
         f"SCST_SAMPLES = {v.SCST_SAMPLES}: needs at least 2, a caption is measured against the mean of the others; "
         "5 is usual",
+    )
+    yield (
+        v.CONTRASTIVE_WEIGHT == 0 or v.OBJECTIVE == "xe",
+        f"CONTRASTIVE_WEIGHT = {v.CONTRASTIVE_WEIGHT} goes with OBJECTIVE = 'xe', not {v.OBJECTIVE!r}: drawn captions "
+        "are no pairs, and a head alone has no other loss to be weighed against; set it to 0",
+    )
+    head = v.OBJECTIVE == "contrastive" or v.CONTRASTIVE_WEIGHT > 0
+    yield (not (head and v.FSDP), "FSDP does not go with a contrastive head: set FSDP to False, or the head aside")
+    yield (
+        not (head and v.BATCH_SIZE == "auto"),
+        "BATCH_SIZE = 'auto' would let the machine decide how many images a contrastive loss compares: give a number",
     )
     if v.OBJECTIVE != "scst":
         return

@@ -3,6 +3,7 @@
     nanocaption demo                                            the newest run's best checkpoint
     nanocaption demo runs/demo-001/last.safetensors --port 7861
     nanocaption demo my_captioner --host 0.0.0.0                an exported folder, for all who reach this machine
+    nanocaption demo CHECKPOINT --images FOLDER                 with a field to search that folder's pictures by words
 
 A model that was trained on questions (docs/questions.md) gets a field for them, and answers.
 
@@ -40,6 +41,7 @@ if TYPE_CHECKING:  # these import torch, and Gradio
     from nanocaption.model.captions import CaptionText
     from nanocaption.model.options import Options
     from nanocaption.use.attention import JsonMaps
+    from nanocaption.use.index import Index
     from nanocaption.use.load import Loaded
 
 _PARSER = cli.parser("nanocaption demo", __doc__)
@@ -48,8 +50,10 @@ _PARSER.add_argument(
 )
 _PARSER.add_argument("--port", type=int, help="of the page's address [the first free one from 7860]")
 _PARSER.add_argument("--host", default="127.0.0.1", help="0.0.0.0 = open to the network [127.0.0.1, this machine only]")
+_PARSER.add_argument("--images", type=Path, metavar="FOLDER", help="whose pictures visitors may search, and see")
 _PARSER.add_argument("--share", action="store_true", help="a public address, through Gradio's servers")
 EXAMPLES = 12
+FOUND, QUERY_LETTERS, THUMBNAIL = 24, 300, 240  # pictures of a search; longest query; pixels
 MAX_CAPTIONS, MAX_BEAMS = 8, 10
 SHOWN_SIDE = 960  # pixels: a phone's picture is sent back smaller
 FIRST_QUESTION = "Is there a house in the picture?"
@@ -71,6 +75,7 @@ def main(argv: list[str]) -> None:
     path = find_checkpoint(arguments.checkpoint, settings.OUTPUT_DIR)
     print(f"{path}: starting the page ...", file=sys.stderr)
     loaded = load_models([path], settings)
+    index = index_of(loaded, path, arguments.images, settings.DATA_DIR) if arguments.images else None
     title = f"{path.parent.name}/{path.name}" if not is_exported(path) else path.parent.resolve().name
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: the pictures are deleted
     with (
@@ -82,7 +87,7 @@ def main(argv: list[str]) -> None:
         from starlette.middleware import Middleware
 
         uploads = visitors.Uploads(Path(folder) / "uploads")
-        page = build_page(loaded, title, held_out(loaded), uploads)
+        page = build_page(loaded, title, held_out(loaded), uploads, index)
         css, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("demo.css", "demo.js"))
         try:
             _, address, public = page.launch(
@@ -105,6 +110,21 @@ def main(argv: list[str]) -> None:
             signal.pause()
         except KeyboardInterrupt:
             page.close(verbose=False)
+
+
+def index_of(loaded: "Loaded", path: Path, folder: Path, data_dir: str) -> "Index":
+    """The index of the pictures that visitors may search. SystemExit with one line where they cannot be."""
+    from nanocaption.score import results
+    from nanocaption.use.index import open_index, place_for, tell_faults
+
+    if loaded.models[0].retrieval is None:
+        raise SystemExit(f"--images {folder}: {path} has no contrastive head, which words are found by")
+    if not folder.is_dir():
+        raise SystemExit(f"--images {folder}: there is no such folder")
+    digest = results.digest(path)
+    index = open_index(loaded, folder, place_for(data_dir, folder, digest), digest)
+    tell_faults(index)
+    return index
 
 
 def held_out(loaded: "Loaded") -> list[Path]:
@@ -290,9 +310,12 @@ class Handlers(NamedTuple):
     show: Callable[..., object]  # what was seen, the settings and the question -> HTML
     caption: Callable[..., object]  # a file, how many, beams -> what `answer` gives
     ask: Callable[..., object]  # a file, a question, how many, beams -> the same
+    search: Callable[..., object]  # words -> HTML
 
 
-def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Handlers:
+def make_handlers(
+    loaded: "Loaded", title: str, uploads: visitors.Uploads, index: "Index | None" = None
+) -> Handlers:
     """Each takes its visitor's turn, and deletes the upload when it ends."""
     import gradio as gr
 
@@ -343,16 +366,22 @@ def make_handlers(loaded: "Loaded", title: str, uploads: visitors.Uploads) -> Ha
         with told_by(gr), uploads.take(picture.get("path"), request.cookies.get(visitors.COOKIE, "")) as path:
             return await turn(request, functools.partial(answer, loaded, title, path, number, beams, question))
 
-    return Handlers(take, show, caption, ask)
+    async def search(words: object, request: gr.Request) -> str:
+        if index is None or not isinstance(words, str) or not words.strip():
+            return ""
+        with told_by(gr):
+            return await turn(request, functools.partial(found_html, loaded, index, words[:QUERY_LETTERS]))
+
+    return Handlers(take, show, caption, ask, search)
 
 
 def build_page(
-    loaded: "Loaded", title: str, examples: Sequence[Path], uploads: visitors.Uploads
+    loaded: "Loaded", title: str, examples: Sequence[Path], uploads: visitors.Uploads, index: "Index | None" = None
 ) -> "gradio.Blocks":
-    """The page and its endpoint. examples: pictures that are offered on it."""
+    """The page and its endpoint. examples: pictures that are offered on it. index: of those that can be searched."""
     import gradio as gr
 
-    take, show, caption, answers = make_handlers(loaded, title, uploads)
+    take, show, caption, answers, search = make_handlers(loaded, title, uploads, index)
     asks = loaded.settings.QUESTIONS
     # Whose turn it is Turns says, not Gradio's queue.
     alone = {"api_visibility": "private", "concurrency_limit": None, "show_progress": "hidden"}
@@ -380,6 +409,11 @@ def build_page(
                 0, 2, 0.7, step=0.1, label="Temperature", info=f"of the random {what.lower()}: lower = likelier words"
             )
             again = gr.Button("Ask again" if asks else "Caption it again")
+        if index is not None:
+            words = gr.Textbox(label=f"Search {len(index.names):,} pictures", placeholder="a dog in the snow",
+                               max_lines=1, max_length=QUERY_LETTERS, elem_id="words")  # fmt: skip
+            pictures = gr.HTML(elem_id="found", apply_default_css=False)
+            words.submit(search, words, pictures, **(alone | {"show_progress": "full"}))
         inputs = [chosen, beams, number, temperature, question]
         follow = {"fn": show, "inputs": inputs, "outputs": result, "scroll_to_output": True} | alone
         follow["show_progress"] = "full"
@@ -442,6 +476,24 @@ def result_html(
         "<figcaption>Tap a word: the picture stays light where the model looked.</figcaption></figure>"
         f'<div>{"".join(parts)}</div></div>'
     )
+
+
+def found_html(loaded: "Loaded", index: "Index", words: str) -> str:
+    """The pictures of the index that are nearest to these words, small, the nearest first."""
+    from nanocaption.data.pictures import data_uri, thumbnail
+    from nanocaption.use.index import query_vector, search
+
+    cards, gone = [], 0
+    for hit in search(index, query_vector(loaded, words), FOUND):
+        try:
+            picture = data_uri(thumbnail(hit.path, THUMBNAIL), "JPEG")
+        except (ValueError, OSError):
+            gone += 1  # since the index was made
+            continue
+        name = html.escape(hit.path.name)
+        cards.append(f'<li><img src="{picture}" alt="{name}" title="{name}"><span>{hit.cosine:.2f}</span></li>')
+    note = f'<p class="nc limits">{gone} of the nearest are no longer there.</p>' if gone else ""
+    return f'<ol class="nc found">{"".join(cards)}</ol>{note}'
 
 
 def caption_html(caption: "CaptionText", count: int, likeliest: float, maps: "JsonMaps") -> str:

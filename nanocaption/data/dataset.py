@@ -39,6 +39,7 @@ class Batch(NamedTuple):
     advantages: Tensor | None = None  # float32 (S,) of the first S real tokens, where those are of drawn captions
     answers: Tensor | None = None  # int64 (A,) which real tokens are followed by one of an answer; None: no questions
     kept: Tensor | None = None  # int64 (N, J) patches of each image that the decoder may see; None: all
+    names: Tensor | None = None  # int64 (N,) numbers of the images in the data set, for the contrastive loss
 
     def to(self, device: torch.device, resident: Tensor | None = None) -> "Batch":
         """The batch on `device`, its image numbers replaced by what `resident` (images, ...), there already, holds."""

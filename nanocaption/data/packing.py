@@ -21,6 +21,9 @@ class Places(NamedTuple):
     in_images: Tensor  # int64 (R,) position in the flattened (N, Q)
     images: tuple[int, int]  # (N, Q)
     positions: Tensor  # int64 (R,) position within the caption, 0..T-1
+    # int64 (B*T,) of each position in the flattened (B, T) its row among the R, where captions that begin alike share
+    # the rows of their beginning; None: every caption has rows of its own
+    rows: Tensor | None = None
 
     def to(self, device: torch.device) -> "Places":
         return Places._make(p.to(device, non_blocking=True) if isinstance(p, Tensor) else p for p in self)

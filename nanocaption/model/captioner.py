@@ -27,6 +27,7 @@ from nanocaption.model.captions import CaptionText, caption_pictures
 from nanocaption.model.decoder import Asked, Cache, Decoder, Prefix, begin_answers, follow, follow_answers
 from nanocaption.model.encoder import PretrainedTower, Tower, VisionTransformer, make_encoder, nameless, pick_patches
 from nanocaption.model.options import Names
+from nanocaption.model.retrieval import ContrastiveHead
 
 # How many patches a CPU encodes at a time without gradients, those of 16 images of 224 x 224: their activations stay in
 # its cache and on pages it already has. 50 such images in a ViT-Tiny take 15-20 % less time so.
@@ -64,6 +65,9 @@ class ImageToTextModel(nn.Module):
         self.register_buffer("mean", torch.tensor(self.image_spec["mean"]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(self.image_spec["std"]).view(3, 1, 1), persistent=False)
         self._initialise()
+        self.retrieval: ContrastiveHead | None = None
+        if parts.get("contrastive"):
+            self.add_contrastive_head()
         self.encode_in_parts = True  # on a CPU, without gradients
         # `assemble` sets them: a model that can caption files by itself.
         self.tokenizer: Tokenizer | None = None
@@ -197,6 +201,23 @@ class ImageToTextModel(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
 
+    def add_contrastive_head(self) -> None:
+        """Give the model a contrastive head of random weights, on the CPU."""
+        self.retrieval = ContrastiveHead(self.encoder.width, self.decoder.embedding.embedding_dim)
+
+    def image_vectors(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images or features -> float32 (N, WIDTH) of length 1, by the contrastive head, which has to be there.
+
+        kept: see memory.
+        """
+        assert self.retrieval is not None
+        return self.retrieval.images(self.features(images, kept))
+
+    def text_vectors(self, tokens: Tensor, places: Places) -> Tensor:
+        """Captions (B, T), <start> first, with their places -> float32 (B, WIDTH) of length 1, likewise."""
+        assert self.retrieval is not None
+        return self.retrieval.texts(self.decoder(tokens, None, places), places)
+
     def train(self, mode: bool = True) -> "ImageToTextModel":
         super().train(mode)
         if self.freeze_encoder:
@@ -262,11 +283,14 @@ class ImageToTextModel(nn.Module):
         leaves out the others from its first block on; of a frozen one, and of features, their rows are left out. A
         tower's class and register tokens, which stand before the patches, are kept as well.
         """
-        inside = kept if images.ndim == 4 and not self.freeze_encoder else None
-        features = images if images.ndim == 3 else self.encode(images, inside)
-        if inside is None:
-            features = pick_patches(features, kept, self.patches())
+        features = self.features(images, kept)
         return self.memory_projection(self.memory_norm(features.to(self.memory_projection.weight.dtype)))
+
+    def features(self, images: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Images or features -> features (N, P, E), of the `kept` patches alone; see memory."""
+        if images.ndim == 4 and not self.freeze_encoder:
+            return self.encode(images, kept)
+        return pick_patches(images if images.ndim == 3 else self.encode(images), kept, self.patches())
 
     @torch.inference_mode()
     def start_decoding(
@@ -334,10 +358,11 @@ class ImageToTextModel(nn.Module):
         return (self.image_spec["size"] // self.encoder.patch_size) ** 2
 
     def arguments(self) -> Tower:
-        """What rebuilds a pretrained encoder from a checkpoint, JSON-ready; empty for one from scratch."""
+        """What rebuilds a pretrained encoder from a checkpoint, JSON-ready, and whether there is a contrastive head."""
+        own: Tower = {"contrastive": True} if self.retrieval is not None else {}
         if not isinstance(self.encoder, PretrainedTower):
-            return {}
-        own: Tower = {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
+            return own
+        own |= {"encoder_config": self.encoder.config, "image_spec": self.image_spec}
         if isinstance(self.memory_norm, nn.Identity):
             own["memory_norm"] = False
         if self.decoder.activation != "gelu":

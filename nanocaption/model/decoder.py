@@ -20,6 +20,7 @@ from nanocaption.data.packing import Places, pack, ranks, unpack
 # "v" (N, H, C*K, D/H), where C is how many of them have room. With questions the last two have Q in the place of N, and
 # begin with the T tokens of the longest question, once for all K beams: (Q, H, D/H, T + C*K)
 Cache = list[dict[str, Tensor]]
+Keys = tuple[Tensor, Tensor]  # of a layer for a memory: keys and values, each (N, H, P, D/H)
 _ROOM = 16  # tokens by which that grows
 # Of the feed-forward layers. "gelu" is ours; "gelu_new", its approximation by tanh, comes with models of GPT-2's kind.
 ACTIVATIONS = {"gelu": "none", "gelu_new": "tanh"}
@@ -79,25 +80,31 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(width)
 
     def forward(
-        self, tokens: Tensor, memory: Tensor, places: Places, seen: list[Tensor] | None = None,
-        cache: Cache | None = None,
+        self, tokens: Tensor, memory: Tensor | None, places: Places, seen: list[Tensor] | None = None,
+        cache: Cache | None = None, keys: Sequence[Keys] | None = None,
     ) -> Tensor:  # fmt: skip
         """tokens (B, T) with its places, memory (N, P, D) -> hidden states of the real tokens (R, D).
 
-        seen: gets per layer the weights (R, H * P) of the real tokens' attention over the memory. cache: gets per layer
-        the keys and values of all tokens, B = Q questions with which a decoding begins.
+        memory: None leaves cross-attention out, so that the states are of the text alone. seen: gets per layer the
+        weights (R, H * P) of the real tokens' attention over the memory. cache: gets per layer the keys and values of
+        all tokens, B = Q questions with which a decoding begins. keys: what `memory_keys` gave of the memory, for
+        several passes over it.
         """
         length = tokens.shape[1]
         if length > self.max_seq_len:
             raise ValueError(f"{length} tokens: the decoder holds at most {self.max_seq_len} (MAX_SEQ_LEN).")
         real = tokens.flatten().index_select(0, places.in_captions)  # (R,)
         x = self.dropout(self.embedding(real) + self.position_embedding(places.positions))
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
             kept: dict[str, Tensor] | None = None if cache is None else {}
-            x = layer(x, places, memory, seen, kept)
+            x = layer(x, places, memory, seen, kept, keys and keys[number])
             if cache is not None and kept is not None:
                 cache.append(kept)
         return self.norm(x)
+
+    def memory_keys(self, memory: Tensor) -> list[Keys]:
+        """Of every layer the keys and values of memory (N, P, D)."""
+        return [layer.memory_keys(memory) for layer in self.layers]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)"""
@@ -162,17 +169,19 @@ class DecoderLayer(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(
-        self, x: Tensor, places: Places, memory: Tensor, seen: list[Tensor] | None = None,
-        kept: dict[str, Tensor] | None = None,
+        self, x: Tensor, places: Places, memory: Tensor | None, seen: list[Tensor] | None = None,
+        kept: dict[str, Tensor] | None = None, keys: Keys | None = None,
     ) -> Tensor:  # fmt: skip
-        """x: real tokens (R, D), at `places` of their captions and images; memory (N, P, D); seen: see Decoder.
+        """x: real tokens (R, D), at `places` of their captions and images; memory, seen and keys: see Decoder.
 
         kept: gets the layer's part of a Cache.
         """
         x = self._attend_to_caption(x, places, kept)
+        if memory is None:
+            return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
         # All tokens of an image's captions are queries (N, H, Q, D/H) to one set of keys, made once per image.
         (q,) = self._split(unpack(self.cross_q(self.cross_norm(x)), places.in_images, places.images), 1)
-        k, v = self._split(self.cross_kv(memory), 2)  # each (N, H, P, D/H)
+        k, v = keys or self.memory_keys(memory)
         if kept is not None:
             kept |= {"memory_k": k.transpose(-1, -2).contiguous(), "memory_v": v.contiguous()}
         if seen is not None:
@@ -182,8 +191,17 @@ class DecoderLayer(nn.Module):
         x = x + self.dropout(self.cross_out(pack(mixed, places.in_images)))
         return x + self.dropout(self.feedforward(self.feedforward_norm(x)))
 
+    def memory_keys(self, memory: Tensor) -> Keys:
+        """The keys and the values of memory (N, P, D), each (N, H, P, D/H)."""
+        k, v = self._split(self.cross_kv(memory), 2)
+        return k, v
+
     def _attend_to_caption(self, x: Tensor, places: Places, kept: dict[str, Tensor] | None) -> Tensor:
-        qkv = unpack(self.self_qkv(self.self_norm(x)), places.in_captions, places.captions)  # (B, T, 3D)
+        qkv = self.self_qkv(self.self_norm(x))  # (R, 3D)
+        if places.rows is None:
+            qkv = unpack(qkv, places.in_captions, places.captions)  # (B, T, 3D)
+        else:  # a row stands in every caption that begins so
+            qkv = qkv.index_select(0, places.rows).view(*places.captions, -1)
         q, k, v = self._split(qkv, 3)  # each (B, H, T, D/H)
         if kept is not None:
             kept |= {"k": k.transpose(-1, -2), "v": v}

@@ -52,6 +52,7 @@ class Tower(TypedDict, total=False):
     memory_norm: bool  # False: of a model of another program, which has no norm between encoder and decoder
     decoder_activation: str  # of such a model, where it is not "gelu": a key of decoder.ACTIVATIONS
     never_chosen: list[int]  # ids of such a model that stand for what it has no token of its own for
+    contrastive: bool  # True: there is a contrastive head, see model/retrieval.py; also of an encoder from scratch
 
 
 class Available(NamedTuple):

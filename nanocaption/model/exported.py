@@ -54,7 +54,8 @@ SETTINGS = (
 _FACTS = (  # of a checkpoint, kept
     "epoch", "step", "best_val_loss", "best_cider", "captions_sha256", "written_by", "average_of", "averaged_steps",
 )  # fmt: skip
-_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen")  # of encoder.Tower: of models that came from elsewhere
+# Of encoder.Tower: what models that came from elsewhere do otherwise, and whether there is a contrastive head.
+_FOREIGN = ("memory_norm", "decoder_activation", "never_chosen", "contrastive")
 _MAX_TEXT = 2**24  # bytes of config.json, and of the card
 _SAMPLES = re.compile(rf"^!\[[^\]\n]*\]\({hub.SAMPLES}\)\n\n", re.MULTILINE)  # of a card: a file that no state has
 HINT = "`nanocaption export CHECKPOINT FOLDER` writes such folders."
@@ -202,7 +203,7 @@ def read(name: str | Path, revision: str | None = None) -> State:
         spec = _checked(folder, about)
         if about["encoder_config"] is not None:
             arguments = {"encoder_config": about["encoder_config"], "image_spec": spec}
-            arguments |= {name: about[name] for name in _FOREIGN if name in about}
+        arguments |= {name: about[name] for name in _FOREIGN if name in about}
         card = folder / "README.md"
         return cast(State, {
             **_facts(about["trained"]),

@@ -47,21 +47,21 @@ class GalleryRow(TypedDict):
 
 
 @functools.cache
-def parts() -> dict[str, str]:
-    """Of report_template.html: "page", and each <template> by its id, on one line."""
-    text = Path(__file__).with_name("report_template.html").read_text(encoding="utf-8")
+def parts(template: str = "report_template.html") -> dict[str, str]:
+    """Of a template beside this file: "page", and each <template> by its id, on one line."""
+    text = Path(__file__).with_name(template).read_text(encoding="utf-8")
     found = re.findall(r'<template id="(\w+)">(.*?)</template>', text, re.DOTALL)
     return {name: re.sub(r"\n\s*", "", part) for name, part in found} | {"page": text[: text.index("<template")]}
 
 
-def fill(part: str, **values: object) -> str:
-    """A part of the template with its slots filled in one pass: {{name}} is escaped, {{{name}}} is HTML already."""
+def fill(part: str, template: str = "report_template.html", **values: object) -> str:
+    """A part of a template with its slots filled in one pass: {{name}} is escaped, {{{name}}} is HTML already."""
 
     def value_of(slot: re.Match[str]) -> str:
         text = str(values[slot["name"]])
         return text if slot["raw"] else html.escape(shown(text))
 
-    return re.sub(r"\{\{(?P<raw>\{)?(?P<name>\w+)\}?\}\}", value_of, parts()[part])
+    return re.sub(r"\{\{(?P<raw>\{)?(?P<name>\w+)\}?\}\}", value_of, parts(template)[part])
 
 
 def _panel(title: str, body: str, note: str = "") -> str:

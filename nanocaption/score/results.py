@@ -14,6 +14,8 @@ from nanocaption.metrics.files import FEW_IMAGES
 from nanocaption.score.predictions import image_ids
 from nanocaption.score.scoring import Scores, domain_lines
 
+_KEPT = ("captions-*.jsonl", "likelihood-*.npy", "both-*.npy")  # of an evaluation that is not done; then comes its key
+
 
 def digest(*parts: object) -> str:
     """Twelve hexadecimal digits of JSON-like data, or of the content of a file where a part is a Path."""
@@ -35,9 +37,9 @@ def folder_for(folder: Path, key: str) -> Path:
 
 def _keys(folder: Path) -> set[str]:
     """Of the results and the kept captions in `folder`."""
-    kept = {path.name.split("-")[1] for path in folder.glob("captions-*.jsonl")}
-    scores = folder / "scores.json"  # of an early version they have no key
-    return kept | ({str(read_object(scores).get("key"))} if scores.is_file() else set())
+    kept = {path.stem.split("-")[1] for pattern in _KEPT for path in folder.glob(pattern)}
+    done = [folder / name for name in ("scores.json", "retrieval.json")]  # of an early version they have no key
+    return kept | {str(read_object(path).get("key")) for path in done if path.is_file()}
 
 
 def open_kept(folder: Path, key: str, rank: int) -> TextIO:
@@ -63,7 +65,7 @@ def read_kept(folder: Path, key: str) -> dict[int, tuple[str, bool]]:
 
 
 def drop_kept(folder: Path) -> None:
-    for path in folder.glob("captions-*.jsonl"):
+    for path in (path for pattern in _KEPT for path in folder.glob(pattern)):
         path.unlink(missing_ok=True)
 
 

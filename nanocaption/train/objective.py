@@ -6,15 +6,17 @@ from torch import Tensor
 
 from nanocaption.data.dataset import Batch
 from nanocaption.data.order import Group
-from nanocaption.train import scst
+from nanocaption.train import contrastive, scst
 from nanocaption.train.losses import Objective, caption_objective
 from nanocaption.train.patches import drop_patches
-from nanocaption.train.setup import Progress, Run, is_scst
+from nanocaption.train.setup import Progress, Run, is_scst, trains_head
 
 
 def begin_objective(run: Run, progress: Progress) -> Objective:
     """What the present epoch minimizes; the optimizer is made ready where that is another thing than before."""
     settings = run.settings
+    if settings.OBJECTIVE == "contrastive":
+        return contrastive.head_objective()
     if not is_scst(settings, progress.epoch):
         return caption_objective(settings.LABEL_SMOOTHING)
     scst.begin_phase(run, progress)
@@ -31,6 +33,8 @@ def ready(
     patches = run.model.patches()
     some = [drop_patches(batch, own, run.settings, progress.epoch, progress.step, patches)
             for batch, own in zip(batches, groups, strict=True)]  # fmt: skip
+    if trains_head(run.settings):
+        some = [contrastive.named(batch, own) for batch, own in zip(some, groups, strict=True)]
     if not is_scst(run.settings, progress.epoch):
         return some, None
     return scst.draw(run, some, groups, progress.epoch, resident)

@@ -60,6 +60,7 @@ from nanocaption.train.used import Found, find_used, note_used, packed, refuse_c
 
 # Steps, a tenth of the phase at most: those of a fresh optimizer are full-size at first, whatever the gradient.
 SCST_WARMUP = 50
+FEW_IMAGES = 64  # in a step: fewer are hardly a choice for a contrastive loss
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -112,6 +113,11 @@ class Plan(NamedTuple):
 def is_scst(settings: Settings, epoch: int) -> bool:
     """Whether `epoch`, counted from 0, belongs to the self-critical phase."""
     return settings.OBJECTIVE == "scst" and epoch >= settings.SCST_START_EPOCH
+
+
+def trains_head(settings: Settings) -> bool:
+    """Whether the run trains a contrastive head, alone or beside the captions."""
+    return settings.OBJECTIVE == "contrastive" or settings.CONTRASTIVE_WEIGHT > 0
 
 
 class Progress(NamedTuple):
@@ -168,6 +174,11 @@ def find_start(
         raise SystemExit(
             "OBJECTIVE = 'scst' begins with a captioner that cross-entropy has trained: give --init-checkpoint-path "
             "RUN/best_cider.safetensors, or SCST_START_EPOCH, the epochs of cross-entropy before it."
+        )
+    if settings.OBJECTIVE == "contrastive" and settings.INIT_CHECKPOINT_PATH is None:
+        raise SystemExit(
+            "OBJECTIVE = 'contrastive' trains a head on a captioner that stays as it is: give --init-checkpoint-path "
+            "RUN/best_cider.safetensors, or train both together with --contrastive-weight 0.5."
         )
     look_first(settings)
     if settings.INIT_CHECKPOINT_PATH is not None:
@@ -440,18 +451,24 @@ def make_model(
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    arguments = source["model_arguments"] if source else None
+    arguments = dict(source["model_arguments"]) if source else None
     if source:
         weights = source["model_state_dict"]
         check_sizes(settings.values, tokenizer.get_vocab_size(), cast(Tower, arguments), weights, origin)
+    had_head = bool(arguments and arguments.pop("contrastive", False))
     seed_generators(seed_of(settings.SEED, "initial weights") % 2**32)
-    model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
+    model = build_model(settings.values, tokenizer.get_vocab_size(), cast(Tower | None, arguments))
+    if trains_head(settings):
+        seed_generators(seed_of(settings.SEED, "contrastive head") % 2**32)
+        model.add_contrastive_head()
     if source:
         checkpoint.check_finite(source, origin)
-        load_weights(model, source["model_state_dict"], source["model_arguments"], origin)
-        if resumed and "raw_state_dict" in source:
-            weights = source["model_state_dict"] | source["raw_state_dict"]
-            load_weights(model, weights, source["model_arguments"], origin)
+        weights = source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {})
+        load_weights(model, with_head(model, weights, had_head, origin), source["model_arguments"], origin)
+    if settings.OBJECTIVE == "contrastive":
+        model.requires_grad_(False)
+        assert model.retrieval is not None
+        model.retrieval.requires_grad_(True)
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")
@@ -460,6 +477,18 @@ def make_model(
     if settings.COMPILE:
         model.compile_parts()
     return model
+
+
+def with_head(
+    model: ImageToTextModel, weights: Mapping[str, Tensor], had_head: bool, origin: str
+) -> dict[str, Tensor]:
+    """The weights of a checkpoint, with those of the model's own contrastive head where the checkpoint has none, and
+    without its head where the model has none: the text's side of that would no longer fit the decoder."""
+    head = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("retrieval.")}
+    if had_head and not head:
+        devices.console(f"{origin} has a contrastive head, which is left out: CONTRASTIVE_WEIGHT is 0")
+        return {name: tensor for name, tensor in weights.items() if not name.startswith("retrieval.")}
+    return dict(weights) if had_head else {**head, **weights}
 
 
 def make_optimizer(
@@ -589,6 +618,16 @@ def be_deterministic(threads: int | None) -> None:
         torch.set_num_threads(threads)
 
 
+def told_of_head(settings: Settings, images: float) -> None:
+    """Print what the contrastive loss compares. images: in a step, about."""
+    how = "alone, the captioner stays as it is" if settings.OBJECTIVE == "contrastive" else (
+        f"with weight {settings.CONTRASTIVE_WEIGHT:g} beside the captions")  # fmt: skip
+    devices.console(f"contrastive head: {settings.CONTRASTIVE_LOSS} loss {how}; about {images:.0f} images in a step")
+    if images < FEW_IMAGES:
+        devices.console(f"Note: {images:.0f} images in a step are few for a contrastive loss: raise BATCH_SIZE, or "
+                        "GRAD_ACCUM_STEPS, which enlarges what is compared as well")  # fmt: skip
+
+
 def describe(run: Run, progress: Progress, resumed: bool) -> None:
     """Print what was derived, and begin the log with the settings."""
     settings, schedule = run.settings, run.plan.schedule
@@ -620,6 +659,8 @@ def describe(run: Run, progress: Progress, resumed: bool) -> None:
         others = [n for n in range(1, 65) if product % n == 0 and n != devices.world_size()]
         devices.console(f"Note: the steps are those of any number of processes whose BATCH_SIZE x GRAD_ACCUM_STEPS x "
                         f"processes is {product}: {', '.join(map(str, others[:8]))} can share them")  # fmt: skip
+    if trains_head(settings):
+        told_of_head(settings, sum(in_steps) / len(in_steps) * len(run.train_set) / captions)
     if settings.EMA_DECAY:
         devices.console(f"average: EMA_DECAY = {settings.EMA_DECAY}; validated in the place of the weights")
     if warmup >= schedule.total_steps and not is_scst(settings, 0):

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from nanocaption.base import devices
 from nanocaption.data.dataset import Batch, collate_fn
-from nanocaption.train import sharding
+from nanocaption.train import contrastive, sharding
 from nanocaption.train.losses import Objective
-from nanocaption.train.setup import Run
+from nanocaption.train.setup import Run, trains_head
 
 Mark = Callable[[str], object]  # told the name of each part of a step that has ended
 
@@ -29,10 +29,11 @@ class Found(NamedTuple):
     loss: float  # the objective's mean over the whole batch; of captions per real token, in nats
     norm: float  # of the whole gradient, before clipping
     captions: int  # over all ranks
+    contrastive: float = 0.0  # the contrastive loss of the whole batch, unweighted; 0 where there is none
 
     def finite(self, scaled: bool) -> bool:
         """Whether the update may be made. With a loss scale (fp16) an overflowing gradient is normal: it skips it."""
-        return math.isfinite(self.loss) and (math.isfinite(self.norm) or scaled)
+        return math.isfinite(self.loss + self.contrastive) and (math.isfinite(self.norm) or scaled)
 
 
 def accumulate_gradients(
@@ -41,11 +42,13 @@ def accumulate_gradients(
     micro_batches: list[Batch],
     resident: Tensor | None = None,
     mark: Mark = lambda part: None,
+    step: int = 0,
 ) -> Tensor:
     """Leave the clipped gradients of one batch, given in micro-batches of this rank, in the model's parameters.
 
     micro_batches: none where the step has too few groups for all ranks. resident: the images on the device, where
-    batches hold their numbers (Batch.to). mark: for the profile. Returns what `read_found` turns
+    batches hold their numbers (Batch.to). mark: for the profile. step: its number, for what the contrastive loss draws.
+    Returns what `read_found` turns
     into Found. On a GPU all of it is only begun: nothing in here waits for a result (with FSDP one thing: how many
     passes the other ranks make).
     """
@@ -54,23 +57,28 @@ def accumulate_gradients(
     counts = torch.tensor([sum(numbers), sum(len(batch.image_index) for batch in micro_batches)])
     counts = devices.sum_(counts.to(device, non_blocking=True))  # (2,) of the objective, captions
     run.optimizer.zero_grad(set_to_none=True)
+    held = contrastive.first_pass(run, micro_batches, resident, step) if trains_head(settings) else None
     total = scaler.scale(torch.zeros((), device=device))  # 0 still; a rank without a batch needs the scale as well
     own = len(micro_batches)
     for number in range(sharding.passes(model, own)):
         batch = micro_batches[number] if number < own else collate_fn([run.train_set[(0, (0,))]])
         batch = batch.to(device, resident)
         mark("copy to device")
+        extra = 0.0
+        if held is not None:
+            extra, batch = contrastive.pull(run, held, batch, number, step)
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
             loss = objective.total(model, batch)
         if number >= own:
             loss = 0 * loss  # only to take part in what the others gather and sum
         mark("loss")
-        scaler.scale(loss / counts[0].clamp(min=1)).backward()
+        scaler.scale(loss / counts[0].clamp(min=1) + extra).backward()
         mark("encoder backward")
         total += loss.detach()
     norm = _clip_gradients(run)
     mark("gradients")
-    return torch.stack([devices.sum_(total), norm, *counts.float()])
+    apart = total.new_zeros(()) if held is None else held.loss
+    return torch.stack([devices.sum_(total), norm, *counts.float(), apart])
 
 
 def _clip_gradients(run: Run) -> Tensor:
@@ -86,8 +94,8 @@ def _clip_gradients(run: Run) -> Tensor:
 
 def read_found(begun: Tensor) -> Found:
     """What `accumulate_gradients` began. The one place where a step waits for the GPU."""
-    loss, norm, counted, captions = begun.tolist()
-    return Found(loss / max(counted, 1), norm, int(captions))
+    loss, norm, counted, captions, apart = begun.tolist()
+    return Found(loss / max(counted, 1), norm, int(captions), apart)
 
 
 def take_update(optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, skip: bool) -> None:
