@@ -43,6 +43,7 @@ class Job(NamedTuple):
     module: str
     names: tuple[str, ...]
     arguments: dict[str, Any] = {}  # read only
+    seconds: float | None = None  # after which it has failed; None: as long as it takes
 
 
 JOBS = (
@@ -133,7 +134,11 @@ def in_a_process(job: Job) -> dict[str, Any]:
         answer = Path(place) / "answer.json"
         process = multiprocessing.get_context("spawn").Process(target=answer_with, args=(job, answer))
         process.start()
-        process.join()
+        process.join(job.seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return {"rows": [], "reason": f"it took longer than {job.seconds:.0f} s", "absent": False}
         if answer.is_file():
             return json.loads(answer.read_text(encoding="utf-8"))
         return {"rows": [], "reason": f"its process ended with status {process.exitcode}", "absent": False}
