@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanocaption.base.settings import ModelSettings
 from nanocaption.data.transform import ImageSpec
+from nanocaption.model import vit
 from nanocaption.model.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
@@ -131,9 +132,9 @@ class PretrainedTower(nn.Module):
     its classes need; those before it know more of the rest of a picture.
     """
 
-    tower: "PreTrainedModel"
+    tower: "PreTrainedModel | vit.ViT"  # the latter of a checkpoint's plain ViT: the same to the bit
 
-    def __init__(self, tower: "PreTrainedModel", layers: Sequence[int] | None = None):
+    def __init__(self, tower: "PreTrainedModel | vit.ViT", layers: Sequence[int] | None = None):
         super().__init__()
         self.tower, self.layers = tower, tuple(layers or ())
         tower.config.return_dict = True  # a config may ask for tuples
@@ -335,12 +336,30 @@ def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
 
 
 def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] | None = None) -> PretrainedTower:
-    """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
+    """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network.
+
+    A plain ViT is built without transformers, whose import takes longer than torch's.
+    """
+    if vit.is_plain(config):
+        return PretrainedTower(vit.ViT(config), layers)
+    kind = _TOWERS[str(config["model_type"])]
+    return PretrainedTower(_empty_tower(kind, _config_of(kind, config)), layers)
+
+
+def of_transformers(encoder: PretrainedTower) -> "PreTrainedModel":
+    """The tower as transformers' own class, with these weights: its own where it is one."""
+    if not isinstance(encoder.tower, vit.ViT):
+        return encoder.tower
+    kind = _TOWERS["vit"]
+    tower = _empty_tower(kind, _config_of(kind, encoder.config))
+    tower.load_state_dict(encoder.tower.state_dict())
+    return tower.train(encoder.tower.training)
+
+
+def _config_of(kind: tuple[str, dict[str, bool]], config: dict[str, object]) -> "PreTrainedConfig":
     import transformers
 
-    kind = _TOWERS[str(config["model_type"])]
-    tower_config = getattr(transformers, kind[0]).config_class.from_dict(config)
-    return PretrainedTower(_empty_tower(kind, tower_config), layers)
+    return getattr(transformers, kind[0]).config_class.from_dict(config)
 
 
 def scratch_image_spec(image_size: int) -> ImageSpec:
