@@ -70,6 +70,7 @@ JOBS = (
     Job("benchmarks.scaling", (
         "scaling_captions_10000_vs_1000", "scaling_captions_145000_vs_1000", "memory_epochs", "startup_145000",
     )),
+    Job("benchmarks.starts", ("start_caption", "start_caption_memory", "start_train")),
     Job("benchmarks.light", ("cold_start_onnx", "cold_start_onnx_memory", "caption_onnx", "caption_onnx_int8")),
     Job("benchmarks.processes", ("start_to_first_step", "start_to_first_step_again"), {"parts": ["start"]}),
     Job("benchmarks.processes", ("gloo_2_processes", "gloo_2_processes_vs_2_threads"), {"parts": ["gloo"]}),
