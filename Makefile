@@ -3,7 +3,7 @@ PYTHON = .venv/bin/python
 # One thread each: the models are so small that a second one only waits.
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo quick test test-all bench clean
+.PHONY: help setup demo quick test test-all bench gpu clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -37,6 +37,9 @@ test-all: test   ## and the long forms: many kills, ranks, fresh interpreters, t
 
 bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
 	$(PYTHON) benchmarks/run.py
+
+gpu: setup       ## on a machine with a CUDA device: does all of it work there, and how fast; less than 8 minutes
+	$(PYTHON) benchmarks/gpu.py
 
 clean:           ## remove .venv; data and runs stay
 	rm -rf .venv

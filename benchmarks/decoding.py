@@ -114,8 +114,13 @@ def measure(
     return rows
 
 
-def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable, Callable]]:
-    """name -> (ours, the peer's), calls that do the work once and give a list of ids per image, or features."""
+def make_sides(
+    kind: Kind, images: int, beams: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, tuple[Callable, Callable]]:
+    """name -> (ours, the peer's), calls that do the work once and give a list of ids per image, or features.
+
+    dtype: of the weights of both sides.
+    """
     from transformers.modeling_outputs import BaseModelOutput
 
     with torch.random.fork_rng():
@@ -128,9 +133,11 @@ def make_sides(kind: Kind, images: int, beams: int) -> dict[str, tuple[Callable,
         features = ours.encode(pixels)
         if not torch.allclose(features, peer.encoder(floats).last_hidden_state, atol=1e-4):
             raise SystemExit("the two encoders differ")
-    lengths = caption_lengths(images)
+    ours, peer = ours.to(device, dtype), peer.to(device, dtype)
+    pixels, floats, features = pixels.to(device), floats.to(device, dtype), features.to(device, dtype)
+    lengths = caption_lengths(images).to(device)
     options = Options(beam_size=beams)
-    limits = decode.Limits(START, END, LONGEST)
+    limits = decode.Limits(START, END, LONGEST, device)
 
     @torch.inference_mode()
     def caption(source: torch.Tensor) -> list[list[int]]:

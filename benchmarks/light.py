@@ -60,15 +60,28 @@ def measure(repeats: int = 5, pictures: int = 64) -> list[dict[str, Any]]:
 
 def make(place: Path, pictures: int) -> tuple[dict[str, Path], list[Path]]:
     """({"torch", "onnx": an exported folder}, the pictures) in `place`."""
+    from nanocaption.demo_set import draw_scene, sample_scene
+    from nanocaption.export.onnx_export import write_onnx
+    from nanocaption.model import exported
+
+    state = make_state(place)
+    exported.write(place / "torch", state, "A benchmark's model.")
+    write_onnx(place / "onnx", state, "A benchmark's model.", "both")
+    paths = [place / f"{number}.jpg" for number in range(pictures)]
+    for number, path in enumerate(paths):
+        draw_scene(sample_scene(2, number), 500).crop((0, 60, 500, 435)).save(path, quality=90)
+    return {"torch": place / "torch", "onnx": place / "onnx"}, paths
+
+
+def make_state(place: Path) -> Any:
+    """What exported.write wants, of the model that the text above describes."""
     import torch
     from transformers import ViTConfig
 
     from benchmarks.decoding import TINY
     from nanocaption.base.settings import load_settings
     from nanocaption.data.tokenizer import train_tokenizer
-    from nanocaption.demo_set import describe_scene, draw_scene, sample_scene
-    from nanocaption.export.onnx_export import write_onnx
-    from nanocaption.model import exported
+    from nanocaption.demo_set import describe_scene, sample_scene
     from nanocaption.model.captioner import build_model
     from nanocaption.model.encoder import scratch_image_spec
 
@@ -80,17 +93,11 @@ def make(place: Path, pictures: int) -> tuple[dict[str, Path], list[Path]]:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = build_model(settings, tokenizer.get_vocab_size(), arguments)
-    state: Any = {
+    return {
         "epoch": 0, "step": 0, "best_val_loss": None, "best_cider": None, "config": settings,
         "tokenizer": tokenizer.to_str(), "model_arguments": model.arguments(),
         "model_state_dict": dict(model.state_dict()), "captions_sha256": "", "written_by": "benchmarks/light.py",
     }  # fmt: skip
-    exported.write(place / "torch", state, "A benchmark's model.")
-    write_onnx(place / "onnx", state, "A benchmark's model.", "both")
-    paths = [place / f"{number}.jpg" for number in range(pictures)]
-    for number, path in enumerate(paths):
-        draw_scene(sample_scene(2, number), 500).crop((0, 60, 500, 435)).save(path, quality=90)
-    return {"torch": place / "torch", "onnx": place / "onnx"}, paths
 
 
 def cold_start(folders: dict[str, Path], picture: Path, repeats: int) -> list[dict[str, Any]]:

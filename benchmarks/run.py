@@ -43,6 +43,7 @@ class Job(NamedTuple):
     module: str
     names: tuple[str, ...]
     arguments: dict[str, Any] = {}  # read only
+    seconds: float | None = None  # after which it has failed; None: as long as it takes
 
 
 JOBS = (
@@ -69,6 +70,7 @@ JOBS = (
     Job("benchmarks.scaling", (
         "scaling_captions_10000_vs_1000", "scaling_captions_145000_vs_1000", "memory_epochs", "startup_145000",
     )),
+    Job("benchmarks.starts", ("start_caption", "start_caption_memory", "start_train")),
     Job("benchmarks.light", ("cold_start_onnx", "cold_start_onnx_memory", "caption_onnx", "caption_onnx_int8")),
     Job("benchmarks.retrieval", (
         "likelihood_pairs", "likelihood_pairs_batched", "likelihood_pairs_features", "search_10000",
@@ -136,7 +138,11 @@ def in_a_process(job: Job) -> dict[str, Any]:
         answer = Path(place) / "answer.json"
         process = multiprocessing.get_context("spawn").Process(target=answer_with, args=(job, answer))
         process.start()
-        process.join()
+        process.join(job.seconds)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            return {"rows": [], "reason": f"it took longer than {job.seconds:.0f} s", "absent": False}
         if answer.is_file():
             return json.loads(answer.read_text(encoding="utf-8"))
         return {"rows": [], "reason": f"its process ended with status {process.exitcode}", "absent": False}

@@ -1,6 +1,11 @@
 """A .safetensors file that is on the disk and verified, and whether tensors fit a model."""
 
+import hashlib
+import json
+import math
+import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Required, TypedDict
 
@@ -10,6 +15,13 @@ import torch
 from torch import Tensor
 
 from nanocaption.base.files import sync_to_disk
+
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_THREADS = min(4, os.cpu_count() or 1)
+_PART = 2**18  # bytes that are read and then hashed
 
 
 class OptimizerState(TypedDict):
@@ -98,6 +110,71 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         _compare(path, tensors, metadata)
     except safetensors.SafetensorError as error:  # how its writer tells of a full disk
         raise OSError(str(error)) from error
+
+
+def hashes_of(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The sha256 of each tensor's bytes, contiguous and on the CPU, by several threads."""
+    with ThreadPoolExecutor(_THREADS) as threads:  # hashing lets other threads run
+        found = threads.map(lambda tensor: hashlib.sha256(_bytes_of(tensor)).hexdigest(), tensors.values())
+        return dict(zip(tensors, found, strict=True))
+
+
+def read_hashed(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a .safetensors file, and the sha256 of each one's bytes: read once, by several threads.
+
+    Read, not mapped: a file that is cut short later would kill a process that maps it. A part is hashed while it is in
+    the processor's cache. Raises ValueError where the file is not what its header says, OSError where it cannot be
+    read.
+    """
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length), object_pairs_hook=without_duplicates)
+        size = os.fstat(file.fileno()).st_size - 8 - length
+    entries.pop("__metadata__", None)
+    tensors: dict[str, Tensor] = {}
+    places: dict[str, int] = {}
+    place = 0
+    try:
+        for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = entry["data_offsets"]
+            shape, dtype = entry["shape"], _DTYPES[entry["dtype"]]
+            if begin != place or end - begin != math.prod(shape) * dtype.itemsize or end > size:
+                raise ValueError(f"{name} does not lie where its size and the others' put it")
+            tensors[name], places[name], place = torch.empty(shape, dtype=dtype), 8 + length + begin, end
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise ValueError(f"its header is no list of tensors: {error!r}") from error
+    if place != size:
+        raise ValueError(f"it holds {size:,} bytes of tensors, and its header names {place:,}")
+    with ThreadPoolExecutor(_THREADS) as threads:
+        read = threads.map(lambda name: _read_one(path, places[name], tensors[name]), tensors)
+        return tensors, dict(zip(tensors, read, strict=True))
+
+
+def _read_one(path: Path, start: int, tensor: Tensor) -> str:
+    """Fill the tensor from the file; the sha256 of its bytes."""
+    digest, content = hashlib.sha256(), _bytes_of(tensor)
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        done = 0
+        while done < len(content):
+            got = file.readinto(content[done : done + _PART])
+            if not got:
+                raise ValueError("it ends within its tensors")
+            digest.update(content[done : done + got])
+            done += got
+    return digest.hexdigest()
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+
+
+def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For json.loads: a name that occurs twice is a ValueError. (json and safetensors both take the last one.)"""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("it holds a name twice")
+    return found
 
 
 def check_fits(model: torch.nn.Module | Mapping[str, Tensor], saved: Mapping[str, Tensor], origin: str) -> None:

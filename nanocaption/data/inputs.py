@@ -283,6 +283,7 @@ def keep_on_device(images: ImageTextDataset, device: torch.device) -> None:
     if device.type != "cuda" or not isinstance(images.cached, Rows):
         return
     size = sum(chunk.nbytes for chunk in images.cached.chunks)
+    torch.cuda.empty_cache()  # what making them took counts as taken otherwise, and the next start would decide anew
     free, _ = torch.cuda.mem_get_info(device)
     if size <= free // 2:
         resident = torch.empty((len(images.cached), *images.cached[0].shape), dtype=torch.float16, device=device)

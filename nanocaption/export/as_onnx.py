@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from nanocaption.model.captioner import ImageToTextModel
 from nanocaption.model.decoder import Decoder
-from nanocaption.model.encoder import PretrainedTower, quiet
+from nanocaption.model.encoder import PretrainedTower, of_transformers, quiet
 from nanocaption.model.onnx_folder import graph_names, memory_names, token_names
 
 OPSET = 18
@@ -99,8 +99,9 @@ def write_graphs(model: ImageToTextModel, folder: Path) -> None:
     decoder, side = model.decoder, model.image_spec["size"]
     layers, heads, width = len(decoder.layers), decoder.layers[0].heads, decoder.embedding.weight.shape[1]
     pixels = torch.zeros(2, 3, side, side)
-    if isinstance(model.encoder, PretrainedTower):  # fewer nodes than the fused one is taken apart into
-        model.encoder.tower.set_attn_implementation("eager")
+    if isinstance(model.encoder, PretrainedTower):
+        model.encoder.tower = of_transformers(model.encoder)
+        model.encoder.tower.set_attn_implementation("eager")  # fewer nodes than the fused one is taken apart into
     _fix_positions(model, pixels)
     images, beams, length = (torch.export.Dim(name) for name in ("images", "beams", "length"))
     once, (encoder_file, decoder_file) = _Once(model).eval(), graph_names("fp32")

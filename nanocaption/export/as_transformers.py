@@ -32,7 +32,7 @@ from nanocaption.data.tokenizer import END, PAD, START
 from nanocaption.demo_set import draw_scene, sample_scene
 from nanocaption.model.captioner import ImageToTextModel, assemble
 from nanocaption.model.decoder import Decoder, DecoderLayer
-from nanocaption.model.encoder import PretrainedTower, VisionTransformer
+from nanocaption.model.encoder import PretrainedTower, VisionTransformer, of_transformers
 
 if TYPE_CHECKING:
     from transformers import (
@@ -144,7 +144,7 @@ def _encoder(model: ImageToTextModel) -> "PreTrainedModel":
                 f"The decoder sees the outputs of blocks {', '.join(map(str, model.encoder.layers))} side by side "
                 f"(ENCODER_LAYERS), and an encoder of transformers gives those of the last alone. {_ELSE}."
             )
-        tower = _at_size(model.encoder.tower, model.image_spec["size"])
+        tower = _at_size(of_transformers(model.encoder), model.image_spec["size"])
     if norm is None:
         return tower
     lost = [norm]

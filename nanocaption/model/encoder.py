@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from nanocaption.base.settings import ModelSettings
 from nanocaption.data.transform import ImageSpec
+from nanocaption.model import vit
 from nanocaption.model.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
@@ -133,9 +134,9 @@ class PretrainedTower(nn.Module):
     its classes need; those before it know more of the rest of a picture.
     """
 
-    tower: "PreTrainedModel"
+    tower: "PreTrainedModel | vit.ViT"  # the latter of a checkpoint's plain ViT: the same to the bit
 
-    def __init__(self, tower: "PreTrainedModel", layers: Sequence[int] | None = None):
+    def __init__(self, tower: "PreTrainedModel | vit.ViT", layers: Sequence[int] | None = None):
         super().__init__()
         self.tower, self.layers = tower, tuple(layers or ())
         tower.config.return_dict = True  # a config may ask for tuples
@@ -339,17 +340,35 @@ def nameless(config: Mapping[str, object] | None) -> dict[str, object] | None:
 
 
 def rebuild_pretrained(config: dict[str, object], layers: Sequence[int] | None = None) -> PretrainedTower:
-    """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network."""
-    import transformers
+    """The tower of a checkpoint with random weights, from its stored `PretrainedTower.config`; needs no network.
 
+    A plain ViT is built without transformers, whose import takes longer than torch's.
+    """
+    if vit.is_plain(config):
+        return PretrainedTower(vit.ViT(config), layers)
     if str(config["model_type"]) not in _TOWERS:
         raise ValueError(f"its encoder is a {str(config['model_type'])[:40]!r} model. {_HINT}")
     kind = _TOWERS[str(config["model_type"])]
+    return PretrainedTower(_empty_tower(kind, _config_of(kind, config)), layers)
+
+
+def of_transformers(encoder: PretrainedTower) -> "PreTrainedModel":
+    """The tower as transformers' own class, with these weights: its own where it is one."""
+    if not isinstance(encoder.tower, vit.ViT):
+        return encoder.tower
+    kind = _TOWERS["vit"]
+    tower = _empty_tower(kind, _config_of(kind, encoder.config))
+    tower.load_state_dict(encoder.tower.state_dict())
+    return tower.train(encoder.tower.training)
+
+
+def _config_of(kind: tuple[str, dict[str, bool]], config: dict[str, object]) -> "PreTrainedConfig":
+    import transformers
+
     config_class = getattr(transformers, kind[0]).config_class
     # What else a configuration may hold names code, or counts of things that no tower has.
     known = config_class().to_dict().keys() - _NOT_OF_A_TOWER
-    tower_config = config_class.from_dict({name: value for name, value in config.items() if name in known})
-    return PretrainedTower(_empty_tower(kind, tower_config), layers)
+    return config_class.from_dict({name: value for name, value in config.items() if name in known})
 
 
 def scratch_image_spec(image_size: int) -> ImageSpec:

@@ -15,18 +15,24 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
 from nanocaption.base import tower_names
 from nanocaption.base.files import beside, sync_to_disk
-from nanocaption.base.tensors import OptimizerState, State, is_member, slots_by_name, write_tensors
+from nanocaption.base.tensors import (
+    OptimizerState,
+    State,
+    hashes_of,
+    is_member,
+    read_hashed,
+    slots_by_name,
+    without_duplicates,
+    write_tensors,
+)
 from nanocaption.base.version import VERSION
 
 # 1 had one running sha256 over all bytes, which takes a single core; 2 the names that a tower's weights had in memory.
@@ -80,13 +86,13 @@ def load(path: Path | str) -> State:
     path = Path(path)
     header = read_header(path)
     try:
-        # Read, not mapped: a file that is cut short later would kill a process that maps it.
-        tensors = safetensors.torch.load_file(path, backend="pread")
-    except (safetensors.SafetensorError, ValueError, OSError) as error:
+        tensors, hashes = read_hashed(path)
+    except (ValueError, OSError) as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     digest = header.pop("digest")
-    digest_of = _running_digest if header.pop("format_version") == 1 else _digest
-    if digest_of(tensors, _canonical(header)) != digest:
+    first = header.pop("format_version") == 1
+    text = _canonical(header)
+    if (_running_digest(tensors, text) if first else _digest(tensors, text, hashes)) != digest:
         raise ValueError(f"{path} is damaged: its content does not match its digest. Use another checkpoint.")
     state = _unpack(path, tensors, header)
     _check_values(path, state)
@@ -107,7 +113,7 @@ def read_header(path: Path | str) -> dict[str, object]:
                 raise ValueError("it ends within its header")
             if length > _MAX_HEADER:
                 raise ValueError(f"its header claims {length:,} bytes, above the limit of {_MAX_HEADER:,}")
-            entries = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+            entries = json.loads(file.read(length), object_pairs_hook=without_duplicates)
             if not isinstance(entries, dict):
                 raise ValueError("its header is no list of tensors")
     except (OSError, ValueError, RecursionError) as error:
@@ -116,7 +122,7 @@ def read_header(path: Path | str) -> dict[str, object]:
     if not isinstance(metadata, dict) or _KEY not in metadata:
         raise ValueError(f"{path} is a .safetensors file, but not a nanoCaption checkpoint.")
     try:
-        header = json.loads(metadata[_KEY], object_pairs_hook=_without_duplicates)
+        header = json.loads(metadata[_KEY], object_pairs_hook=without_duplicates)
         version = header["format_version"]
         header["digest"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -223,14 +229,6 @@ def _filed_optimizer(optimizer: OptimizerState) -> OptimizerState:
     return {"state": state, "param_groups": groups}
 
 
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    # json and safetensors both take the last of two equal names without a word.
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("it holds a name twice")
-    return found
-
-
 def _canonical(values: dict[str, Any]) -> str:
     try:
         text = json.dumps(values, allow_nan=False)
@@ -240,14 +238,10 @@ def _canonical(values: dict[str, Any]) -> str:
         raise ValueError(f"A checkpoint holds tensors and JSON only: {error}.") from error
 
 
-def _digest(tensors: dict[str, Tensor], text: str) -> str:
-    def of_one(name: str) -> str:
-        tensor = tensors[name]
-        content = hashlib.sha256(tensor.reshape(-1).view(torch.uint8).numpy()).hexdigest()
-        return f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|{content}\n"
-
-    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as threads:  # hashing lets other threads run
-        lines = list(threads.map(of_one, sorted(tensors)))
+def _digest(tensors: dict[str, Tensor], text: str, hashes: Mapping[str, str] | None = None) -> str:
+    """hashes: of the tensors' bytes, where they are known."""
+    hashes = hashes or hashes_of(tensors)
+    lines = [f"{name}|{tensors[name].dtype}|{tuple(tensors[name].shape)}|{hashes[name]}\n" for name in sorted(tensors)]
     return hashlib.sha256("".join([*lines, text]).encode()).hexdigest()
 
 

@@ -89,6 +89,7 @@ def _fits(
     shares = [captions // pictures + (number < captions % pictures) for number in range(pictures)]
     batch = collate_fn([train_set[(longest, (place,) * share)] for share in shares])
     trained = sum(p.nbytes for p in model.parameters() if p.requires_grad)
+    later = (3 if settings.EMA_DECAY else 2) * trained  # AdamW's moments and the average come later
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats(device)
     model.train()
@@ -96,7 +97,7 @@ def _fits(
         with devices.autocast(device, devices.pick_dtype(settings.PRECISION, device)):
             loss = caption_objective(settings.LABEL_SMOOTHING).total(model, batch.to(device, train_set.resident))
         loss.backward()
-        taken = torch.cuda.max_memory_allocated(device) + 2 * trained  # AdamW's two moments come with the first update
+        taken = torch.cuda.max_memory_allocated(device) + later
         return taken < SHARE * torch.cuda.get_device_properties(device).total_memory
     except torch.OutOfMemoryError:
         return False

@@ -15,9 +15,13 @@ from nanocaption.train.step import Found
 def explain_fault(run: Run, error: BaseException) -> str | None:
     """For an error of the machine: what happened and what to change."""
     if isinstance(error, torch.OutOfMemoryError):
+        captioned = "" if run.model.training else (
+            f" A validation captions {run.settings.EVAL_BATCH_SIZE} pictures at once: lower EVAL_BATCH_SIZE as well."
+        )
         return (
             f"{run.device} is out of memory with BATCH_SIZE = {run.settings.BATCH_SIZE} captions at a time. Halve "
             "BATCH_SIZE and double GRAD_ACCUM_STEPS: the same steps in smaller parts, which a resume accepts."
+            f"{captioned}"
         )
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return (

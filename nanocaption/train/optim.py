@@ -1,8 +1,8 @@
 """The optimizer's parameter groups, its state by parameter name, and the learning rate as a function of the step."""
 
 import math
-from collections.abc import Collection
-from typing import NamedTuple
+from collections.abc import Callable, Collection
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -13,6 +13,27 @@ from nanocaption.train import sharding
 
 # Learned tables and tokens that pretrained towers keep as bare parameters.
 _NO_DECAY = ("position", "cls_token", "class_embedding", "mask_token", "register_tokens", "distillation_token")
+
+
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of torch's optimizers as it was before a wrapper that imports torch's compiler."""
+    return getattr(method, "__wrapped__", method)
+
+
+class AdamW(torch.optim.AdamW):
+    """torch's own, less the imports of torch's compiler in its methods: a second and 200 MB of every start.
+
+    The compiler is told there not to look at them, and nothing here compiles an optimizer.
+    """
+
+    add_param_group = _plain(torch.optim.Optimizer.add_param_group)
+    zero_grad = _plain(torch.optim.Optimizer.zero_grad)
+    state_dict = _plain(torch.optim.Optimizer.state_dict)
+    load_state_dict = _plain(torch.optim.Optimizer.load_state_dict)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        _plain(torch.optim.AdamW.step)(self)
 
 
 def build_optimizer(
@@ -34,7 +55,7 @@ def build_optimizer(
         groups.setdefault((part, decays), []).append((name, parameter))
     if not groups:
         raise ValueError("No parameter of the model trains.")
-    return torch.optim.AdamW(
+    return AdamW(
         [
             {"params": members, "part": part, "weight_decay": weight_decay if decays else 0.0}
             for (part, decays), members in sorted(groups.items())

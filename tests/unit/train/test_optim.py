@@ -237,3 +237,26 @@ def test_a_state_of_other_parameters_is_refused_before_anything_changes():
 
     refuse(one_too_many, "has exp_avg of decoder.other.weight, which the model has not")
     load(optimizer, through_a_file(saved))
+
+
+def test_the_optimizer_takes_the_steps_of_torchs_own():
+    """Its methods are torch's without what they are wrapped in."""
+    torch.manual_seed(0)
+    found = []
+    weights, gradients = torch.randn(40, 30), [torch.randn(40, 30) for _ in range(4)]
+    for kind in (torch.optim.AdamW, optim.AdamW):
+        weight = torch.nn.Parameter(weights.clone())
+        optimizer = kind([{"params": [("w", weight)], "weight_decay": 0.1}], lr=1e-2, betas=(0.9, 0.98), fused=True)
+        for number, gradient in enumerate(gradients):
+            optimizer.zero_grad(set_to_none=True)
+            weight.grad = gradient.clone()
+            optimizer.step()
+            if number == 1:  # what is saved goes on in the other kind
+                saved = optimizer.state_dict()
+                optimizer = kind([{"params": [("w", weight)], "weight_decay": 0.1}], lr=1.0, fused=True)
+                optimizer.load_state_dict(saved)
+        found.append((weight.detach(), optimizer.state_dict()["state"][0], optimizer.param_groups[0]["lr"]))
+    (a, a_state, a_rate), (b, b_state, b_rate) = found
+    assert torch.equal(a, b) and a_rate == b_rate == 1e-2
+    assert all(torch.equal(a_state[slot], b_state[slot]) for slot in ("step", "exp_avg", "exp_avg_sq"))
+    assert not torch.equal(a, weights) and a_state["step"] == 4
