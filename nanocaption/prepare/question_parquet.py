@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from nanocaption.base import on_disk
 from nanocaption.base.files import cases
-from nanocaption.data.shards import open_parquet
+from nanocaption.data.parquet import batches, open_parquet
 from nanocaption.prepare import archives
 from nanocaption.prepare.caption_files import Row, Rows, merged
-from nanocaption.prepare.packed import ROWS_AT_ONCE, content_name, split_of, write_pictures
+from nanocaption.prepare.packed import content_name, split_of, write_pictures
 from nanocaption.prepare.question_files import questions_in, split_in
 
 IMAGE = ("image_bytes", "image", "images", "jpg", "picture", "img")
@@ -83,8 +83,8 @@ def _rows(shard: Path) -> Iterator[tuple[int, dict[str, Any], list[bytes]]]:
         if image is None:
             raise ValueError(f"{shard} has the columns {', '.join(names)[:200]}: expected one with the bytes of "
                              f"pictures, {' or '.join(IMAGE[:3])}")
-        batches = file.iter_batches(ROWS_AT_ONCE)
-        for number, row in enumerate((row for batch in batches for row in batch.to_pylist()), start=1):
+        rows = (row for batch in batches(file, shard, names) for row in batch.to_pylist())
+        for number, row in enumerate(rows, start=1):
             cell = row.pop(image)
             cells = cell if isinstance(cell, list) else [cell]
             found = [part.get("bytes") if isinstance(part, dict) else part for part in cells]
