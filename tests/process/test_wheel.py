@@ -46,6 +46,8 @@ def environment(tmp_path_factory) -> Path:
     run(*pip, "--python", place / "env/bin/python", "install", "--no-deps", "--no-index", wheel)
     added = {path.name for path in packages.iterdir()}
     assert added == {"nanocaption", wheel.name.removesuffix("-py3-none-any.whl") + ".dist-info"}
+    page = {path.name for path in (ROOT / "nanocaption/export/page").iterdir()}
+    assert {path.name for path in (packages / "nanocaption/export/page").iterdir()} == page and "index.html" in page
     (packages / "present.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
     return place / "env" / "bin"
 

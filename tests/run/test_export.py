@@ -344,9 +344,8 @@ def change(**values):
         ("config.json", change(encoder_config={"model_type": "mine"}), "cannot be built"),
         # Sizes for which no machine has the memory: told before any of it is taken.
         ("config.json", setting(DECODER_LAYERS=10**9), "DECODER_LAYERS = 1000000000, above 1000"),
-        ("config.json", setting(DECODER_EMBED_DIM=10**9), "does not fit the model"),
+        ("config.json", setting(DECODER_EMBED_DIM=10**9), "does not fit the model|cannot be built"),
         ("config.json", setting(MAX_SEQ_LEN=10**12), "does not fit the model"),
-        ("config.json", setting(DECODER_HEADS=0), "0 heads of a decoder"),
         ("config.json", setting(BEAM_SIZE=10**9), "BEAM_SIZE = 1000000000: must be a whole number from 1 to 100"),
         ("config.json", setting(LENGTH_PENALTY="x"), "LENGTH_PENALTY = x: must be a number"),
         ("config.json", lambda path: os.truncate(path, 3 * 10**9), "3,000 MB, and 100 MB are read at most"),
@@ -362,6 +361,13 @@ def test_a_damaged_or_foreign_folder_is_one_clear_line(exports, tmp_path, name, 
     with pytest.raises((SystemExit, ValueError)) as refused:
         caption.main([str(ROOT / "docs" / "demo.png"), "--checkpoint", str(tmp_path / "mine")])
     assert "\n" not in str(refused.value)
+
+
+def test_heads_that_split_no_width_are_one_line(exports, tmp_path):
+    shutil.copytree(exports["vit"][1], tmp_path / "mine")
+    setting(DECODER_HEADS=0)(tmp_path / "mine" / "config.json")
+    with pytest.raises(ValueError, match="cannot be built from its settings: 0 heads of a decoder"):
+        ImageToTextModel.from_pretrained(tmp_path / "mine")
 
 
 def test_names_that_lead_nowhere_are_one_line(exports, tmp_path):
@@ -510,7 +516,8 @@ def test_scores_over_fewer_than_a_hundred_pictures_are_warned_of_everywhere(eval
 
 def test_the_card_of_each_format_says_how_it_is_loaded(exports, tmp_path):
     ours = (exports["vit"][1] / "README.md").read_text()
-    assert 'nanocaption.load("mine")' in ours and "--format transformers`." in ours
+    assert 'nanocaption.load("mine")' in ours and "--format transformers`: a" in ours
+    assert "--format onnx`: " in ours and "--format web`: " in ours
     assert "its encoder begins with convolutions" in (exports["scratch"][1] / "README.md").read_text()
     export.main([str(exports["clip"][0]), str(tmp_path / "plain"), "--format", "transformers"])
     text = (tmp_path / "plain" / "README.md").read_text()
