@@ -20,7 +20,7 @@ from nanocaption.data.packing import Places, unpack
 WIDTH, POOLS = 256, 8
 # The scale of cosines, 1 / temperature: where it begins (CLIP's 0.07), and what it is kept within.
 FIRST_SCALE, SCALES = 1 / 0.07, (1.0, 100.0)
-DROPOUT = 0.1
+DROPOUT = 0.3  # on what the queries pooled
 
 
 class Pooler(nn.Module):
