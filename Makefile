@@ -3,7 +3,7 @@ PYTHON = .venv/bin/python
 # One thread each: the models are so small that a second one only waits.
 PYTEST = OMP_NUM_THREADS=1 $(PYTHON) -m pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
-.PHONY: help setup demo quick test test-all bench gpu clean
+.PHONY: help setup demo quick test test-all lock bench gpu clean
 
 help:            ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile
@@ -34,6 +34,11 @@ test: setup      ## lint, then all tests that need no GPU and no network
 test-all: test   ## and the long forms: many kills, ranks, fresh interpreters, the notebook, a browser
 	$(PYTEST) -m "long and not gpu" tests/process tests/run/test_uneven.py
 	$(PYTEST) -m "long and not gpu" tests/unit tests/run --ignore tests/run/test_uneven.py
+
+lock:            ## make requirements.lock anew (needs uv), and docs/dependencies.md
+	uv pip compile --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-annotate --no-header -q \
+		requirements.txt requirements-demo.txt -o requirements.lock
+	$(PYTHON) docs/dependencies.py
 
 bench: setup     ## side-by-side measurements, into benchmarks/results.json and README.md
 	$(PYTHON) benchmarks/run.py

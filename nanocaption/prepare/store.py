@@ -32,8 +32,9 @@ def in_images(folder: Path, records: Sequence[Record]) -> dict[str, Path]:
 def alone(folder: Path) -> Iterator[bool]:
     """Make a set while no other process does; gives whether one had to be waited for, which may have made it.
 
-    A folder in which nothing was made is not left behind. Raises OSError where nothing can be written there.
+    Folders in which nothing was made are not left behind. Raises OSError where nothing can be written there.
     """
+    new = [place for place in (folder, *folder.parents) if not place.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     lock = folder / ".lock"
     try:
@@ -43,7 +44,8 @@ def alone(folder: Path) -> Iterator[bool]:
         with contextlib.suppress(OSError):
             if {path.name for path in folder.iterdir()} == {lock.name}:
                 lock.unlink()
-                folder.rmdir()
+                for place in new:
+                    place.rmdir()
 
 
 def look_at_space(folder: Path, pictures: Mapping[str, Path | Packed]) -> None:
