@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from nanocaption.data.caches import Rows
 from nanocaption.data.order import Group
-from nanocaption.data.packing import Places, find_places
+from nanocaption.data.packing import Places, find_places, padded
 from nanocaption.data.prepared import Record
 from nanocaption.data.question_tokens import answer_starts
 from nanocaption.data.shard_index import paths_of
@@ -185,11 +185,3 @@ def _answers(rows: Sequence[np.ndarray]) -> Tensor | None:
         places += range(before + max(0, start - 1), before + len(ids) - 1)  # the token before predicts
         before += len(ids) - 1
     return torch.tensor(places, dtype=torch.int64)
-
-
-def padded(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, length: int | None = None) -> np.ndarray:
-    """int64 (len(rows), length), filled up with `pad_id`; length: of the longest row unless given."""
-    found = np.full((len(rows), max(map(len, rows), default=0) if length is None else length), pad_id, dtype=np.int64)
-    for row, ids in zip(found, rows, strict=True):
-        row[: len(ids)] = ids
-    return found

@@ -12,9 +12,10 @@ from torch import nn
 from nanocaption.base import devices
 from nanocaption.base.settings import Settings
 from nanocaption.data.caches import Rows, Source, cached_rows, key_of, note_user
-from nanocaption.data.dataset import Batch, ImageTextDataset, Views, padded
+from nanocaption.data.dataset import Batch, ImageTextDataset, Views
 from nanocaption.data.loader import make_loader
 from nanocaption.data.order import chunks
+from nanocaption.data.packing import padded
 from nanocaption.data.prepared import Record
 from nanocaption.data.question_tokens import LEAST_ROOM, Encoded, encode_questions
 from nanocaption.data.questions import asking

@@ -7,8 +7,10 @@ question for a size would wait for all that was begun before.
 B captions, T tokens of the longest, R real tokens, N images, Q most tokens that one image's captions have together.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -72,3 +74,11 @@ def unpack(x: Tensor, index: Tensor, shape: tuple[int, int]) -> Tensor:
 def pack(x: Tensor, index: Tensor) -> Tensor:
     """The inverse of `unpack`: a padded layout -> (R, D)."""
     return x.flatten(0, 1).index_select(0, index)
+
+
+def padded(rows: Sequence[Sequence[int] | np.ndarray], pad_id: int, length: int | None = None) -> np.ndarray:
+    """int64 (len(rows), length), filled up with `pad_id`; length: of the longest row unless given."""
+    found = np.full((len(rows), max(map(len, rows), default=0) if length is None else length), pad_id, dtype=np.int64)
+    for row, ids in zip(found, rows, strict=True):
+        row[: len(ids)] = ids
+    return found

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from nanocaption.data.any_picture import AnyPicture, fitted_pictures
 from nanocaption.data.caption_text import normalise
-from nanocaption.data.dataset import padded
-from nanocaption.data.packing import find_places, unpack
+from nanocaption.data.packing import find_places, padded, unpack
 from nanocaption.data.question_tokens import answer_starts, encode_questions, question_ids
 from nanocaption.data.questions import Asking
 from nanocaption.data.tokenizer import END, PAD, SEP

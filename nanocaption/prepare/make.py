@@ -26,6 +26,7 @@ from nanocaption.base.files import cases, walk_files
 from nanocaption.base.settings import Settings
 from nanocaption.data import prepared
 from nanocaption.data.prepared import Manifest, Record
+from nanocaption.data.questions import questions_of
 from nanocaption.data.shards import Packed, Shard, check_shards, is_streamed, read_shards
 from nanocaption.prepare import (
     archives,
@@ -256,8 +257,11 @@ def prepare_demo(folder: Path, seed: int, cutoff: int | None, rules: check.Rules
     counts = {split: count if cutoff is None else min(count, cutoff) for split, count in DEMO_COUNTS.items()}
     records = draw_demo_set(folder / "images", seed, counts, max(1, rules.workers))
     checked = check.check(folder, cast(list[Record], records), None, rules)
-    return write_set(folder, checked.records, [], checked, cutoff=cutoff, layout="demo", licence=DEMO_LICENCE,
-                     source="demo_set", seed=seed)  # fmt: skip
+    write_set(folder, checked.records, [], checked, cutoff=cutoff, layout="demo", licence=DEMO_LICENCE,
+              source="demo_set", seed=seed)  # fmt: skip
+    asked = sum(len(questions_of(record)) for record in checked.records)
+    print(f"Its scenes give {asked:,} questions with their answers as well: --questions trains on these")
+    return folder
 
 
 def prepare_folder(

@@ -175,7 +175,7 @@ def answers_table(scores: QuestionScores) -> str:
     names = {"accuracy": f"accuracy ({scores['rule']})", "exact_match": "exact match", "token_f1": "token F1",
              "anls": "ANLS", "by_likelihood": "choice by likelihood", "Bleu_4": "BLEU-4",
              "ROUGE_L": "ROUGE-L"}  # fmt: skip
-    lines = [f"\n{'':34}{'':8}   95 % interval over pictures"]
+    lines = [f"\n{'':37}{'':8}   95 % interval over pictures"]
     for name, value in scores["corpus"].items():
         lines.append(_line(names.get(name, name), value, scores["intervals"].get(name)))
     for title, parts in (("by question type", scores["question_types"]), ("by answer type", scores["answer_types"]),
@@ -192,4 +192,4 @@ def answers_table(scores: QuestionScores) -> str:
 
 def _line(name: str, value: float, interval: tuple[float, float] | None, more: str = "") -> str:
     spread = f"{100 * interval[0]:.1f} to {100 * interval[1]:.1f}" if interval else ""
-    return f"{name[:33]:34}{100 * value:8.1f}   {spread:<16}{more}".rstrip()
+    return f"{name[:36]:37}{100 * value:8.1f}   {spread:<16}{more}".rstrip()

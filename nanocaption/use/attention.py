@@ -14,7 +14,7 @@ from PIL import Image
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from nanocaption.data.dataset import padded
+from nanocaption.data.packing import padded
 from nanocaption.data.pictures import read_picture
 from nanocaption.data.tokenizer import PAD, START, UNK, text_of
 from nanocaption.data.transform import ImageSpec, load_image
