@@ -128,13 +128,13 @@ def make_sides(
         ours, peer, generation = make_models(kind, beams)
         side = kind.encoder["image_size"]
         pixels = torch.randint(0, 256, (images, 3, side, side), dtype=torch.uint8)
+    ours, peer, pixels = ours.to(device), peer.to(device), pixels.to(device)
     floats = (pixels.float() / 255 - 0.5) / 0.5
     with torch.inference_mode():
         features = ours.encode(pixels)
         if not torch.allclose(features, peer.encoder(floats).last_hidden_state, atol=1e-4):
             raise SystemExit("the two encoders differ")
-    ours, peer = ours.to(device, dtype), peer.to(device, dtype)
-    pixels, floats, features = pixels.to(device), floats.to(device, dtype), features.to(device, dtype)
+    ours, peer, floats, features = (part.to(dtype) for part in (ours, peer, floats, features))
     lengths = caption_lengths(images).to(device)
     options = Options(beam_size=beams)
     limits = decode.Limits(START, END, LONGEST, device)

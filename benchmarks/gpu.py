@@ -16,7 +16,7 @@ frozen_20_epochs    seconds of 20 epochs over 29,000 pictures with 5 captions ea
                     (they are random numbers), validations and checkpoints included (goal 60)
 beam3               images/s of beam 3 from pixels, ViT-B/16, bf16, against transformers' generate at its best of
                     several batches
-kernels_*           where the device's time goes: torch.profiler's table of the largest kernels
+kernels_*           with vit_b_trained and beam3: torch.profiler's table of the largest kernels
 """
 
 import argparse
@@ -29,6 +29,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest import mock
@@ -45,9 +46,10 @@ CHECKS = (  # benchmarks/gpu_checks.py has them; their names are needed before t
     "trains", "resumes", "rewards", "precisions", "workers", "captions", "resident", "out_of_memory",
     "batch_of_all_memory", "compiled", "one_process_group", "spread",
 )  # fmt: skip
-ROWS = ("vit_b_trained", "vit_b_compiled", "frozen_20_epochs", "beam3", "kernels_training", "kernels_beam3")
-# The goals first: where the time ends, it ends among the checks.
-NAMES = (*ROWS[:1], *ROWS[2:], "vit_b_compiled", *(f"check_{name}" for name in CHECKS))
+ROWS = ("vit_b_trained", "frozen_20_epochs", "beam3", "vit_b_compiled")
+KERNELS = {"vit_b_trained": "kernels_training", "beam3": "kernels_beam3"}  # a row -> the one that comes with it
+CHECKS_AT_ONCE = 4  # each uses a little of the card
+NAMES = (*ROWS, *(f"check_{name}" for name in CHECKS))
 
 
 class Scale(NamedTuple):
@@ -73,7 +75,7 @@ NARROW = ("--decoder-embed-dim", "32", "--decoder-heads", "2", "--decoder-layers
           "--vocab-size", "320", "--max-seq-len", "24")  # fmt: skip
 FULL = Scale(BASE, WIDE, 1280, 14, 29_000, 20, ("--batch-size", "auto"), (100, 100, 300))
 SMOKE = Scale(TINY, NARROW, 20, 3, 300, 2, ("--batch-size", "100"), (6, 6, 3))
-WARM = 3  # steps that are not measured
+WARM, PROFILED = 3, 3  # steps: not measured, and under the profiler
 VALIDATION = 20  # pictures
 
 
@@ -102,27 +104,33 @@ def require_a_gpu() -> None:
 
 
 def measure_all(names: Sequence[str], folder: Path, path: Path, smoke: bool) -> list[str]:
-    """Measure the rows `names` one after the other into the file `path`; the names of those that failed.
+    """Measure the rows `names` and put them into the file `path`; the names of those that failed.
 
-    A row that this machine cannot measure has failed as well, unless the smoke test says that it needs a GPU.
+    Rates one after the other, then the checks, several at once on a GPU. A row that this machine cannot measure has
+    failed as well, unless the smoke test says that it needs a GPU.
     """
     from benchmarks import gpu_checks
 
     end = time.monotonic() + (10 * SECONDS if smoke else SECONDS)
-    failed: list[str] = []
     gpu_checks.make_data(folder / "data")
-    same = {"place": str(folder), "device": "cpu" if smoke else "cuda"}
-    for name in names:
+
+    def one(name: str) -> dict[str, Any]:
         left = end - time.monotonic()
-        if name.startswith("check_"):
-            arguments = {**same, "name": name.removeprefix("check_"), "data": str(folder / "data")}
-            job = run.Job("benchmarks.gpu_checks", (name,), arguments, left if smoke else min(CHECK_SECONDS, left))
-        else:
-            job = run.Job("benchmarks.gpu", (name,), {**same, "name": name, "smoke": smoke},
-                          left if smoke else min(ROW_SECONDS, left))  # fmt: skip
-        if left > 0:
-            run.run([job], path)
-        row = run.read(path).get(name, {}) if left > 0 else {"not_run": "no time was left for it"}
+        if left <= 0:
+            return {name: {"not_run": "no time was left for it"}}
+        job = job_of(name, folder, smoke, left)
+        own = folder / f"{name}.json"
+        run.run([job], own)
+        return run.read(own)
+
+    found: dict[str, Any] = {}
+    checks = [name for name in names if name.startswith("check_")]
+    with ThreadPoolExecutor(1 if smoke else CHECKS_AT_ONCE) as threads:
+        for rows in itertools.chain(map(one, [name for name in names if name not in checks]), threads.map(one, checks)):
+            found |= rows
+            run.write(path, {**run.read(path), **found})
+    failed = []
+    for name, row in found.items():
         reason = row.get("not_run")
         if reason == gpu_checks.NEEDS_CUDA and smoke:
             print(f"    {name}: skipped, {reason}", flush=True)
@@ -132,8 +140,20 @@ def measure_all(names: Sequence[str], folder: Path, path: Path, smoke: bool) -> 
     return failed
 
 
+def job_of(name: str, folder: Path, smoke: bool, left: float) -> run.Job:
+    """left: seconds until the end of all."""
+    same = {"place": str(folder), "device": "cpu" if smoke else "cuda"}
+    if name.startswith("check_"):
+        most = ROW_SECONDS if name == "check_compiled" else CHECK_SECONDS
+        arguments = {**same, "name": name.removeprefix("check_"), "data": str(folder / "data")}
+        return run.Job("benchmarks.gpu_checks", (name,), arguments, left if smoke else min(most, left))
+    names = (name, KERNELS[name]) if name in KERNELS else (name,)
+    arguments = {**same, "name": name, "smoke": smoke}
+    return run.Job("benchmarks.gpu", names, arguments, left if smoke else min(ROW_SECONDS, left))
+
+
 def measure(name: str, place: str, device: str, smoke: bool) -> list[dict[str, Any]]:
-    """The row `name`, for benchmarks/run.py."""
+    """The row `name`, and the one of KERNELS that comes with it, for benchmarks/run.py."""
     from benchmarks import gpu_checks
 
     scale = SMOKE if smoke else FULL
@@ -147,10 +167,13 @@ def measure(name: str, place: str, device: str, smoke: bool) -> list[dict[str, A
         except BaseException:
             sys.stderr.write("".join(gpu_checks.last_lines(folder / "printed")))
             raise
-    row = {"name": name, "ours": None, "peer": None, "ratio": None, "unit": "", "range": None, "note": "", **found}
-    for kernel, milliseconds, share in row.get("kernels", ()):
-        print(f"    {milliseconds:9.2f} ms {share:6.1%}  {kernel}")
-    return [row]
+    rows = []
+    for own, row in zip((name, KERNELS.get(name)), found, strict=False):
+        empty = {"ours": None, "peer": None, "ratio": None, "unit": "", "range": None, "note": ""}
+        rows.append({**empty, **row, "name": own})
+        for kernel, milliseconds, share in row.get("kernels", ()):
+            print(f"    {milliseconds:9.2f} ms {share:6.1%}  {kernel}")
+    return rows
 
 
 # --- A set, and a run on it ---
@@ -195,15 +218,16 @@ def started(flags: Sequence[str], device: str) -> Any:
     settings = load_settings(flags)
     folder = new_folder(settings)
     check_writable(folder)
-    return prepare(Start(settings), folder, torch.device(device), signals.Requests())
+    return prepare(Start(settings), folder, torch.device("cuda:0" if device == "cuda" else device),
+                   signals.Requests())  # fmt: skip
 
 
 def trained_encoder(scale: Scale, place: Path, device: str, *more: str) -> Any:
-    """A run of a trained encoder, with one epoch of WARM + scale.steps steps."""
+    """A run of a trained encoder, with one epoch of WARM + scale.steps + PROFILED steps."""
     from benchmarks import gpu_checks
 
     encoder = gpu_checks.tower(place / "vit", **scale.encoder)
-    set_flags = make_set(place, (WARM + scale.steps) * scale.captions // 5)
+    set_flags = make_set(place, (WARM + scale.steps + PROFILED) * scale.captions // 5)
     run, _ = started([*set_flags, *scale.decoder, "--encoder-model-name", str(encoder), "--batch-size",
                       str(scale.captions), "--num-epochs", "1", "--device", device, "--precision", "bf16", *more],
                      device)  # fmt: skip
@@ -213,14 +237,16 @@ def trained_encoder(scale: Scale, place: Path, device: str, *more: str) -> Any:
 # --- What is measured ---
 
 
-def vit_b_trained(scale: Scale, place: Path, device: str, *more: str) -> dict[str, Any]:
-    """Whole steps of train.train_one_epoch, reading, log rows and all."""
+def vit_b_trained(scale: Scale, place: Path, device: str, *more: str) -> list[dict[str, Any]]:
+    """Whole steps of train.train_one_epoch, reading, log rows and all; then PROFILED others under the profiler."""
     import torch
 
     from nanocaption.train import profile
 
     run = trained_encoder(scale, place, device, *more)
-    seconds = list(steps_timed(run))[WARM:]
+    steps = steps_timed(run)
+    seconds = list(itertools.islice(steps, WARM + scale.steps))[WARM:]
+    largest = kernels(lambda: list(steps), device, f"{PROFILED} training steps of the ViT-B/16")
     flops = operations(run)
     rate = profile.matmul_rate(run.device, torch.bfloat16 if device == "cuda" else torch.float32)
     every = [flops / own for own in seconds]
@@ -228,12 +254,12 @@ def vit_b_trained(scale: Scale, place: Path, device: str, *more: str) -> dict[st
     if not 0 < middle / rate < 1.2:
         raise SystemExit(f"{middle / 1e12:.1f} TFLOP/s beside {rate / 1e12:.1f} of a plain product: a wrong count")
     pictures = scale.captions / 5 / statistics.median(seconds)
-    return {
+    return [{
         "ours": middle / 1e12, "peer": rate / 1e12, "ratio": middle / rate, "unit": "TFLOP/s",
         "range": [min(every) / rate, max(every) / rate],
         "note": f"{scale.captions} captions of {scale.captions // 5} pictures a step, {flops / 1e12:.3g} TFLOP; "
                 f"{1e3 * statistics.median(seconds):.1f} ms, {pictures:,.0f} pictures/s",
-    }  # fmt: skip
+    }, largest]  # fmt: skip
 
 
 def steps_timed(run: Any) -> Iterator[float]:
@@ -272,11 +298,11 @@ def replaced(run: Any, **changes: Any) -> Any:
     return dataclasses.replace(run, **changes)
 
 
-def vit_b_compiled(scale: Scale, place: Path, device: str) -> dict[str, Any]:
-    return vit_b_trained(scale, place, device, "--compile")
+def vit_b_compiled(scale: Scale, place: Path, device: str) -> list[dict[str, Any]]:
+    return vit_b_trained(scale, place, device, "--compile")[:1]
 
 
-def frozen_20_epochs(scale: Scale, place: Path, device: str) -> dict[str, Any]:
+def frozen_20_epochs(scale: Scale, place: Path, device: str) -> list[dict[str, Any]]:
     """train.fit, from the first step to the end of the last validation, on a cache that is filled with random numbers
     in a moment."""
     import train
@@ -308,13 +334,13 @@ def frozen_20_epochs(scale: Scale, place: Path, device: str) -> dict[str, Any]:
     waited = sum(row["input_s"] for row in rows)
     if len({row["epoch"] for row in rows}) < scale.epochs or not rows[-1]["loss"] < rows[0]["loss"]:
         raise SystemExit(f"{len(rows)} steps, loss {rows[0]['loss']:.3f} -> {rows[-1]['loss']:.3f}: not trained")
-    return {
+    return [{
         "ours": seconds, "unit": "s",
         "note": f"{scale.epochs} epochs over {scale.pictures:,} pictures, {len(rows)} steps of "
                 f"{run.settings.BATCH_SIZE} captions at {rate:,.0f} captions/s, input waited for {waited:.1f} s, "
                 f"validations and checkpoints included; the start before it took {ready - begin:.1f} s; features "
                 f"{'on the device' if run.train_set.resident is not None else 'from the cache'}",
-    }  # fmt: skip
+    }]  # fmt: skip
 
 
 def fill_cache(folder: Path, source: Any, shape: tuple[int, int]) -> None:
@@ -340,7 +366,7 @@ def fill_cache(folder: Path, source: Any, shape: tuple[int, int]) -> None:
     (folder / "whole").touch()
 
 
-def beam3(scale: Scale, place: Path, device: str) -> dict[str, Any]:
+def beam3(scale: Scale, place: Path, device: str) -> list[dict[str, Any]]:
     """Ours at the first of scale.beams, the peer at the best of the others; they alternate."""
     from benchmarks.decoding import timed
 
@@ -356,12 +382,13 @@ def beam3(scale: Scale, place: Path, device: str) -> dict[str, Any]:
                 theirs[images].append(rate)
     best = max(theirs, key=lambda images: statistics.median(theirs[images]))
     ratios = [ours / peer for ours, peer in zip(rates, theirs[best], strict=True)]
-    return {
+    largest = kernels(own, device, f"beam 3 of {scale.beams[0]} pictures from pixels, ViT-B/16")
+    return [{
         "ours": statistics.median(rates), "peer": statistics.median(theirs[best]), "ratio": statistics.median(ratios),
         "range": [min(ratios), max(ratios)], "unit": "images/s",
         "note": f"beam 3 from pixels, {scale.beams[0]} at once, the peer's best batch {best}; weights of both "
                 f"{'bfloat16' if device == 'cuda' else 'float32'}, captions of equal lengths",
-    }  # fmt: skip
+    }, largest]  # fmt: skip
 
 
 def beam_sides(scale: Scale, images: int, device: str) -> tuple[Callable[[], object], Callable[[], object]]:
@@ -372,20 +399,6 @@ def beam_sides(scale: Scale, images: int, device: str) -> tuple[Callable[[], obj
     kind = decoding.Kind("", images, scale.decoder, scale.encoder)
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     return decoding.make_sides(kind, images, 3, device, dtype)["beam3_captioning"]
-
-
-def kernels_training(scale: Scale, place: Path, device: str) -> dict[str, Any]:
-    run = trained_encoder(scale._replace(steps=5), place, device)
-    steps = steps_timed(run)
-    for _ in range(WARM):
-        next(steps)
-    return kernels(lambda: [next(steps) for _ in range(4)], device, "4 training steps of the ViT-B/16")
-
-
-def kernels_beam3(scale: Scale, place: Path, device: str) -> dict[str, Any]:
-    own, _ = beam_sides(scale, scale.beams[0], device)
-    own()
-    return kernels(own, device, f"beam 3 of {scale.beams[0]} pictures from pixels, ViT-B/16")
 
 
 def kernels(work: Callable[[], object], device: str, what: str, most: int = 14) -> dict[str, Any]:
@@ -412,9 +425,9 @@ def kernels(work: Callable[[], object], device: str, what: str, most: int = 14) 
     }  # fmt: skip
 
 
-MEASURES: dict[str, Callable[[Scale, Path, str], dict[str, Any]]] = {
-    "vit_b_trained": vit_b_trained, "vit_b_compiled": vit_b_compiled, "frozen_20_epochs": frozen_20_epochs,
-    "beam3": beam3, "kernels_training": kernels_training, "kernels_beam3": kernels_beam3,
+MEASURES: dict[str, Callable[[Scale, Path, str], list[dict[str, Any]]]] = {
+    "vit_b_trained": vit_b_trained, "frozen_20_epochs": frozen_20_epochs, "beam3": beam3,
+    "vit_b_compiled": vit_b_compiled,
 }  # fmt: skip
 
 

@@ -6,6 +6,7 @@ well, which shows that the check itself is right; those of ONLY_CUDA have nothin
 
 import contextlib
 import dataclasses
+import gc
 import io
 import json
 import math
@@ -265,56 +266,65 @@ def resident(site: Site) -> str:
     return "views, left-out patches, validation and captions from resident features"
 
 
+# Pictures that take megabytes each in a step.
+LARGE = ("--image-size", "256", "--vit-embed-dim", "128", "--vit-patch-size", "8", "--precision", "fp32")
+
+
 def out_of_memory(site: Site) -> str:
     """What runs out of memory is told with what to change, saved before, and goes on so."""
-    more = ["--image-size", "128", "--vit-embed-dim", "128", "--vit-patch-size", "8", "--precision", "fp32",
-            "--num-epochs", "1", "--validation-score-images", "0"]  # fmt: skip
+    more = [*LARGE, "--num-epochs", "1", "--validation-score-images", "0"]
     large, small = (["--batch-size", "200"], ["--batch-size", "20", "--grad-accum-steps", "10"])
-    peaks = []
-    for kind in (large, small):
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(site.device)
-        trained(site, *more, *kind, name=f"free{len(peaks)}")
-        peaks.append(torch.cuda.max_memory_reserved(site.device))
-    must(peaks[0] > 1.2 * peaks[1], f"the parts take as much as the whole: {peaks}")
-    with at_most(sum(peaks) / 2, site.device):
+    forget(site.device)
+    trained(site, *more, *large, name="large")
+    needs = torch.cuda.max_memory_allocated(site.device)
+    forget(site.device)
+    trained(site, *more, *small, name="small")
+    has = torch.cuda.max_memory_reserved(site.device)
+    must(needs > 1.2 * has, f"the parts take as much as the whole: {has / 1e6:.0f} and {needs / 1e6:.0f} MB")
+    with at_most((needs + has) / 2, site.device):
         try:
             trained(site, *more, *large, name="full")
         except SystemExit as error:
             told = str(error)
         else:
             raise AssertionError("it did not run out of memory")
+        forget(site.device)
         must("is out of memory with BATCH_SIZE = 200" in told and "GRAD_ACCUM_STEPS" in told, f"it says: {told}")
         last = site.place / "full" / LAST
         train.main([*flags(site, *more, *small, name="full"), "--resume-checkpoint-path", str(last)])
     must(checkpoint.load(last)["epoch"] == 1, "the resumed run did not end")
-    must(len(course(site.place / "full")) == len(course(site.place / "free1")), "other steps than in one go")
-    return f"{peaks[0] / 1e6:.0f} MB at once, {peaks[1] / 1e6:.0f} MB in parts"
+    steps = [len(log(site.place / name, "train")) for name in ("full", "small")]
+    must(steps[0] == steps[1], f"{steps[0]} steps, {steps[1]} without the stop")
+    return f"{needs / 1e6:.0f} MB at once, {has / 1e6:.0f} MB in parts"
+
+
+def forget(device: torch.device) -> None:
+    """Nothing of before lies on the device any more, and its largest use is counted anew."""
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
 
 
 @contextlib.contextmanager
 def at_most(size: float, device: torch.device) -> Iterator[None]:
     """Inside, this process may have so many bytes of the device."""
-    torch.cuda.empty_cache()
+    forget(device)
     torch.cuda.set_per_process_memory_fraction(size / torch.cuda.get_device_properties(device).total_memory, device)
     try:
         yield
     finally:
-        torch.cuda.empty_cache()
+        forget(device)
         torch.cuda.set_per_process_memory_fraction(1.0, device)
 
 
 def batch_of_all_memory(site: Site) -> str:
     """BATCH_SIZE = "auto" finds fewer captions where there is less memory, and as many can be trained there."""
-    more = ["--image-size", "128", "--vit-embed-dim", "128", "--vit-patch-size", "8", "--precision", "fp32"]
-    run = started(site, *more)
+    run = started(site, *LARGE)
     run.train_set.weights = [100.0] * len(run.train_set)  # as many as 4,000 pictures: what limits is the memory
     settings = run.settings.replace(BATCH_SIZE="auto")
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(site.device)
+    forget(site.device)
     free = batch_size.choose(settings, run.model, run.train_set, site.device)
-    peak = torch.cuda.max_memory_reserved(site.device)
-    with at_most(0.5 * peak, site.device):
+    with at_most(0.6 * torch.cuda.max_memory_allocated(site.device), site.device):
         found = batch_size.choose(settings, run.model, run.train_set, site.device)
         must(0 < found < free, f"{found} captions in half of the memory in which {free} fit")
         loss = take_a_step(dataclasses.replace(run, settings=run.settings.replace(BATCH_SIZE=found)))
@@ -401,7 +411,7 @@ def measure(name: str, place: str, data: str, device: str) -> list[dict[str, Any
     if device == "cpu" and name in ONLY_CUDA:
         raise table.CannotRun(NEEDS_CUDA)
     os.environ.setdefault("WANDB_MODE", "disabled")
-    site = Site(Path(place) / name, Path(data), torch.device(device))
+    site = Site(Path(place) / name, Path(data), torch.device("cuda:0" if device == "cuda" else device))
     site.place.mkdir(parents=True)
     start = time.perf_counter()
     with open(site.place / "printed", "w", encoding="utf-8") as printed:

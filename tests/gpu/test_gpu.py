@@ -18,4 +18,4 @@ def checks_data(once) -> Path:
 @pytest.mark.parametrize("name", gpu_checks.CHECKS)
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_it_holds_on_the_device(name, checks_data, tmp_path):
-    assert gpu_checks.CHECKS[name](gpu_checks.Site(tmp_path, checks_data, torch.device("cuda")))
+    assert gpu_checks.CHECKS[name](gpu_checks.Site(tmp_path, checks_data, torch.device("cuda:0")))
