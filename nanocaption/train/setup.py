@@ -339,7 +339,7 @@ def make_model(
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    arguments = source["model_arguments"] if source else None
+    arguments = source.get("model_arguments", {}) if source else None
     if source:
         weights = source["model_state_dict"]
         check_sizes(settings.values, tokenizer.get_vocab_size(), cast(Tower, arguments), weights, origin)
@@ -347,10 +347,10 @@ def make_model(
     model = build_model(settings.values, tokenizer.get_vocab_size(), arguments)
     if source:
         checkpoint.check_finite(source, origin)
-        load_weights(model, source["model_state_dict"], source["model_arguments"], origin)
+        load_weights(model, source["model_state_dict"], cast(Tower, arguments), origin)
         if resumed and "raw_state_dict" in source:
             weights = source["model_state_dict"] | source["raw_state_dict"]
-            load_weights(model, weights, source["model_arguments"], origin)
+            load_weights(model, weights, cast(Tower, arguments), origin)
     model.to(device)
     if settings.PRECISION == "tf32":
         torch.set_float32_matmul_precision("high")

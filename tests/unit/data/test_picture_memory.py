@@ -105,7 +105,7 @@ def test_what_does_not_fit_is_decoded_smaller_or_refused_by_its_kind(kinds):
             continue
         peak, told = peak_of(path, most)
         assert peak <= pictures.BYTES_A_PIXEL * most + SLACK, name
-        if path.suffix in (".jpg", ".jp2"):
+        if path.suffix in (".jpg", ".jp2") and name != "cmyk_progressive.jpg":  # four coefficients of each pixel
             assert "reduced" in told, name
         else:
             assert told.startswith("too large: 2000 x 2000, above the ") and "that are read within" in told, name
