@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
@@ -68,13 +69,24 @@ def shape_of(data: Any, path: Path) -> Shape:
 def load(path: Path) -> Any:
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         if entries := in_lines(text):
             return entries
         raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deep for JSON of captions") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object with a key twice would keep the last value only, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {twice[:80]!r} twice; keep one, with all captions in a list")
+    return found
 
 
 def in_lines(text: str) -> list[Any] | None:
