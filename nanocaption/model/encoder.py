@@ -217,7 +217,7 @@ def check_available(name: str, image_size: int | None = None, layers: Sequence[i
     with _told_in_one_line(name):
         values = _try(_TOWERS[config.model_type], tower_config, spec["size"], layers)
         if local and Path(path).is_dir() and values > (held := _bytes_in(Path(path))):
-            raise ValueError(f"its config describes a tower of {values:,} numbers, and its folder holds {held:,} bytes.")
+            raise ValueError(f"its config describes a tower of {values:,} numbers, its folder holds {held:,} bytes.")
     return Available(path, local, spec)
 
 

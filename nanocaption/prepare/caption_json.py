@@ -183,6 +183,8 @@ def label_studio_rows(data: Any, path: Path) -> Rows:
     bare, rows = [], []
     for number, task in enumerate(data, start=1):
         name = f"task {task.get('id', number)}"
+        if not isinstance(task["data"], dict):
+            raise ValueError(f"{path}, {name}: its data is no object that names a picture")
         areas = text_areas(task)
         known = next((key for key in CAPTION_KEYS if key in areas), next(iter(areas), None))
         if known is None:
@@ -197,12 +199,17 @@ def label_studio_rows(data: Any, path: Path) -> Rows:
 def text_areas(task: dict[str, Any]) -> dict[str, list[Any]]:
     """The texts that all annotators of a task wrote, by the name of the field."""
     areas: dict[str, list[Any]] = {}
-    for done in task.get("annotations") or task.get("completions") or []:
-        for result in [] if done.get("was_cancelled") else done.get("result", []):
-            text = (result.get("value") or {}).get("text")
+    for done in _objects(task.get("annotations") or task.get("completions")):
+        for result in [] if done.get("was_cancelled") else _objects(done.get("result")):
+            value = result.get("value")
+            text = value.get("text") if isinstance(value, dict) else None
             if text is not None and result.get("type", "textarea") == "textarea":
                 areas.setdefault(str(result.get("from_name")), []).extend(text if isinstance(text, list) else [text])
     return areas
+
+
+def _objects(entries: object) -> list[dict[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def name_in(entry: dict[str, Any]) -> Any:
