@@ -87,11 +87,14 @@ def fuzz(reader: Reader, seconds: float, seed: int) -> Found:
     ends = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(ends[0])
-        with os.fdopen(ends[1], "w") as answer:
-            json.dump(_in_bounds(reader, seconds, seed, answer), answer)
-            answer.flush()
-            os._exit(0)
+        try:
+            os.close(ends[0])
+            with os.fdopen(ends[1], "w") as answer:
+                json.dump(_in_bounds(reader, seconds, seed, answer), answer)
+                answer.flush()
+                os._exit(0)
+        finally:
+            os._exit(9)
     os.close(ends[1])
     with os.fdopen(ends[0]) as answer:
         text = answer.read()
@@ -117,10 +120,8 @@ def _in_bounds(reader: Reader, seconds: float, seed: int, progress: Any) -> Foun
         for name, data in reader.files.items():
             (valid / name).parent.mkdir(parents=True, exist_ok=True)
             (valid / name).write_bytes(data)
-        try:
-            reader.read(valid)  # which also imports what is imported late
-        except (ValueError, SystemExit) as error:
-            faults.append(f"valid input is refused: {str(error)[:200]}")
+        _, fault = _outcome(reader, valid)  # which also imports what is imported late
+        faults += [f"valid input: {fault}"] * bool(fault)
         begin = time.monotonic()
         while time.monotonic() - begin < seconds and len(faults) < 20:
             rng = random.Random(f"{seed} {inputs}")
@@ -134,28 +135,33 @@ def _in_bounds(reader: Reader, seconds: float, seed: int, progress: Any) -> Foun
             for name, data in reader.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(damaged(data, name, rng) if name == chosen else data)
-            signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
-            signal.setitimer(signal.ITIMER_REAL, 30 * MOST_SECONDS)  # what waits; a busy machine is slow
-            try:
-                reader.read(folder)
-            except (ValueError, SystemExit) as error:
-                refused += 1
-                if "\n" in str(error).strip() or not str(error).strip():
-                    told = f"{type(error).__name__} of other than one line: {str(error)[:200]!r}"
-                    faults.append(f"input {inputs}: {told}")
-            except BaseException as error:  # whatever else is a fault
-                trace, at = error.__traceback__, ""
-                while trace:
-                    code = trace.tb_frame.f_code
-                    if "nanocaption" in code.co_filename:
-                        at = f"{Path(code.co_filename).name}:{trace.tb_lineno}"
-                    trace = trace.tb_next
-                faults.append(f"input {inputs}: {type(error).__name__} in {at}: {str(error)[:150]!r}")
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            one_line, fault = _outcome(reader, folder)
+            refused += one_line
+            faults += [f"input {inputs}: {fault}"] * bool(fault)
             inputs += 1
     return Found(inputs, refused, faults)
+
+
+def _outcome(reader: Reader, folder: Path) -> tuple[bool, str]:
+    """(whether what is in the folder was refused, the fault if there was one)"""
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 30 * MOST_SECONDS)  # what waits; a busy machine is slow
+    try:
+        reader.read(folder)
+        return False, ""
+    except (ValueError, SystemExit) as error:
+        sound = "\n" not in str(error).strip() and str(error).strip() != ""
+        return True, "" if sound else f"{type(error).__name__} of other than one line: {str(error)[:200]!r}"
+    except BaseException as error:  # whatever else is a fault
+        trace, at = error.__traceback__, ""
+        while trace:
+            code = trace.tb_frame.f_code
+            at = f"{Path(code.co_filename).name}:{trace.tb_lineno}" if "nanocaption" in code.co_filename else at
+            trace = trace.tb_next
+        return False, f"{type(error).__name__} in {at}: {str(error)[:150]!r}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _too_long(*_: object) -> None:
