@@ -87,11 +87,14 @@ def fuzz(reader: Reader, seconds: float, seed: int) -> Found:
     ends = os.pipe()
     child = os.fork()
     if child == 0:
-        os.close(ends[0])
-        with os.fdopen(ends[1], "w") as answer:
-            json.dump(_in_bounds(reader, seconds, seed, answer), answer)
-            answer.flush()
-            os._exit(0)
+        try:
+            os.close(ends[0])
+            with os.fdopen(ends[1], "w") as answer:
+                json.dump(_in_bounds(reader, seconds, seed, answer), answer)
+                answer.flush()
+                os._exit(0)
+        finally:
+            os._exit(9)
     os.close(ends[1])
     with os.fdopen(ends[0]) as answer:
         text = answer.read()
@@ -117,10 +120,8 @@ def _in_bounds(reader: Reader, seconds: float, seed: int, progress: Any) -> Foun
         for name, data in reader.files.items():
             (valid / name).parent.mkdir(parents=True, exist_ok=True)
             (valid / name).write_bytes(data)
-        try:
-            reader.read(valid)  # which also imports what is imported late
-        except (ValueError, SystemExit) as error:
-            faults.append(f"valid input is refused: {str(error)[:200]}")
+        _, fault = _outcome(reader, valid)  # which also imports what is imported late
+        faults += [f"valid input: {fault}"] * bool(fault)
         begin = time.monotonic()
         while time.monotonic() - begin < seconds and len(faults) < 20:
             rng = random.Random(f"{seed} {inputs}")
@@ -134,28 +135,33 @@ def _in_bounds(reader: Reader, seconds: float, seed: int, progress: Any) -> Foun
             for name, data in reader.files.items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / name).write_bytes(damaged(data, name, rng) if name == chosen else data)
-            signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
-            signal.setitimer(signal.ITIMER_REAL, 30 * MOST_SECONDS)  # what waits; a busy machine is slow
-            try:
-                reader.read(folder)
-            except (ValueError, SystemExit) as error:
-                refused += 1
-                if "\n" in str(error).strip() or not str(error).strip():
-                    told = f"{type(error).__name__} of other than one line: {str(error)[:200]!r}"
-                    faults.append(f"input {inputs}: {told}")
-            except BaseException as error:  # whatever else is a fault
-                trace, at = error.__traceback__, ""
-                while trace:
-                    code = trace.tb_frame.f_code
-                    if "nanocaption" in code.co_filename:
-                        at = f"{Path(code.co_filename).name}:{trace.tb_lineno}"
-                    trace = trace.tb_next
-                faults.append(f"input {inputs}: {type(error).__name__} in {at}: {str(error)[:150]!r}")
-            finally:
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                signal.setitimer(signal.ITIMER_REAL, 0)
+            one_line, fault = _outcome(reader, folder)
+            refused += one_line
+            faults += [f"input {inputs}: {fault}"] * bool(fault)
             inputs += 1
     return Found(inputs, refused, faults)
+
+
+def _outcome(reader: Reader, folder: Path) -> tuple[bool, str]:
+    """(whether what is in the folder was refused, the fault if there was one)"""
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, 30 * MOST_SECONDS)  # what waits; a busy machine is slow
+    try:
+        reader.read(folder)
+        return False, ""
+    except (ValueError, SystemExit) as error:
+        sound = "\n" not in str(error).strip() and str(error).strip() != ""
+        return True, "" if sound else f"{type(error).__name__} of other than one line: {str(error)[:200]!r}"
+    except BaseException as error:  # whatever else is a fault
+        trace, at = error.__traceback__, ""
+        while trace:
+            code = trace.tb_frame.f_code
+            at = f"{Path(code.co_filename).name}:{trace.tb_lineno}" if "nanocaption" in code.co_filename else at
+            trace = trace.tb_next
+        return False, f"{type(error).__name__} in {at}: {str(error)[:150]!r}"
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _too_long(*_: object) -> None:
@@ -362,6 +368,7 @@ def checkpoints() -> Reader:
     """Damaged files, and sound ones that say odd things: their description is damaged, and signed anew."""
     import torch
 
+    from nanocaption.base.tensors import write_tensors
     from nanocaption.model.captioner import assemble
     from nanocaption.runs import checkpoint
 
@@ -370,14 +377,18 @@ def checkpoints() -> Reader:
     with tempfile.TemporaryDirectory() as place:
         checkpoint.save(Path(place) / "a.safetensors", state | {"model_state_dict": weights})
         data = (Path(place) / "a.safetensors").read_bytes()
+    del state["optimizer_state_dict"]
+    state["optimizer_param_groups"] = [{"param_names": ["decoder.norm.weight"], "without_state": [], "lr": 0.1}]
 
     def read(folder: Path) -> None:
         checkpoint.load(folder / "a.safetensors")
         about = json.loads((folder / "about.json").read_bytes())
         if not isinstance(about, dict):
             raise ValueError("no state")
-        path = folder.parent / "b.safetensors"
-        checkpoint.save(path, about | {"model_state_dict": weights})
+        path, tensors = folder.parent / "b.safetensors", {f"model/{name}": tensor for name, tensor in weights.items()}
+        digest = checkpoint._digest(tensors, checkpoint._canonical(about))
+        signed = checkpoint._canonical({"format_version": 2, "digest": digest} | about)
+        write_tensors(path, tensors, {"nanocaption": signed})
         with torch.no_grad():
             model = assemble(checkpoint.load(path))
             model(torch.zeros(1, 3, 16, 16), torch.tensor([[1, 5, 6]]))

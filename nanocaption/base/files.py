@@ -114,8 +114,8 @@ def read_bounded(path: Path, most: int) -> bytes:
     """The content of a file of at most so many bytes. ValueError, before more is read, where it has more."""
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(min(size, most) + 1)  # room for as much is taken beforehand
-        while size <= most and size < len(data) <= most and (more := file.read(2**20)):  # no file, or one that grows
+        data = file.read(size + 1) if size <= most else b""  # room for as much is taken beforehand
+        while size < len(data) <= most and (more := file.read(2**20)):  # no file, or one that grows
             data += more
     if max(size, len(data)) > most:
         raise ValueError(f"{path} has {in_units(max(size, len(data)))}, and {in_units(most)} are read at most")

@@ -112,7 +112,11 @@ class Settings:
         """
         known = {name: _thawed(value) for name, value in saved.items() if name in self.constants}
         values = {**self.constants, **known, **self.changes}
-        _refuse(rules.range_problems(values) + rules.cross_problems(values))
+        try:
+            problems = rules.range_problems(values) + rules.cross_problems(values)
+        except (TypeError, AttributeError, IndexError) as error:  # of a checkpoint of anybody
+            problems = [f"the settings of the checkpoint are of other types than settings have ({error})"]
+        _refuse(problems)
         return dataclasses.replace(self, values=values)
 
 

@@ -5,6 +5,7 @@ direction of writing show letters in another order than they stand in. Marks tha
 """
 
 import re
+from collections.abc import Iterable
 from typing import IO, Any
 
 # C0 and C1 but for line ends and tabs, DEL, separators that end lines, embeddings, overrides and isolates; halves of
@@ -38,7 +39,7 @@ class ShownStream:
         self._stream.write(text if text in ("\r", "\x1b[A") else "\r".join(map(shown, text.split("\r"))))
         return len(text)
 
-    def writelines(self, lines: Any) -> None:
+    def writelines(self, lines: Iterable[str]) -> None:
         for line in lines:
             self.write(line)
 

@@ -298,9 +298,11 @@ def _turn_of_large(pixels: int) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path = Path(tempfile.gettempdir()) / f"nanocaption-{os.getuid()}-large-picture"
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            stack.callback(os.close, handle)  # which ends the lock, as the end of the process would
+            stack.callback(os.close, handle)
             if os.fstat(handle).st_uid == os.getuid():
                 fcntl.flock(handle, fcntl.LOCK_EX)
+                # A process forked meanwhile has this lock as well: closing alone would leave it there.
+                stack.callback(fcntl.flock, handle, fcntl.LOCK_UN)
         yield
 
 

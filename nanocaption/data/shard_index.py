@@ -35,6 +35,8 @@ class Index:
     def __init__(self, folder: Path):
         self.folder = folder
         self.rows = np.load(folder / "stream" / "index.npy", mmap_mode="r")  # (pictures,) of INDEX
+        if not isinstance(self.rows, np.ndarray) or self.rows.dtype != INDEX or self.rows.ndim != 1:
+            raise ValueError(f"{folder / 'stream' / 'index.npy'} is no index of pictures")
         self.names = np.memmap(folder / "stream" / "names.bin", mode="r")
         self.shards = read_shards(folder)
 
@@ -98,8 +100,24 @@ def _write_blocks(rows: np.ndarray, in_groups: np.ndarray) -> None:
 def check_index(folder: Path, pictures: int) -> None:
     """Raises ValueError where the index of the set in `folder` is not there or not of so many pictures."""
     try:
-        held = len(Index(folder))
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{folder} is not whole: its stream/ cannot be read ({error})") from None
+        index = Index(folder)
+        held = len(index)
+        _check_places(index)
+    except Exception as error:  # numpy raises nearly any on a damaged header
+        told = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise ValueError(f"{folder} is not whole: its stream/ cannot be read ({told})") from None
     if held != pictures:
         raise ValueError(f"{folder} is not whole: its stream/ has {held:,} pictures, must be {pictures:,}")
+
+
+def _check_places(index: Index) -> None:
+    """Raises ValueError where a picture's shard or name is none of those there are."""
+    end = 0
+    for start in range(0, len(index), WRITTEN_AT_ONCE):
+        some = index.rows[start : start + WRITTEN_AT_ONCE]
+        ends = some["name_end"].astype(np.int64)
+        if some["shard"].max() >= len(index.shards):
+            raise ValueError("a picture lies in a shard that is not listed")
+        if ends[0] < end or (np.diff(ends) < 0).any() or ends[-1] > len(index.names):
+            raise ValueError("the names of its pictures do not follow each other")
+        end = int(ends[-1])

@@ -21,12 +21,13 @@ import zlib
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypedDict
 
-from nanocaption.base.files import cases
+from nanocaption.base.files import cases, read_bounded
 from nanocaption.data import remote
 from nanocaption.data.parquet import column_of_group, import_pyarrow, open_parquet
 
 BLOCK_BYTES = 16 * 2**20  # of a tar, read together; of parquet a row group is one
 GROUPS_BYTES = 3 * 2**28  # of row groups that a process keeps: a window of stream.py and what lies beside it in them
+MAX_LIST_BYTES = 2**28  # of shards.json, a million shards
 OPEN_SHARDS = 64  # of a process
 ANEW = ("put the old ones back, or run prepare_dataset.py --stream --remake with the same recipe and flags: a run goes "
         "on with the set that is made then if its shards hold the same")  # fmt: skip
@@ -75,7 +76,14 @@ def is_streamed(folder: Path) -> bool:
 
 
 def read_shards(folder: Path) -> list[Shard]:
-    found: list[Shard] = json.loads((folder / "stream" / "shards.json").read_bytes())["shards"]
+    path = folder / "stream" / "shards.json"
+    try:
+        found: list[Shard] = json.loads(read_bounded(path, MAX_LIST_BYTES))["shards"]
+        sound = all(type(shard[name]) is kind for shard in found for name, kind in Shard.__annotations__.items())
+    except (ValueError, KeyError, TypeError, RecursionError):
+        sound = False
+    if not sound or not isinstance(found, list):
+        raise ValueError(f"{path} is damaged: it holds no list of shards")
     return found
 
 

@@ -4,7 +4,6 @@ Whoever wrote the file may be anybody. Every number that decides how much memory
 long its search takes, has a largest value here; deeper than its file has weights no model can be.
 """
 
-import math
 from collections.abc import Mapping
 
 from nanocaption.data.fitting import check_image_spec
@@ -77,15 +76,7 @@ def check_tower(arguments: Mapping[str, object], weights: int) -> None:
     about = arguments.get("encoder_config")
     if not isinstance(about, Mapping):
         raise ValueError("it names a pretrained encoder (ENCODER_MODEL_NAME) and does not describe it (encoder_config)")
-    for name, (least, most) in _TOWER_SIZES.items():
-        if about.get(name) is not None:
-            value = about[name]
-            sides = value if isinstance(value, list) and 0 < len(value) <= 2 else [value]
-            for side in sides:
-                check_whole(f"{name} of its encoder", side, least, min(most, weights) if "layers" in name else most)
-    for name, value in about.items():
-        if type(value) in (int, float) and not (math.isfinite(float(value)) and abs(value) <= _LARGEST):
-            raise ValueError(f"{str(name)[:40]} of its encoder = {value}: is no number that is met")
+    check_tower_config(about, weights)
     spec = arguments.get("image_spec")
     if not isinstance(spec, Mapping):
         raise ValueError("it does not say how its encoder wants pictures (image_spec)")
@@ -99,6 +90,19 @@ def check_tower(arguments: Mapping[str, object], weights: int) -> None:
         raise ValueError("never_chosen: must be a list of up to 4 ids")
     for token in silent:
         check_whole("an id of never_chosen", token, 0, 3)
+
+
+def check_tower_config(about: Mapping[str, object], weights: int) -> None:
+    """Raise ValueError, naming it, for an absurd number in a tower's configuration. weights: as of check_tower."""
+    for name, (least, most) in _TOWER_SIZES.items():
+        if about.get(name) is not None:
+            value = about[name]
+            sides = value if isinstance(value, list | tuple) and 0 < len(value) <= 2 else [value]
+            for side in sides:
+                check_whole(f"{name} of its encoder", side, least, min(most, weights) if "layers" in name else most)
+    for name, value in about.items():
+        if type(value) in (int, float) and not -_LARGEST <= value <= _LARGEST:  # type: ignore[operator]
+            raise ValueError(f"{str(name)[:40]} of its encoder = {str(value)[:40]}: is no number that is met")
 
 
 def check_whole(name: str, value: object, least: int, most: int) -> int:

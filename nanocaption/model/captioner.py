@@ -397,10 +397,10 @@ def assemble(state: State) -> ImageToTextModel:
     Raises ValueError with one line where the parts do not fit each other.
     """
     tokenizer = tokenizer_from_json(state["tokenizer"])
-    arguments = cast(Tower, state["model_arguments"])
+    arguments = cast(Tower, state.get("model_arguments", {}))
     check_sizes(state["config"], tokenizer.get_vocab_size(), arguments, state["model_state_dict"], "The checkpoint")
     model = build_model(state["config"], tokenizer.get_vocab_size(), arguments)
-    load_weights(model, state["model_state_dict"], state["model_arguments"], "The checkpoint")
+    load_weights(model, state["model_state_dict"], arguments, "The checkpoint")
     model.tokenizer = tokenizer
     model.about = cast(State, {name: value for name, value in state.items() if not name.endswith("state_dict")})
     return model.eval()

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 from nanocaption.base.settings import ModelSettings
 from nanocaption.data.transform import ImageSpec
 from nanocaption.model import vit
+from nanocaption.model.bounds import check_tower_config
 from nanocaption.model.preprocessor import read_image_spec
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _TOWERS = {
     "siglip_vision_model": ("SiglipVisionModel", {}),
 }
 TOWER_TYPES = tuple(kind for kind in _TOWERS if kind not in ("clip", "siglip"))  # of towers alone
+_DEEPEST = 1000  # blocks of a tower whose weights are still to be loaded
 _NOT_OF_A_TOWER = {"transformers_version", "architectures", "dtype", "is_encoder_decoder", "problem_type"}
 _HINT = (
     "Give a Hub id or a folder of a ViT, CLIP, SigLIP, DINOv2 or DeiT; ENCODER_MODEL_NAME = None with FREEZE_ENCODER = "
@@ -232,13 +234,16 @@ def check_available(name: str, image_size: int | None = None, layers: Sequence[i
         tower_config = getattr(config, "vision_config", config)
         for key in ("image_size", "patch_size", "num_channels"):
             _check_shape(key, getattr(tower_config, key))
+        check_tower_config(vars(tower_config), _DEEPEST)
         spec = read_image_spec(path, local)
     patch = _side(tower_config.patch_size)
     if image_size is not None:
         spec = at_size(spec, image_size)
     _check_side(spec["size"], image_size, patch)
     with _told_in_one_line(name):
-        _try(_TOWERS[config.model_type], tower_config, spec["size"], layers)
+        values = _try(_TOWERS[config.model_type], tower_config, spec["size"], layers)
+        if local and Path(path).is_dir() and values > (held := _bytes_in(Path(path))):
+            raise ValueError(f"its config describes a tower of {values:,} numbers, its folder holds {held:,} bytes.")
     return Available(path, local, spec)
 
 
@@ -275,11 +280,16 @@ def _check_side(side: int, image_size: int | None, patch: int) -> None:
 
 def _try(
     kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig", side: int, layers: Sequence[int] | None
-) -> None:
-    """Run one picture through the tower on the meta device, which computes shapes only."""
+) -> int:
+    """Run one picture through the tower on the meta device, which computes shapes only; how many weights it has."""
     with torch.device("meta"), torch.no_grad():
         tower = PretrainedTower(_empty_tower(kind, config), layers)
         tower(torch.empty(1, 3, side, side))
+    return sum(parameter.numel() for parameter in tower.parameters())
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
 
 
 def _empty_tower(kind: tuple[str, dict[str, bool]], config: "PreTrainedConfig") -> "PreTrainedModel":

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from nanocaption.data.fitting import LARGEST_SIDE
 from nanocaption.data.transform import ImageSpec, fitted
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def spec_of_keys(keys: Mapping[str, object]) -> ImageSpec:
         raise _refusal(keys, "pad_size", "is not followed, a border comes from a crop_size above size")
     if not keys.get("do_resize"):
         raise _refusal(keys, "do_resize", "is not followed, pictures must get one size: set it to true")
-    interpolation = INTERPOLATIONS.get(_whole(keys["resample"]))
+    interpolation = INTERPOLATIONS.get(_whole(keys.get("resample")))
     if interpolation is None:
         raise _refusal(keys, "resample", f"is not followed, only {', '.join(map(str, INTERPOLATIONS))} are")
     size, resize = _lengths(keys)
@@ -98,7 +99,7 @@ def spec_of_keys(keys: Mapping[str, object]) -> ImageSpec:
 
 def _lengths(keys: Mapping[str, object]) -> tuple[int, int | list[int]]:
     """The size and the resize of an image_spec."""
-    size = _edges(keys["size"])
+    size = _edges(keys.get("size"))
     if set(size) not in ({"height", "width"}, {"shortest_edge"}) or min(size.values()) < 1:
         raise _refusal(keys, "size", "is not followed, only height and width, or shortest_edge with do_center_crop")
     if not keys.get("do_center_crop"):
@@ -130,8 +131,9 @@ def _normalisation(keys: Mapping[str, object]) -> tuple[list[float], list[float]
 
 def _numbers(keys: Mapping[str, object], name: str) -> list[float]:
     """One number stands for all three channels."""
-    value = keys[name]
-    values = [float(v) for v in (value if isinstance(value, list | tuple) else [value]) if isinstance(v, int | float)]
+    value = keys.get(name)
+    values = [float(v) for v in (value if isinstance(value, list | tuple) else [value])
+              if isinstance(v, int | float) and abs(v) <= 1e9]  # fmt: skip
     if not values or isinstance(value, list | tuple) and len(values) != len(value):
         raise _refusal(keys, name, "is not a number, or one per channel")
     return values * (3 if len(values) == 1 else 1)
@@ -139,8 +141,11 @@ def _numbers(keys: Mapping[str, object], name: str) -> list[float]:
 
 def _edges(size: object) -> dict[str, int]:
     """A processor's size or crop_size without the names that it leaves open."""
-    found = dict(size) if size else {}  # type: ignore[call-overload]
-    return {name: int(length) for name, length in found.items() if length is not None}
+    if not isinstance(size, Mapping):
+        size = vars(size) if hasattr(size, "__dict__") else {}
+    found = {str(name): length for name, length in size.items() if length is not None}
+    sound = all(type(length) in (int, float) and 0 <= length <= LARGEST_SIDE for length in found.values())
+    return {name: int(length) for name, length in found.items()} if sound else {}
 
 
 def _whole(value: object) -> int:
@@ -149,8 +154,8 @@ def _whole(value: object) -> int:
 
 def _refusal(keys: Mapping[str, object], name: str, why: str) -> ValueError:
     value = keys.get(name)
-    told = _edges(value) if name in ("size", "crop_size", "pad_size") else value
-    return ValueError(f"its preprocessor's {name} = {told} {why}. {_FIX}")
+    told = str(_edges(value) or value if name in ("size", "crop_size", "pad_size") else value)[:100]
+    return ValueError(f"its preprocessor's {name} = {told} {why}. {_FIX}".replace("\n", " "))
 
 
 def _difference(processor: "BaseImageProcessor", spec: ImageSpec, changed: Mapping[str, bool]) -> str | None:

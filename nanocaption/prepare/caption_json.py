@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, TypeGuard
@@ -68,13 +69,24 @@ def shape_of(data: Any, path: Path) -> Shape:
 def load(path: Path) -> Any:
     text = read_text(path)
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_each_once)
     except json.JSONDecodeError as error:
         if entries := in_lines(text):
             return entries
         raise ValueError(f"{path} is not whole JSON ({error}); fetch or unpack it again") from None
     except RecursionError:
         raise ValueError(f"{path} is nested too deep for JSON of captions") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object with a key twice would keep the last value only, without a word."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"an object has the key {twice[:80]!r} twice; keep one, with all captions in a list")
+    return found
 
 
 def in_lines(text: str) -> list[Any] | None:
@@ -171,6 +183,8 @@ def label_studio_rows(data: Any, path: Path) -> Rows:
     bare, rows = [], []
     for number, task in enumerate(data, start=1):
         name = f"task {task.get('id', number)}"
+        if not isinstance(task["data"], dict):
+            raise ValueError(f"{path}, {name}: its data is no object that names a picture")
         areas = text_areas(task)
         known = next((key for key in CAPTION_KEYS if key in areas), next(iter(areas), None))
         if known is None:
@@ -185,12 +199,17 @@ def label_studio_rows(data: Any, path: Path) -> Rows:
 def text_areas(task: dict[str, Any]) -> dict[str, list[Any]]:
     """The texts that all annotators of a task wrote, by the name of the field."""
     areas: dict[str, list[Any]] = {}
-    for done in task.get("annotations") or task.get("completions") or []:
-        for result in [] if done.get("was_cancelled") else done.get("result", []):
-            text = (result.get("value") or {}).get("text")
+    for done in _objects(task.get("annotations") or task.get("completions")):
+        for result in [] if done.get("was_cancelled") else _objects(done.get("result")):
+            value = result.get("value")
+            text = value.get("text") if isinstance(value, dict) else None
             if text is not None and result.get("type", "textarea") == "textarea":
                 areas.setdefault(str(result.get("from_name")), []).extend(text if isinstance(text, list) else [text])
     return areas
+
+
+def _objects(entries: object) -> list[dict[str, Any]]:
+    return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
 
 
 def name_in(entry: dict[str, Any]) -> Any:

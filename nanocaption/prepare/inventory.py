@@ -51,7 +51,7 @@ def _content(path: Path, ending: str) -> str:
                 header = next(csv.reader([line], delimiter="\t" if "\t" in line else ";" if ";" in line else ","), [])
                 return f"begins with the columns {', '.join(header)[:100]}"
             data = json.loads(file.readline(10**7) if ending == ".jsonl" else file.read())
-    except (ValueError, OSError, csv.Error):
+    except (ValueError, OSError, RecursionError, csv.Error):
         return "cannot be read as such"
     if isinstance(data, list):
         return f"holds a list of {len(data):,} {_entries([*data, *data][:2])}"

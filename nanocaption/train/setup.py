@@ -451,7 +451,7 @@ def make_model(
 
     The weights come first of all that a checkpoint restores: a frozen encoder's features are made with them.
     """
-    arguments = dict(source["model_arguments"]) if source else None
+    arguments = dict(source.get("model_arguments", {})) if source else None
     if source:
         weights = source["model_state_dict"]
         check_sizes(settings.values, tokenizer.get_vocab_size(), cast(Tower, arguments), weights, origin)
@@ -464,7 +464,7 @@ def make_model(
     if source:
         checkpoint.check_finite(source, origin)
         weights = source["model_state_dict"] | (source.get("raw_state_dict", {}) if resumed else {})
-        load_weights(model, with_head(model, weights, had_head, origin), source["model_arguments"], origin)
+        load_weights(model, with_head(model, weights, had_head, origin), cast(Tower, arguments), origin)
     if settings.OBJECTIVE == "contrastive":
         model.requires_grad_(False)
         assert model.retrieval is not None

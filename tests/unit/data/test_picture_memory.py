@@ -1,5 +1,6 @@
 """One picture has one bound of memory, whatever its format and mode; a process of its own reads each."""
 
+import ctypes
 import io
 import os
 import resource
@@ -13,7 +14,7 @@ from nanocaption.data import pictures
 
 SIDE = 2000
 SLACK = 12 * 2**20  # strips in conversion, tables of decoders: the same for a picture of any size
-if not Path("/proc/self/clear_refs").exists():
+if not Path("/proc/self/clear_refs").exists() or not hasattr(ctypes.CDLL(None), "malloc_trim"):
     pytest.skip("the peak of a process can be measured on Linux only", allow_module_level=True)
 
 
@@ -62,6 +63,7 @@ def peak_of(path: Path, most_pixels: int) -> tuple[int, str]:
     child = os.fork()
     if child == 0:
         pictures.MAX_PIXELS = most_pixels
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would be used again, uncounted
         before = _status("VmRSS")
         Path("/proc/self/clear_refs").write_text("5")
         try:
@@ -84,7 +86,6 @@ def _status(name: str) -> int:
 
 def test_reading_any_kind_takes_at_most_eight_bytes_for_each_pixel_that_a_picture_may_have(kinds):
     for path in kinds.values():
-        path.read_bytes()
         most = max(SIDE * SIDE, -(-needed(path) // pictures.BYTES_A_PIXEL))  # it just fits
         peak, told = peak_of(path, most)
         assert "too large" not in told and "reduced" not in told, (path.name, told)
@@ -104,7 +105,7 @@ def test_what_does_not_fit_is_decoded_smaller_or_refused_by_its_kind(kinds):
             continue
         peak, told = peak_of(path, most)
         assert peak <= pictures.BYTES_A_PIXEL * most + SLACK, name
-        if path.suffix in (".jpg", ".jp2"):
+        if path.suffix in (".jpg", ".jp2") and name != "cmyk_progressive.jpg":  # four coefficients of each pixel
             assert "reduced" in told, name
         else:
             assert told.startswith("too large: 2000 x 2000, above the ") and "that are read within" in told, name
