@@ -10,7 +10,7 @@ Score: depends on that run; from a demo captioner's weights three epochs of ques
 BASE_RECIPE = "demo.py"
 
 QUESTIONS = True
-CAPTION_QUESTION = "Describe the picture."  # whole captions teach the encoder; short answers alone would take longer
+CAPTION_QUESTION = "Describe the picture."  # captions are learnt beside, as answers to this
 CAPTIONS_PER_IMAGE = 16  # questions about a picture that share one pass of the encoder
 
 NUM_EPOCHS = 12
