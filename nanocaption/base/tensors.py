@@ -169,7 +169,7 @@ def _bytes_of(tensor: Tensor) -> memoryview:
     return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
 
 
-def without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
     """For json.loads: a name that occurs twice is a ValueError. (json and safetensors both take the last one.)"""
     found = dict(pairs)
     if len(found) != len(pairs):

@@ -253,7 +253,7 @@ def test_a_run_trains_on_a_mix_and_chosen_splits_and_goes_on_with_them(
     facts = find_facts(checkpoint.load(last), last, places, "captioner")
     text = write_card(checkpoint.load(last), None, 32, facts)
     assert "- source: a mix of the sets demo, own\n" in text and "- extra: 2 images, 10 captions" in text
-    assert "drawn scenes" not in text and "pictures of the data set demo,own*1.5" in text
+    assert "drawn scenes" not in text and r"pictures of the data set demo,own\*1.5" in text
     assert len(demo.held_out(load_models([last], load_settings([])))) == demo.EXAMPLES
 
 

@@ -19,6 +19,7 @@ from nanocaption.base import tower_names
 from nanocaption.base.tensors import State
 from nanocaption.model import exported
 from nanocaption.model.captioner import ImageToTextModel, assemble
+from nanocaption.model.encoder import of_transformers
 from nanocaption.runs import checkpoint
 from nanocaption.train import optim, state
 
@@ -74,7 +75,7 @@ def test_its_training_goes_on_as_it_would_have_there(kind):
 def test_it_is_written_under_the_names_of_transformers_own_files(kind, tmp_path):
     saved = old(kind)
     model = assemble(saved)
-    model.encoder.tower.save_pretrained(tmp_path / "theirs")
+    of_transformers(model.encoder).save_pretrained(tmp_path / "theirs")
     theirs = load_file(tmp_path / "theirs" / "model.safetensors")
     taken = saved | {"model_state_dict": dict(model.state_dict())}
     checkpoint.save(tmp_path / "new.safetensors", taken)

@@ -70,7 +70,7 @@ def test_a_table_written_on_another_machine_is_read(tmp_path, prefix):
     put(tmp_path, "images/0.jpg", "images/1.jpg")
     rows = ["image,caption,split", f"{prefix}0.jpg,a dog,train", f"{prefix}1.jpg,a cat,val"]
     write(tmp_path / "captions.csv", "".join(f"{row}\n" for row in rows))
-    contents, pictures = read_folder(tmp_path, 1)
+    contents, pictures = read_folder(tmp_path, 1, questions=False)
     assert [record["captions"] for record in contents.records] == [["a dog"], ["a cat"]]
     names = [record["file_name"] for record in contents.records]
     assert [pictures[name] for name in names] == [tmp_path / "images" / "0.jpg", tmp_path / "images" / "1.jpg"]

@@ -355,7 +355,7 @@ def test_it_begins_with_a_trained_captioner(tmp_path):
 def test_the_phase_has_its_own_schedule_and_patience():
     flags = "--objective scst --scst-start-epoch 2 --num-epochs 6 --scst-lr-schedule cosine --warmup-steps 10"
     settings = load_settings(flags.split())
-    images = SimpleNamespace(token_ids=[[[1, 2]] * 5] * 800, weights=[1.0] * 800)
+    images = SimpleNamespace(token_ids=[[[1, 2]] * 5] * 800, weights=[1.0] * 800, rounded_up=False)
     plan = setup.make_plan(settings, images, None)
     steps = plan.schedule.steps_per_epoch
     assert plan.scst_from == 2 * steps and plan.rate(2 * steps - 1) == pytest.approx(1e-5, rel=0.05)
