@@ -13,6 +13,7 @@ from typing import Unpack, cast, overload
 import torch
 from tokenizers import Tokenizer
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nanocaption.base import devices, hub, tensors, tower_names
 from nanocaption.base.settings import ModelSettings
@@ -35,6 +36,8 @@ _CPU_PATCHES = 16 * 14**2
 # Of so many captions decoded at once on a CPU, those that have ended are left out of the products once this share or
 # less is open. Drawn ones stay in the batch until the others of their image have ended: a third of all rows.
 _MANY_ROWS, _FEW_ENDED = 64, 0.9
+
+_DRAWS = ("normal_", "trunc_normal_", "uniform_", "xavier_uniform_", "kaiming_uniform_")
 
 
 class ImageToTextModel(nn.Module):
@@ -406,6 +409,18 @@ def assemble(state: State) -> ImageToTextModel:
     return model.eval()
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves initial values as they are: to draw numbers without content, torch would load its compiler, a second."""
+
+    def __torch_function__(
+        self, func: Callable[..., object], types: object, args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:  # fmt: skip
+        if getattr(func, "__name__", "") in _DRAWS:
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
 def check_sizes(
     config: Mapping[str, object], vocab_size: int, tower: Tower, weights: Mapping[str, Tensor], origin: str
 ) -> None:
@@ -417,7 +432,7 @@ def check_sizes(
         bounds.check_settings(config, len(weights))
         if config.get("ENCODER_MODEL_NAME") is not None:
             bounds.check_tower(tower, len(weights))
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             model = build_model(config, vocab_size, tower)
     except ValueError as error:
         raise ValueError(f"{origin} describes no model that is built here: {error}") from error

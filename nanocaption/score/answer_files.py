@@ -84,7 +84,7 @@ def write_answers(output: Path, records: Sequence[Record], answers: Sequence[str
 
 
 def read_kept_answers(folder: Path, key: str) -> dict[int, list[str]]:
-    """{place of a picture in the split: the answers about it} of finished batches with this key, see results.kept_file;
+    """{place of a picture in the split: the answers about it} of finished batches with this key, see results.open_kept;
     a torn last line is left out."""
     rows = [row for path in sorted(folder.glob(f"captions-{key}-*.jsonl")) for row in read_log(path)]
     return {row["image"]: row["answers"] for row in rows

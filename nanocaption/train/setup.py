@@ -336,14 +336,16 @@ def load_data(settings: Settings, saved: State | None) -> tuple[Path, Splits, di
     A run that goes on finds its own pictures again, whatever else has come to the set since. SystemExit, naming what
     has changed, where they are not what they were.
     """
-    if saved and "used" in saved:
+    if saved and "used" in saved and not settings.QUESTIONS:
         return own_data(settings, saved)
     folder, records = load_splits(settings)
     digest = verify(folder)["captions_sha256"]
     if saved:
         if saved["captions_sha256"] != digest:
             raise SystemExit(told_of_others(folder, saved["captions_sha256"]))
-        return folder, records, {"captions_sha256": digest}  # of an earlier version, which noted no pictures
+        return folder, records, {"captions_sha256": digest}  # of an earlier version, or of questions
+    if settings.QUESTIONS:  # which go by the digest of the whole file, and by that of the questions
+        return folder, records, {"captions_sha256": digest}
     lists = {role: rows for role, rows in records.items() if isinstance(rows, list)}
     return folder, records, {"captions_sha256": digest, "used": packed(note_used(settings, folder, lists))}
 

@@ -67,7 +67,7 @@ def answer_split(
     """
     rank, settings = devices.rank(), loaded.settings
     output.mkdir(parents=True, exist_ok=True)
-    found, file_name = read_kept_answers(output, key), results.kept_file(output, key, rank)
+    found = read_kept_answers(output, key)
     devices.barrier()  # all have read before the first one writes
     left = [i for i in range(len(split.records)) if i not in found]
     mine = left[rank :: devices.world_size()]
@@ -81,7 +81,7 @@ def answer_split(
     how = How(batch_size=settings.EVAL_BATCH_SIZE, options=options, device=loaded.device,
               precision=settings.PRECISION, workers=settings.NUM_WORKERS, seed=settings.SEED)  # fmt: skip
     rows: list[tuple[int, list[str]]] = []
-    with file_name.open("w", encoding="utf-8") as file, bar:
+    with results.open_kept(output, key, rank) as file, bar:
         for answers in answer_batches(loaded.models, loaded.tokenizer, images, asked, **how) if mine else ():
             places = mine[len(rows) : len(rows) + len(answers)]
             batch = [(i, [best[0].text if best else "" for best in of_picture])
