@@ -213,4 +213,6 @@ def checked_image_spec(given: Mapping[str, Any]) -> "ImageSpec":
 
     check_image_spec(given)
     names = ("size", "resize", "crop", "mean", "std", "interpolation")
-    return cast("ImageSpec", {name: given[name] for name in names})
+    if lacking := [name for name in names if name not in given]:
+        raise KeyError(lacking[0])
+    return cast("ImageSpec", {name: value for name, value in given.items() if name in names})
