@@ -48,17 +48,18 @@ class Rung(NamedTuple):
 # The recipe before its levers: every rung begins with these, and flags after them win.
 PLAIN = (
     "--objective", "xe", "--num-epochs", "8", "--encoder-layers", "none", "--no-random-flip", "--feature-views", "0",
-    "--patch-drop", "0", "--ema-decay", "0", "--scst-xe-weight", "0",
+    "--random-crop-area", "1", "--patch-drop", "0", "--ema-decay", "0", "--scst-start-epoch", "0",
 )  # fmt: skip
 LAYERS = ("--encoder-layers", "6,9,12")
 VIEWS = (*LAYERS, "--random-flip", "--feature-views", "2")
 HALF = (*VIEWS, "--patch-drop", "0.5")
 REWARDS = (*HALF, "--objective", "scst", "--num-epochs", "4")
 KEPT = (*REWARDS, "--ema-decay", "0.999")  # a part of the weights that the phase began with stays in the average
-CROPS = (*KEPT, "--feature-views", "0", "--random-crop-area", "0.6")
+CROPS = (*LAYERS, "--random-flip", "--random-crop-area", "0.6", "--num-epochs", "13")  # encoded anew every epoch
+CROPS_KEPT = (*CROPS, "--patch-drop", "0.5", "--objective", "scst", "--num-epochs", "6", "--ema-decay", "0.9995")
 UNFROZEN = (
     *HALF, "--no-freeze-encoder", "--feature-views", "0", "--random-crop-area", "0.6", "--num-epochs", "6",
-    "--learning-rate", "4e-4", "--encoder-learning-rate", "1e-4",
+    "--learning-rate", "4e-4", "--encoder-learning-rate", "1e-4", "--patch-drop-whole-epochs", "1",
 )  # fmt: skip
 RUNGS: dict[str, Rung] = {
     "xe": Rung(PLAIN, base=None),
@@ -73,12 +74,13 @@ RUNGS: dict[str, Rung] = {
     "rewards_bleu": Rung((*PLAIN, *REWARDS, "--scst-reward", "cider+bleu"), start="views", base="rewards"),
     "part_way": Rung(of=("views", "rewards"), soup=True, average=("--weights", "0.75,0.25"), base="rewards"),
     "kept": Rung((*PLAIN, *KEPT), start="views", base="rewards"),
-    "crops": Rung((*PLAIN, *CROPS), start="views", base="kept"),
-    "crops_again": Rung((*PLAIN, *CROPS), start="views", base="crops", other_seed=100),
-    "soup": Rung(of=("crops", "crops_again"), soup=True, base="crops"),
+    "crops": Rung((*PLAIN, *CROPS), base="views"),
+    "crops_kept": Rung((*PLAIN, *CROPS_KEPT), start="crops", base="crops"),
+    "crops_again": Rung((*PLAIN, *CROPS_KEPT), start="crops", base="crops_kept", other_seed=100),
+    "soup": Rung(of=("crops_kept", "crops_again"), soup=True, base="crops_kept"),
     "unfrozen": Rung((*PLAIN, *UNFROZEN), start="views", base="views"),
-    "unfrozen_crops": Rung((*PLAIN, *CROPS), start="unfrozen", base="crops"),
-    "ensemble": Rung(of=("unfrozen_crops", "crops"), base="unfrozen_crops"),
+    "unfrozen_kept": Rung((*PLAIN, *CROPS_KEPT), start="unfrozen", base="crops_kept"),
+    "ensemble": Rung(of=("unfrozen_kept", "crops_kept"), base="unfrozen_kept"),
 }  # fmt: skip
 
 

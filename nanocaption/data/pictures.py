@@ -139,6 +139,7 @@ def _told_as_picture_error() -> Iterator[None]:
         raise PictureError("truncated or damaged", detail) from error
 
 
+_SMALL_FILE = 2**20
 _readers: list[warnings.catch_warnings] = []  # one entry for each thread that reads; the first holds the old filters
 _readers_change = threading.Lock()
 
@@ -177,6 +178,9 @@ def check_shape(height: int, width: int) -> None:
 
 
 def _read(source: Path | io.BytesIO, suffix: str | None, at_least: int | None) -> Picture:
+    # A damaged chunk may say that it has gigabytes. A file that is asked for them makes room first; bytes do not.
+    if isinstance(source, Path) and source.stat().st_size <= _SMALL_FILE:
+        source = io.BytesIO(source.read_bytes())
     try:
         opened = Image.open(source, formats=FORMATS)
     except UnidentifiedImageError:

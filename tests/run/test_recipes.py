@@ -76,6 +76,8 @@ def run(recipe: Path, name: str, raw: Path, towers: dict[str, Path], flags: list
     """Train by a recipe in miniature; (the settings it asks for, its last checkpoint)."""
     asked = load_settings([str(recipe)])
     argv = [str(recipe), *flags[:4], *SMALL.split(), "--run-name", name, *more]  # of `flags` the two folders
+    if asked.OBJECTIVE == "scst":  # an epoch of each objective
+        argv += ["--num-epochs", "2", "--scst-start-epoch", "1", "--validation-score-images", "2"]
     if asked.ENCODER_MODEL_NAME is None:
         argv += [*SMALL_VIT.split(), "--data-cutoff", "24"]
     else:
