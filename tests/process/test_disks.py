@@ -166,7 +166,10 @@ def killed_at_random(make: Callable[[], object], tmp_path: Path, number: int, lo
         for process in running:
             time.sleep(draw.uniform(0, longest / 3))
             if process.is_alive():
-                os.killpg(process.pid, signal.SIGKILL)
+                try:
+                    os.killpg(process.pid, signal.SIGKILL)
+                except ProcessLookupError:  # it has made no group of its own yet
+                    process.kill()
         for process in running:
             end(process)
 
