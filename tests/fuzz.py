@@ -15,6 +15,7 @@ import signal
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import warnings
 import zipfile
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
+from tqdm import tqdm
 
 MOST_BYTES = 3 * 2**29  # above what the process maps before; a picture alone may take 0.96 GB of it
 MOST_SECONDS = 10.0  # of the processor, for an input of some kB
@@ -96,6 +98,7 @@ def fuzz(reader: Reader, seconds: float, seed: int) -> Found:
     child = os.fork()
     if child == 0:
         try:
+            tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, whose threads may hold it now
             os.close(ends[0])
             with os.fdopen(ends[1], "w") as answer:
                 json.dump(_in_bounds(reader, seconds, seed, answer), answer)

@@ -9,6 +9,7 @@ import runpy
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from tqdm import tqdm
 
 import train
 from nanocaption import __main__ as nanocaption
@@ -77,8 +79,17 @@ def fork(body: Callable[[], object], out: Path, err: Path) -> BaseProcess:
     return process
 
 
+def own_bar_lock() -> None:
+    """A lock of progress bars for this process alone.
+
+    tqdm's is shared with all that were forked since it was made: where one is killed while it draws, all wait for ever.
+    """
+    tqdm.set_lock(threading.RLock())
+
+
 def _main(body: Callable[[], object], out: Path, err: Path) -> None:
     os.setpgrp()
+    own_bar_lock()
     for number, path in ((1, out), (2, err)):
         with open(path, "ab") as file:
             os.dup2(file.fileno(), number)

@@ -13,6 +13,7 @@ from nanocaption.base import retry
 from nanocaption.prepare import download
 from tests import hub_files as hubs
 from tests.hub_files import HTML, Fault
+from tests.processes import own_bar_lock
 
 FORK = multiprocessing.get_context("fork")
 NAME = "data/flickr30k-images.zip"
@@ -95,6 +96,7 @@ def test_another_start_goes_on_where_a_failed_one_was(tmp_path, hub, monkeypatch
 
 def killable(folder, hub) -> None:
     os.setpgrp()
+    own_bar_lock()
     fetch(folder, hub)
 
 
